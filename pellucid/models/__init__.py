@@ -1,0 +1,49 @@
+"""The two families, one file each, and how to build one from its config."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pellucid.models.cache import Cache
+from pellucid.models.gpt2 import GPT2, GPTConfig
+from pellucid.models.llama import Llama, LlamaConfig
+from pellucid.models.rope import RopeConfig
+
+Config = GPTConfig | LlamaConfig
+Model = GPT2 | Llama
+
+__all__ = [
+    "GPT2",
+    "Cache",
+    "Config",
+    "GPTConfig",
+    "Llama",
+    "LlamaConfig",
+    "Model",
+    "RopeConfig",
+    "build",
+    "initialise",
+]
+
+
+def build(config: Config, dialect: str = "hf") -> Model:
+    """The model of a config; under ``torch.device("meta")`` it takes no memory."""
+    return GPT2(config, dialect) if isinstance(config, GPTConfig) else Llama(config, dialect)
+
+
+@torch.no_grad()
+def initialise(model: Model, generator: torch.Generator | None = None) -> None:
+    """Random weights to train from: normal with std 0.02; what adds to the stream, scaled down.
+
+    The scale 1/sqrt(2·layers) keeps the residual stream's size over depth (GPT-2, section 2.3).
+    """
+    residual = 0.02 / (2 * model.config.n_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 1:  # the weight of a norm
+            nn.init.ones_(parameter)
+        else:
+            adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=residual if adds else 0.02, generator=generator)

@@ -1,0 +1,310 @@
+"""Name tensors while a model runs: `tap` in the models, `trace` around a run, `Trace` afterwards.
+
+A model says ``q = tap(self, "q", q)`` with a constant leaf. No trace open: `tap` returns its tensor
+and costs one look-up. While a trace is open the tensor is recorded (or replaced by an edit) under
+the module's path plus the leaf, for example ``layers.3.attn.q``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import names
+
+Edit = Callable[[Tensor], Tensor]
+Globs = str | Iterable[str]
+
+# Set outside the forward only: setting it inside would break a compiled graph in two.
+_open: ContextVar[Recorder | None] = ContextVar("pellucid.trace", default=None)
+
+
+def tap(module: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
+    """`tensor`, or what an open trace's edit makes of it; recorded as module path + `leaf`."""
+    recorder = _open.get()
+    return tensor if recorder is None else recorder.record(module, leaf, tensor)
+
+
+def wants(module: nn.Module, leaves: Iterable[str]) -> bool:
+    """Whether an open trace records or edits any of `leaves` of `module`.
+
+    Attention asks this to choose between the fused kernel and the named steps.
+    """
+    recorder = _open.get()
+    return recorder is not None and recorder.wants(module, tuple(leaves))
+
+
+class Recorder:
+    """The open trace of one model: which names to keep, what to do to them, what was seen."""
+
+    def __init__(
+        self, model: nn.Module, only: Globs, edit: Mapping[str, Edit], gradients: bool
+    ) -> None:
+        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.only = (only,) if isinstance(only, str) else tuple(only)
+        self.edits = dict(edit)
+        self.gradients = gradients
+        self.seen = Trace()
+        self.step = 0  # decoding step; steps after the first prefix their names
+        self._wanted: dict[str, bool] = {}
+        self._unused = set(self.edits)
+
+    def name(self, module: nn.Module, leaf: str) -> str | None:
+        """Full name of a leaf, or None for a module that is no part of the traced model."""
+        path = self.paths.get(id(module))
+        if path is None:
+            return None
+        name = f"{path}.{leaf}" if path else leaf
+        return f"step.{self.step}.{name}" if self.step else name
+
+    def keeps(self, name: str) -> bool:
+        """Whether `name` matches a glob of `only`, with or without its step prefix."""
+        if name not in self._wanted:
+            plain = names.without_step(name)
+            self._wanted[name] = any(
+                fnmatchcase(name, glob) or fnmatchcase(plain, glob) for glob in self.only
+            )
+        return self._wanted[name]
+
+    def wants(self, module: nn.Module, leaves: tuple[str, ...]) -> bool:
+        """Whether any of `leaves` is kept or edited."""
+        found = (self.name(module, leaf) for leaf in leaves)
+        return any(name is not None and (self.keeps(name) or self._edit_of(name)) for name in found)
+
+    def record(self, module: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
+        """Edit and keep `tensor`; called by `tap`."""
+        name = self.name(module, leaf)
+        if name is None:
+            return tensor
+        edit = self._edit_of(name)
+        if edit is not None:
+            tensor = _edited(name, tensor, edit)
+        if self.keeps(name):
+            if name in self.seen:
+                raise RuntimeError(
+                    f"{name} was seen twice in one pass: a trace needs exactly one forward pass, "
+                    "without activation checkpointing; open a new trace for the next pass"
+                )
+            if self.gradients and tensor.requires_grad:
+                tensor.retain_grad()
+            self.seen[name] = tensor if self.gradients else tensor.detach()
+        return tensor
+
+    def _edit_of(self, name: str) -> Edit | None:
+        plain = names.without_step(name)
+        for key in (name, plain):
+            if key in self.edits:
+                self._unused.discard(key)
+                return self.edits[key]
+        return None
+
+    def close(self) -> None:
+        """Complain about edits whose name never came by: a silent no-op would be a wrong result."""
+        if self._unused:
+            raise KeyError(
+                f"edit of {', '.join(sorted(self._unused))}: this run has no such tensor; "
+                "`pellucid trace` or pellucid.names lists what there is"
+            )
+
+
+def _edited(name: str, tensor: Tensor, edit: Edit) -> Tensor:
+    """The tensor an edit returns, held to the shape and dtype that the rest of the run expects.
+
+    The edit gets a copy: one that works in place must not reach back into what came before.
+    """
+    result = edit(tensor.clone())
+    if not isinstance(result, Tensor):
+        raise TypeError(f"edit of {name} returned {type(result).__name__}, expected a tensor")
+    if result.shape != tensor.shape:
+        raise ValueError(
+            f"edit of {name} returned shape {tuple(result.shape)}, expected {tuple(tensor.shape)}"
+        )
+    return result.to(device=tensor.device, dtype=tensor.dtype)
+
+
+@contextlib.contextmanager
+def trace(
+    model: nn.Module,
+    only: Globs = "*",
+    *,
+    edit: Mapping[str, Edit] | None = None,
+    gradients: bool = False,
+) -> Iterator[Trace]:
+    """Record the named tensors of one pass of `model` (or of one generation, see `set_step`).
+
+    only       glob, or several, of the names to keep: ``"layers.*.attn.pattern"``
+    edit       name -> function of a tensor; its result feeds the rest of the run
+    gradients  keep the graph, so that after ``loss.backward()`` ``seen.grad(name)`` answers
+
+    Without `gradients` the pass runs under ``torch.no_grad``. Opening a trace inside another is
+    an error: one tensor has one name.
+    """
+    if _open.get() is not None:
+        raise RuntimeError("a trace is already open here; close it before opening another")
+    recorder = Recorder(model, only, edit or {}, gradients)
+    token = _open.set(recorder)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not gradients:
+                stack.enter_context(torch.no_grad())
+            yield recorder.seen
+    finally:
+        _open.reset(token)
+    recorder.close()
+
+
+def set_step(step: int) -> None:
+    """Say which decoding step comes next; a no-op while no trace is open."""
+    recorder = _open.get()
+    if recorder is not None:
+        recorder.step = step
+
+
+def is_open() -> bool:
+    """Whether a trace is open in this context."""
+    return _open.get() is not None
+
+
+def estimated_bytes(
+    config: Any, batch: int, tokens: int, seen: int, itemsize: int, only: Globs
+) -> int:
+    """Bytes a trace of one pass would hold: the sum over names of their dims, for `only`."""
+    globs = (only,) if isinstance(only, str) else tuple(only)
+    sizes = names.sizes(config, batch=batch, tokens=tokens, seen=seen)
+    return sum(
+        names.elements(name, sizes) * (1 if name == "mask" else itemsize)
+        for name in names.expand(config)
+        if any(fnmatchcase(name, glob) for glob in globs)
+    )
+
+
+class Trace(MutableMapping[str, Tensor]):
+    """The named tensors of a run, in order; an ordered mapping from address to tensor.
+
+    ``seen["layers.0.attn.pattern"]`` is the tensor as recorded; with an index,
+    ``seen["layers.0.attn.pattern[3]"]``, the batch axis is left out when B is 1.
+    `meta` says where it comes from: model, dtype, dialect, tokens, token_strings, versions.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor] | None = None, meta: dict | None = None
+    ) -> None:
+        self._tensors: dict[str, Tensor] = dict(tensors or {})
+        self.meta: dict[str, Any] = dict(meta or {})
+
+    def __getitem__(self, address: str) -> Tensor:
+        name, index = names.parse(address)
+        if name not in self._tensors:
+            raise KeyError(self._absent(name))
+        tensor = self._tensors[name]
+        if not index:
+            return tensor
+        if names.has_batch(name) and tensor.shape[0] == 1:
+            tensor = tensor[0]
+        if len(index) > tensor.ndim:
+            raise IndexError(
+                f"{address}: {len(index)} indices for a tensor of shape {tuple(tensor.shape)}"
+            )
+        try:
+            return tensor[index]
+        except IndexError:
+            raise IndexError(f"{address}: outside of shape {tuple(tensor.shape)}") from None
+
+    def _absent(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, self._tensors, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return f"no tensor {name!r} among the {len(self._tensors)} of this trace{hint}"
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._tensors[name] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        del self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self)} tensors, {self.nbytes / 1e6:,.1f} MB)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def grad(self, address: str) -> Tensor:
+        """Gradient at a named tensor, after ``backward()`` on a run traced with `gradients`."""
+        name, _ = names.parse(address)
+        if name not in self._tensors:
+            raise KeyError(self._absent(name))
+        gradient = self._tensors[name].grad
+        if gradient is None:
+            raise ValueError(
+                f"{name} has no gradient: trace with gradients=True, keep the trace open for the "
+                "forward pass and call backward() on something that depends on it"
+            )
+        return Trace({name: gradient})[address]
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """Letters of a tensor's axes: from the trace file where it says so, else from names.py."""
+        stated = self.meta.get("dims", {}).get(name)
+        return tuple(stated) if stated else names.dims(name)
+
+    def save(self, path: str | Path) -> None:
+        """Write a trace file: safetensors, with `meta` and each name's dims as metadata.
+
+        The file is complete or absent: it is written beside its place and moved there.
+        """
+        from safetensors.torch import save_file
+
+        meta = {**self.meta, "dims": {name: list(self.dims(name)) for name in self}}
+        stated = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in meta.items()
+        }
+        stated["order"] = json.dumps(list(self))
+        path = Path(path)
+        beside = path.with_name(path.name + ".part")
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.items()
+        }
+        try:
+            save_file(tensors, beside, metadata=stated)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace file, memory-mapped; ValueError where the file is not one."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                stated = file.metadata() or {}
+                order = json.loads(stated.pop("order", "null")) or sorted(file.keys())
+                tensors = {name: file.get_tensor(name) for name in order}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable trace file ({error})") from None
+        return cls(tensors, {key: _decoded(value) for key, value in stated.items()})
+
+
+def _decoded(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
