@@ -1,3 +1,35 @@
-"""Pellucid: language models you can see through."""
+"""Pellucid: language models you can see through.
+
+GPT-2 and Llama written from scratch, loading real checkpoints, with a name for every tensor
+between a prompt and its next token. `load` is the way in; the names are listed in `names`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Resolved on first use, so that `import pellucid` and `pellucid --help` do not wait for torch.
+_LAZY = {
+    "LanguageModel": "pellucid.language_model",
+    "load": "pellucid.language_model",
+    "Trace": "pellucid.trace",
+}
+__all__ = ["LanguageModel", "Trace", "load"]
+
+if TYPE_CHECKING:
+    from pellucid.language_model import LanguageModel, load
+    from pellucid.trace import Trace
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    try:
+        return import_module(f"pellucid.{name}")  # pellucid.tokenizers without a second import
+    except ModuleNotFoundError as error:
+        if error.name != f"pellucid.{name}":
+            raise
+    raise AttributeError(f"module 'pellucid' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
@@ -29,17 +30,10 @@ _open: ContextVar[Recorder | None] = ContextVar("pellucid.trace", default=None)
 
 def tap(module: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
     """`tensor`, or what an open trace's edit makes of it; recorded as module path + `leaf`."""
+    if torch.compiler.is_compiling():
+        return tensor  # a compiled graph has no taps: `trace` runs compiled code eagerly
     recorder = _open.get()
     return tensor if recorder is None else recorder.record(module, leaf, tensor)
-
-
-def wants(module: nn.Module, leaves: Iterable[str]) -> bool:
-    """Whether an open trace records or edits any of `leaves` of `module`.
-
-    Attention asks this to choose between the fused kernel and the named steps.
-    """
-    recorder = _open.get()
-    return recorder is not None and recorder.wants(module, tuple(leaves))
 
 
 class Recorder:
@@ -73,11 +67,6 @@ class Recorder:
                 fnmatchcase(name, glob) or fnmatchcase(plain, glob) for glob in self.only
             )
         return self._wanted[name]
-
-    def wants(self, module: nn.Module, leaves: tuple[str, ...]) -> bool:
-        """Whether any of `leaves` is kept or edited."""
-        found = (self.name(module, leaf) for leaf in leaves)
-        return any(name is not None and (self.keeps(name) or self._edit_of(name)) for name in found)
 
     def record(self, module: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
         """Edit and keep `tensor`; called by `tap`."""
@@ -155,6 +144,9 @@ def trace(
         with contextlib.ExitStack() as stack:
             if not gradients:
                 stack.enter_context(torch.no_grad())
+            if "torch._dynamo" in sys.modules:
+                # Compiled blocks run as written, with their taps, for as long as the trace is open.
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield recorder.seen
     finally:
         _open.reset(token)
@@ -169,8 +161,8 @@ def set_step(step: int) -> None:
 
 
 def is_open() -> bool:
-    """Whether a trace is open in this context."""
-    return _open.get() is not None
+    """Whether a trace is open in this context; attention then takes the named steps."""
+    return not torch.compiler.is_compiling() and _open.get() is not None
 
 
 def estimated_bytes(

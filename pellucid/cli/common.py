@@ -1,0 +1,49 @@
+"""What the verbs share: the arguments that choose a model, JSON output, the console."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pellucid.language_model import LanguageModel
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-m MODEL`` and how to run it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "-m", "--model", default="demo", help="folder, owner/name, demo or demo-gpt2 (default demo)"
+    )
+    group.add_argument("--dtype", choices=DTYPES, help="default: as stored")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
+    group.add_argument("--dialect", help="whose rounding: meta, hf, notebook (default: the layout's)")
+
+
+def load_model(arguments: argparse.Namespace) -> LanguageModel:
+    """The language model that `add_model_arguments` describe."""
+    from pellucid.language_model import load
+
+    return load(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        dialect=arguments.dialect,
+    )
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout and nothing else."""
+    json.dump(value, sys.stdout, ensure_ascii=False, allow_nan=True)
+    sys.stdout.write("\n")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that writes plain text into a pipe and colours on a terminal."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
