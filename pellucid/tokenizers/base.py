@@ -1,0 +1,235 @@
+"""What every tokenizer here shares: the interface, decoding, and decoding one token at a time.
+
+Text is a sequence of Unicode characters, a token is a sequence of bytes, and the two do not
+line up: one character may need several tokens. So decoding is done on bytes, and turned into text
+at the very end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pellucid.tokenizers.chat import ChatFormat
+
+# End-of-text and end-of-turn tokens by name, in every family loaded here. A model that has one of
+# them and writes it has finished its answer, whatever the one `eos_token` of its configuration
+# says.
+STOP_NAMES = frozenset({"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "</s>"})
+
+
+class Tokenizer:
+    """Text to token ids and back. One subclass per engine; `pellucid.tokenizers.load` makes them.
+
+    Attributes:
+        kind: the format it was read from: "llama3", "sentencepiece", "gpt2" or "tokenizer.json".
+        vocab_size: number of ids; valid ids are 0 … vocab_size - 1.
+        bos_id, eos_id: the token that begins and that ends a text, or None where there is none.
+        adds_bos: whether the model expects its prompts to begin with `bos_id` (Llama does, GPT-2
+            does not). `encode` never adds it by itself.
+        stop_ids: generation ends at any of these.
+        specials: name -> id of the tokens that no ordinary text encodes to.
+        chat: how a conversation is written for this model, or None where that is unknown. That a
+            format is known does not mean that this model was trained on it: base models share the
+            tokenizer of the tuned ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        table: Sequence[bytes | None],
+        specials: dict[str, int],
+        bos_id: int | None,
+        eos_id: int | None,
+        stop_ids: Iterable[int] = (),
+        adds_bos: bool = False,
+    ) -> None:
+        """`table[id]` is what the token adds to the text, in bytes; None where an id stands for no
+        token.
+        """
+        self.kind = kind
+        self.specials = specials
+        self.bos_id, self.eos_id = bos_id, eos_id
+        self.adds_bos = adds_bos and bos_id is not None
+        named = {id for name, id in specials.items() if name in STOP_NAMES}
+        self.stop_ids = frozenset({*stop_ids, *named, *([] if eos_id is None else [eos_id])})
+        self.chat: ChatFormat | None = None
+        self._table = table
+        self._special_ids = frozenset(specials.values())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.kind}: {self.vocab_size} tokens>"
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._table)
+
+    def encode(
+        self, text: str, bos: bool = False, eos: bool = False, specials: bool = False
+    ) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any string. Lone surrogates (halves of a character, as broken JSON delivers them)
+                have no UTF-8 form; each becomes U+FFFD, the replacement character, so that a server
+                survives them. Two halves that belong together become their character.
+            bos, eos: put the begin or end token around it.
+            specials: read text that spells a special token as that token. Off by default, so that
+                what a user types cannot end a turn or start another.
+
+        Raises:
+            ValueError: `bos` or `eos` is asked for and the tokenizer has none.
+        """
+        text = _valid_unicode(text)
+        ids = self._encode_specials(text) if specials else self._encode_plain(text)
+        if bos:
+            ids.insert(0, self._require(self.bos_id, "bos"))
+        if eos:
+            ids.append(self._require(self.eos_id, "eos"))
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_specials: bool = False) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Specials show by name unless
+        skipped.
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        return self.decode_bytes(ids, skip_specials).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], skip_specials: bool = False) -> bytes:
+        """As `decode`, before the bytes are read as UTF-8: nothing is lost at a cut character."""
+        checked = [operator.index(id) for id in ids]
+        parts = [self._bytes_of(id, skip_specials) for id in checked]
+        for place, part in enumerate(parts):
+            if part:
+                parts[place] = self._at_start(checked[place], part)
+                break
+        return b"".join(parts)
+
+    def token_string(self, id: int) -> str:
+        """One token for display: its text; bytes that are no whole character as escapes such as
+        \\xe2.
+        """
+        return self._bytes_of(operator.index(id), False).decode("utf-8", "backslashreplace")
+
+    def stream(self, skip_specials: bool = False, after: Iterable[int] = ()) -> StreamDecoder:
+        """A decoder to push tokens into as they are generated.
+
+        `after` holds the ids that already stand before them, usually the prompt: it decides whether
+        a leading space is kept and completes a character that the prompt cut in half.
+        """
+        return StreamDecoder(self, skip_specials, after)
+
+    # What an engine provides ----------------------------------------------------------------------
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of valid Unicode text in which no special token is recognised."""
+        raise NotImplementedError
+
+    def _encode_specials(self, text: str) -> list[int]:
+        """Ids of valid Unicode text in which special tokens are recognised."""
+        ids: list[int] = []
+        for part in self.split_specials(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(self._encode_plain(part))
+        return ids
+
+    def _at_start(self, id: int, data: bytes) -> bytes:
+        """`data` of the first token of a text; SentencePiece drops the space that encoding put in
+        front.
+        """
+        return data
+
+    # Shared ---------------------------------------------------------------------------------------
+
+    def split_specials(self, text: str) -> list[int | str]:
+        """`text` cut at the special tokens it spells: ids, and the non-empty stretches between
+        them.
+        """
+        if self._special_pattern is None:
+            return [text] if text else []
+        parts = self._special_pattern.split(text)
+        return [
+            self.specials[part] if odd else part
+            for place, part in enumerate(parts)
+            if (odd := place % 2) or part
+        ]
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str] | None:
+        # Longest first: where one name begins with another, the longer one is meant.
+        names = sorted(filter(None, self.specials), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+
+    def _bytes_of(self, id: int, skip_specials: bool) -> bytes:
+        if not 0 <= id < len(self._table):
+            raise ValueError(
+                f"token id {id} is outside this tokenizer's 0 … {len(self._table) - 1}; "
+                f"do the model and the tokenizer belong together?"
+            )
+        if skip_specials and id in self._special_ids:
+            return b""
+        data = self._table[id]
+        if data is None:
+            raise ValueError(f"no token has the id {id} (this {self.kind} vocabulary has gaps)")
+        return data
+
+    def _require(self, id: int | None, which: str) -> int:
+        if id is None:
+            raise ValueError(
+                f"{which}=True, but this {self.kind} tokenizer names no {which} token; "
+                f"pass {which}=False"
+            )
+        return id
+
+
+class StreamDecoder:
+    """Text of tokens that arrive one at a time: "".join of all pushes and of the flush is `decode`
+    of all ids.
+
+    A piece never holds half a character: bytes wait until the rest of their character arrives.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, skip_specials: bool = False, after: Iterable[int] = ()
+    ) -> None:
+        self._tokenizer, self._skip_specials = tokenizer, skip_specials
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._started = False
+        for id in after:
+            self.push(id)
+
+    def push(self, id: int) -> str:
+        """The text that becomes certain with this token; often "".
+
+        Raises:
+            ValueError: an id outside the vocabulary.
+        """
+        id = operator.index(id)
+        data = self._tokenizer._bytes_of(id, self._skip_specials)
+        if data and not self._started:
+            self._started = True
+            data = self._tokenizer._at_start(id, data)
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What still waits when no token follows: U+FFFD for an unfinished character, else ""."""
+        return self._utf8.decode(b"", final=True)
+
+
+def _valid_unicode(text: str) -> str:
+    """`text` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

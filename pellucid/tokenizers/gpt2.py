@@ -1,0 +1,65 @@
+"""GPT-2: a vocabulary and a list of merges, under OpenAI's names (encoder.json, vocab.bpe) or
+Hugging Face's.
+
+The two files say what a tokenizer.json says in one, so they are read as one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pellucid.tokenizers import hf
+from pellucid.tokenizers.base import Tokenizer
+from pellucid.tokenizers.bytelevel import byte_characters
+from pellucid.tokenizers.neighbours import read_json
+
+# vocabulary -> merges
+PAIRS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
+
+
+def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
+    """GPT-2's tokenizer from its two files. Tokens that no merge makes are its special tokens.
+
+    Raises:
+        ValueError: a file is malformed, or a merge uses tokens that the vocabulary lacks.
+    """
+    vocab = read_json(vocab_file)
+    merges = read_merges(merges_file)
+    for left, right in merges:
+        for token in (left, right, left + right):
+            if token not in vocab:
+                raise ValueError(
+                    f"{merges_file}: the merge {left!r} {right!r} needs the token {token!r}, which "
+                    f"{vocab_file.name} lacks; do the two files belong together?"
+                )
+    made = {left + right for left, right in merges} | byte_characters().keys()
+    document = {
+        "added_tokens": [
+            {"id": id, "content": token, "special": True}
+            for token, id in vocab.items()
+            if token not in made
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+    return hf.from_document(document, vocab_file.parent, kind="gpt2", name=str(vocab_file))
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs of a merges file, first merge first; a first line "#version …" is skipped.
+
+    Raises:
+        ValueError: a line that is not two tokens.
+    """
+    merges = []
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(
+                f"{path}, line {number}: {line[:40]!r}; expected two tokens with one space between"
+            )
+        merges.append((pair[0], pair[1]))
+    return merges

@@ -1,0 +1,81 @@
+"""Training a byte-level BPE vocabulary (Sennrich et al. 2016; Radford et al. 2019) on one's own
+text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pellucid.tokenizers import hf
+from pellucid.tokenizers.base import Tokenizer
+from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT
+
+# Numbers in pieces of at most three digits and line breaks apart from words: Llama 3's split gives
+# a small vocabulary less to spend on particular numbers and on indentation than GPT-2's.
+SPLIT = LLAMA3_SPLIT
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    folder: str | os.PathLike[str],
+    specials: Sequence[str] = ("<|endoftext|>",),
+) -> Tokenizer:
+    """Learn a vocabulary and write it to `folder` as tokenizer.json and tokenizer_config.json.
+
+    Any text can be encoded with it, because all 256 bytes are in it. The same texts give the same
+    files.
+
+    Args:
+        texts: the corpus, in any portions; merges do not cross from one into the next.
+        vocab_size: number of tokens at most; a small corpus runs out of pairs earlier.
+        specials: special tokens, ids 0, 1 …; the first begins and ends texts.
+
+    Returns:
+        the tokenizer, as `load(folder)` gives it.
+
+    Raises:
+        ValueError: `vocab_size` has no room for the 256 bytes and the special tokens.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    needed = 256 + len(specials)
+    if vocab_size < needed:
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: 256 bytes and {len(specials)} special tokens "
+            f"need {needed}"
+        )
+    engine = tokenizers.Tokenizer(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT.pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(specials),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    engine.train_from_iterator(texts, trainer)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.save(str(folder / "tokenizer.json"))
+    role = specials[0] if specials else None
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": role,
+        "eos_token": role,
+        "add_bos_token": False,
+        # Decoding must give the text back; transformers would otherwise tidy up spaces before
+        # punctuation.
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    return hf.from_file(folder / "tokenizer.json")
