@@ -233,6 +233,11 @@ def row(name: str) -> Row:
     return _BY_NAME[plain]
 
 
+def known(name: str) -> bool:
+    """Whether `name` is in the vocabulary; a trace file may hold other tensors besides."""
+    return _LAYER.sub("layers.N.", without_step(name)) in _BY_NAME
+
+
 def dims(name: str) -> tuple[str, ...]:
     """Letters of a name's dims, for example ("B", "H", "T", "S")."""
     return row(name).dims
@@ -240,8 +245,7 @@ def dims(name: str) -> tuple[str, ...]:
 
 def has_batch(name: str) -> bool:
     """Whether the first axis of a name is the batch."""
-    plain = _LAYER.sub("layers.N.", without_step(name))
-    return plain not in _BY_NAME or _BY_NAME[plain].dims[0] == "B"
+    return not known(name) or dims(name)[0] == "B"
 
 
 def expand(config: Any) -> Iterator[str]:

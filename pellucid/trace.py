@@ -10,19 +10,22 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import names
+from pellucid.numerics import Dialect
 
 Edit = Callable[[Tensor], Tensor]
 Globs = str | Iterable[str]
+_FROM_ROTATED = ("attn.q_rotated", "attn.k_rotated", "attn.scores", "attn.masked_scores")
 
 # Set outside the forward only: setting it inside would break a compiled graph in two.
 _open: ContextVar[Recorder | None] = ContextVar("pellucid.trace", default=None)
@@ -42,7 +45,7 @@ class Recorder:
     def __init__(
         self, model: nn.Module, only: Globs, edit: Mapping[str, Edit], gradients: bool
     ) -> None:
-        self.paths = {id(module): path for path, module in model.named_modules()}
+        self.paths = {id(module): _plain(path) for path, module in model.named_modules()}
         self.only = (only,) if isinstance(only, str) else tuple(only)
         self.edits = dict(edit)
         self.gradients = gradients
@@ -104,6 +107,11 @@ class Recorder:
             )
 
 
+def _plain(path: str) -> str:
+    """A module path without the wrapper that ``torch.compile(module)`` puts around a module."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
 def _edited(name: str, tensor: Tensor, edit: Edit) -> Tensor:
     """The tensor an edit returns, held to the shape and dtype that the rest of the run expects.
 
@@ -145,12 +153,35 @@ def trace(
             if not gradients:
                 stack.enter_context(torch.no_grad())
             if "torch._dynamo" in sys.modules:
-                # Compiled blocks run as written, with their taps, for as long as the trace is open.
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+                stack.enter_context(_AsWritten())
             yield recorder.seen
     finally:
         _open.reset(token)
     recorder.close()
+
+
+class _AsWritten:
+    """While any trace is open, compiled modules run as written, with their taps.
+
+    The compiler has one stance per process while traces are one per thread: the first to open
+    changes it and the last to close restores it, in whatever order they end.
+    """
+
+    lock: ClassVar = threading.Lock()
+    traces: ClassVar[int] = 0
+    stance: ClassVar[Any] = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not _AsWritten.traces:
+                _AsWritten.stance = torch.compiler.set_stance("force_eager")
+            _AsWritten.traces += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            _AsWritten.traces -= 1
+            if not _AsWritten.traces:
+                _AsWritten.stance.__exit__(None, None, None)
 
 
 def set_step(step: int) -> None:
@@ -166,16 +197,37 @@ def is_open() -> bool:
 
 
 def estimated_bytes(
-    config: Any, batch: int, tokens: int, seen: int, itemsize: int, only: Globs
+    config: Any,
+    batch: int,
+    tokens: int,
+    seen: int,
+    itemsize: int,
+    only: Globs,
+    dialect: Dialect | None = None,
 ) -> int:
-    """Bytes a trace of one pass would hold: the sum over names of their dims, for `only`."""
+    """Bytes a trace of one pass would hold: the sum over the names that `only` keeps.
+
+    `itemsize` is the activation dtype's; `dialect` says which tensors are float32 all the same
+    (None: none of them).
+    """
     globs = (only,) if isinstance(only, str) else tuple(only)
     sizes = names.sizes(config, batch=batch, tokens=tokens, seen=seen)
     return sum(
-        names.elements(name, sizes) * (1 if name == "mask" else itemsize)
+        names.elements(name, sizes) * _itemsize(names.row(name).leaf, itemsize, dialect)
         for name in names.expand(config)
         if any(fnmatchcase(name, glob) for glob in globs)
     )
+
+
+def _itemsize(leaf: str, activation: int, dialect: Dialect | None) -> int:
+    if leaf in ("tokens", "positions", "mask"):
+        return 1 if leaf == "mask" else 8  # bool and int64
+    wide = dialect is not None and (
+        (leaf in ("rope.cos", "rope.sin") and dialect.rope != "x")
+        or (leaf in _FROM_ROTATED and dialect.rope == "keep")
+        or (leaf == "logits" and dialect.logits == "float32")
+    )
+    return max(activation, 4) if wide else activation
 
 
 class Trace(MutableMapping[str, Tensor]):
@@ -207,8 +259,10 @@ class Trace(MutableMapping[str, Tensor]):
             )
         try:
             return tensor[index]
-        except IndexError:
-            raise IndexError(f"{address}: outside of shape {tuple(tensor.shape)}") from None
+        except (IndexError, ValueError):  # ValueError: a slice with a step below 1
+            raise IndexError(
+                f"{address}: no such part of a tensor of shape {tuple(tensor.shape)}"
+            ) from None
 
     def _absent(self, name: str) -> str:
         from difflib import get_close_matches
@@ -256,18 +310,17 @@ class Trace(MutableMapping[str, Tensor]):
         return tuple(stated) if stated else names.dims(name)
 
     def save(self, path: str | Path) -> None:
-        """Write a trace file: safetensors, with `meta` and each name's dims as metadata.
+        """Write a trace file: safetensors, with `meta` and each known name's dims as metadata.
 
-        The file is complete or absent: it is written beside its place and moved there.
+        Metadata is text: strings stand as they are, everything else as JSON. The file is complete
+        or absent: it is written beside its place and moved there. OSError where it cannot be.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        meta = {**self.meta, "dims": {name: list(self.dims(name)) for name in self}}
-        stated = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in meta.items()
-        }
-        stated["order"] = json.dumps(list(self))
+        dims = {name: list(self.dims(name)) for name in self if names.known(name)}
+        meta = {**self.meta, "dims": {**dims, **self.meta.get("dims", {})}, "order": list(self)}
+        stated = {key: _encoded(value) for key, value in meta.items()}
         path = Path(path)
         beside = path.with_name(path.name + ".part")
         tensors = {
@@ -277,6 +330,8 @@ class Trace(MutableMapping[str, Tensor]):
         try:
             save_file(tensors, beside, metadata=stated)
             beside.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot write the trace file ({error})") from None
         finally:
             beside.unlink(missing_ok=True)
 
@@ -293,6 +348,11 @@ class Trace(MutableMapping[str, Tensor]):
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable trace file ({error})") from None
         return cls(tensors, {key: _decoded(value) for key, value in stated.items()})
+
+
+def _encoded(value: Any) -> str:
+    """`value` as text that `_decoded` turns back: a string stays plain unless it reads as JSON."""
+    return value if isinstance(value, str) and _decoded(value) == value else json.dumps(value)
 
 
 def _decoded(value: str) -> Any:

@@ -31,7 +31,9 @@ class LayerCache:
         return self.k[:, :, :end], self.v[:, :, :end]
 
     def _joined(self, past: Tensor | None, new: Tensor) -> Tensor:
-        return new if past is None else torch.cat((past[:, :, : self.length], new), dim=2)
+        # A copy even of the first keys: after `crop` the buffer is written again, and whoever else
+        # holds this tensor (an open trace) must not see that.
+        return new.clone() if past is None else torch.cat((past[:, :, : self.length], new), dim=2)
 
     def _grown(self, past: Tensor, capacity: int) -> Tensor:
         batch, heads, _, width = past.shape

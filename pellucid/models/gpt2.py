@@ -57,6 +57,11 @@ class GPTConfig:
             raise ValueError(f"unknown gelu {self.gelu!r}: expected 'tanh' or 'erf'")
         if not self.hidden_width:
             object.__setattr__(self, "hidden_width", 4 * self.width)
+        if self.hidden_width < 1:
+            raise ValueError(f"hidden_width is {self.hidden_width}: expected 1 or more")
+        for name in ("embed_dropout", "attn_dropout", "resid_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected a share, 0 to 1")
 
     @property
     def n_kv_heads(self) -> int:
@@ -185,7 +190,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig, dialect: Dialect) -> None:
         super().__init__()
-        self.gelu = config.gelu
+        self.gelu: Literal["tanh", "erf"] = config.gelu
         self.composed = dialect.gelu == "composed"
         self.up_proj = nn.Linear(config.width, config.hidden_width)
         self.down_proj = nn.Linear(config.hidden_width, config.width)

@@ -44,7 +44,8 @@ class LlamaConfig:
     mlp_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "width", "n_layers", "n_heads", "n_kv_heads"):
+        sizes = ("vocab_size", "context_length", "width", "n_layers", "n_heads", "n_kv_heads")
+        for name in (*sizes, "head_dim", "hidden_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
         if self.n_heads % self.n_kv_heads:

@@ -76,20 +76,19 @@ def frequencies(
     rope: RopeConfig,
     head_dim: int,
     *,
-    length: int = 0,
+    length: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Radians per position of each pair, (D/2).
 
-    `length` is the number of tokens seen so far; only the dynamic type looks at it.
+    `length` is the number of tokens seen so far; only the dynamic type looks at it. One per row,
+    (B, 1), gives (B, D/2).
     """
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim
-    theta = rope.theta
+    theta: float | Tensor = rope.theta
     if rope.type == "dynamic":
-        original = rope.original_context or 1
-        stretch = rope.factor * max(length, original) / original - (rope.factor - 1)
-        theta = theta * stretch ** (head_dim / (head_dim - 2))
+        theta = _dynamic(rope, head_dim, torch.as_tensor(length, dtype=dtype, device=device))
     plain = 1.0 / (theta**exponents)
     if rope.type == "linear":
         return plain / rope.factor
@@ -98,6 +97,13 @@ def frequencies(
     if rope.type == "yarn":
         return _yarn(rope, head_dim, exponents)
     return plain
+
+
+def _dynamic(rope: RopeConfig, head_dim: int, length: Tensor) -> Tensor:
+    """A larger theta for a longer text ("NTK-aware", as in transformers' dynamic type)."""
+    original = rope.original_context or 1
+    stretch = rope.factor * length.clamp(min=original) / original - (rope.factor - 1)
+    return rope.theta * stretch ** (head_dim / (head_dim - 2))
 
 
 def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
@@ -144,12 +150,13 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions (T) or (B, T) -> cos, sin (T, D/2) or (B, T, D/2)."""
         working = torch.promote_types(dtype, torch.float32)
-        length = int(positions.max()) + 1 if self.rope.type == "dynamic" else 0
+        length = positions.amax(-1, keepdim=True) + 1  # of each row, as if it were alone
         turns = frequencies(
             self.rope, self.head_dim, length=length, dtype=working, device=positions.device
-        )
+        )  # (D/2), or (B, D/2) where rows differ
+        turns = turns[:, None] if positions.ndim == 2 and turns.ndim == 2 else turns
         angles = positions[..., None].to(working) * turns
-        if self.dialect.polar:
+        if self.dialect.polar and not torch.compiler.is_compiling():
             cis = torch.polar(torch.ones_like(angles), angles)
             cos, sin = cis.real, cis.imag
         else:
@@ -162,8 +169,24 @@ class RotaryEmbedding(nn.Module):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
     """Turn each pair of x (B, H, T, D) by its angle; cos, sin (T, D/2) or (B, T, D/2)."""
+    if dialect.polar and not torch.compiler.is_compiling():
+        turned = _rotate_complex(x, torch.complex(cos, sin))
+        return turned if dialect.rope == "keep" else turned.to(x.dtype)
     if cos.ndim == 3:
         cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D/2): the same for every head
     first, second = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, T, D/2) each
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned if dialect.rope == "keep" else turned.to(x.dtype)
+
+
+def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:
+    """x (B, H, T, D) times cis (T, D/2) or (B, T, D/2), pair by pair, in cis' precision.
+
+    Complex multiplication may fuse a product with a sum where separate operations round twice, and
+    which elements it does so for depends on the memory order: Meta's, (B, T, H, D/2), is kept.
+    The compiler knows no complex numbers; compiled code takes the real arithmetic of `rotate`.
+    """
+    first, second = x.transpose(1, 2).to(cis.real.dtype).chunk(2, dim=-1)  # (B, T, H, D/2) each
+    pairs = torch.complex(first.contiguous(), second.contiguous())
+    turned = pairs * cis[..., :, None, :]  # the same for every head
+    return torch.cat((turned.real, turned.imag), dim=-1).transpose(1, 2)
