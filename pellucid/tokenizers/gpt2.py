@@ -15,6 +15,7 @@ from pellucid.tokenizers.neighbours import read_json
 
 # vocabulary -> merges
 PAIRS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
+_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
@@ -24,6 +25,8 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
         ValueError: a file is malformed, or a merge uses tokens that the vocabulary lacks.
     """
     vocab = read_json(vocab_file)
+    if not vocab or not all(isinstance(id, int) for id in vocab.values()):
+        raise ValueError(f"{vocab_file}: expected an object that gives each token its id")
     merges = read_merges(merges_file)
     for left, right in merges:
         for token in (left, right, left + right):
@@ -35,13 +38,13 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
     made = {left + right for left, right in merges} | byte_characters().keys()
     document = {
         "added_tokens": [
-            {"id": id, "content": token, "special": True}
+            {"id": id, "content": token, "special": True, **_PLAIN}
             for token, id in vocab.items()
             if token not in made
         ],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "decoder": {"type": "ByteLevel"},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [list(pair) for pair in merges]},
     }
     return hf.from_document(document, vocab_file.parent, kind="gpt2", name=str(vocab_file))
 
@@ -53,10 +56,10 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         ValueError: a line that is not two tokens.
     """
     merges = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-        if not line or (number == 1 and line.startswith("#version")):
+    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
+        if not line.strip("\r") or (number == 1 and line.startswith("#version")):
             continue
-        pair = line.split(" ")
+        pair = line.rstrip("\r").split(" ")
         if len(pair) != 2 or not all(pair):
             raise ValueError(
                 f"{path}, line {number}: {line[:40]!r}; expected two tokens with one space between"

@@ -8,6 +8,7 @@ tiktoken is 3 to 12 times as fast here, and its construction can be read in one 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -43,9 +44,12 @@ def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: st
     model = document.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
         raise ValueError(f'{name}: expected a tokenizer.json with "model" and in it "vocab"')
-    added = {token["content"]: token for token in document.get("added_tokens") or []}
-    specials = {text: token["id"] for text, token in added.items() if token.get("special")}
-    named: dict[str, int] = {text: token["id"] for text, token in added.items()}
+    try:
+        added = {token["content"]: token for token in document.get("added_tokens") or []}
+        named: dict[str, int] = {text: token["id"] for text, token in added.items()}
+    except (KeyError, TypeError):
+        raise ValueError(f'{name}: expected an "id" and a "content" per added token') from None
+    specials = {text: id for text, id in named.items() if added[text].get("special")}
     if isinstance(model["vocab"], dict):
         named = model["vocab"] | named
     roles = find_roles(folder, named)
@@ -112,8 +116,10 @@ def _ranks(model: dict[str, Any], specials: dict[str, int]) -> dict[bytes, int] 
     merges: list[tuple[str, str]] = []
     for merge in model.get("merges") or []:
         # Written as "a b" or, since 2024, as ["a", "b"].
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        merges.append((left, right))
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            return None
+        merges.append((pair[0], pair[1]))
     return ranks_from_merges(vocab, merges)
 
 
@@ -187,7 +193,7 @@ class LibraryTokenizer(Tokenizer):
     def decode_bytes(self, ids: Iterable[int], skip_specials: bool = False) -> bytes:
         if self._style != "library":
             return super().decode_bytes(ids, skip_specials)
-        checked = list(ids)
+        checked = [operator.index(id) for id in ids]
         for id in checked:
             self._bytes_of(id, skip_specials)
         return self._engine.decode(checked, skip_special_tokens=skip_specials).encode()
@@ -211,7 +217,7 @@ class LibraryStream(StreamDecoder):
         super().__init__(tokenizer, skip_specials, after)
 
     def push(self, id: int) -> str:
-        self._ids.append(id)
+        self._ids.append(operator.index(id))
         return self._new(final=False)
 
     def flush(self) -> str:

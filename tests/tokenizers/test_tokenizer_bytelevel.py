@@ -1,0 +1,163 @@
+"""Byte-level BPE: against the textbook, and on input that breaks engines."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import textbook_bpe
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pellucid import tokenizers
+from pellucid.tokenizers import bytelevel
+from pellucid.tokenizers.bytelevel import (
+    GPT2_SPLIT,
+    KNOWN_SPLITS,
+    LLAMA3_SPLIT,
+    ByteLevelTokenizer,
+    Split,
+    ranks_from_merges,
+    token_bytes,
+)
+
+# Characters of every class the patterns tell apart. Python's `regex` has a few more white-space
+# characters (U+001C … U+001F) and newer letters than tiktoken; both are left out.
+CHARACTERS = "aabceé日жſ'sStTdmrlvLL  \t\n\n\r\v\x85\u00a0\u2028\u300012345٣!?.,-()#🦙\u0301"
+texts = st.text(st.sampled_from(CHARACTERS), max_size=80)
+
+
+@pytest.mark.parametrize("split", KNOWN_SPLITS, ids=["gpt2", "llama3", "single-digit"])
+def test_encodes_as_the_textbook_does(small_ranks: dict[bytes, int], split: Split) -> None:
+    tokenizer = _tokenizer(small_ranks, split)
+
+    @settings(max_examples=250, deadline=None)
+    @given(texts)
+    @example("it's They'RE don'T 'S  x\n\n  y\r\n\r\n z   ")
+    def check(text: str) -> None:
+        assert tokenizer.encode(text) == textbook_bpe.encode(text, split.pattern, small_ranks)
+
+    check()
+
+
+@pytest.mark.parametrize("split", KNOWN_SPLITS, ids=["gpt2", "llama3", "single-digit"])
+def test_long_white_space_is_cut_where_the_pattern_cuts_it(
+    small_ranks: dict[bytes, int], split: Split
+) -> None:
+    """With the limit at 3 characters, against the engine on the uncut text."""
+    tokenizer = _tokenizer(small_ranks, split)
+    short = re.compile(f"(?<![{bytelevel._SPACE}])[{bytelevel._SPACE}]{{3,}}")
+
+    @settings(max_examples=400, deadline=None)
+    @given(st.text(st.sampled_from("a1!é🦙'  \t\n\r\u2028\x85"), max_size=40))
+    @example("!\n\n\n x")
+    @example("   ")
+    @example("a\n\n\n\n")
+    @example("\n\n\n  b")
+    def check(text: str) -> None:
+        with mock.patch.multiple(bytelevel, LONGEST_SPACE=3, _LONG_SPACE=short):
+            cut = tokenizer.encode(text)
+        assert cut == tokenizer._engine.encode_ordinary(text)
+
+    check()
+
+
+def test_white_space_means_what_the_engine_means(small_ranks: dict[bytes, int]) -> None:
+    import tiktoken
+
+    engine = tiktoken.Encoding("s", pat_str=r"\s", mergeable_ranks=small_ranks, special_tokens={})
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x11000)]))
+    ours = "".join(re.findall(f"[{bytelevel._SPACE}]", everything))
+    assert engine.decode(engine.encode_ordinary(everything)) == ours
+
+
+@pytest.mark.parametrize("split", [GPT2_SPLIT, LLAMA3_SPLIT], ids=["gpt2", "llama3"])
+def test_a_million_characters(small_ranks: dict[bytes, int], split: Split) -> None:
+    tokenizer = _tokenizer(small_ranks, split)
+    for name, text in long_texts(1_000_000).items():
+        started = time.perf_counter()
+        ids = tokenizer.encode(text)
+        # Linear is under a second each; quadratic would be minutes.
+        assert time.perf_counter() - started < 10, name
+        assert tokenizer.decode(ids) == text, name
+
+
+def long_texts(size: int) -> dict[str, str]:
+    draw = random.Random(0)
+    letters = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=size))
+    return {
+        "one letter": "a" * size,
+        "spaces": " " * size,
+        "spaces, then a word": " " * size + "x",
+        "line breaks": "\n" * size,
+        "punctuation, then line breaks": "!" + "\r\n" * (size // 2) + " x",
+        "white space": " \t" * (size // 2) + "\n  y",
+        "letters": letters,
+        "punctuation": "!" * size,
+        "CJK": "".join(chr(draw.randint(0x4E00, 0x9FFF)) for _ in range(size // 4)),
+        "just below the limit": (" " * 24_999 + "x") * (size // 25_000),
+        "words": "the quick brown fox " * (size // 20),
+    }
+
+
+@pytest.mark.assets
+def test_a_million_characters_in_llama3(assets: Path) -> None:
+    tokenizer = tokenizers.load(assets / "llama3")
+    for name, text in long_texts(400_000).items():
+        started = time.perf_counter()
+        ids = tokenizer.encode(text)
+        assert time.perf_counter() - started < 10, name
+        assert tokenizer.decode(ids) == text, name
+    # The white space that tiktoken alone panics at.
+    assert len(tokenizer.encode(" " * 1_000_000)) == 7813
+
+
+def test_merges_become_ranks_only_where_that_is_the_same() -> None:
+    vocab = {character: id for id, character in enumerate(bytelevel.byte_characters())}
+    vocab |= {"th": 256, "the": 257, "Ġthe": 258}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+    ranks = ranks_from_merges(vocab, merges)
+    assert ranks is not None
+    assert ranks[b" the"] == 258
+    assert len(ranks) == 259
+    assert ranks_from_merges(vocab, merges[::-1]) is None, "made out of order"
+    assert ranks_from_merges(vocab | {"he": 259}, merges) is None, "a token that no merge makes"
+    assert ranks_from_merges(vocab, [*merges, ("x", "y")]) is None, "a merge without a token"
+    lacking = {token: id for token, id in vocab.items() if token != "a"}
+    assert ranks_from_merges(lacking, merges) is None, "a byte is missing"
+
+
+def test_tokens_as_written_in_files() -> None:
+    assert token_bytes("Ġthe") == b" the"
+    assert token_bytes("Ċ") == b"\n"
+    assert sorted(bytelevel.byte_characters().values()) == list(range(256))
+    assert all(character.isprintable() for character in bytelevel.byte_characters())
+    with pytest.raises(KeyError):
+        token_bytes("日")
+
+
+def test_incomplete_ranks_are_refused(small_ranks: dict[bytes, int]) -> None:
+    lacking = {token: id for token, id in small_ranks.items() if token != b"a"}
+    with pytest.raises(ValueError, match=r"1 of the 256 single bytes .* 0x61"):
+        _tokenizer(lacking, GPT2_SPLIT)
+    with pytest.raises(ValueError, match="share"):
+        ByteLevelTokenizer(
+            small_ranks, GPT2_SPLIT, {"<x>": 5}, kind="clash", bos_id=None, eos_id=None
+        )
+
+
+def test_ids_without_a_token_are_refused(small_ranks: dict[bytes, int]) -> None:
+    gapped = ByteLevelTokenizer(
+        small_ranks, GPT2_SPLIT, {"<x>": 1000}, kind="gapped", bos_id=None, eos_id=None
+    )
+    assert gapped.vocab_size == 1001
+    with pytest.raises(ValueError, match="no token has the id 999"):
+        gapped.decode([999])
+
+
+def _tokenizer(ranks: dict[bytes, int], split: Split) -> ByteLevelTokenizer:
+    return ByteLevelTokenizer(ranks, split, {}, kind="test", bos_id=None, eos_id=None)
