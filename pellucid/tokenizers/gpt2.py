@@ -15,6 +15,8 @@ from pellucid.tokenizers.neighbours import read_json
 
 # vocabulary -> merges
 PAIRS = {"encoder.json": "vocab.bpe", "vocab.json": "merges.txt"}
+# The library insists on every field.
+_BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 _PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -42,8 +44,8 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
             for token, id in vocab.items()
             if token not in made
         ],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-        "decoder": {"type": "ByteLevel"},
+        "pre_tokenizer": {**_BYTE_LEVEL, "add_prefix_space": False},
+        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": [list(pair) for pair in merges]},
     }
     return hf.from_document(document, vocab_file.parent, kind="gpt2", name=str(vocab_file))

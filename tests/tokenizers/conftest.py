@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 import textbook_bpe
+from tokenizer_samples import CORPUS
 
 from pellucid import tokenizers
 from pellucid.tokenizers import bytelevel, llama3, sentence_piece
-
-CORPUS = (
-    "The quick brown fox jumps over the lazy dog. It's 12345 o'clock, they're late!\n\n"
-    "def f(x):\n    return x  # naïve façade\n\n\t日本語のテキスト, русский текст, 🦙🦙 emoji.\n"
-    "aaaa bbbb aaaa the the then there other mother; and everything is    spaced   out.\r\n"
-)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import textbook_bpe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizer_samples import long_texts
 
 from pellucid import tokenizers
 from pellucid.tokenizers import bytelevel
@@ -84,24 +84,6 @@ def test_a_million_characters(small_ranks: dict[bytes, int], split: Split) -> No
         # Linear is under a second each; quadratic would be minutes.
         assert time.perf_counter() - started < 10, name
         assert tokenizer.decode(ids) == text, name
-
-
-def long_texts(size: int) -> dict[str, str]:
-    draw = random.Random(0)
-    letters = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=size))
-    return {
-        "one letter": "a" * size,
-        "spaces": " " * size,
-        "spaces, then a word": " " * size + "x",
-        "line breaks": "\n" * size,
-        "punctuation, then line breaks": "!" + "\r\n" * (size // 2) + " x",
-        "white space": " \t" * (size // 2) + "\n  y",
-        "letters": letters,
-        "punctuation": "!" * size,
-        "CJK": "".join(chr(draw.randint(0x4E00, 0x9FFF)) for _ in range(size // 4)),
-        "just below the limit": (" " * 24_999 + "x") * (size // 25_000),
-        "words": "the quick brown fox " * (size // 20),
-    }
 
 
 @pytest.mark.assets
