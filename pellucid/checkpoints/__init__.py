@@ -1,0 +1,20 @@
+"""Real checkpoints in both layouts: open, account for everything, load, save.
+
+A floor-3 package: it knows the models, and nothing above it.
+"""
+
+from pellucid.checkpoints.hub import fetch, resolve
+from pellucid.checkpoints.load import Checkpoint, load_model, open_checkpoint
+from pellucid.checkpoints.save import save
+from pellucid.checkpoints.weights import Weights, parameter_shapes
+
+__all__ = [
+    "Checkpoint",
+    "Weights",
+    "fetch",
+    "load_model",
+    "open_checkpoint",
+    "parameter_shapes",
+    "resolve",
+    "save",
+]

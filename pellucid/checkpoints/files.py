@@ -1,0 +1,215 @@
+"""Tensor files: shapes and dtypes known at once, each tensor memory-mapped when it is read.
+
+Both formats are mapped privately (copy on write): writing into a tensor that was read, as training
+does, changes memory and never the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import pickle
+import sys
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+# safetensors' names of dtypes; the ones a Llama or GPT-2 is stored in
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_LONGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file says about one of its tensors."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+
+class TensorFile(Protocol):
+    """One file, or one folder of files that together hold each tensor once."""
+
+    entries: dict[str, Stored]
+    paths: tuple[Path, ...]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped; nothing else is read."""
+        ...
+
+    def reopened(self) -> TensorFile:
+        """The same file through a mapping of its own, which no other reader can write into."""
+        ...
+
+
+class SafetensorsFile:
+    """One ``.safetensors`` file. ValueError where its header does not fit its bytes."""
+
+    def __init__(self, path: Path, entries: dict[str, Stored] | None = None) -> None:
+        self.path, self.paths = path, (path,)
+        self.entries = _header(path) if entries is None else entries
+        self._handle: Any = None
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped; nothing else is read."""
+        if self._handle is None:
+            from safetensors import SafetensorError, safe_open
+
+            try:
+                self._handle = safe_open(self.path, framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"{self.path}: not a whole safetensors file ({error})") from None
+        return self._handle.get_tensor(name)
+
+    def reopened(self) -> SafetensorsFile:
+        """The same file through a mapping of its own."""
+        return SafetensorsFile(self.path, self.entries)
+
+
+class SafetensorsFolder:
+    """Several safetensors files that share out the tensors of one model between them."""
+
+    def __init__(self, files: dict[str, SafetensorsFile]) -> None:
+        self.files = files  # tensor name -> the file that holds it
+        self.entries = {name: file.entries[name] for name, file in files.items()}
+        self.paths = tuple(dict.fromkeys(file.path for file in files.values()))
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped; nothing else is read."""
+        return self.files[name].read(name)
+
+    def reopened(self) -> SafetensorsFolder:
+        """The same files through mappings of their own."""
+        fresh = {id(file): file.reopened() for file in self.files.values()}
+        return SafetensorsFolder({name: fresh[id(file)] for name, file in self.files.items()})
+
+
+class PthFile:
+    """One ``.pth`` file of ``torch.save``: a zip archive with a pickle, so untrusted input.
+
+    It is read by torch's restricted unpickler, which knows tensors and plain containers and
+    refuses every other object before anything of it runs. ValueError where it refuses, where the
+    archive is not whole, and where it is no flat dict of tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.paths = path, (path,)
+        self._tensors = self._loaded()
+        self.entries = {
+            name: Stored(tuple(tensor.shape), tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, mapped; nothing else is read."""
+        return self._tensors[name]
+
+    def reopened(self) -> PthFile:
+        """The same file through a mapping of its own."""
+        return PthFile(self.path)
+
+    def _loaded(self) -> dict[str, Tensor]:
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            raise ValueError(
+                f"{self.path}: refused, nothing of it was run: its pickle asks for more than "
+                "tensors; get the file from a source you trust, or as safetensors"
+            ) from None
+        except OSError:
+            raise
+        except Exception as error:  # torch names no class of its own for a broken archive
+            size = self.path.stat().st_size
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{self.path}: not a whole .pth archive ({size:,} bytes; {why[:160]}); "
+                "download or save it again"
+            ) from None
+        if not isinstance(found, dict) or not all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+        ):
+            raise ValueError(
+                f"{self.path}: expected a dict of tensors by name, as in Meta's releases, "
+                f"found a {type(found).__name__} of something else"
+            )
+        return found
+
+
+def _header(path: Path) -> dict[str, Stored]:
+    """Shapes and dtypes from a safetensors header, held against the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise ValueError(
+                f"{path}: not a whole safetensors file: it has {size:,} bytes and says its header "
+                f"alone takes {length:,}"
+            )
+        try:
+            stated = json.loads(file.read(length))
+            stated.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in stated.values()]
+            entries = {name: _stored(path, name, entry) for name, entry in stated.items()}
+            expected = 8 + length + max(ends, default=0)
+        except (KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            raise ValueError(f"{path}: its header is not a safetensors header") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: its header is not readable ({error})") from None
+    if size != expected:
+        raise ValueError(
+            f"{path}: {size:,} bytes, but its header describes {expected:,}; "
+            f"{'the download was cut short' if size < expected else 'something was appended'}"
+        )
+    return entries
+
+
+def _stored(path: Path, name: str, entry: dict[str, Any]) -> Stored:
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(
+            f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
+        )
+    dtype = _DTYPES[entry["dtype"]]
+    if prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(
+            f"{path}: {name} of shape {shape} and dtype {entry['dtype']} takes "
+            f"{prod(shape) * dtype.itemsize:,} bytes, but its place in the file has {end - begin:,}"
+        )
+    return Stored(shape, dtype)
+
+
+def forget_pages(tensor: Tensor) -> None:
+    """Hand a mapped tensor's memory back to the system, once a copy of its values has been made.
+
+    The pages were read from a file and come back from there if anyone looks again, so only
+    tensors that nobody has written into may be forgotten. Does nothing where the system is not
+    Linux. Without it a checkpoint that needs re-arranging would occupy memory twice.
+    """
+    if not sys.platform.startswith("linux") or not tensor.nbytes or not tensor.is_contiguous():
+        return
+    page = mmap.PAGESIZE
+    begin = -(-tensor.data_ptr() // page) * page  # whole pages inside the tensor only
+    end = (tensor.data_ptr() + tensor.nbytes) // page * page
+    if end > begin:
+        madvise = ctypes.CDLL(None, use_errno=True).madvise
+        madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)

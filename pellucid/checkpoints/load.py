@@ -1,0 +1,126 @@
+"""From a folder to a running model: detect the layout, build on the meta device, assign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pellucid.checkpoints import hf, meta
+from pellucid.checkpoints.files import forget_pages
+from pellucid.checkpoints.hub import resolve
+from pellucid.checkpoints.weights import Weights
+from pellucid.models import Config, Model, build
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Checkpoint:
+    """A checkpoint on disk, its config read and its tensors accounted for, none of them read yet.
+
+    source      as it was given
+    folder      where it lies
+    layout      whose files: "meta" (params.json, consolidated.*.pth) or "hf" (config.json,
+                safetensors); the dialect that reproduces the layout's reference has the same name
+    config      shape of the model
+    weights     parameter name -> tensor, read at the moment of access
+    file_bytes  size of the weight files
+    """
+
+    source: str
+    folder: Path
+    layout: str
+    config: Config
+    weights: Weights
+    file_bytes: int
+
+    @property
+    def dialect(self) -> str:
+        """Whose rounding to reproduce unless the caller says otherwise."""
+        return self.layout
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most parameters are stored in."""
+        return self.weights.dominant_dtype()
+
+    def __repr__(self) -> str:
+        size = f"{self.file_bytes / 1e6:,.1f} MB"
+        return f"Checkpoint({self.source!r}, {self.config.family}, {self.layout} layout, {size})"
+
+
+def open_checkpoint(source: str | Path = "demo") -> Checkpoint:
+    """Open a model without reading its weights: config, tensor names, shapes and dtypes.
+
+    source: a folder in Meta's or Hugging Face's layout, ``owner/name`` on the Hub, ``demo`` or
+    ``demo-gpt2``. A folder that has both layouts is read as Hugging Face's.
+
+    Raises ValueError or OSError, in one line with the numbers, for a config key that is unknown
+    or does not fit, and for a tensor or file that is missing, superfluous, cut short or of
+    another shape than the config asks for.
+    """
+    folder = resolve(source)
+    layout = _layout(folder)
+    config, weights = (hf if layout == "hf" else meta).open_folder(folder)
+    return Checkpoint(
+        source=str(source),
+        folder=folder,
+        layout=layout,
+        config=config,
+        weights=weights,
+        file_bytes=sum(path.stat().st_size for path in weights.paths),
+    )
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    dialect: str | None = None,
+) -> Model:
+    """The model of a checkpoint, in eval mode, its parameters trainable.
+
+    dtype    None: the dtype most of the checkpoint is stored in
+    dialect  whose rounding to reproduce; None: that of the checkpoint's layout
+
+    The model is built without memory, then each parameter is the mapped tensor itself where dtype
+    and device are as stored, and is converted on its own otherwise, so nothing is held twice.
+    Training in place changes the memory of this model only: not the file, not the checkpoint's
+    weights, not another model loaded from it.
+    """
+    dtype, device = dtype or checkpoint.dtype, torch.device(device)
+    with torch.device("meta"):
+        model = build(checkpoint.config, dialect or checkpoint.dialect)
+    weights = checkpoint.weights.reopened()
+    weights.check_redundant()
+    tensors = {name: _placed(weights[name], dtype, device) for name in weights}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.eval()
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    placed = tensor.to(device=device, dtype=dtype)
+    if placed is not tensor:
+        forget_pages(tensor)
+    return placed
+
+
+def _layout(folder: Path) -> str:
+    """ "hf" or "meta" by the files that are there; ValueError where neither layout is."""
+    names = {path.name for path in folder.iterdir()}
+    safetensors = any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    shards = any(meta.SHARD.fullmatch(name) for name in names)
+    if "config.json" in names and (safetensors or "params.json" not in names):
+        return "hf"
+    if "params.json" in names:
+        return "meta"
+    missing = (
+        "the weights are there, params.json is missing"
+        if shards
+        else "the weights are there, config.json is missing"
+        if safetensors
+        else "expected params.json with consolidated.*.pth (Meta's layout), or config.json with "
+        "*.safetensors (Hugging Face's)"
+    )
+    raise FileNotFoundError(f"{folder}: not a model: {missing}")
