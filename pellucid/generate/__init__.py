@@ -1,0 +1,34 @@
+"""Text from a model: sampling, decoding with a KV cache, streaming, conversations."""
+
+from __future__ import annotations
+
+from pellucid.generate.chat import Conversation
+from pellucid.generate.engine import (
+    Generation,
+    KeptCache,
+    context_limit,
+    generate_plain,
+    generate_tokens,
+)
+from pellucid.generate.sample import Sampling, row_seed
+from pellucid.generate.text import (
+    Completion,
+    TextStream,
+    encode_prompt,
+    stream_text,
+)
+
+__all__ = [
+    "Completion",
+    "Conversation",
+    "Generation",
+    "KeptCache",
+    "Sampling",
+    "TextStream",
+    "context_limit",
+    "encode_prompt",
+    "generate_plain",
+    "generate_tokens",
+    "row_seed",
+    "stream_text",
+]

@@ -1,0 +1,85 @@
+"""A conversation with a model: its messages, and a KV cache that lives as long as they do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from pellucid.generate.engine import KeptCache
+from pellucid.generate.sample import Sampling, row_seed
+from pellucid.generate.text import stream_text
+from pellucid.models import Model
+from pellucid.tokenizers import Tokenizer
+
+
+class Conversation:
+    """Questions and answers in the format of the model's tokenizer.
+
+    Every turn writes the whole conversation as tokens again. Only those that the cache does not
+    hold yet are run, so that a turn costs what is new in it; the answers stay the same.
+    """
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, system: str | None = None, *, reuse: bool = True
+    ) -> None:
+        """`system`: how the model should behave, a message before all others. `reuse`: the cache.
+
+        Raises ValueError for a tokenizer that knows no chat format.
+        """
+        if tokenizer.chat is None:
+            raise ValueError(
+                "this model's tokenizer has no chat format (it was not trained on conversations): "
+                "use `pellucid generate` to let it continue a text"
+            )
+        self._model, self._tokenizer, self._format = model, tokenizer, tokenizer.chat
+        self._kept = KeptCache() if reuse else None
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as the chat format takes it, the system message first."""
+        if self.system is None:
+            return list(self.turns)
+        return [{"role": "system", "content": self.system}, *self.turns]
+
+    def reset(self) -> None:
+        """Forget all questions and answers; the system message stays."""
+        self.turns.clear()
+
+    def answer(
+        self,
+        question: str,
+        *,
+        sampling: Sampling,
+        max_new_tokens: int | None = None,
+        stop: Collection[str] = (),
+        seed: int | None = None,
+        slide: bool = False,
+    ) -> Iterator[str]:
+        """Ask, and yield the answer in pieces; both are then part of the conversation.
+
+        So is an answer that is broken off, by closing the iterator or by Ctrl-C, as far as it
+        came. A question that cannot be asked raises ValueError and is not kept. Each turn mixes
+        its number into `seed`.
+        """
+        self.turns.append({"role": "user", "content": question})
+        try:
+            stream = stream_text(
+                self._model,
+                self._tokenizer,
+                [self._format.encode(self.messages)],
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                seed=None if seed is None else row_seed(seed, len(self.turns) // 2),
+                slide=slide,
+                kept=self._kept,
+            )
+        except BaseException:
+            self.turns.pop()
+            raise
+        try:
+            for (piece,) in stream:
+                yield piece
+        finally:
+            self.turns.append({"role": "assistant", "content": stream.completions[0].text})

@@ -1,0 +1,166 @@
+"""From logits (B, V) to the next token of each row: pure functions in one fixed order.
+
+    logits ── repetition penalty ── ÷ temperature ── top-k ── top-p ── min-p ── softmax ── draw
+                                └─ temperature 0: argmax
+
+The order is that of transformers' ``generate``, and so is each step, ties included: the same
+settings mean the same distribution there and here. A token that a step rules out gets −inf.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The defaults draw from the model's own distribution.
+
+    temperature         divides the logits: below 1 sharper, above 1 flatter; 0 takes the likeliest
+    top_k               keep the k likeliest tokens; 0 keeps all
+    top_p               keep the likeliest tokens that together have at least this probability
+                        (nucleus sampling, Holtzman et al. 2020); 1 keeps all
+    min_p               keep tokens at least this fraction as likely as the likeliest
+                        (Nguyen et al. 2024); 0 keeps all
+    repetition_penalty  divides positive and multiplies negative logits of tokens already in the
+                        prompt or the text (CTRL, Keskar et al. 2019); 1 changes nothing
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature is {self.temperature}: expected 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}: expected 1 or more, or 0 for all tokens")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}: expected above 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}: expected between 0 and 1")
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}: expected above 0 (1 is none)"
+            )
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """logits (B, V), seen (B, V) bool: what a row has already -> its logits made less likely."""
+    lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, lowered, logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """logits (B, V) -> those below the k-th largest at −inf; its equals stay."""
+    smallest_kept = torch.topk(logits, min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < smallest_kept, -math.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """logits (B, V) -> all but the smallest set of likeliest tokens with mass >= p at −inf.
+
+    Counted from the least likely end, as in transformers: a token goes while everything up to and
+    including it has at most 1 − p. Which of equally likely tokens go is left to ``torch.sort``.
+    """
+    ascending, order = torch.sort(logits)
+    goes = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    goes[:, -1] = False  # the likeliest stays, whatever the rounding
+    return logits.masked_fill(goes.scatter(1, order, goes), -math.inf)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """logits (B, V) -> those less than p times as likely as the likeliest at −inf."""
+    probabilities = logits.softmax(-1)
+    likeliest = probabilities.amax(-1, keepdim=True)
+    return logits.masked_fill(probabilities < p * likeliest, -math.inf)
+
+
+def warp(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """All steps before the draw, on logits (B, V); a temperature of 0 ends after the penalty.
+
+    seen (B, V) bool: tokens of each row's prompt and text; needed with a repetition penalty.
+    """
+    if sampling.repetition_penalty != 1:
+        assert seen is not None, "a repetition penalty needs the tokens seen so far"
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits
+    logits = logits / sampling.temperature
+    if sampling.top_k:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p:
+        logits = keep_min_p(logits, sampling.min_p)
+    return logits
+
+
+def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """One token per row of logits (B, V), each with its row's generator -> (B).
+
+    Inverse transform: a row spends one uniform number per token, drawn on the CPU, so that a seed
+    means the same on every device.
+
+        0 ├── token 0 ──┼ 1 ┼──── token 2 ────┤ 1     the token on whose stretch the number falls
+    """
+    probabilities = logits.softmax(-1).to("cpu", torch.float64)
+    cumulative = probabilities.cumsum(-1)  # (B, V)
+    total = cumulative[:, -1:]  # (B, 1), about 1
+    uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
+    # Below 1, but the product may round up to the total, which is on no token's stretch.
+    falls = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, falls, right=True)[:, 0]
+
+
+def next_tokens(
+    logits: Tensor,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    seen: Tensor | None = None,
+) -> list[int]:
+    """The next token of each row of logits (B, V); the generators are left alone at temperature 0.
+
+    Raises ValueError for logits that are not numbers: no token would be right.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.isnan().any():
+        raise ValueError(
+            "the logits are not numbers (NaN): the weights are damaged, or the dtype is too narrow "
+            "for this model; try another dtype"
+        )
+    logits = warp(logits, sampling, seen)
+    chosen = logits.argmax(-1) if sampling.temperature == 0 else draw(logits, generators)
+    return chosen.tolist()
+
+
+def row_seed(seed: int, row: int) -> int:
+    """The seed of one row of a batch: row 0 has `seed` itself, the others one mixed from both."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}: expected 0 or more and below 2^63")
+    if row == 0:
+        return seed
+    mixed = hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest()
+    return int.from_bytes(mixed, "big") >> 1
+
+
+def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator]:
+    """A random generator for each row: from one seed for all, one each, or chance (None)."""
+    if seed is None:
+        seed = secrets.randbits(63)
+    if isinstance(seed, int):
+        seeds = [row_seed(seed, row) for row in range(rows)]
+    else:
+        seeds = [row_seed(one, 0) for one in seed]
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} prompts: expected one for all or one each")
+    return [torch.Generator().manual_seed(one) for one in seeds]

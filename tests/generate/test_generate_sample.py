@@ -1,0 +1,169 @@
+"""Sampling: each step against transformers, the draw against its distribution."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.generate import sample
+from pellucid.generate.sample import Sampling, draw, next_tokens, row_generators, row_seed, warp
+
+
+def random_logits(seed: int, *, ties: bool, rows: int = 3, vocabulary: int = 50) -> torch.Tensor:
+    logits = 4 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+    return logits.round() if ties else logits
+
+
+def generators(rows: int) -> list[torch.Generator]:
+    return row_generators(0, rows)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"temperature": 0.7}, ("TemperatureLogitsWarper", 0.7)),
+        ({"top_k": 1}, ("TopKLogitsWarper", 1)),
+        ({"top_k": 7}, ("TopKLogitsWarper", 7)),
+        ({"top_k": 500}, ("TopKLogitsWarper", 500)),
+        ({"top_p": 1e-6}, ("TopPLogitsWarper", 1e-6)),
+        ({"top_p": 0.5}, ("TopPLogitsWarper", 0.5)),
+        ({"top_p": 0.95}, ("TopPLogitsWarper", 0.95)),
+        ({"min_p": 0.05}, ("MinPLogitsWarper", 0.05)),
+        ({"min_p": 1.0}, ("MinPLogitsWarper", 1.0)),
+    ],
+)
+def test_each_step_equals_transformers(ours: dict, theirs: tuple, ties: bool) -> None:
+    process = pytest.importorskip("transformers.generation.logits_process")
+    name, value = theirs
+    for seed in range(20):
+        logits = random_logits(seed, ties=ties)
+        expected = getattr(process, name)(value)(None, logits.clone())
+        assert torch.equal(warp(logits, Sampling(**ours)), expected)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("ties", [False, True])
+def test_all_steps_in_order_equal_transformers(ties: bool) -> None:
+    process = pytest.importorskip("transformers.generation.logits_process")
+    chain = process.LogitsProcessorList(
+        [
+            process.RepetitionPenaltyLogitsProcessor(1.3),
+            process.TemperatureLogitsWarper(0.6),
+            process.TopKLogitsWarper(20),
+            process.TopPLogitsWarper(0.9),
+            process.MinPLogitsWarper(0.02),
+        ]
+    )
+    sampling = Sampling(temperature=0.6, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.3)
+    for seed in range(20):
+        logits = random_logits(seed, ties=ties)
+        tokens = torch.randint(50, (3, 9), generator=torch.Generator().manual_seed(seed))
+        seen = torch.zeros(3, 50, dtype=torch.bool).scatter(1, tokens, True)
+        assert torch.equal(warp(logits, sampling, seen), chain(tokens, logits.clone()))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), p=st.floats(0.01, 0.99))
+def test_top_p_keeps_the_smallest_sufficient_set(seed: int, p: float) -> None:
+    logits = random_logits(seed, ties=False, rows=1).double()
+    kept = sample.keep_top_p(logits, p)[0] > -math.inf
+    probabilities = logits.softmax(-1)[0]
+    mass = float(probabilities[kept].sum())
+    assert mass >= p - 1e-12
+    assert mass - float(probabilities[kept].min()) < p + 1e-12, "one token fewer was enough"
+    assert not kept.all() or p > 0.9
+    assert probabilities[kept].min() > probabilities[~kept].max()
+
+
+def test_repetition_penalty_by_hand() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    seen = torch.tensor([[True, True, False]])
+    assert sample.penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0]]
+
+
+def test_greedy_takes_the_likeliest_and_no_random_number() -> None:
+    sampling, rows = Sampling(temperature=0.0, top_k=1), generators(2)
+    before = [g.get_state() for g in rows]
+    assert next_tokens(torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]]), sampling, rows) == [1, 0]
+    assert all(torch.equal(g.get_state(), b) for g, b in zip(rows, before, strict=True))
+
+
+def test_draw_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    count = 20_000
+    drawn = draw(probabilities.log().expand(count, -1), [generators(1)[0]] * count)
+    share = torch.bincount(drawn, minlength=5) / count
+    # Four standard deviations of a binomial share.
+    assert ((share - probabilities).abs() <= 4 * (probabilities / count).sqrt()).all()
+    assert share[1] == 0
+
+
+def test_draw_survives_the_ends_of_the_unit_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]])
+    for number, token in ((0.0, 1), (1 - 2**-53, 2)):
+        monkeypatch.setattr(
+            torch, "rand", lambda *_, number=number, **__: torch.tensor([number]).double()
+        )
+        assert draw(logits, generators(1)).tolist() == [token]
+
+
+def test_narrow_logits_are_sampled_in_float32() -> None:
+    logits = torch.zeros(1, 70_000, dtype=torch.bfloat16)  # in bfloat16 a sum stops growing at 256
+    drawn = {next_tokens(logits, Sampling(), [g])[0] for g in row_generators(0, 1) * 20}
+    assert max(drawn) > 35_000
+
+
+def test_logits_that_are_not_numbers_are_refused() -> None:
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="NaN"):
+            next_tokens(
+                torch.tensor([[1.0, math.nan]]), Sampling(temperature=temperature), generators(1)
+            )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.nan},
+    ],
+)
+def test_settings_are_checked_where_they_are_made(wrong: dict) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}: expected"):
+        Sampling(**wrong)
+
+
+def test_seeds() -> None:
+    assert row_seed(7, 0) == 7
+    seeds = {row_seed(seed, row) for seed in range(20) for row in range(1, 20)}
+    assert len(seeds) == 20 * 19 and all(0 <= seed < 2**63 for seed in seeds)
+    assert [g.initial_seed() for g in row_generators([3, 4], 2)] == [3, 4]
+    chance = {g.initial_seed() for _ in range(3) for g in row_generators(None, 2)}
+    assert len(chance) == 6
+    with pytest.raises(ValueError, match="seed is -1"):
+        row_generators(-1, 1)
+    with pytest.raises(ValueError, match="2 seeds for 3 prompts"):
+        row_generators([1, 2], 3)
+
+
+def test_chance_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    row_generators(None, 2)
+    assert torch.equal(torch.rand(1), expected)
