@@ -24,7 +24,8 @@ class Dialect:
     norm      "float32": normalise in float32, cast to x, then times weight; "x": all in x
     rope      "float32": cos, sin and product in float32, cast to x; "x": cos and sin cast to x,
               product in x; "keep": as float32, and q, k stay float32 (so scores are float32)
-    polar     cos and sin come from ``torch.polar`` (Meta's kernel), not from ``cos``/``sin``
+    polar     RoPE in complex numbers, as Meta: cos and sin from ``torch.polar``, a complex product,
+              and q · k summed over the interleaved order of its pairs
     scale     "divide": scores / sqrt(D); "multiply": scores * D**-0.5 (they round differently)
     mask      value added where a token may not look: "-inf", or "min", the dtype's lowest finite
     softmax   "float32": softmax in float32, cast to x; "x": softmax of x

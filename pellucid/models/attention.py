@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid import trace
+from pellucid.models.rope import interleaved
 from pellucid.numerics import Dialect
 from pellucid.trace import tap
 
@@ -86,6 +87,8 @@ def _named_steps(
     dropout: float,
 ) -> Tensor:
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    if dialect.polar:
+        q, k = interleaved(q), interleaved(k)  # so that q · k adds up in the reference's order
     scores = q @ k.transpose(-1, -2)  # (B, H, T, S)
     width = q.shape[-1]
     scores = scores / width**0.5 if dialect.scale == "divide" else scores * width**-0.5

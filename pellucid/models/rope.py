@@ -190,3 +190,13 @@ def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:
     pairs = torch.complex(first.contiguous(), second.contiguous())
     turned = pairs * cis[..., :, None, :]  # the same for every head
     return torch.cat((turned.real, turned.imag), dim=-1).transpose(1, 2)
+
+
+def interleaved(x: Tensor) -> Tensor:
+    """x (B, H, T, D) with pair i at components i and i + D/2 -> with pair i at 2i and 2i + 1.
+
+    half-split    a0 a1 a2 b0 b1 b2
+    interleaved   a0 b0 a1 b1 a2 b2
+    """
+    pairs = x.transpose(1, 2).unflatten(-1, (2, -1))  # (B, T, H, 2, D/2)
+    return pairs.transpose(-1, -2).flatten(-2).transpose(1, 2)
