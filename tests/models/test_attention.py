@@ -1,0 +1,180 @@
+"""Attention: the named steps against the fused kernel, the mask, grouped heads, padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
+
+from pellucid.models import Cache, RopeConfig
+from pellucid.models.attention import positions_and_mask, repeat_heads
+from pellucid.trace import trace
+
+# Fused attention sums in another order; float32 keeps 24 bits of numbers up to about 10 here.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def close(a, b, dtype):
+    torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["hf", "meta"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_named_steps_equal_fused_attention(kind, name, dtype):
+    config = CONFIGS[kind]
+    model = random_model(config, dtype, name)
+    tokens = random_tokens(config, 2, 11)
+    with torch.no_grad():
+        fused = model(tokens)
+    with trace(model, only="logits"):
+        named = model(tokens)
+    close(fused, named, dtype)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("parts", [[5, 6], [1] * 11, [10, 1], [1, 10]])
+def test_named_steps_equal_fused_attention_with_a_cache(kind, parts):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    tokens = random_tokens(config, 2, 11)
+    runs = []
+    for traced in (False, True):
+        cache, pieces = Cache(config.n_layers), []
+        for part in tokens.split(parts, dim=1):
+            if traced:
+                with trace(model, only="logits"):
+                    pieces.append(model(part, cache=cache))
+            else:
+                with torch.no_grad():
+                    pieces.append(model(part, cache=cache))
+        runs.append(torch.cat(pieces, dim=1))
+    close(*runs, torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_named_steps_equal_fused_attention_on_padded_rows(kind):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    tokens = random_tokens(config, 3, 9)
+    padding = torch.tensor([0, 2, 8])
+    with torch.no_grad():
+        fused = model(tokens, left_padding=padding)
+    with trace(model, only="logits"):
+        named = model(tokens, left_padding=padding)
+    close(fused, named, torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2-book", "llama-gqa", "llama-mqa", "dynamic"])
+def test_left_padded_rows_equal_the_rows_alone(kind):
+    dynamic = RopeConfig(type="dynamic", factor=2.0, original_context=4)
+    config = replace(LLAMA, rope=dynamic) if kind == "dynamic" else CONFIGS[kind]
+    model = random_model(config)
+    tokens = random_tokens(config, 3, 9)
+    padding = torch.tensor([0, 3, 8])
+    with torch.no_grad():
+        batch = model(tokens, left_padding=padding)
+        assert torch.isfinite(batch).all()
+        for row, skip in enumerate(padding.tolist()):
+            alone = model(tokens[row : row + 1, skip:])
+            close(batch[row : row + 1, skip:], alone, torch.float64)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_what_stands_in_the_padding_does_not_matter(kind):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    tokens, other = random_tokens(config, 1, 6), random_tokens(config, 1, 6, seed=1)
+    other[:, 2:] = tokens[:, 2:]
+    padding = torch.tensor([2])
+    with torch.no_grad():
+        one, two = model(tokens, left_padding=padding), model(other, left_padding=padding)
+    assert torch.equal(one[:, 2:], two[:, 2:])
+    assert not torch.equal(one[:, :2], two[:, :2])
+
+
+def test_the_mask_by_hand():
+    positions, allowed = positions_and_mask(torch.zeros(1, 2, dtype=torch.long), 2, None)
+    assert positions.tolist() == [2, 3]
+    assert allowed.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_the_mask_of_padded_rows_by_hand():
+    positions, allowed = positions_and_mask(
+        torch.zeros(2, 3, dtype=torch.long), 0, torch.tensor([0, 2])
+    )
+    assert positions.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert allowed.shape == (2, 1, 3, 3)
+    assert allowed[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    # Padding looks at itself, so that no softmax is empty; the real token sees itself alone.
+    assert allowed[1, 0].int().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_no_token_sees_the_future(kind):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    tokens = random_tokens(config, 1, 8)
+    changed = tokens.clone()
+    changed[0, 5:] = (changed[0, 5:] + 1) % config.vocab_size
+    with torch.no_grad():
+        one, two = model(tokens), model(changed)
+    assert torch.equal(one[:, :5], two[:, :5])
+    assert not torch.equal(one[:, 5:], two[:, 5:])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_patterns_are_causal_and_sum_to_one(kind):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    with trace(model) as seen:
+        model(random_tokens(config, 2, 7))
+    pattern = seen["layers.1.attn.pattern"]
+    torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
+    assert (pattern[..., ~seen["mask"]] == 0).all()
+    z = torch.einsum(
+        "bhts,bhsd->bhtd", pattern, repeat_heads(seen["layers.1.attn.v"], config.n_heads)
+    )
+    close(seen["layers.1.attn.z"], z, torch.float64)
+
+
+def test_query_head_h_reads_key_head_h_over_group():
+    x = torch.arange(3.0).view(1, 3, 1, 1)
+    assert repeat_heads(x, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
+    assert repeat_heads(x, 3) is x
+
+
+def test_grouped_heads_equal_full_heads_with_repeated_weights():
+    model = random_model(LLAMA)
+    full = random_model(replace(LLAMA, n_kv_heads=LLAMA.n_heads))
+    weights = dict(model.state_dict())
+    for name in list(weights):
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            heads = weights[name].view(LLAMA.n_kv_heads, LLAMA.head_dim, -1)
+            weights[name] = heads.repeat_interleave(2, dim=0).flatten(0, 1)
+    full.load_state_dict(weights)
+    tokens = random_tokens(LLAMA, 2, 7)
+    with torch.no_grad():
+        close(model(tokens), full(tokens), torch.float64)
+
+
+def test_dropout_in_attention_acts_in_training_only():
+    model = random_model(replace(GPT, attn_dropout=0.5))
+    tokens = random_tokens(GPT, 1, 8)
+    with torch.no_grad():
+        quiet = model(tokens)
+        assert torch.equal(model(tokens), quiet)
+        model.train()
+        torch.manual_seed(0)
+        assert not torch.allclose(model(tokens), quiet)
+
+
+def test_a_trace_in_training_drops_out_too():
+    model = random_model(replace(GPT, attn_dropout=0.5)).train()
+    tokens = random_tokens(GPT, 1, 8)
+    with trace(model) as seen:
+        model(tokens)
+    z = seen["layers.0.attn.pattern"] @ seen["layers.0.attn.v"]
+    assert not torch.allclose(seen["layers.0.attn.z"], z)

@@ -1,0 +1,208 @@
+"""RoPE: rotation by its definition, the scaling types by hand, padded rows as if alone."""
+
+from __future__ import annotations
+
+import cmath
+import math
+
+import pytest
+import torch
+
+from pellucid.models import RopeConfig
+from pellucid.models.rope import RotaryEmbedding, frequencies, rotate
+from pellucid.numerics import dialect
+
+DOUBLE = torch.float64
+
+
+def freqs(rope: RopeConfig, head_dim: int = 8, **more) -> list[float]:
+    return frequencies(rope, head_dim, dtype=DOUBLE, **more).tolist()
+
+
+def plain(theta: float, head_dim: int) -> list[float]:
+    return [theta ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+
+
+@pytest.mark.parametrize("name", ["hf", "meta"])
+def test_a_pair_is_a_complex_number_turned_by_its_angle(name):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, 5, 8, generator=generator, dtype=DOUBLE)
+    rope = RotaryEmbedding(RopeConfig(theta=100.0), 8, dialect(name, "llama"))
+    cos, sin = rope(torch.arange(5) + 3, DOUBLE)
+    turned = rotate(x, cos, sin, dialect(name, "llama"))
+    for head in range(2):
+        for token in range(5):
+            for i, frequency in enumerate(plain(100.0, 8)):
+                pair = complex(x[0, head, token, i], x[0, head, token, i + 4])
+                expected = pair * cmath.exp(1j * (token + 3) * frequency)
+                got = complex(turned[0, head, token, i], turned[0, head, token, i + 4])
+                assert abs(got - expected) < 1e-14
+
+
+def test_scores_depend_on_the_distance_only():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=generator, dtype=DOUBLE).expand(-1, -1, -1, 9, -1)
+    rope = RotaryEmbedding(RopeConfig(), 16, dialect("hf", "llama"))
+    near, far = (rope(torch.arange(9) + start, DOUBLE) for start in (0, 500))
+    one, other = (
+        rotate(q, *angles, dialect("hf", "llama"))
+        @ rotate(k, *angles, dialect("hf", "llama")).transpose(-1, -2)
+        for angles in (near, far)
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_default_and_linear_by_hand():
+    assert freqs(RopeConfig(theta=10000.0)) == pytest.approx([1, 0.1, 0.01, 0.001])
+    linear = RopeConfig(theta=10000.0, type="linear", factor=4.0)
+    assert freqs(linear) == pytest.approx([0.25, 0.025, 0.0025, 0.00025])
+
+
+def test_dynamic_by_hand():
+    rope = RopeConfig(theta=10000.0, type="dynamic", factor=2.0, original_context=100)
+    assert freqs(rope, length=100) == pytest.approx(plain(10000.0, 8))
+    assert freqs(rope, length=7) == pytest.approx(plain(10000.0, 8))
+    stretched = 10000.0 * (2 * 250 / 100 - 1) ** (8 / 6)  # 4 ** (4 / 3)
+    assert freqs(rope, length=250) == pytest.approx(plain(stretched, 8))
+
+
+def test_llama3_by_hand():
+    rope = RopeConfig(
+        theta=10000.0,
+        type="llama3",
+        factor=8.0,
+        original_context=1000,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    )
+    wavelengths = [2 * math.pi / f for f in plain(10000.0, 8)]  # 6.3, 63, 628, 6283 tokens
+    ramp = (1000 / wavelengths[2] - 1) / (4 - 1)  # 628 lies between 1000 / 4 and 1000 / 1
+    expected = [1, 0.1, (1 - ramp) * 0.01 / 8 + ramp * 0.01, 0.001 / 8]
+    assert freqs(rope) == pytest.approx(expected, rel=1e-12)
+
+
+def test_yarn_by_hand():
+    rope = RopeConfig(theta=10000.0, type="yarn", factor=4.0, original_context=1000)
+    # The pair with t turns in 1000 tokens is 8 ln(1000 / 2πt) / (2 ln 10000):
+    # 0.70 for 32 turns -> 0 and 2.20 for 1 turn -> 3. The ramp over pairs 0 … 3 is 0, 1/3, 2/3, 1.
+    expected = [1, 0.1 * (2 / 3 + 1 / 12), 0.01 * (1 / 3 + 2 / 12), 0.001 / 4]
+    assert freqs(rope) == pytest.approx(expected, rel=1e-12)
+    assert rope.magnitude == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_yarn_without_truncation_and_with_its_own_magnitude():
+    rope = RopeConfig(type="yarn", factor=4.0, original_context=1000, truncate=False)
+    low, high = (8 * math.log(1000 / (t * 2 * math.pi)) / (2 * math.log(10000)) for t in (32, 1))
+    keep = [1 - min(max((i - low) / (high - low), 0), 1) for i in range(4)]
+    expected = [f * (k + (1 - k) / 4) for f, k in zip(plain(10000.0, 8), keep, strict=True)]
+    assert freqs(rope) == pytest.approx(expected, rel=1e-12)
+    stated = RopeConfig(type="yarn", factor=4.0, original_context=1000, attention_factor=1.5)
+    assert stated.magnitude == 1.5
+    scaled = RopeConfig(
+        type="yarn", factor=4.0, original_context=1000, mscale=0.7, mscale_all_dim=0.3
+    )
+    log = math.log(4)
+    assert scaled.magnitude == pytest.approx((0.07 * log + 1) / (0.03 * log + 1))
+
+
+def test_yarn_magnitude_scales_cos_and_sin():
+    rope = RopeConfig(type="yarn", factor=4.0, original_context=1000)
+    cos, sin = RotaryEmbedding(rope, 8, dialect("hf", "llama"))(torch.arange(50), DOUBLE)
+    torch.testing.assert_close(
+        (cos**2 + sin**2).sqrt(), torch.full_like(cos, rope.magnitude), rtol=0, atol=1e-14
+    )
+
+
+def test_only_yarn_has_a_magnitude():
+    assert RopeConfig(type="linear", factor=4.0).magnitude == 1.0
+
+
+def test_dynamic_rows_of_a_batch_are_as_if_alone():
+    rope = RopeConfig(type="dynamic", factor=2.0, original_context=10)
+    embedding = RotaryEmbedding(rope, 8, dialect("hf", "llama"))
+    short, long = torch.arange(12), torch.arange(30)
+    padded = torch.cat((torch.zeros(18, dtype=torch.long), short))
+    cos, sin = embedding(torch.stack((padded, long)), DOUBLE)
+    assert cos.shape == (2, 30, 4)
+    for row, alone in ((0, short), (1, long)):
+        expected_cos, expected_sin = embedding(alone, DOUBLE)
+        assert torch.equal(cos[row, -len(alone) :], expected_cos)
+        assert torch.equal(sin[row, -len(alone) :], expected_sin)
+
+
+def test_angles_are_at_least_float32():
+    """bfloat16 has 8 bits: position 1000 times a frequency would lose its place on the circle."""
+    embedding = RotaryEmbedding(RopeConfig(), 8, dialect("meta", "llama"))
+    cos, _ = embedding(torch.arange(1000), torch.bfloat16)
+    exact, _ = embedding(torch.arange(1000), DOUBLE)
+    assert cos.dtype == torch.float32
+    torch.testing.assert_close(cos.double(), exact, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"type": "longrope"}, "unknown rope type 'longrope'.*default, linear, dynamic"),
+        ({"theta": 0.0}, "theta is 0.0"),
+        ({"type": "linear", "factor": 0.5}, "factor is 0.5: expected 1 or more"),
+        ({"type": "dynamic", "factor": 2.0}, "'dynamic' needs the original context"),
+        ({"type": "llama3", "factor": 8.0}, "'llama3' needs the original context"),
+        ({"type": "yarn", "factor": 8.0}, "'yarn' needs the original context"),
+        (
+            {"type": "llama3", "original_context": 8192, "low_freq_factor": 4.0},
+            "low_freq_factor 4.0 must lie below high_freq_factor 4.0",
+        ),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RopeConfig(**wrong)
+
+
+# ── Against transformers ─────────────────────────────────────────────────────────────────────────
+
+SCALINGS = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn-mscale": {
+        "factor": 40.0,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.9,
+        "beta_fast": 20.0,
+        "beta_slow": 2.0,
+        "original_max_position_embeddings": 64,
+        "truncate": False,
+    },
+}
+OURS = {"original_max_position_embeddings": "original_context"}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+def test_frequencies_equal_those_of_transformers(kind, theta):
+    transformers = pytest.importorskip("transformers")
+    utilities = pytest.importorskip("transformers.modeling_rope_utils")
+    rope_type = kind.removesuffix("-mscale")
+    stated = {"rope_type": rope_type, "rope_theta": theta, **SCALINGS[kind]}
+    config = transformers.LlamaConfig(
+        hidden_size=128,
+        num_attention_heads=2,
+        max_position_embeddings=64 if kind == "dynamic" else 256,
+        rope_parameters=stated,
+    )
+    length = torch.tensor(100) if kind == "dynamic" else None  # a tensor, as a running model gives
+    expected, magnitude = utilities.ROPE_INIT_FUNCTIONS[rope_type](config, seq_len=length)
+    fields = {OURS.get(key, key): value for key, value in SCALINGS[kind].items()}
+    if kind == "dynamic":
+        fields["original_context"] = 64
+    rope = RopeConfig(theta=theta, type=rope_type, **fields)
+    assert torch.equal(frequencies(rope, 64, length=100), expected)
+    assert rope.magnitude == pytest.approx(magnitude, rel=1e-15)
