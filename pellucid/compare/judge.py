@@ -1,0 +1,145 @@
+"""The verdict on each observed tensor of one side, held against its operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.compare.causes import Cause, find_cause
+from pellucid.compare.ops import SOURCES, Setting, leaf
+from pellucid.compare.replay import Replay
+from pellucid.compare.sides import Side
+from pellucid.compare.static import Finding
+from pellucid.compare.statistics import Measure, measure, roundoff
+from pellucid.trace import Trace
+
+
+class Judge:
+    """One side's observations, each held against its operation on that side's own inputs."""
+
+    def __init__(
+        self,
+        side: Side,
+        observed: Trace,
+        setting: Setting,
+        padding: Tensor | None,
+        tokens: Tensor,
+    ) -> None:
+        self.side, self.observed, self.padding, self.tokens = side, observed, padding, tokens
+        held = {"tokens": tokens, **observed} if "tokens" not in observed else observed
+        self.own = Replay(held, setting, padding)
+        self.wide = Replay(held, setting.wide(), padding)
+        declared = replace(setting, dtype=side.dtype, dialect=side.dialect or setting.dialect)
+        differs = (declared.dtype, declared.dialect) != (setting.dtype, setting.dialect)
+        self.declared = Replay(held, declared, padding) if differs else None
+        self._shift: Tensor | None = None
+
+    def judge(self, name: str) -> Measure:
+        """The verdict on one observed tensor."""
+        seen = self.observed[name]
+        if leaf(name) in SOURCES:
+            return self._judge_source(name, seen)
+        try:
+            exact = self.wide.compute(name)
+            near = self.own.compute(name)
+        except KeyError as error:
+            return _not_judged(f"needs {error.args[0]}")
+        seen = seen[..., : near.shape[-1]] if leaf(name) == "logits" else seen
+        if seen.shape != near.shape:
+            note = f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}"
+            return Measure(
+                verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"), note=note
+            )
+        result = measure(exact, near, seen, names.dims(name), roundoff(self.own.setting.dtype))
+        if result.verdict != "diverged" or self.declared is None:
+            return result
+        return self._explained(name, exact, seen, result)
+
+    def _explained(self, name: str, exact: Tensor, seen: Tensor, plain: Measure) -> Measure:
+        """Beyond A's rounding, but maybe within that of the dtype and dialect B declares."""
+        assert self.declared is not None, "called where the side declares other arithmetic"
+        unit = max(roundoff(self.declared.setting.dtype), roundoff(seen.dtype))
+        near = self.declared.compute(name)
+        result = measure(exact, near, seen, names.dims(name), unit)
+        if result.verdict == "diverged":
+            return result
+        setting = self.declared.setting
+        dtype = str(setting.dtype).removeprefix("torch.")
+        note = f"{dtype} in the dialect {setting.dialect.name}"
+        return replace(plain, verdict="explained", ratio=result.ratio, where="", note=note)
+
+    def _judge_source(self, name: str, seen: Tensor) -> Measure:
+        """Tokens, positions and mask: exact, but for what cannot matter."""
+        what, step = leaf(name), names.step_of(name)
+        if what == "tokens":
+            same = step > 0 or torch.equal(torch.atleast_2d(seen), self.tokens)
+            return _exact(same, "other tokens than the run was asked for")
+        positions, mask = self.own.expected_places(step)
+        if what == "mask":
+            return self._judge_mask(seen, mask)
+        shift = (seen - positions).to(torch.int64)
+        if not shift.any():
+            return _exact(True, "")
+        real = self._real_tokens(step, shift.shape)
+        if self.own.setting.config.family == "llama" and shift.ndim and _uniform(shift, real):
+            first = shift.reshape(-1, shift.shape[-1])[:, -1]
+            if self._shift is None and step == 0:
+                self._shift = first
+            if self._shift is not None and torch.equal(first, self._shift):
+                note = "all positions shifted alike: RoPE sees only differences"
+                return replace(_exact(True, ""), verdict="within-rounding", note=note)
+        place = int((shift != 0).reshape(-1, shift.shape[-1]).any(0).nonzero()[0])
+        return _exact(False, f"token {place}: off by {int(shift[..., place].reshape(-1)[0]):+d}")
+
+    def _judge_mask(self, seen: Tensor, mask: Tensor) -> Measure:
+        try:
+            wrong = seen.to(torch.bool) != mask
+        except RuntimeError:
+            note = f"shape {tuple(seen.shape)}, expected {tuple(mask.shape)}"
+            return _exact(False, note)
+        if self.padding is not None and wrong.ndim == 4:
+            rows = torch.arange(mask.shape[-2]) + mask.shape[-1] - mask.shape[-2]
+            real = rows[None] >= self.padding[:, None]  # (B, T): what padding sees is nobody's
+            wrong = wrong & real[:, None, :, None]
+        if not wrong.any():
+            return _exact(True, "")
+        query, key = wrong.nonzero()[0][-2:].tolist()
+        may = "may" if bool(seen.expand(wrong.shape)[tuple(wrong.nonzero()[0])]) else "may not"
+        return _exact(False, f"token {query} {may} look at token {key}")
+
+    def _real_tokens(self, step: int, shape: torch.Size) -> Tensor:
+        if self.padding is None or len(shape) < 2 or step:
+            return torch.ones(shape, dtype=torch.bool)
+        return torch.arange(shape[-1])[None] >= self.padding[:, None]
+
+    def cause(self, name: str, result: Measure, static: Sequence[Finding]) -> Cause | None:
+        """What reproduces the diverged tensor."""
+        replay = self.own
+        if self.declared is not None and self.side.dtype != self.own.setting.dtype:
+            replay = self.declared
+        seen = self.observed[name]
+        return find_cause(replay, name, seen, result, self.side, static)
+
+
+def _uniform(shift: Tensor, real: Tensor) -> bool:
+    rows = shift.reshape(-1, shift.shape[-1])
+    kept = real.reshape(-1, shift.shape[-1])
+    return all(len(set(row[keep].tolist())) == 1 for row, keep in zip(rows, kept, strict=True))
+
+
+def _exact(same: bool, note: str) -> Measure:
+    return Measure(
+        verdict="identical" if same else "diverged",
+        error_a=0.0,
+        error_b=0.0 if same else 1.0,
+        ratio=0.0 if same else float("inf"),
+        note=note,
+    )
+
+
+def _not_judged(note: str) -> Measure:
+    return Measure(verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note=note)

@@ -1,0 +1,296 @@
+"""Why two weight tensors differ: the known ways to lay one out, shard it, round it or break it.
+
+Each trial rebuilds B's tensor from A's in one known way and must give it bit for bit; the first
+that does names the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+
+Kind = Literal["fault", "explained"]
+Explanation = tuple[str, str, Kind]  # cause, finding, kind
+_HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
+
+
+def explain(
+    name: str, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], config: Any = None
+) -> Explanation:
+    """What was done to A's tensor to give B's: (cause, finding in words, fault or explained)."""
+    x, y = mine[name], theirs[name]
+    for cause, finding, kind, candidate in _trials(name, x, y, mine, config):
+        if candidate.shape == y.shape and torch.equal(candidate.to(y.dtype), y):
+            return cause, finding, kind
+    if x.shape != y.shape:
+        return (
+            "other shape",
+            f"A has shape {tuple(x.shape)}, B {tuple(y.shape)}; no known re-layout fits",
+            "fault",
+        )
+    return _by_values(x.to(torch.float64), y.to(torch.float64), x, y)
+
+
+def candidates(
+    name: str, weights: Callable[[str], Tensor | None], config: Any
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Wrong versions of a weight of the same shape, to replay where only the result is seen."""
+    x = weights(name)
+    if x is None:
+        return
+    near = {
+        other: tensor
+        for other in _neighbours(name, config)
+        if (tensor := weights(other)) is not None
+    }
+    near[name] = x
+    for other, tensor in near.items():
+        if other != name and tensor.shape == x.shape:
+            elsewhere = names.layer_of(other) != names.layer_of(name)
+            cause = "tensor of another layer" if elsewhere else "swapped weights"
+            yield cause, f"A's {other}", tensor
+    if x.ndim == 2:
+        if x.shape[0] == x.shape[1]:
+            yield "transposed weight", "transposed", x.T
+        if name.removesuffix(".weight").endswith(_HEADED):
+            for cause, finding, _, tensor in _head_layouts(name, x, near, config):
+                yield cause, finding, tensor
+        for cause, finding, _, tensor in _shards(x):
+            yield cause, finding, tensor
+
+
+def _neighbours(name: str, config: Any) -> Iterator[str]:
+    """The same parameter of every other layer, then the others of its own block."""
+    layer = names.layer_of(name)
+    if layer is None:
+        yield "embed.weight"
+        return
+    local = name.split(".", 2)[2]
+    for other in range(config.n_layers):
+        if other != layer:
+            yield f"layers.{other}.{local}"
+    for stem in (
+        "attn.q_proj",
+        "attn.k_proj",
+        "attn.v_proj",
+        "attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "attn_norm",
+        "mlp_norm",
+    ):
+        for kind in ("weight", "bias"):
+            if f"{stem}.{kind}" != local:
+                yield f"layers.{layer}.{stem}.{kind}"
+
+
+def _trials(
+    name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor], config: Any
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """(cause, finding, kind, what B's tensor would be) for every known way, cheap ones first."""
+    if x.dtype != y.dtype:
+        yield "other dtype", f"A stored as {_dtype(x)}, B as {_dtype(y)}", "explained", x
+    if x.shape == y.shape and x.dtype == y.dtype:
+        for coarse in (torch.bfloat16, torch.float16):
+            rounded = x.to(coarse).to(x.dtype)
+            if rounded.isfinite().all():
+                finding = f"B holds A's values rounded through {_dtype(rounded.to(coarse))}"
+                yield "rounded weights", finding, "explained", rounded
+    if x.ndim == 2 and y.ndim == 2 and x.shape[1] == y.shape[1] and y.shape[0] > x.shape[0]:
+        padded = torch.cat((x.to(y.dtype), y[x.shape[0] :]))
+        rows = f"{y.shape[0]} rows against {x.shape[0]}"
+        yield "vocabulary padded", f"B's table is padded: {rows}", "explained", padded
+    if x.ndim == 2:
+        yield "transposed weight", "B's tensor is A's transposed", "fault", x.T
+    yield from _other_tensor(name, x, y, mine)
+    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
+        yield from _head_layouts(name, x, mine, config)
+    yield from _shards(x)
+    if x.ndim == 1:
+        yield "norm weight plus one", "B's tensor is A's plus one", "fault", x + 1
+        yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _other_tensor(
+    name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """Another of A's tensors of this shape: the same parameter of another layer, or a neighbour."""
+    layer = names.layer_of(name)
+    if layer is None and name != "unembed.weight":
+        return
+    probe = y.flatten()[:8]
+    for other, tensor in mine.items():
+        if other == name or tensor.shape != y.shape:
+            continue
+        if not torch.equal(tensor.flatten()[:8].to(y.dtype), probe):
+            continue
+        elsewhere = names.layer_of(other)
+        if elsewhere is not None and elsewhere != layer:
+            cause = "tensor of another layer"
+        else:
+            cause = "swapped weights"
+        yield cause, f"B's tensor is A's {other}", "fault", tensor
+
+
+def _head_layouts(
+    name: str, x: Tensor, mine: Mapping[str, Tensor], config: Any
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """Rows of q, k and v: RoPE pairs side by side or half apart, heads in another order."""
+    width = _head_dim(name, x, mine, config)
+    if width is None:
+        return
+    heads = x.shape[0] // width
+    rest = x.shape[1:]
+    if width % 2 == 0:
+        halves = x.reshape(heads, 2, width // 2, *rest)
+        pairs = x.reshape(heads, width // 2, 2, *rest)
+        finding = "B's rows are {} for RoPE, A's {}"
+        interleaved, split = "interleaved", "half-split"
+        flat = x.shape
+        yield (
+            "q/k not permuted",
+            finding.format(interleaved, split),
+            "fault",
+            halves.transpose(1, 2).reshape(flat),
+        )
+        yield (
+            "q/k not permuted",
+            finding.format("permuted once too often", split),
+            "fault",
+            pairs.transpose(1, 2).reshape(flat),
+        )
+    rows = x.reshape(heads, width, *rest)
+    if heads > 1:
+        for shift in range(1, heads):
+            rolled = rows.roll(shift, 0).reshape(x.shape)
+            yield "heads reordered", f"B's heads are A's moved by {shift}", "fault", rolled
+        for first in range(heads - 1):
+            for second in range(first + 1, heads):
+                order = list(range(heads))
+                order[first], order[second] = second, first
+                finding = f"B's heads {first} and {second} are A's swapped"
+                yield "heads reordered", finding, "fault", rows[order].reshape(x.shape)
+    yield from _fused_splits(name, x, width, mine)
+
+
+def _fused_splits(
+    name: str, x: Tensor, width: int, mine: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """A joined q|k|v cut per head where it is laid out per matrix, or the other way round."""
+    stem, kind = name.rsplit("_proj", 1)
+    stem, letter = stem[:-1], stem[-1]
+    parts = [mine.get(f"{stem}{other}_proj{kind}") for other in "qkv"]
+    if any(part is None or part.shape != x.shape for part in parts):
+        return
+    joined = torch.cat([part for part in parts if part is not None])
+    place = "qkv".index(letter)
+    per_head = joined.reshape(-1, 3, width, *x.shape[1:])[:, place].reshape(x.shape)
+    yield "fused qkv split wrongly", "B cut the joined q|k|v head by head", "fault", per_head
+    strided = joined.reshape(-1, 3, *x.shape[1:])[:, place].reshape(x.shape)
+    yield "fused qkv split wrongly", "B took every third row of the joined q|k|v", "fault", strided
+
+
+def _head_dim(name: str, x: Tensor, mine: Mapping[str, Tensor], config: Any) -> int | None:
+    if config is not None:
+        return config.head_dim
+    layer = names.layer_of(name)
+    output = mine.get(f"layers.{layer}.attn.o_proj.weight")
+    return None if output is None or x.shape[0] % 2 else x.shape[0]
+
+
+def _shards(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """Parts of a tensor joined along the wrong dimension, or in the wrong order."""
+    for count in (2, 4, 8):
+        for dim in range(min(x.ndim, 2)):
+            if x.shape[dim] % count:
+                continue
+            parts = x.chunk(count, dim)
+            if x.ndim == 2:
+                wrong = torch.cat(parts, 1 - dim).reshape(x.shape)
+                finding = f"{count} shards joined on dimension {1 - dim} instead of {dim}"
+                yield "shards joined wrongly", finding, "fault", wrong
+            finding = f"{count} shards joined in reverse order on dimension {dim}"
+            yield "shards joined wrongly", finding, "fault", torch.cat(parts[::-1], dim)
+
+
+def _by_values(exact: Tensor, seen: Tensor, x: Tensor, y: Tensor) -> Explanation:
+    """Same shape, no re-layout fits: look at the values themselves."""
+    if not seen.isfinite().all() and exact.isfinite().all():
+        count = int((~seen.isfinite()).sum())
+        large = float(exact[~seen.isfinite()].abs().max())
+        if large > torch.finfo(torch.float16).max:
+            finding = f"{count:,} values overflow float16: A's reach {large:.3g}"
+            return "float16 overflow", finding, "fault"
+        return "not finite", f"{count:,} of B's values are not finite", "fault"
+    changed = (exact != seen).nonzero()
+    if len(changed) <= 4:
+        return _bit_flips(changed, x, y)
+    quantised = _quantised(exact, seen)
+    if quantised is not None:
+        return quantised
+    error = float((exact - seen).norm() / exact.norm())
+    product = float((exact * seen).sum() / (exact.norm() * seen.norm()).clamp(min=1e-300))
+    where = f"{len(changed):,} of {exact.numel():,} values differ, relative RMS {error:.2g}"
+    if abs(product) < 0.2 and exact.numel() > 64:
+        return "unrelated weights", f"{where}; correlation {product:.2f}", "fault"
+    return "other weights", where, "fault"
+
+
+def _bit_flips(changed: Tensor, x: Tensor, y: Tensor) -> Explanation:
+    if x.dtype != y.dtype:
+        return "other weights", f"{len(changed)} values differ", "fault"
+    place = tuple(changed[0].tolist())
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.dtype.itemsize]
+    flipped = int(x[place].view(integers)) ^ int(y[place].view(integers))
+    flipped &= (1 << (8 * x.dtype.itemsize)) - 1
+    address = ",".join(map(str, place))
+    values = f"[{address}]: A has {float(x[place]):.6g}, B has {float(y[place]):.6g}"
+    if len(changed) > 1:
+        return "other weights", f"{len(changed)} values differ, the first {values}", "fault"
+    if flipped.bit_count() != 1:
+        return "one value changed", values, "fault"
+    bit = flipped.bit_length() - 1
+    mantissa = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+    kind = "mantissa" if bit < mantissa[x.dtype] else "exponent"
+    kind = "sign" if bit == 8 * x.dtype.itemsize - 1 else kind
+    return "one bit flipped", f"one {kind} bit (bit {bit}) flipped at {values}", "fault"
+
+
+def _quantised(exact: Tensor, seen: Tensor) -> Explanation | None:
+    """Rows or groups of few distinct, evenly spaced values near A's: a quantised tensor.
+
+    Where most groups fit and some do not, those were dequantised wrongly.
+    """
+    if exact.ndim != 2:
+        return None
+    columns = exact.shape[1]
+    for bits, group in ((8, columns), (4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (4, columns)):
+        if columns % group or group < 8:
+            continue
+        a, b = exact.reshape(-1, group), seen.reshape(-1, group)
+        step = (a.amax(1) - a.amin(1)) / (2**bits - 1)
+        # Symmetric int8 has half the levels for one-sided rows: allow twice the step.
+        fits = (a - b).abs().amax(1) <= step * 1.1 + 1e-12
+        share = float(fits.double().mean())
+        if share == 1.0 and bool((exact != seen).any()):
+            what = f"int{bits} in groups of {group}" if group != columns else f"int{bits} by rows"
+            return "quantised weights", f"B's values are A's in {what}", "explained"
+        if share > 0.9 and bits == 4:
+            place = int((~fits).nonzero()[0])
+            row, column = divmod(place * group, columns)
+            finding = (
+                f"int4 in groups of {group}, but {int((~fits).sum())} group(s) do not fit; "
+                f"the first at [{row}, {column}:{column + group}], off by "
+                f"{float((b - a)[place].mean()):.3g} on average"
+            )
+            return "quantised group with a wrong zero point", finding, "fault"
+    return None

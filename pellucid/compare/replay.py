@@ -1,0 +1,87 @@
+"""Compute a named tensor again from what a side observed before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.compare.ops import Setting, apply, inputs, leaf
+from pellucid.models.attention import positions_and_mask
+
+# Read over all steps so far when a KV cache is on: what an earlier pass put there.
+_CACHED = {"attn.scores": 1, "attn.z": 1}  # operation -> which input
+
+
+class Replay:
+    """One side's observations seen through one arithmetic.
+
+    `value` of an observed name is the observation; of any other it is computed from the nearest
+    observed tensors before it. `compute` always computes, from the observed inputs.
+    """
+
+    def __init__(
+        self, observed: Mapping[str, Tensor], setting: Setting, left_padding: Tensor | None = None
+    ) -> None:
+        self.observed, self.setting, self.left_padding = observed, setting, left_padding
+        self._derived: dict[str, Tensor] = {}
+
+    def compute(self, name: str) -> Tensor:
+        """The named tensor by its operation. KeyError where an input cannot be had."""
+        return apply(self.setting, name, self.arguments(name))
+
+    def arguments(self, name: str) -> tuple[Tensor, ...]:
+        """Inputs of the named tensor's operation, keys and values of earlier steps joined in."""
+        cached = _CACHED.get(leaf(name))
+        return tuple(
+            self._joined(source) if place == cached else self.value(source)
+            for place, source in enumerate(inputs(self.setting.config, name))
+        )
+
+    def value(self, name: str) -> Tensor:
+        """The observation, or what follows from the observations before it."""
+        if name in self.observed:
+            return self.observed[name]
+        if name not in self._derived:
+            if names.layer_of(name) is not None:
+                self._forget_other_layers(name)
+            self._derived[name] = self._derive(name)
+        return self._derived[name]
+
+    def _derive(self, name: str) -> Tensor:
+        what = leaf(name)
+        if what == "tokens":
+            raise KeyError(f"{name} was not observed: nothing can be computed without the tokens")
+        if what in ("positions", "mask"):
+            place = 0 if what == "positions" else 1
+            return self.expected_places(names.step_of(name))[place]
+        return self.compute(name)
+
+    def expected_places(self, step: int) -> tuple[Tensor, Tensor]:
+        """Positions and mask that the tokens of a step ask for."""
+        widths = [self.observed[_at(past, "tokens")].shape[1] for past in range(step)]
+        tokens = self.observed[_at(step, "tokens")]
+        return positions_and_mask(tokens, sum(widths), self.left_padding)
+
+    def _joined(self, name: str) -> Tensor:
+        """Keys or values (B, Hkv, S, D) of this step and all before it."""
+        step, plain = names.step_of(name), names.without_step(name)
+        parts = [self.value(_at(past, plain)) for past in range(step + 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+    def _forget_other_layers(self, name: str) -> None:
+        """Derived tensors serve their own layer; holding every layer's would double the memory.
+
+        Keys and values stay: the steps that follow read them again.
+        """
+        layer = names.layer_of(name)
+        for held in list(self._derived):
+            other = names.layer_of(held)
+            if other not in (None, layer) and not leaf(held).startswith(("attn.k", "attn.v")):
+                del self._derived[held]
+
+
+def _at(step: int, plain: str) -> str:
+    return f"step.{step}.{plain}" if step else plain

@@ -1,0 +1,138 @@
+"""What a diff found, as data: the terminal, JSON and the page all read this."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pellucid import names
+from pellucid.compare.causes import Cause
+from pellucid.compare.static import Finding
+from pellucid.compare.statistics import Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorVerdict:
+    """One observed tensor of B and how it stands."""
+
+    name: str
+    measure: Measure
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema's fields, and where the worst slice is."""
+        return {
+            "name": self.name,
+            "verdict": self.measure.verdict,
+            "error_a": finite(self.measure.error_a),
+            "error_b": finite(self.measure.error_b),
+            "ratio": finite(self.measure.ratio),
+            "where": self.measure.where,
+            "note": self.measure.note,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A diverged tensor whose inputs are as they should be, and what reproduces it."""
+
+    name: str
+    side: str  # "a" or "b"
+    measure: Measure
+    cause: Cause | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema's ``first``, and the cause."""
+        return {
+            "name": self.name,
+            "step": names.step_of(self.name),
+            "side": self.side,
+            "error_a": finite(self.measure.error_a),
+            "error_b": finite(self.measure.error_b),
+            "where": self.measure.where,
+            "note": self.measure.note,
+            "cause": self.cause.to_json() if self.cause else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What it does to the next token: KL(A ‖ B) in nats, share of positions with equal top-1."""
+
+    kl_mean: float
+    kl_max: float
+    top1: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """The schema's three numbers."""
+        return {
+            "kl_mean": finite(self.kl_mean),
+            "kl_max": finite(self.kl_max),
+            "top1": finite(self.top1),
+        }
+
+
+@dataclass(kw_only=True)
+class Report:
+    """The whole comparison. `verdict` and `exit_status` follow from the parts."""
+
+    a: str
+    b: str
+    dtypes: tuple[torch.dtype, torch.dtype]
+    tokens: list[list[int]]
+    static: list[Finding] = field(default_factory=list)
+    tensors: list[TensorVerdict] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    not_observed: list[str] = field(default_factory=list)
+    effect: Effect | None = None
+    note: str = ""
+
+    @property
+    def first(self) -> Fault | None:
+        """The earliest divergence."""
+        return self.faults[0] if self.faults else None
+
+    @property
+    def cause(self) -> Cause | None:
+        """Cause of the first divergence."""
+        return self.first.cause if self.first else None
+
+    @property
+    def verdict(self) -> str:
+        """identical, within-rounding, explained or diverged; the worst of all parts decides."""
+        if self.faults or any(finding.kind == "fault" for finding in self.static):
+            return "diverged"
+        held = {row.measure.verdict for row in self.tensors}
+        if self.static or "explained" in held:
+            return "explained"
+        return "within-rounding" if held - {"identical"} else "identical"
+
+    @property
+    def exit_status(self) -> int:
+        """As diff(1): 0 the same, 1 diverged."""
+        return 1 if self.verdict == "diverged" else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """DESIGN's schema, with the sides named."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "dtypes": [str(dtype).removeprefix("torch.") for dtype in self.dtypes],
+            "tokens": self.tokens,
+            "verdict": self.verdict,
+            "static": [finding.to_json() for finding in self.static],
+            "first": self.first.to_json() if self.first else None,
+            "cause": self.cause.to_json() if self.cause else None,
+            "faults": [fault.to_json() for fault in self.faults],
+            "tensors": [row.to_json() for row in self.tensors],
+            "not_observed": self.not_observed,
+            "effect": self.effect.to_json() if self.effect else None,
+            "note": self.note,
+        }
+
+
+def finite(number: float) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return number if math.isfinite(number) else None

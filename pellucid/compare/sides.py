@@ -1,0 +1,143 @@
+"""The two sides of a diff: whatever can say what it computed, and maybe from which weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.models import Cache
+from pellucid.numerics import Dialect, dialect
+from pellucid.trace import Trace, set_step, trace
+
+Batch = Sequence[Sequence[int]]  # token ids; rows of different length are padded on the left
+Run = Callable[[Batch, int], Trace]
+
+
+@dataclass(kw_only=True)
+class Side:
+    """One implementation of a model, or what it left behind.
+
+    config, dialect, weights   None where a side cannot say (a trace file, a foreign engine)
+    encode     text -> token ids, or None
+    run        (rows of token ids, decoding steps) -> what was observed; None for a recording
+    recorded   the observations of a side that cannot be run
+    specials   name -> id of the special tokens, where there is a tokenizer
+    explained  what is declared to differ, for example "int8 weights"; widens nothing, names it
+    """
+
+    label: str
+    dtype: torch.dtype
+    config: Any = None
+    dialect: Dialect | None = None
+    weights: Mapping[str, Tensor] | None = None
+    encode: Callable[[str], list[int]] | None = None
+    run: Run | None = None
+    recorded: Trace | None = None
+    bos_id: int | None = None
+    specials: Mapping[str, int] | None = None
+    explained: str = ""
+
+    def weight(self, name: str) -> Tensor | None:
+        """A parameter as stored, or None."""
+        return None if self.weights is None else self.weights.get(name)
+
+    def observe(self, rows: Batch, steps: int) -> Trace:
+        """What this side computes for the rows; a recording must be of the same tokens."""
+        if self.run is not None:
+            return self.run(rows, steps)
+        if self.recorded is None:
+            raise ValueError(f"{self.label} can neither be run nor was it recorded")
+        own = recorded_rows(self.recorded)
+        if own is not None and own != [list(row) for row in rows]:
+            raise ValueError(
+                f"{self.label} is a trace of other tokens: it holds {_short(own)}, the run is of "
+                f"{_short(rows)}; record it again on this prompt, or give the prompt it was made of"
+            )
+        return self.recorded
+
+
+def recorded_rows(seen: Trace) -> list[list[int]] | None:
+    """Token ids of the first pass of a trace, or None where it does not hold them."""
+    if "tokens" in seen:
+        return torch.atleast_2d(seen["tokens"]).tolist()
+    stated = seen.meta.get("tokens")
+    return [list(stated)] if isinstance(stated, list) else None
+
+
+def _short(rows: Batch) -> str:
+    first = list(rows[0])
+    more = " …" if len(first) > 6 else ""
+    return f"{len(rows)} × {len(first)} tokens {' '.join(map(str, first[:6]))}{more}"
+
+
+def pad_left(rows: Batch) -> tuple[Tensor, Tensor | None]:
+    """Rows -> tokens (B, T) and the padding before each, (B), or None where all are as long."""
+    longest = max(map(len, rows))
+    padding = torch.tensor([longest - len(row) for row in rows])
+    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    return tokens, padding if padding.any() else None
+
+
+def from_model(
+    model: Any,
+    label: str,
+    *,
+    encode: Callable[[str], list[int]] | None = None,
+    bos_id: int | None = None,
+    specials: Mapping[str, int] | None = None,
+) -> Side:
+    """A side that runs one of our own models (`pellucid.models`), traced."""
+
+    def run(rows: Batch, steps: int) -> Trace:
+        tokens, padding = pad_left(rows)
+        tokens = tokens.to(model.embed.weight.device)
+        padding = None if padding is None else padding.to(tokens.device)
+        with trace(model) as seen:
+            if not steps:
+                model(tokens, left_padding=padding)
+                return seen
+            cache = Cache(model.config.n_layers)
+            following = getattr(rows, "following", None)
+            for step in range(steps + 1):
+                set_step(step)
+                logits = model(tokens, cache=cache, left_padding=padding)
+                tokens = logits[:, -1].argmax(-1, keepdim=True)
+                if following and step < steps:
+                    tokens = torch.tensor([[row[step]] for row in following])
+        return seen
+
+    return Side(
+        label=label,
+        dtype=model.embed.weight.dtype,
+        config=model.config,
+        dialect=model.dialect,
+        weights=dict(model.state_dict()),
+        encode=encode,
+        run=run,
+        bos_id=bos_id,
+        specials=specials,
+    )
+
+
+def from_trace(seen: Trace, label: str) -> Side:
+    """A side that was recorded; its metadata says in which dtype and dialect, if anything does."""
+    if not any(names.known(name) for name in seen):
+        raise ValueError(
+            f"{label}: none of its {len(seen)} tensors has a known name (the first is "
+            f"{next(iter(seen), 'none')!r}); give a name map"
+        )
+    stated = getattr(torch, str(seen.meta.get("dtype", "")), None)
+    held = {tensor.dtype for tensor in seen.values() if tensor.is_floating_point()}
+    coarsest = max(held, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+    family, spoken = seen.meta.get("family"), seen.meta.get("dialect")
+    return Side(
+        label=label,
+        dtype=stated if isinstance(stated, torch.dtype) else coarsest,
+        dialect=dialect(spoken, family) if spoken and family in ("llama", "gpt2") else None,
+        recorded=seen,
+    )

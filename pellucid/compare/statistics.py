@@ -1,0 +1,149 @@
+"""Is it rounding or a bug? A verdict per tensor without a hand-set tolerance.
+
+Three values of one tensor, all from the same inputs: R, the reference in higher precision; a, side
+A's arithmetic in the run's own dtype; b, what side B has. If b is as far from R as a is, b is
+rounding. The factors say how much farther still counts as chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+TENSOR_FACTOR = 3.0  # error of a whole tensor, in units of A's own
+SLICE_FACTOR = 8.0  # error of one token, head or channel: fewer numbers, more chance
+MASKED = -1e4  # a score this low is switched off, whichever number an implementation writes
+
+Verdict = Literal["identical", "within-rounding", "explained", "diverged", "not-judged"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How far a and b are from R, relative to the size of R.
+
+    error_a, error_b   RMS error / RMS of R, over the whole tensor
+    ratio              error of b in units of what A's rounding explains; above 1 is beyond it
+    where              the worst slice, for example "head 3" or "token 5", or "" for the whole
+    """
+
+    verdict: Verdict
+    error_a: float
+    error_b: float
+    ratio: float
+    where: str = ""
+    note: str = ""
+
+
+def roundoff(dtype: torch.dtype) -> float:
+    """Unit roundoff: the largest relative error of rounding one number to dtype."""
+    return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
+
+
+def rms(x: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Root of the mean square, over all axes or those of `dim`."""
+    squares = x.double().pow(2)
+    return (squares.mean() if dim is None else squares.mean(dim=dim)).sqrt()
+
+
+def measure(
+    reference: Tensor,
+    a: Tensor,
+    b: Tensor,
+    dims: tuple[str, ...],
+    unit: float,
+) -> Measure:
+    """Hold b against a around the reference; `unit` is the coarser dtype's unit roundoff.
+
+    All three have the same shape; dims name its axes. Switched-off scores (below `MASKED` in R and
+    in b) count as equal.
+    """
+    if torch.equal(a, b):
+        own = float(rms(_finite(a.double() - reference.double())) / _size(reference))
+        return Measure(verdict="identical", error_a=own, error_b=own, ratio=0.0)
+    exact, near, seen = _without_masked(reference, a, b)
+    broken = ~torch.isfinite(seen) & torch.isfinite(exact)
+    if broken.any():
+        count = int(broken.sum())
+        note = f"{count:,} of {broken.numel():,} values are not finite"
+        where = _first(broken, dims)
+        return Measure(
+            verdict="diverged",
+            error_a=float(rms(_finite(near - exact)) / _size(exact)),
+            error_b=float("inf"),
+            ratio=float("inf"),
+            where=where,
+            note=note,
+        )
+    usable = torch.isfinite(exact)
+    if not usable.any():
+        return Measure(
+            verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note="inputs are not finite"
+        )
+    exact, near, seen = (torch.where(usable, x, 0.0) for x in (exact, near, seen))
+    return _judge(exact, near - exact, seen - exact, dims, unit)
+
+
+def _judge(
+    exact: Tensor, error_a: Tensor, error_b: Tensor, dims: tuple[str, ...], unit: float
+) -> Measure:
+    size = _size(exact)
+    whole_a, whole_b = rms(error_a) / size, rms(error_b) / size
+    worst = float(whole_b / torch.clamp(TENSOR_FACTOR * whole_a, min=unit))
+    where = ""
+    for axis, letter in enumerate(dims):
+        if letter == "B" and exact.shape[axis] == 1:
+            continue
+        rest = tuple(other for other in range(exact.ndim) if other != axis)
+        slice_size = rms(exact, rest)
+        # A slice's own error may be small by luck; the tensor's says what to expect of its size.
+        slice_a = torch.maximum(rms(error_a, rest), whole_a * slice_size)
+        allowed = torch.maximum(SLICE_FACTOR * slice_a, unit * slice_size)
+        ratios = rms(error_b, rest) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
+        place = int(ratios.argmax())
+        if float(ratios[place]) > max(worst, 1.0):
+            worst, where = float(ratios[place]), f"{_word(letter)} {place}"
+    verdict: Verdict = "diverged" if worst > 1 else "within-rounding"
+    return Measure(
+        verdict=verdict,
+        error_a=float(whole_a),
+        error_b=float(whole_b),
+        ratio=worst,
+        where=where if verdict == "diverged" else "",
+    )
+
+
+def _without_masked(*values: Tensor) -> tuple[Tensor, ...]:
+    """Doubles with 0 where R and b both switch a score off."""
+    exact, near, seen = (value.double() for value in values)
+    off = (exact <= MASKED) & (seen <= MASKED)
+    if not off.any():
+        return exact, near, seen
+    return tuple(torch.where(off, 0.0, value) for value in (exact, near, seen))
+
+
+def _size(exact: Tensor) -> Tensor:
+    """RMS of R; a tensor of zeros is measured in absolute terms."""
+    finite = exact.double()
+    finite = finite[torch.isfinite(finite) & (finite > MASKED)]
+    size = rms(finite) if finite.numel() else torch.tensor(1.0, dtype=torch.float64)
+    return size if float(size) > 0 else torch.ones_like(size)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _first(marks: Tensor, dims: tuple[str, ...]) -> str:
+    place = marks.nonzero()[0].tolist()
+    words = [f"{_word(d)} {i}" for d, i in zip(dims, place, strict=True) if d != "B" or i]
+    return ", ".join(words)
+
+
+_WORDS = {"B": "row", "T": "token", "S": "key", "H": "head", "Hkv": "kv head"}
+
+
+def _word(letter: str) -> str:
+    return _WORDS.get(letter, "channel")

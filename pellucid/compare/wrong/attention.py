@@ -1,0 +1,152 @@
+"""From queries and keys to what the heads read: scale, softmax, head mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.compare.ops import Setting, scale_scores
+from pellucid.compare.replay import Replay
+from pellucid.compare.wrong.base import (
+    Hypothesis,
+    Wrong,
+    given,
+    sibling,
+)
+from pellucid.compare.wrong.places import mask
+from pellucid.models.attention import repeat_heads
+
+
+def _tiled(x: Tensor, heads: int) -> Tensor:
+    return x.repeat(1, heads // x.shape[1], 1, 1)
+
+
+def scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    config = replay.setting.config
+
+    def plain(q: Tensor, k: Tensor) -> Tensor:
+        return q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)
+
+    if config.n_heads != config.n_kv_heads:
+        yield Hypothesis(
+            "GQA heads tiled",
+            "query head h reads key/value head h mod Hkv",
+            given(lambda s, q, k: scale_scores(s, q @ _tiled(k, q.shape[1]).transpose(-1, -2))),
+        )
+    for evidence, factor in (
+        ("not divided by √D", 1.0),
+        (f"divided by D = {config.head_dim}", 1 / config.head_dim),
+        (f"divided by √C = √{config.width}", config.width**-0.5),
+        ("divided by √(D/2)", (config.head_dim / 2) ** -0.5),
+        ("divided by √D twice", 1 / config.head_dim),
+        (f"divided by √H = √{config.n_heads}", config.n_heads**-0.5),
+        (
+            f"divided by √(Hkv · D) = √{config.n_kv_heads * config.head_dim}",
+            (config.n_kv_heads * config.head_dim) ** -0.5,
+        ),
+    ):
+        wrong = given(lambda s, q, k, f=factor: plain(q, k) * f)
+        yield Hypothesis("attention scale", evidence, wrong)
+    if config.n_kv_heads > 1:
+        flipped = given(lambda s, q, k: scale_scores(s, plain(q, k.flip(1))))
+        yield Hypothesis("heads reordered", "key/value heads in reverse order", flipped)
+        rolled = given(lambda s, q, k: scale_scores(s, plain(q, k.roll(1, 1))))
+        yield Hypothesis("heads reordered", "key/value heads moved by one", rolled)
+
+
+def masked_scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    for hypothesis in mask(replay, sibling(name, "mask"), observed):
+
+        def masked(r: Replay, n: str, h: Hypothesis = hypothesis) -> Tensor:
+            allowed = h.compute(r, sibling(n, "mask"))
+            return r.arguments(n)[0].to(r.setting.dtype).masked_fill(~allowed, float("-inf"))
+
+        yield Hypothesis(hypothesis.cause, hypothesis.evidence, masked)
+
+
+def pattern(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    for coarse in (torch.bfloat16, torch.float16):
+        short = str(coarse).removeprefix("torch.")
+        yield Hypothesis(
+            "softmax precision",
+            f"softmax in {short}",
+            given(lambda s, x, c=coarse: torch.softmax(x.to(c), -1).to(s.dtype)),
+        )
+
+        def late(s: Setting, x: Tensor, c: torch.dtype = coarse) -> Tensor:
+            low = x.to(c)
+            powers = (low - low.amax(-1, keepdim=True)).exp()
+            return (powers / powers.sum(-1, keepdim=True)).to(s.dtype)
+
+        yield Hypothesis("softmax precision", f"each step of the softmax in {short}", given(late))
+    yield Hypothesis(
+        "softmax axis", "over the queries", given(lambda s, x: torch.softmax(x, -2).to(s.dtype))
+    )
+    yield Hypothesis(
+        "softmax plus one",
+        "a one added to the sum",
+        given(lambda s, x: F.softmax(F.pad(x, (0, 1)), -1)[..., :-1].to(s.dtype)),
+    )
+    yield Hypothesis("dropout left on", "entries dropped, the others scaled up", _dropped(observed))
+
+
+def _dropped(observed: Tensor) -> Wrong:
+    """The observed tensor's own zeros, and the scale dropout gives to what is left."""
+
+    def compute(replay: Replay, name: str) -> Tensor:
+        right = replay.compute(name)
+        gone = (observed == 0) & (right > 0)
+        kept = (right > 1e-3) & ~gone
+        if not gone.any() or not kept.any():
+            return right
+        scale = (observed[kept] / right[kept]).double().median()
+        return torch.where(gone, 0.0, right * scale.to(right.dtype))
+
+    return compute
+
+
+def z(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    config = replay.setting.config
+    if config.n_heads != config.n_kv_heads:
+        tiled = given(lambda s, p, v: p @ _tiled(v, p.shape[1]))
+        yield Hypothesis("GQA heads tiled", "query head h reads value head h mod Hkv", tiled)
+    if config.n_kv_heads > 1:
+        flipped = given(lambda s, p, v: p @ repeat_heads(v.flip(1), p.shape[1]))
+        yield Hypothesis("heads reordered", "value heads in reverse order", flipped)
+    for source, hypothesis in (("attn.pattern", h) for h in _through_pattern(replay, name)):
+        yield Hypothesis(hypothesis.cause, f"{source}: {hypothesis.evidence}", hypothesis.compute)
+
+
+def _through_pattern(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """For fused attention, where only z is seen: what is known to go wrong inside it."""
+    block = sibling(name, "")
+    inside = {"attn.scores": scores, "attn.masked_scores": masked_scores, "attn.pattern": pattern}
+    for what, table in inside.items():
+        inner = f"{block}{what}"
+        if inner in replay.observed:
+            continue
+        for hypothesis in table(replay, inner, torch.zeros(())):
+            if hypothesis.cause == "dropout left on":
+                continue
+
+            def compute(r: Replay, n: str, i: str = inner, h: Hypothesis = hypothesis) -> Tensor:
+                wrong = Replay({**r.observed, i: h.compute(r, i)}, r.setting, r.left_padding)
+                return wrong.compute(n)
+
+            yield Hypothesis(hypothesis.cause, hypothesis.evidence, compute)
+
+
+def attn_out(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    yield Hypothesis(
+        "heads joined wrongly",
+        "heads not moved behind the tokens before joining",
+        given(lambda s, z: s.linear("attn.o_proj", z.reshape(z.shape[0], z.shape[2], -1))),
+    )
+    yield Hypothesis(
+        "heads joined wrongly",
+        "components of all heads side by side",
+        given(lambda s, z: s.linear("attn.o_proj", z.permute(0, 2, 3, 1).flatten(2))),
+    )

@@ -1,0 +1,84 @@
+"""`pellucid.diff`: anything that is a model, or a recording of one, against anything else that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pellucid.compare import Report, Side, compare, from_model, from_trace
+from pellucid.language_model import LanguageModel, Prompt, load
+from pellucid.trace import Trace
+
+if TYPE_CHECKING:
+    from pellucid.compare.diff import Progress
+
+DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
+
+
+def diff(
+    a: Any,
+    b: Any,
+    prompt: Prompt | Sequence[Sequence[int]] | None = None,
+    *,
+    steps: int = 0,
+    progress: Progress = lambda stage: None,
+) -> Report:
+    """Compare two implementations of one model, tensor by tensor.
+
+    a, b    a LanguageModel, a transformers model, a Trace, a side made by hand, or a path: a model
+            folder, a trace file (.safetensors, .npz), ``hf:PATH`` to run a folder in transformers
+    prompt  text, token ids, or rows of token ids (padded on the left); None takes a short English
+            sentence, or the tokens of a recording
+    steps   also follow so many decoding steps with the KV cache
+
+    R, the reference, is A's arithmetic at higher precision. ValueError where the two cannot be
+    compared or nothing was.
+    """
+    sides = as_side(a, "A"), as_side(b, "B")
+    recorded = any(side.recorded is not None for side in sides)
+    if prompt is None and not recorded:
+        prompt = DEFAULT_PROMPT
+    rows = prompt
+    if prompt is not None and not isinstance(prompt, str):
+        rows = [list(prompt)] if not prompt or isinstance(prompt[0], int) else prompt  # type: ignore
+    return compare(*sides, rows, steps=steps, progress=progress)
+
+
+def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: Any) -> None:
+    """For tests: AssertionError with the report's first lines where a and b diverge."""
+    report = diff(a, b, prompt, **options)
+    if report.verdict == "diverged":
+        raise AssertionError(report.summary())
+
+
+def as_side(source: Any, label: str) -> Side:
+    """A side of a diff from whatever a user has in hand; ValueError for what is none."""
+    if isinstance(source, Side):
+        return source
+    if isinstance(source, Trace):
+        return from_trace(source, f"{label} (trace)")
+    if isinstance(source, LanguageModel):
+        return from_language_model(source)
+    if isinstance(source, str | Path):
+        return _from_path(str(source))
+    raise ValueError(
+        f"{label} is a {type(source).__name__}: expected a model, a trace, or a path to one"
+    )
+
+
+def from_language_model(lm: LanguageModel) -> Side:
+    """A side that runs a loaded model with its own tokenizer."""
+    return from_model(
+        lm.model,
+        lm.name,
+        encode=lm.encode,
+        bos_id=lm.tokenizer.bos_id,
+        specials=lm.tokenizer.specials,
+    )
+
+
+def _from_path(source: str) -> Side:
+    if source.endswith(".safetensors") and Path(source).is_file():
+        return from_trace(Trace.load(source), source)
+    return from_language_model(load(source))
