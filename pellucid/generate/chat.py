@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 
 from pellucid.generate.engine import KeptCache
 from pellucid.generate.sample import Sampling, row_seed
@@ -55,7 +55,7 @@ class Conversation:
         stop: Collection[str] = (),
         seed: int | None = None,
         slide: bool = False,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Ask, and yield the answer in pieces; both are then part of the conversation.
 
         So is an answer that is broken off, by closing the iterator or by Ctrl-C, as far as it

@@ -298,7 +298,7 @@ def _room(
                 "the context slide (slide=True, --slide)"
             )
         raise ValueError(
-            f"prompt {row} has {len(prompt)} tokens, and {max_new_tokens} new ones make "
+            f"prompt {row} ({len(prompt)} tokens) and {max_new_tokens} new tokens make "
             f"{len(prompt) + max_new_tokens}, but the context is {window}: ask for at most "
             f"{max(window - len(prompt), 0)}, or let it slide (slide=True, --slide)"
         )
