@@ -12,7 +12,6 @@ import mmap
 import pickle
 import sys
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,25 +64,33 @@ class TensorFile(Protocol):
 class SafetensorsFile:
     """One ``.safetensors`` file. ValueError where its header does not fit its bytes."""
 
-    def __init__(self, path: Path, entries: dict[str, Stored] | None = None) -> None:
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
         self.path, self.paths = path, (path,)
-        self.entries = _header(path) if entries is None else entries
-        self._handle: Any = None
+        names = _tensor_names(path)
+        try:
+            self._handle: Any = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
+        self.entries = {name: self._stored(name) for name in names}
+
+    def _stored(self, name: str) -> Stored:
+        stored = self._handle.get_slice(name)
+        dtype = stored.get_dtype()
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"{self.path}: {name} has dtype {dtype}; expected one of {', '.join(_DTYPES)}"
+            )
+        return Stored(tuple(stored.get_shape()), _DTYPES[dtype])
 
     def read(self, name: str) -> Tensor:
         """The tensor, mapped; nothing else is read."""
-        if self._handle is None:
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                self._handle = safe_open(self.path, framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{self.path}: not a whole safetensors file ({error})") from None
         return self._handle.get_tensor(name)
 
     def reopened(self) -> SafetensorsFile:
         """The same file through a mapping of its own."""
-        return SafetensorsFile(self.path, self.entries)
+        return SafetensorsFile(self.path)
 
 
 class SafetensorsFolder:
@@ -129,6 +136,8 @@ class PthFile:
         return PthFile(self.path)
 
     def _loaded(self) -> dict[str, Tensor]:
+        with self.path.open("rb"):
+            pass  # a file that may not be read says so here, in the system's words
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
@@ -136,8 +145,6 @@ class PthFile:
                 f"{self.path}: refused, nothing of it was run: its pickle asks for more than "
                 "tensors; get the file from a source you trust, or as safetensors"
             ) from None
-        except OSError:
-            raise
         except Exception as error:  # torch names no class of its own for a broken archive
             size = self.path.stat().st_size
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -155,8 +162,11 @@ class PthFile:
         return found
 
 
-def _header(path: Path) -> dict[str, Stored]:
-    """Shapes and dtypes from a safetensors header, held against the size of the file."""
+def _tensor_names(path: Path) -> list[str]:
+    """Names in a safetensors header; ValueError where the header does not fit the file's size.
+
+    The library finds that too, but without the numbers; it also finds holes and overlaps.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -168,34 +178,18 @@ def _header(path: Path) -> dict[str, Stored]:
         try:
             stated = json.loads(file.read(length))
             stated.pop("__metadata__", None)
-            ends = [entry["data_offsets"][1] for entry in stated.values()]
-            entries = {name: _stored(path, name, entry) for name, entry in stated.items()}
-            expected = 8 + length + max(ends, default=0)
-        except (KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            expected = (
+                8 + length + max((each["data_offsets"][1] for each in stated.values()), default=0)
+            )
+            wrong = size != expected
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(f"{path}: its header is not a safetensors header") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: its header is not readable ({error})") from None
-    if size != expected:
+    if wrong:
         raise ValueError(
             f"{path}: {size:,} bytes, but its header describes {expected:,}; "
             f"{'the download was cut short' if size < expected else 'something was appended'}"
         )
-    return entries
-
-
-def _stored(path: Path, name: str, entry: dict[str, Any]) -> Stored:
-    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
-    if entry["dtype"] not in _DTYPES:
-        raise ValueError(
-            f"{path}: {name} has dtype {entry['dtype']}; expected one of {', '.join(_DTYPES)}"
-        )
-    dtype = _DTYPES[entry["dtype"]]
-    if prod(shape) * dtype.itemsize != end - begin:
-        raise ValueError(
-            f"{path}: {name} of shape {shape} and dtype {entry['dtype']} takes "
-            f"{prod(shape) * dtype.itemsize:,} bytes, but its place in the file has {end - begin:,}"
-        )
-    return Stored(shape, dtype)
+    return list(stated)
 
 
 def forget_pages(tensor: Tensor) -> None:

@@ -32,6 +32,20 @@ from pellucid.checkpoints.weights import (
 from pellucid.models import Config, GPTConfig, LlamaConfig
 
 INDEX = "model.safetensors.index.json"
+# What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 import pellucid
+from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES
 
+# What the two layouts consist of; a repository often holds the same weights in further formats.
+FILES = (
+    *("config.json", "*.safetensors", INDEX),
+    *("params.json", "consolidated.*.pth"),
+    *TOKENIZER_FILES,
+)
 DEMOS = {"demo": "llama", "demo-gpt2": "gpt2"}
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -46,7 +53,45 @@ def _demo(name: str) -> Path:
 
 
 def fetch(repository: str) -> Path:
-    """Fetch a Hub repository's model files, unless the cache has them; return the folder."""
-    from huggingface_hub import snapshot_download
+    """Fetch a Hub repository's model files, unless the cache has them; return the folder.
 
-    return Path(snapshot_download(repository))
+    The files go into huggingface_hub's own cache; ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``, ``HF_HOME``
+    and ``HF_TOKEN`` mean what they mean there. Only the files of the two layouts are fetched.
+
+    Raises ValueError where `repository` is no owner/name, OSError in one line where the Hub has
+    no such model, does not give it, or cannot be reached while the cache has none.
+    """
+    if not _REPOSITORY.fullmatch(repository):
+        raise ValueError(f"{repository}: expected owner/name, a repository of the Hub")
+    from huggingface_hub import constants, snapshot_download
+
+    hub = constants.ENDPOINT
+    try:
+        folder = Path(
+            snapshot_download(repository, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+        )
+    except Exception as error:  # the HTTP library below, and its errors, differ by version
+        raise OSError(f"{repository}: {_reason(error, hub)}") from error
+    if not any((folder / name).is_file() for name in ("config.json", "params.json")):
+        raise FileNotFoundError(
+            f"{repository}: {hub} has it, but without config.json or params.json: not a model in "
+            "Hugging Face's or Meta's layout"
+        )
+    return folder
+
+
+def _reason(error: Exception, hub: str) -> str:
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{hub} asks you to accept the model's terms: do so on its page, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"neither a folder here nor a model on {hub} that you may see; check the spelling"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if constants.HF_HUB_OFFLINE:
+            return "not complete in the cache, and HF_HUB_OFFLINE forbids asking the Hub for it"
+        return f"no such folder, {hub} could not be reached, and the cache does not have all of it"
+    return f"{hub} did not deliver it ({str(error).strip().splitlines()[0][:200]})"

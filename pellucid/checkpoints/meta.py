@@ -155,6 +155,9 @@ def read_params(
     """
     keys = ConfigKeys(values, where)
     width, heads = keys.integer("dim"), keys.integer("n_heads")
+    multiple_of = keys.integer("multiple_of", 256)
+    if multiple_of < 1:
+        raise ValueError(f"{where}: multiple_of is {multiple_of}: expected 1 or more")
     if heads < 1 or width % heads:
         raise ValueError(f"{where}: dim {width} does not divide into n_heads {heads}")
     vocabulary = keys.integer("vocab_size", -1)
@@ -169,9 +172,7 @@ def read_params(
         "n_heads": heads,
         "n_kv_heads": heads if stated_kv_heads is None else stated_kv_heads,
         "head_dim": keys.integer("head_dim", width // heads),
-        "hidden_width": hidden_width(
-            width, keys.integer("multiple_of", 256), keys.number("ffn_dim_multiplier", None)
-        ),
+        "hidden_width": hidden_width(width, multiple_of, keys.number("ffn_dim_multiplier", None)),
         "vocab_size": _vocabulary(shards, width) if vocabulary < 1 else vocabulary,
         "context_length": context or _context(width, theta, scaled, norm_eps, stated_kv_heads),
         "norm_eps": norm_eps,

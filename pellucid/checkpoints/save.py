@@ -14,25 +14,11 @@ import torch
 from torch import Tensor
 
 from pellucid.checkpoints.files import Shape
-from pellucid.checkpoints.hf import INDEX, Entry, joined, stored_shape, table
+from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES, Entry, joined, stored_shape, table
 from pellucid.checkpoints.hf_config import write_config
 from pellucid.checkpoints.weights import Weights, parameter_shapes
 from pellucid.models import Config
 
-# What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _OURS = ("config.json", "*.safetensors", INDEX, *TOKENIZER_FILES)
 
 

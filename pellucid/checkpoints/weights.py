@@ -171,7 +171,8 @@ def accounted(
         if names
     ]
     if problems:
-        raise ValueError(f"{where}: the tensors do not fit {config_file}: {'; '.join(problems)}")
+        tensors = f"tensors of {len(files)} shards" if len(files) > 1 else "tensors"
+        raise ValueError(f"{where}: the {tensors} do not fit {config_file}: {'; '.join(problems)}")
     return Weights(files, recipes, redundant, where)
 
 

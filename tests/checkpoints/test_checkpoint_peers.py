@@ -1,0 +1,110 @@
+"""Our models against transformers, over folders in the layout that both read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pellucid import checkpoints
+from pellucid.models import GPTConfig, LlamaConfig, RopeConfig, build, initialise
+from pellucid.trace import trace
+
+pytestmark = pytest.mark.peers
+transformers = pytest.importorskip("transformers")
+
+CONTEXT = 32
+SHAPE = {
+    "vocab_size": 64, "context_length": CONTEXT, "width": 64, "n_layers": 2, "n_heads": 8,
+    "head_dim": 8, "hidden_width": 96,
+}  # fmt: skip
+GPT_SHAPE = {"vocab_size": 64, "context_length": 48, "width": 48, "n_layers": 2, "n_heads": 4}
+ROPES = {
+    "default": RopeConfig(),
+    "linear": RopeConfig(type="linear", factor=4.0),
+    "dynamic": RopeConfig(type="dynamic", factor=4.0, original_context=CONTEXT),
+    "llama3": RopeConfig(theta=5e3, type="llama3", factor=8.0, original_context=CONTEXT),
+    "yarn": RopeConfig(type="yarn", factor=4.0, original_context=CONTEXT // 4),
+    "yarn with everything": RopeConfig(
+        type="yarn", factor=4.0, original_context=CONTEXT // 4, beta_fast=8.0, beta_slow=2.0,
+        mscale=0.707, mscale_all_dim=0.5, truncate=False,
+    ),
+}  # fmt: skip
+CONFIGS = {
+    **{f"llama {name}": LlamaConfig(**SHAPE, n_kv_heads=2, rope=rope) for name, rope in ROPES.items()},
+    "llama tied, biased": LlamaConfig(
+        **SHAPE, n_kv_heads=8, tied=True, attention_bias=True, mlp_bias=True
+    ),
+    "llama multi-query, wide heads": LlamaConfig(**(SHAPE | {"head_dim": 12}), n_kv_heads=1),
+    "gpt2": GPTConfig(**GPT_SHAPE),
+    "gpt2 untied": GPTConfig(**GPT_SHAPE, tied=False),
+    "the book's gpt2": GPTConfig(**GPT_SHAPE, tied=False, qkv_bias=False),
+    "gpt2 erf": GPTConfig(**GPT_SHAPE, gelu="erf", hidden_width=100),
+}  # fmt: skip
+
+
+def saved(folder: Path, config, dtype=torch.float32) -> Path:
+    """A random model with weights large enough that a wrong detail shows in the logits."""
+    model = build(config)
+    generator = torch.Generator().manual_seed(0)
+    initialise(model, generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    checkpoints.save(folder, config, model.state_dict(), dtype=dtype)
+    return folder
+
+
+def theirs(folder: Path, dtype: torch.dtype):
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def some_tokens(config) -> torch.Tensor:
+    """Two rows beyond the context that RoPE was scaled from."""
+    length = 48 if isinstance(config, GPTConfig) else 3 * CONTEXT
+    return torch.randint(0, 64, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_computes_the_same_from_what_we_save(tmp_path, name):
+    folder = saved(tmp_path / "x", CONFIGS[name])
+    tokens = some_tokens(CONFIGS[name])
+    ours = checkpoints.load_model(checkpoints.open_checkpoint(folder))
+    with torch.no_grad():
+        expected = theirs(folder, torch.float32)(tokens).logits
+        found = ours(tokens)
+    assert expected.std() > 0.3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_hf_dialect_is_bit_equal_in_bfloat16(tmp_path, name):
+    folder = saved(tmp_path / "x", CONFIGS[name], torch.bfloat16)
+    tokens = some_tokens(CONFIGS[name])
+    model = checkpoints.load_model(checkpoints.open_checkpoint(folder))
+    assert model.embed.weight.dtype == torch.bfloat16
+    assert model.dialect.name == "hf"
+    with torch.no_grad(), trace(model, only="logits") as seen:
+        model(tokens)
+        expected = theirs(folder, torch.bfloat16)(tokens).logits
+    assert torch.equal(seen["logits"], expected)
+
+
+@pytest.mark.parametrize("name", ["llama llama3", "llama yarn", "gpt2", "gpt2 untied"])
+def test_we_read_what_transformers_writes(tmp_path, name):
+    config = CONFIGS[name]
+    model = theirs(saved(tmp_path / "ours", config), torch.float32)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
+    opened = checkpoints.open_checkpoint(tmp_path / "theirs")
+    assert len(opened.weights.paths) > 1
+    again = checkpoints.open_checkpoint(tmp_path / "ours")
+    assert opened.config == again.config
+    assert all(torch.equal(opened.weights[key], again.weights[key]) for key in again.weights)
+    stated = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert "rope_parameters" in stated or config.family == "gpt2"
