@@ -1,0 +1,76 @@
+"""The optimiser: AdamW (Loshchilov & Hutter, 2019), what it decays, and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn, optim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning rate over `steps` steps: linear warm-up, a level stretch, half a cosine down.
+
+        peak        ┌────────┐
+                   ╱          ╲
+                  ╱            ╲
+        final    ╱               ──    last step
+                 warmup  hold   the rest
+
+    With ``hold=0`` it is the usual warm-up and cosine. A hold lets the length be chosen late: two
+    runs that differ only in `steps` are the same run until the shorter one begins to come down.
+    """
+
+    peak: float
+    final: float
+    warmup: int
+    steps: int
+    hold: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} training steps: expected 1 or more")
+        if self.warmup < 0 or self.hold < 0 or self.warmup + self.hold >= self.steps:
+            raise ValueError(
+                f"{self.warmup} warm-up steps and {self.hold} at the peak: expected to be fewer "
+                f"than the {self.steps} steps of training"
+            )
+        if not (math.isfinite(self.peak) and 0 <= self.final <= self.peak):
+            raise ValueError(
+                f"learning rate from {self.peak:g} down to {self.final:g}: expected numbers from 0 "
+                "on, the second at most the first"
+            )
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`, counted from 0; the first step already moves."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        top = self.warmup + self.hold
+        down = (step - top) / max(self.steps - 1 - top, 1)  # 0 at the top, 1 at the last step
+        share = 0.5 * (1 + math.cos(math.pi * min(max(down, 0.0), 1.0)))
+        return self.final + (self.peak - self.final) * share
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices (embeddings too) decay; biases and the weights of norms, one number each, do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def adamw(
+    model: nn.Module, *, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
+) -> optim.AdamW:
+    """AdamW over the model's parameter groups; the loop sets the learning rate at each step."""
+    groups = parameter_groups(model, weight_decay)
+    return optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=True)
+
+
+def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
