@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pellucid
@@ -67,9 +70,10 @@ def fetch(repository: str) -> Path:
 
     hub = constants.ENDPOINT
     try:
-        folder = Path(
-            snapshot_download(repository, allow_patterns=list(FILES), ignore_patterns=["*/*"])
-        )
+        with _bar_on_a_terminal_only():
+            folder = Path(
+                snapshot_download(repository, allow_patterns=list(FILES), ignore_patterns=["*/*"])
+            )
     except Exception as error:  # the HTTP library below, and its errors, differ by version
         raise OSError(f"{repository}: {_reason(error, hub)}") from error
     if not any((folder / name).is_file() for name in ("config.json", "params.json")):
@@ -78,6 +82,24 @@ def fetch(repository: str) -> Path:
             "Hugging Face's or Meta's layout"
         )
     return folder
+
+
+@contextlib.contextmanager
+def _bar_on_a_terminal_only() -> Iterator[None]:
+    """No progress bar in a pipe, and no warnings beside the one error that `fetch` raises."""
+    from huggingface_hub import utils
+
+    bar = not utils.are_progress_bars_disabled()
+    verbosity = utils.logging.get_verbosity()
+    utils.logging.set_verbosity_error()
+    if bar and not sys.stderr.isatty():
+        utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.logging.set_verbosity(verbosity)
+        if bar:
+            utils.enable_progress_bars()
 
 
 def _reason(error: Exception, hub: str) -> str:

@@ -33,7 +33,7 @@ ROPES = {
     ),
 }  # fmt: skip
 CONFIGS = {
-    **{f"llama {name}": LlamaConfig(**SHAPE, n_kv_heads=2, rope=rope) for name, rope in ROPES.items()},
+    **{f"llama {key}": LlamaConfig(**SHAPE, n_kv_heads=2, rope=r) for key, r in ROPES.items()},
     "llama tied, biased": LlamaConfig(
         **SHAPE, n_kv_heads=8, tied=True, attention_bias=True, mlp_bias=True
     ),
