@@ -122,6 +122,10 @@ def test_an_added_token_that_is_no_special_cuts_ordinary_text(
     assert ids.count(400) == 1 and 0 not in ids
     assert ours.decode(ids) == "a<tool><|endoftext|>"
     _check_against_the_library(ours, path, examples=60)
+    # The library reads such a name as bytes (é is one of the 256 characters) and gives U+FFFD.
+    added[1]["content"] = "<é>"
+    ours = tokenizers.load(_changed(trained_folder, tmp_path, added_tokens=added))
+    assert ours.decode([400]) == ours.token_string(400) == "<é>"
 
 
 def test_llama2_as_tokenizer_json(small_piece_file: Path, tmp_path: Path) -> None:
