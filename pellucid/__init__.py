@@ -14,12 +14,15 @@ __version__ = "0.1.0"
 # Resolved on first use, so that `import pellucid` and `pellucid --help` do not wait for torch.
 _LAZY = {
     "LanguageModel": "pellucid.language_model",
+    "assert_same_model": "pellucid.difference",
+    "diff": "pellucid.difference",
     "load": "pellucid.language_model",
     "Trace": "pellucid.trace",
 }
-__all__ = ["LanguageModel", "Trace", "load"]
+__all__ = ["LanguageModel", "Trace", "assert_same_model", "diff", "load"]
 
 if TYPE_CHECKING:
+    from pellucid.difference import assert_same_model, diff
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
 

@@ -1,4 +1,4 @@
-"""`pellucid.diff`: anything that is a model, or a recording of one, against anything else that is."""
+"""`pellucid.diff`: a model, or a recording of one, against another."""
 
 from __future__ import annotations
 
@@ -39,10 +39,17 @@ def diff(
     recorded = any(side.recorded is not None for side in sides)
     if prompt is None and not recorded:
         prompt = DEFAULT_PROMPT
-    rows = prompt
-    if prompt is not None and not isinstance(prompt, str):
-        rows = [list(prompt)] if not prompt or isinstance(prompt[0], int) else prompt  # type: ignore
-    return compare(*sides, rows, steps=steps, progress=progress)
+    return compare(*sides, as_rows(prompt), steps=steps, progress=progress)
+
+
+def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
+    """Text as it is; token ids as one row; rows as rows."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    rows = [[item] if isinstance(item, int) else list(item) for item in prompt]
+    if all(isinstance(item, int) for item in prompt):
+        return [[token for row in rows for token in row]]
+    return rows
 
 
 def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import pellucid
 from pellucid import checkpoints, tokenizers
+from pellucid.generate import Sampling, TextStream, encode_prompt, generate_tokens, stream_text
 from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
 
 if TYPE_CHECKING:
@@ -99,11 +100,57 @@ class LanguageModel:
         ValueError for ids outside the vocabulary or an empty prompt.
         """
         if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, bos=self.tokenizer.adds_bos)
+            tokens = encode_prompt(self.tokenizer, prompt)
         else:
             tokens = [int(token) for token in prompt]
         check_tokens(tokens, self.config)
         return tokens
+
+    def generate(self, prompt: Prompt, *, max_new_tokens: int | None = 128, **options: Any) -> str:
+        """The text that follows `prompt`; the options are those of `stream`."""
+        return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, **options))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int | None = 128,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        slide: bool = False,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Pieces of the text that follows `prompt`, as they come; never half a character.
+
+        max_new_tokens  None: until the model stops or its context is full
+        stop            strings before which the text ends
+        seed            the same seed gives the same text; None draws another each time
+        slide           let a Llama go on past its context, over the last tokens
+        sampling        temperature (0: greedy), top_k, top_p, min_p, repetition_penalty
+        """
+        rows = self._stream(
+            [self.encode(prompt)],
+            max_new_tokens=max_new_tokens,
+            stop=stop,
+            seed=seed,
+            slide=slide,
+            sampling=Sampling(**sampling),
+        )
+        return (piece for (piece,) in rows if piece)
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = 128, **options: Any
+    ) -> list[str]:
+        """As `generate` for several prompts at once; each row's text is the one it has alone."""
+        known = {name: options.pop(name) for name in ("stop", "seed", "slide") if name in options}
+        rows = [self.encode(prompt) for prompt in prompts]
+        stream = self._stream(
+            rows, max_new_tokens=max_new_tokens, sampling=Sampling(**options), **known
+        )
+        return [completion.text for completion in stream.complete()]
+
+    def _stream(self, rows: Sequence[Sequence[int]], **options: Any) -> TextStream:
+        return stream_text(self.model, self.tokenizer, rows, **options)
 
     def trace(
         self,
@@ -134,9 +181,9 @@ class LanguageModel:
                 tokens = tokens + self._decode(tokens, generate)
             else:
                 logits = self.model(batch)
-        if gradients:
-            kept = [tensor for tensor in seen.values() if tensor.requires_grad]
-            torch.autograd.backward(gradients(logits), inputs=kept)
+                if gradients:
+                    kept = [tensor for tensor in seen.values() if tensor.requires_grad]
+                    torch.autograd.backward(gradients(logits), inputs=kept)
         seen.meta.update(self._meta(tokens))
         return seen
 
@@ -159,11 +206,19 @@ class LanguageModel:
             everything=everything,
         )
 
+    def _decode(self, tokens: list[int], steps: int) -> list[int]:
+        """Greedy tokens of so many decoding steps after the first pass, seen by an open trace."""
+        passes = generate_tokens(
+            self.model, [tokens], sampling=Sampling(temperature=0.0), max_new_tokens=steps + 1
+        )
+        chosen = [token for (token,) in passes if token is not None]
+        return chosen[:-1]  # the last pass chooses a token that no pass reads
+
     def _guard(self, tokens: int, steps: int, only: Globs, max_bytes: int | None) -> None:
         """Refuse a trace that would not fit, with the numbers, before anything is computed."""
         size = self.dtype.itemsize
         need = estimated_bytes(self.config, 1, tokens, tokens, size, only)
-        for step in range(1, steps):
+        for step in range(1, steps + 1):
             need += estimated_bytes(self.config, 1, 1, tokens + step, size, only)
         room = max_bytes if max_bytes is not None else free_memory(self.device) // 2
         if need > room:

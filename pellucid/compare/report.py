@@ -114,6 +114,20 @@ class Report:
         """As diff(1): 0 the same, 1 diverged."""
         return 1 if self.verdict == "diverged" else 0
 
+    def summary(self) -> str:
+        """One line: the verdict, the first divergence and its cause."""
+        if self.first is None:
+            faults = [finding for finding in self.static if finding.kind == "fault"]
+            found = f": {faults[0].name}, {faults[0].finding}" if faults else ""
+            return f"{self.a} and {self.b}: {self.verdict}{found}"
+        where = f" at {self.first.measure.where}" if self.first.measure.where else ""
+        why = f"{self.cause.name} ({self.cause.evidence})" if self.cause else "no known cause fits"
+        held = self.first.measure
+        return (
+            f"{self.a} and {self.b} diverge first at {self.first.name}{where}: "
+            f"error {held.error_b:.2g} against {held.error_a:.2g}; {why}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """DESIGN's schema, with the sides named."""
         return {

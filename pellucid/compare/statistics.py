@@ -15,6 +15,7 @@ from torch import Tensor
 
 TENSOR_FACTOR = 3.0  # error of a whole tensor, in units of A's own
 SLICE_FACTOR = 8.0  # error of one token, head or channel: fewer numbers, more chance
+STEADY = 8  # weight of the whole tensor's error in that of a slice, in numbers
 MASKED = -1e4  # a score this low is switched off, whichever number an implementation writes
 
 Verdict = Literal["identical", "within-rounding", "explained", "diverged", "not-judged"]
@@ -98,8 +99,9 @@ def _judge(
             continue
         rest = tuple(other for other in range(exact.ndim) if other != axis)
         slice_size = rms(exact, rest)
-        # A slice's own error may be small by luck; the tensor's says what to expect of its size.
-        slice_a = torch.maximum(rms(error_a, rest), whole_a * slice_size)
+        slice_a = torch.maximum(
+            _steadied(rms(error_a, rest), rms(error_a), exact.numel()), whole_a * slice_size
+        )
         allowed = torch.maximum(SLICE_FACTOR * slice_a, unit * slice_size)
         ratios = rms(error_b, rest) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
         place = int(ratios.argmax())
@@ -113,6 +115,15 @@ def _judge(
         ratio=worst,
         where=where if verdict == "diverged" else "",
     )
+
+
+def _steadied(errors: Tensor, whole: Tensor, elements: int) -> Tensor:
+    """A's error of each slice, pulled towards the tensor's as far as the slice is short.
+
+    One number may have no error by luck; a mean over many may be trusted.
+    """
+    length = elements // len(errors)
+    return ((length * errors**2 + STEADY * whole**2) / (length + STEADY)).sqrt()
 
 
 def _without_masked(*values: Tensor) -> tuple[Tensor, ...]:
