@@ -43,6 +43,7 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tokenizer", type=Path, help="folder or file of one that exists")
     _number(group, "--vocab", 2048, "tokens of the byte-level BPE learnt otherwise")
     _number(group, "--hold-out", 40, "hold out each N-th file for evaluation")
+    _number(group, "--copies", 0.0, "share of rows with a passage copied, to form induction heads")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +134,11 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
         tokenizer_folder=tokenizer_folder,
         begin=end,
         batches=Batches(
-            stream, context=arguments.context, batch=arguments.batch, seed=arguments.seed
+            stream,
+            context=arguments.context,
+            batch=arguments.batch,
+            seed=arguments.seed,
+            copies=arguments.copies,
         ),
         held_out=token_stream(held_out, tokenizer.encode, end),
         held_out_bytes=sum(len(document.text.encode()) for document in held_out),

@@ -20,6 +20,7 @@ from torch import Tensor
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
 # Folders of the standard library that are no part of it, or lists of values rather than text.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
+SHORTEST_COPY = 16  # tokens, where a row is long enough
 _TOPICS = "pydoc_data/topics.py"
 _THIS_MACHINE = "_sysconfigdata"  # how this very interpreter was built
 
@@ -109,17 +110,26 @@ class Batches:
     """Windows of a token stream, shuffled anew each epoch; `at(step)` needs no history.
 
     The stream is read as a ring and each epoch starts somewhere else on it, so that a token does
-    not always stand at the same place of its window. Raises ValueError for a stream that is shorter
-    than one window.
+    not always stand at the same place of its window.
+
+    copies  share of rows in which one passage stands a second time, in the place of what followed:
+            text in which looking back pays, so that induction heads form early. 0 leaves the text
+
+    Raises ValueError for a stream that is shorter than one window.
     """
 
-    def __init__(self, stream: Tensor, *, context: int, batch: int, seed: int) -> None:
+    def __init__(
+        self, stream: Tensor, *, context: int, batch: int, seed: int, copies: float = 0.0
+    ) -> None:
         if len(stream) <= context:
             raise ValueError(
                 f"the training text is {len(stream):,} tokens long: a context of {context:,} needs "
                 f"at least {context + 1:,}; give more text or a smaller context"
             )
+        if not 0 <= copies <= 1:
+            raise ValueError(f"copies in {copies} of the rows: expected a share, 0 to 1")
         self.stream, self.context, self.batch, self.seed = stream, context, batch, seed
+        self.copies = copies
         self.windows = len(stream) // context
         self._epoch = -1
         self._starts = torch.empty(0, dtype=torch.long)
@@ -130,6 +140,10 @@ class Batches:
         starts = torch.tensor([self._start(row) for row in rows])
         places = starts[:, None] + torch.arange(self.context + 1)  # (B, T + 1)
         ids = self.stream[places % len(self.stream)]
+        if self.copies:
+            generator = torch.Generator().manual_seed((self.seed + 1) * 2**32 + step)
+            for row in (torch.rand(len(ids), generator=generator) < self.copies).nonzero():
+                copy_passage(ids[row.item()], generator)
         return ids[:, :-1], ids[:, 1:]
 
     def _start(self, row: int) -> int:
@@ -140,6 +154,22 @@ class Batches:
             order = torch.randperm(self.windows, generator=generator)
             self._epoch, self._starts = epoch, shift + order * self.context
         return int(self._starts[place])
+
+
+def copy_passage(ids: Tensor, generator: torch.Generator) -> None:
+    """Put a random passage of ids (N) a second time somewhere after itself, in place.
+
+    a b c d e f g h i j   ->   a b c d e f b c d j
+    """
+
+    def between(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    longest = len(ids) // 2
+    length = between(min(SHORTEST_COPY, longest), longest)
+    first = between(0, len(ids) - 2 * length)
+    second = between(first + length, len(ids) - length)
+    ids[second : second + length] = ids[first : first + length].clone()
 
 
 def held_out_windows(stream: Tensor, context: int, limit: int | None = None) -> Tensor:

@@ -90,8 +90,8 @@ def train(
         loss, norm = accumulate_gradients(model, inputs, targets, config)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"step {step + 1}: loss {loss}, gradient norm {norm}; the weights of step {step} "
-                f"are kept. Try a learning rate below {schedule.peak:g} or a longer warm-up"
+                f"step {step + 1} has loss {loss:g} and gradient norm {norm:g}: stopped before "
+                f"they reach the weights; try a rate below {schedule.peak:g} or a longer warm-up"
             )
         optimizer.step()
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def accumulate_gradients(
 
     Returns the loss and the norm of the gradient before clipping.
     """
-    loss = torch.zeros((), device=inputs.device)
+    loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
     for some, wanted in zip(
         inputs.split(config.micro_batch), targets.split(config.micro_batch), strict=True
     ):
@@ -131,7 +131,8 @@ def accumulate_gradients(
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats; logits (B, T, V), targets (B, T)."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, 1), targets.flatten())
 
 
 def precision(model: Model, bfloat16: bool) -> AbstractContextManager[object]:

@@ -1,0 +1,169 @@
+"""``pellucid train`` as a user runs it: text in, a model that loads out, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from pellucid import checkpoints, tokenizers
+from pellucid.cli import main
+from pellucid.cli.training_run import LOG_COLUMNS, Run
+from pellucid.models import GPTConfig, LlamaConfig
+
+MODEL = ["--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=16"]
+STEPS = ["--steps=8", "--batch=4", "--warmup=2", "--precision=float32"]
+EVERY = ["--eval-every=4", "--sample-every=4", "--save-every=4"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A folder of text, a few hundred tokens long."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for name in ("one", "two"):
+        lines = [f"def {name}_{number}(x):\n    return x + {number}\n" for number in range(60)]
+        (folder / f"{name}.py").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def train(text: Path, out: Path, *more: str) -> int:
+    return main(["train", "--data", str(text), "--out", str(out), *MODEL, *STEPS, *EVERY, *more])
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of an error a user caused."""
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_llama_from_a_folder_of_text(text: Path, tmp_path: Path, capsys):
+    out = tmp_path / "model"
+    assert train(text, out, "--kv-heads", "1", "--micro-batch", "2") == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said  # a pipe gets plain lines
+    assert "step 8/8" in said
+    assert "tokens/s" in said
+    assert "\ndef " in said  # a sample
+    assert said.rstrip().endswith(f"the model is in {out}")
+
+    opened = checkpoints.open_checkpoint(out)
+    assert isinstance(opened.config, LlamaConfig)
+    assert (opened.config.n_kv_heads, opened.config.context_length) == (1, 16)
+    tokenizer = tokenizers.load(out)
+    assert tokenizer.vocab_size == opened.config.vocab_size
+    assert tokenizer.decode(tokenizer.encode("def ü():")) == "def ü():"
+    logits = checkpoints.load_model(opened)(torch.tensor([tokenizer.encode("def one")]))
+    assert torch.isfinite(logits).all()
+
+    with (tmp_path / "model.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == LOG_COLUMNS
+    assert [int(row["step"]) for row in rows] == list(range(1, 9))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert [bool(row["held_out_loss"]) for row in rows] == [False, False, False, True] * 2
+
+
+def test_a_gpt2_with_a_given_tokenizer_and_json_alone_on_stdout(text: Path, tmp_path: Path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(text, first, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["steps"] == 8
+    assert summary["tokens"] == 8 * 4 * 16
+    assert summary["interrupted"] is False
+    assert 0 < summary["bits_per_byte"] < 8
+    more = ("--family", "gpt2", "--tokenizer", str(first), "--dtype", "bfloat16", "--json")
+    assert train(text, second, *more) == 0
+    opened = checkpoints.open_checkpoint(second)
+    assert isinstance(opened.config, GPTConfig)
+    assert opened.dtype == torch.bfloat16
+    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+
+
+def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path):
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert train(text, tmp_path / name, "--seed", seed, "--json") == 0
+    files = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert files["a"] == files["b"]
+    assert files["a"] != files["c"]
+
+
+def test_an_output_folder_with_something_in_it_is_kept(text: Path, tmp_path: Path, capsys):
+    out = tmp_path / "model"
+    assert train(text, out, "--json") == 0
+    before = (out / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert train(text, out, "--seed", "9") == 2
+    assert "is not empty" in one_line(capsys)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert train(text, out, "--seed", "9", "--json", "--overwrite") == 0
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context", "5000"], "needs at least 5,001"),
+        (["--family", "gpt2", "--kv-heads", "1"], "--kv-heads is for llama"),
+        (["--heads", "3"], "--width 16 does not divide into --heads 3"),
+        (["--warmup", "8"], "8 warm-up steps"),
+        (["--lr", "-1"], "learning rate from -1"),
+        (["--micro-batch", "3"], "does not divide into passes of 3"),
+        (["--vocab", "100"], "vocab_size 100 is too small"),
+        (["--tokenizer", "/nowhere"], "/nowhere does not exist"),
+        (["--hold-out", "1"], "expected 2 or more"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    text: Path, tmp_path: Path, capsys, options: list[str], message: str
+):
+    assert train(text, tmp_path / "model", *options) == 2
+    assert message in one_line(capsys)
+    assert not (tmp_path / "model").exists()
+
+
+def test_no_text_is_one_line(tmp_path: Path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert train(empty, tmp_path / "model") == 2
+    assert "no text to train on" in one_line(capsys)
+
+
+def test_a_diverging_run_keeps_the_last_checkpoint(text: Path, tmp_path: Path, capsys):
+    out = tmp_path / "model"
+    assert train(text, out, "--lr", "1e30", "--clip", "0", "--json") == 2
+    line = one_line(capsys)
+    assert "step 2 has loss" in line
+    assert "norm nan" in line
+    assert f"{out} holds the model after step 0" in line
+    weights = checkpoints.open_checkpoint(out).weights
+    assert all(torch.isfinite(weights[name]).all() for name in weights)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(text: Path, tmp_path: Path, capsys, monkeypatch):
+    between_steps = Run._between_steps
+
+    def interrupted(run: Run, progress) -> None:
+        between_steps(run, progress)
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "_between_steps", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    out = tmp_path / "model"
+    assert train(text, out, "--json") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["steps"], summary["interrupted"]) == (3, True)
+    monkeypatch.undo()
+    # Three steps of a longer run: what was saved is not the model the run began with.
+    untrained = tmp_path / "untrained"
+    assert train(text, untrained, "--json", "--lr", "0") == 0
+    saved, begun = (checkpoints.open_checkpoint(each).weights for each in (out, untrained))
+    assert not torch.equal(saved["embed.weight"], begun["embed.weight"])

@@ -1,0 +1,76 @@
+"""The schedule against numbers worked out by hand, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pellucid.models import GPTConfig, build
+from pellucid.train import Schedule, adamw, parameter_groups
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_the_final_rate():
+    schedule = Schedule(peak=1.0, final=0.2, warmup=4, steps=9)
+    rates = [schedule.rate(step) for step in range(9)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    # From step 4 to step 8 the cosine goes 0, 45, 90, 135, 180 degrees.
+    half = math.sqrt(0.5)
+    wanted = [0.2 + 0.4 * (1 + half), 0.6, 0.2 + 0.4 * (1 - half), 0.2]
+    assert rates[5:] == pytest.approx(wanted, abs=1e-15)
+
+
+def test_a_held_peak_postpones_the_cosine():
+    schedule = Schedule(peak=1.0, final=0.0, warmup=2, hold=3, steps=8)
+    wanted = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
+    assert [schedule.rate(step) for step in range(8)] == pytest.approx(wanted, abs=1e-15)
+
+
+def test_no_warm_up_and_a_single_step():
+    assert Schedule(peak=1.0, final=0.0, warmup=0, steps=1).rate(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "0 training steps"),
+        ({"warmup": 10}, "10 warm-up steps"),
+        ({"warmup": 3, "hold": 7}, "3 warm-up steps and 7 at the peak"),
+        ({"final": 2.0}, "from 1 down to 2"),
+        ({"peak": float("nan")}, "from nan"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**({"peak": 1.0, "final": 0.0, "warmup": 2, "steps": 10} | change))
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    config = GPTConfig(vocab_size=11, context_length=8, width=8, n_layers=2, n_heads=2)
+    model = build(config)
+    decayed, free = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(parameter)] for parameter in free["params"]} == {
+        name for name in names.values() if name.endswith("bias") or "norm" in name
+    }
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_a_step_decays_a_matrix_by_rate_times_decay_and_leaves_a_bias():
+    layer = nn.Linear(3, 2)
+    optimizer = adamw(layer, weight_decay=0.5)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # without a gradient only the decay acts
+    optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), weight * (1 - 0.1 * 0.5))
+    assert torch.equal(layer.bias.detach(), bias)
+
+
+def test_betas_are_those_of_language_models():
+    assert adamw(nn.Linear(2, 2)).defaults["betas"] == (0.9, 0.95)
