@@ -30,7 +30,16 @@ USER_ERRORS = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplemen
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0, what the verb says, or 2 for an error a user can cause."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # not at exit, where a reader that has left can no longer be met
+    except BrokenPipeError:  # `pellucid … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -55,9 +64,8 @@ def _run(verb: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader left, `pellucid … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise  # an OSError, but nobody's error: see main
     except USER_ERRORS as error:
         if arguments.traceback:
             raise

@@ -1,0 +1,51 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make a virtual environment first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PROMPT ?= def add(a, b):
+# One process per core and one thread in each: more threads than cores only get in each other's way.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help venv demo test test-peers lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1	/' | expand -t 14
+
+venv: .venv/.installed  ## a virtual environment with Pellucid and its development tools
+
+# torch first and with its bound, so that pip takes the build that is at hand (CPU where that is all).
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pellucid needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch>=2.11,<2.14"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: venv  ## walk a real prompt through the shipped model: a page and figures in demo-out/
+	mkdir -p demo-out
+	$(BIN)/pellucid walk "$(PROMPT)" --html demo-out/walk.html --plots demo-out/figures
+	@echo
+	@echo "The page:    $(CURDIR)/demo-out/walk.html"
+	@echo "The figures: $(CURDIR)/demo-out/figures"
+
+test: venv lint  ## what CI runs: style, types, tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "not peers"
+
+test-peers: venv lint  ## everything, also against other implementations (installs transformers)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: venv  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: venv  ## write the code the way ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## forget everything that was made here
+	rm -rf .venv demo-out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

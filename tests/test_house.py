@@ -1,0 +1,383 @@
+"""The rules of the house, as tests: budgets, floors, circles, imports, what may be committed."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import LLAMA, random_tokens
+
+import pellucid
+from pellucid.models import build
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pellucid"
+FILES = sorted(PACKAGE.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+FILE_LINES = 400
+FUNCTION_LINES = 60
+
+# DESIGN section 8. Imports run downward; floor 3 is siblings that do not know each other.
+FLOORS = {
+    "cli": 5,
+    "serve": 4,
+    "language_model": 4,
+    "difference": 4,
+    "checkpoints": 3,
+    "train": 3,
+    "generate": 3,
+    "reference": 3,
+    "compare": 3,
+    "analysis": 3,
+    "models": 2,
+    "trace": 1,
+    "names": 1,
+    "numerics": 1,
+    "tokenizers": 1,
+}
+FRONT_DOOR = ("pellucid", "pellucid.__main__")
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything a syntax tree imports, relative imports resolved."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*above, *filter(None, [node.module])])
+            for alias in node.names:
+                whole = f"{source}.{alias.name}"
+                yield node.lineno, whole if whole in MODULES else source
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    """What runs when a module is imported: no function bodies, nothing for the type checker."""
+
+    class Pruned(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef
+
+        def visit_If(self, node):
+            return None if is_type_checking(node) else self.generic_visit(node)
+
+    return Pruned().visit(ast.parse(ast.unparse(tree)))
+
+
+# ── Budgets ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_fit_the_budget():
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in FILES}
+    assert not {path: lines for path, lines in lengths.items() if lines > FILE_LINES}
+
+
+def test_functions_fit_the_budget():
+    long = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
+    }
+    assert not long
+
+
+def undocumented(module: str, tree: ast.Module) -> Iterator[str]:
+    if not ast.get_docstring(tree):
+        yield module
+    inside = [(module, node) for node in tree.body]
+    for owner, node in inside:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield f"{owner}.{node.name}"
+        if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
+            inside.extend((f"{owner}.{node.name}", inner) for inner in node.body)
+
+
+def test_everything_public_says_what_it_does():
+    assert not [name for module, tree in TREES.items() for name in undocumented(module, tree)]
+
+
+def lines_opened(codes: set) -> dict[str, int]:
+    """Lines of the package's functions that ran, and of the head of each class they belong to.
+
+    A function counts whole. The head of a class is everything before its first method (docstring,
+    fields) and its ``__init__``. Docstrings, comments and blank lines inside count.
+    """
+    ran = {(code.co_filename, code.co_firstlineno) for code in codes}
+    opened = {}
+    for module, path in MODULES.items():
+        for node in TREES[module].body:
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            parts = methods if isinstance(node, ast.ClassDef) else [node]
+            executed = [part for part in parts if (str(path), first_line(part)) in ran]
+            lines = sum(part.end_lineno - first_line(part) + 1 for part in executed)
+            if executed and isinstance(node, ast.ClassDef):
+                lines += first_line(methods[0]) - first_line(node)
+                setup = [m for m in methods if m.name == "__init__" and m not in executed]
+                lines += sum(m.end_lineno - first_line(m) + 1 for m in setup)
+            if lines:
+                opened[f"{module}.{node.name}"] = lines
+    return opened
+
+
+def first_line(node) -> int:
+    """Where a function or class begins, its decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def test_reading_distance_of_a_llama_forward():
+    """How many lines a newcomer opens to understand one whole forward pass of a Llama."""
+    model, tokens = build(LLAMA).eval(), random_tokens(LLAMA, 1, 8)
+    codes = set()
+    sys.setprofile(lambda frame, event, _: codes.add(frame.f_code))
+    try:
+        with torch.no_grad():
+            model(tokens)
+    finally:
+        sys.setprofile(None)
+    opened = lines_opened(codes)
+    assert {"pellucid.models.llama.Llama", "pellucid.trace.tap"} < set(opened)
+    total = sum(opened.values())
+    assert total <= 300, f"{total} lines for one Llama forward: {opened}"
+
+
+# ── Floors ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def floor(module: str) -> int:
+    """Floor of a module; the front door holds only the version and is below all."""
+    return 0 if module in FRONT_DOOR else FLOORS[module.split(".")[1]]
+
+
+def test_every_part_of_the_package_has_a_floor():
+    parts = {name.split(".")[1] for name in MODULES if "." in name} - {"__main__"}
+    assert parts <= set(FLOORS), f"no floor for {sorted(parts - set(FLOORS))}"
+
+
+def test_imports_run_downward_and_siblings_do_not_meet():
+    wrong = []
+    for module, tree in TREES.items():
+        if module in FRONT_DOOR:
+            continue  # it names what it opens lazily
+        own = module.split(".")[1]
+        for line, target in imports(tree, module):
+            if target.split(".")[0] != "pellucid" or target == "pellucid":
+                continue
+            other = target.split(".")[1]
+            upward = floor(target) > floor(module)
+            sibling = other != own and floor(target) == floor(module) == 3
+            if upward or sibling:
+                wrong.append(f"{module}:{line} imports {target}")
+    assert not wrong
+
+
+def test_no_circles():
+    graph = {
+        module: {t for _, t in imports(at_module_level(tree), module) if t in MODULES} - {module}
+        for module, tree in TREES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules that import each other: {error.args[1]}")
+
+
+# ── Imports ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def distribution(requirement: str) -> str:
+    return re.split(r"[<>=!~ \[;]", requirement, maxsplit=1)[0].replace("-", "_").lower()
+
+
+CORE = {distribution(line) for line in PROJECT["project"]["dependencies"]}
+OPTIONAL = {
+    distribution(line)
+    for lines in PROJECT["project"]["optional-dependencies"].values()
+    for line in lines
+} | {"google"}  # protobuf's import name
+
+
+def foreign(tree: ast.AST, module: str) -> set[str]:
+    names = {target.split(".")[0] for _, target in imports(tree, module)}
+    return names - set(sys.stdlib_module_names) - {"pellucid"}
+
+
+def test_what_is_imported_is_declared():
+    undeclared = {m: foreign(tree, m) - CORE - OPTIONAL for m, tree in TREES.items()}
+    assert not {module: names for module, names in undeclared.items() if names}
+
+
+def test_optional_packages_are_imported_where_they_are_used():
+    eager = {m: foreign(at_module_level(tree), m) - CORE for m, tree in TREES.items()}
+    assert not {module: names for module, names in eager.items() if names}
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def test_every_module_imports_silently_with_the_core_dependencies_alone():
+    result = run_python(
+        f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {sorted(OPTIONAL)!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from importlib import import_module
+import threading
+for module in {sorted(set(MODULES) - {"pellucid.__main__"})!r}:
+    import_module(module)
+assert threading.active_count() == 1, threading.enumerate()
+assert "matplotlib.pyplot" not in sys.modules, "pyplot at import"
+"""
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["pellucid", "pellucid.cli"])
+def test_the_way_in_waits_for_nothing_heavy(module):
+    result = run_python(
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'numpy', 'rich', 'matplotlib', 'tokenizers', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_the_lazy_front_door_opens():
+    assert pellucid.load.__name__ == "load"
+    assert {"load", "LanguageModel", "Trace"} <= set(pellucid.__all__)
+    assert pellucid.tokenizers.__name__ == "pellucid.tokenizers"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pellucid.nothing
+
+
+# ── Habits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_printing_is_for_the_command_line():
+    lint = PROJECT["tool"]["ruff"]["lint"]
+    assert "T20" in lint["select"]  # ruff's rule against print
+    assert "T20" not in lint.get("ignore", [])
+    free = [glob for glob, rules in lint["per-file-ignores"].items() if "T20" in rules]
+    assert sorted(free) == ["pellucid/cli/*", "tests/*"]
+    assert "noqa: T20" not in "".join(path.read_text() for path in FILES)
+
+
+def test_a_forward_pass_reads_no_environment():
+    for module, tree in TREES.items():
+        if floor(module) in (1, 2):
+            reads = [
+                ast.unparse(node)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute | ast.Name)
+                and ast.unparse(node).endswith(("environ", "getenv"))
+            ]
+            assert not reads, f"{module}: {reads}"
+
+
+def test_taps_have_constant_leaves():
+    """An f-string there would make the compiler build one graph per layer."""
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tap", "trace.tap"):
+                leaf = node.args[1]
+                assert isinstance(leaf, ast.Constant), f"{module}:{node.lineno}"
+
+
+def test_the_type_checker_is_never_silenced():
+    silenced = re.compile(r"#\s*(type:\s*ignore|pyright:)")
+    assert not [str(path) for path in FILES if silenced.search(path.read_text())]
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by their bare names, and so do the tests their helpers."""
+    names: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.name not in ("conftest.py", "__init__.py"):
+            names.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in names.items() if len(paths) > 1}
+
+
+# ── The repository ───────────────────────────────────────────────────────────────────────────────
+
+
+def tracked_files() -> list[Path]:
+    result = subprocess.run(
+        ["git", "ls-files", "-z"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if result.returncode:
+        pytest.skip("no git repository here")
+    return [ROOT / name for name in result.stdout.split("\0") if name]
+
+
+OTHERS = ("tokenizer.model", "vocab.bpe", "encoder.json", "*.pth", "*.pt", "*.bin", "*.gguf")
+
+
+def test_no_file_of_others_is_committed():
+    assert not [path for path in tracked_files() if any(fnmatch(path.name, n) for n in OTHERS)]
+
+
+@pytest.mark.assets
+def test_no_test_asset_is_committed_under_another_name(assets):
+    def digest(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    known = {digest(p): p for p in assets.rglob("*") if p.is_file() and p.stat().st_size > 1000}
+    copies = [p for p in tracked_files() if p.is_file() and digest(p) in known]
+    assert not copies
+
+
+def test_the_changelog_has_this_version():
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert next(name for name in headings if name != "Unreleased") == pellucid.__version__
+
+
+def test_the_map_in_contributing_names_every_part():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    parts = {name.split(".")[1] for name in MODULES if name.count(".") >= 1} - {"__main__"}
+    missing = [
+        part for part in sorted(parts) if f"{part}/" not in text and f"{part}.py" not in text
+    ]
+    assert not missing
