@@ -136,12 +136,22 @@ def _write_weights(
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         if len(shards) == 1:
             name = "model.safetensors"
-        save_file({entry.stored: tensor(entry) for entry in shard}, folder / name, {"format": "pt"})
+        tensors = _apart({entry.stored: tensor(entry) for entry in shard})
+        save_file(tensors, folder / name, {"format": "pt"})
         weight_map |= {entry.stored: name for entry in shard}
         total += sum(size(entry) for entry in shard)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where two share memory: safetensors refuses to write those."""
+    apart, end = {}, 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        apart[name] = tensor.clone() if tensor.data_ptr() < end else tensor
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return apart
 
 
 def _shards(

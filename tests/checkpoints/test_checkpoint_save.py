@@ -109,6 +109,20 @@ def test_large_models_are_split(tmp_path):
     assert all(torch.equal(opened.weights[name], state[name].bfloat16()) for name in state)
 
 
+def test_tensors_that_share_memory_are_written_apart(tmp_path):
+    config = CONFIGS["gpt2 untied"]
+    state = dict(random_model(config).state_dict())
+    block = torch.randn(40, 24)
+    state |= {
+        "embed.weight": block[:30],
+        "unembed.weight": block[10:],
+        "pos_embed.weight": block[:16],
+    }
+    checkpoints.save(tmp_path / "x", config, state)
+    weights = checkpoints.open_checkpoint(tmp_path / "x").weights
+    assert all(torch.equal(weights[name], state[name]) for name in state)
+
+
 def test_weights_must_fit_the_config(tmp_path):
     model = random_model(CONFIGS["gpt2"])
     state = model.state_dict()
