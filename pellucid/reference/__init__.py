@@ -43,10 +43,11 @@ def walk(
 ) -> Iterator[Step]:
     """Every step from `tokens` to the next token, in the order of a person with a pencil.
 
-    weights     parameter name -> tensor; read one at a time, when a step needs it, and let go
-    dtype       of the activations; None: as the embedding table is stored
-    layer, head what to show in full; the other heads and layers become one step each
-    everything  show every head of every layer
+    weights        parameter name -> tensor; read one at a time, when a step needs it, and let go
+    token_strings  the text of each token, specials: text -> id; without them, without their steps
+    dtype          of the activations; None: as the embedding table is stored
+    layer, head    what to show in full; the other heads and layers become one step each
+    everything     show every head of every layer
 
     The first thing is computed when the first step is asked for. ValueError for tokens that the
     model cannot take and for a layer or head that it has not.
@@ -65,10 +66,10 @@ def walk(
         config,
         weights,
         dialect,
-        dtype or weights["embed.weight"].dtype,
+        dtype or _stored_dtype(weights),
         tokens=prompt,
         token_strings=token_strings and list(token_strings),
-        specials=specials or None,
+        specials=[f"{number} {text}" for text, number in _in_order(specials or {})] or None,
         last_row=len(prompt) - 1,
     )
     if everything:
@@ -93,7 +94,7 @@ def witness(
         config,
         weights,
         dialect,
-        dtype or weights["embed.weight"].dtype,
+        dtype or _stored_dtype(weights),
         silent=True,
         tokens=prompt,
         token_strings=None,
@@ -110,6 +111,16 @@ def witness(
         value = torch.stack(found[name][:]) if per_head else found[name][0]
         collected[name] = value[None] if names.has_batch(name) else value
     return collected
+
+
+def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(specials.items(), key=lambda special: special[1])
+
+
+def _stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
+    """The embedding table's; a checkpoint knows it without reading the table."""
+    known = getattr(weights, "dtype", None)
+    return known("embed.weight") if known else weights["embed.weight"].dtype
 
 
 def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:

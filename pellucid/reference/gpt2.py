@@ -270,28 +270,34 @@ def pre(mlp_norm, w_up, b_up):
     return linear(mlp_norm, w_up, b_up)
 
 
+BEND = {
+    "tanh": "tanh {inner}",
+    "erf": "erf({pre} / √2)",
+}  # the paper's approximation, its exact form
+
+
 @each_layer(
     "layers.N.mlp.inner",
     "√(2/π) × ({pre} + 0.044715 × {pre}³)",
     dims="T F",
     when=lambda config: config.gelu == "tanh",
 )
-def inner(pre, dialect, wide):
+def inner(pre):
     """Inside the tanh of GELU"""
-    x = pre.to(wide) if dialect.gelu == "fused" else pre
-    return math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
+    return math.sqrt(2.0 / math.pi) * (pre + 0.044715 * torch.pow(pre, 3.0))
 
 
 @each_layer(
     "layers.N.mlp.act",
-    lambda config: (
-        "½ × {pre} × (1 + %s)" % {"tanh": "tanh {inner}", "erf": "erf({pre} / √2)"}[config.gelu]
-    ),
+    lambda config: f"½ × {{pre}} × (1 + {BEND[config.gelu]})",
 )
-def act(pre, inner, gelu, dtype):
-    """What it says: GELU, a soft switch (Hendrycks & Gimpel, 2016)"""
-    bend = torch.tanh(inner) if gelu == "tanh" else torch.erf(inner / math.sqrt(2))
-    return (0.5 * pre * (1.0 + bend)).to(dtype)
+def act(pre, inner, gelu, dialect):
+    """What each hidden unit says: GELU, a soft switch (Hendrycks & Gimpel, 2016)"""
+    if gelu == "erf":
+        return F.gelu(pre)
+    if dialect.gelu == "fused":  # the same formula in one kernel, rounded once
+        return F.gelu(pre, approximate="tanh")
+    return 0.5 * pre * (1.0 + torch.tanh(inner))
 
 
 @each_layer("layers.N.mlp_out", "{act} · {w_down}ᵀ + {b_down}")

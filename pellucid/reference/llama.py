@@ -24,7 +24,9 @@ import torch.nn.functional as F
 from pellucid.reference import rope
 from pellucid.reference.steps import Script
 
-# The name a step uses -> the checkpoint's. wq … w3 are the letters of Meta's code.
+# The name a step uses -> the checkpoint's. wq … w3 are the letters of Meta's code. Beside them stand
+# biases bq … b3, 0 in every released Llama; in bfloat16 a sum x @ w.T + b rounds twice, where the
+# kernel of a model that has them rounds once.
 script = Script(
     weights={
         "embedding": "embed.weight",  # (V, C)

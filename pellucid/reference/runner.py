@@ -119,6 +119,8 @@ class Runner:
     def _run(self, lines: Sequence[Line], show: bool = True) -> Iterator[Step]:
         """Compute each line that its scope has not yet; yield what is to be shown now."""
         for line in lines:
+            if not (show or line.needed):
+                continue
             scope = self.scopes[line.per]
             if line.variable not in scope:
                 held = self._compute(line)
@@ -228,7 +230,7 @@ def picture_of(value: Any, dims: tuple[str, ...]) -> Picture | None:
         return "text"
     if dims == ("T", "S"):
         return "attention"
-    return "heatmap" if len(dims) == 2 and dims[0] == "T" and not value.is_complex() else None
+    return "heatmap" if dims == ("H", "T", "D") or (len(dims) == 2 and dims[0] == "T") else None
 
 
 def _folded(last: Step, layer: int, stream: Held) -> Step:

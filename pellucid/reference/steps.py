@@ -28,7 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RUNNER_NAMES = {
     "tokens": "token ids (T)",
     "token_strings": "the text of each token, or None",
-    "specials": "text -> id of every special token, or None",
+    "specials": "id and text of every special token, or None",
     "dialect": "the cast points of the reference whose rounding is reproduced",
     "token_count": "T",
     "device": "where the tokens are",
@@ -51,7 +51,7 @@ class Step:
     name     of the tensor, `layers.0.attn.q`; a name of names.py means the same tensor here
     title    one line for a reader
     formula  how it was computed, with the shapes at hand: ``a[17,64] · b[8,64]ᵀ → [17,8]``
-    value    the tensor, without a batch axis; strings, or text -> id, for a step about text
+    value    the tensor, without a batch axis; strings for a step about text
     dims     a letter per axis, as in names.py
     source   the code that computed it
     picture  how to draw it, if at all
@@ -150,6 +150,7 @@ class Line:
     picture: Picture | None = None  # None: as its dims suggest
     when: Callable[[Any], bool] = lambda config: True
     index: str | None = None
+    needed: bool = True  # False: only to be shown, no other step wants it
 
 
 class Script:
@@ -229,6 +230,7 @@ class Script:
                 title=title,
                 formula=formula or f"{variable}, as stored",
                 dims=tuple(dims.split()),
+                needed=False,
             )
         )
 
