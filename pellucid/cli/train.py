@@ -24,12 +24,12 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
     _training_arguments(parser)
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, help="folder for the model")
+    group.add_argument("--out", type=Path, metavar="DIR", required=True, help="the model's folder")
     group.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     group.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the saved weights"
     )
-    group.add_argument("--log", type=Path, help="CSV of every step (default OUT.csv)")
+    group.add_argument("--log", type=Path, metavar="FILE", help="CSV of every step (DIR.csv)")
     group.add_argument("--json", action="store_true", help="a summary as JSON instead of progress")
 
 
@@ -40,8 +40,8 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--stdlib", action="store_true", help="the standard library of this Python: code and prose"
     )
-    group.add_argument("--tokenizer", type=Path, help="folder or file of one that exists")
-    _number(group, "--vocab", 2048, "tokens of the byte-level BPE learnt otherwise")
+    group.add_argument("--tokenizer", type=Path, metavar="PATH", help="one to use as it is")
+    _number(group, "--vocab", 2048, "tokens of the byte-level BPE that is learnt otherwise")
     _number(group, "--hold-out", 40, "hold out each N-th file for evaluation")
     _number(group, "--copies", 0.0, "share of rows with a passage copied, to form induction heads")
 
@@ -52,8 +52,8 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     _number(group, "--width", 192, "of the residual stream")
     _number(group, "--layers", 4, "blocks")
     _number(group, "--heads", 6, "query heads")
-    group.add_argument("--kv-heads", type=int, help="key/value heads, llama only (as many)")
-    group.add_argument("--hidden", type=int, help="of the MLP (llama 8/3 of the width, gpt2 4)")
+    group.add_argument("--kv-heads", type=int, metavar="N", help="key/value heads (all)")
+    group.add_argument("--hidden", type=int, metavar="N", help="width of the MLP (8/3 or 4)")
     _number(group, "--context", 256, "tokens in view")
 
 
@@ -61,11 +61,11 @@ def _training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     _number(group, "--steps", 1600, "optimiser steps")
     _number(group, "--batch", 16, "rows of a step, each as long as the context")
-    group.add_argument("--micro-batch", type=int, help="rows in memory at a time (all of a batch)")
+    group.add_argument("--micro-batch", type=int, metavar="N", help="rows at a time (all)")
     _number(group, "--lr", 3e-3, "highest learning rate")
     _number(group, "--warmup", 80, "steps up to it")
     _number(group, "--hold", 0, "steps at it, before the cosine comes down")
-    group.add_argument("--min-lr", type=float, help="learning rate at the end (a twentieth)")
+    group.add_argument("--min-lr", type=float, metavar="N", help="at the end (lr / 20)")
     _number(group, "--weight-decay", 0.1, "of matrices")
     _number(group, "--clip", 1.0, "longest gradient; 0: any")
     _number(group, "--seed", 1, "of weights, batches and samples")
@@ -83,7 +83,8 @@ def _training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _number(group: argparse._ArgumentGroup, flag: str, default: float, what: str) -> None:
-    group.add_argument(flag, type=type(default), default=default, help=f"{what} ({default})")
+    kind, shown = type(default), f"{what} ({default:g})"
+    group.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -244,5 +245,5 @@ def _bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -142,8 +142,9 @@ class Batches:
         ids = self.stream[places % len(self.stream)]
         if self.copies:
             generator = torch.Generator().manual_seed((self.seed + 1) * 2**32 + step)
-            for row in (torch.rand(len(ids), generator=generator) < self.copies).nonzero():
-                copy_passage(ids[row.item()], generator)
+            chosen = torch.rand(len(ids), generator=generator) < self.copies
+            for row in chosen.nonzero().flatten().tolist():
+                copy_passage(ids[row], generator)
         return ids[:, :-1], ids[:, 1:]
 
     def _start(self, row: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import GPT, LLAMA, random_model
 
 from pellucid.analysis.heads import (
     head_scores,
@@ -14,7 +15,6 @@ from pellucid.analysis.heads import (
     strongest,
 )
 from pellucid.trace import trace
-from tiny import GPT, LLAMA, random_model
 
 
 def drawn(tokens: int, looks_at: dict[int, int]) -> torch.Tensor:
