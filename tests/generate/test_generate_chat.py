@@ -72,6 +72,13 @@ def test_the_cache_changes_nothing_but_the_work(model: Model, tokenizer: Tokeniz
     assert ask(with_cache, "hi") == ask(without, "hi")
 
 
+def test_every_turn_draws_other_numbers(tokenizer: Tokenizer) -> None:
+    indifferent = random_model(replace(LLAMA, vocab_size=512))
+    indifferent.register_forward_hook(lambda _module, _inputs, logits: 0 * logits)
+    conversation = Conversation(indifferent, tokenizer)
+    assert ask(conversation, "a", slide=True) != ask(conversation, "a", slide=True)
+
+
 def user(question: str) -> dict[str, str]:
     return {"role": "user", "content": question}
 

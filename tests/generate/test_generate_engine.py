@@ -134,6 +134,15 @@ def test_without_a_number_rows_write_to_the_end_of_the_context(name: str) -> Non
         assert row == plain
 
 
+def test_a_long_row_that_has_finished_costs_the_others_one_more_pass_only() -> None:
+    model = model_of("gpt2")
+    with trace(model, "tokens") as seen:
+        rows_of(generate_tokens(model, [prompt(15), prompt(3)], sampling=GREEDY), 2)
+    widths = [tokens.shape[1] for tokens in seen.values()]
+    # The prompts; one more column; then the window is full, and row 1 is run anew without row 0.
+    assert widths == [15, 1, 5] + [1] * 10
+
+
 def test_stops_on_the_first_token_and_when_all_rows_have() -> None:
     model = model_of("llama-gqa")
     everything = range(97)
@@ -249,6 +258,15 @@ def test_a_kept_cache_follows_a_changed_history() -> None:
         assert text_alone(model, changed, kept=kept, **options) == text_alone(
             model, changed, **options
         )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-dynamic"])
+def test_a_kept_cache_forgets_what_slid_out_of_the_window(name: str) -> None:
+    model, kept = model_of(name), KeptCache()
+    options = {"sampling": GREEDY, "slide": True}
+    text_alone(model, prompt(20), kept=kept, max_new_tokens=20, **options)
+    again = text_alone(model, prompt(20)[:9], kept=kept, max_new_tokens=5, **options)
+    assert again == text_alone(model, prompt(20)[:9], max_new_tokens=5, **options)
 
 
 def test_a_pass_that_was_interrupted_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

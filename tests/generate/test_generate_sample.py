@@ -32,6 +32,7 @@ def generators(rows: int) -> list[torch.Generator]:
         ({"top_k": 7}, ("TopKLogitsWarper", 7)),
         ({"top_k": 500}, ("TopKLogitsWarper", 500)),
         ({"top_p": 1e-6}, ("TopPLogitsWarper", 1e-6)),
+        ({"top_p": 1e-9}, ("TopPLogitsWarper", 1e-9)),  # 1 - p rounds to 1 in float32
         ({"top_p": 0.5}, ("TopPLogitsWarper", 0.5)),
         ({"top_p": 0.95}, ("TopPLogitsWarper", 0.95)),
         ({"min_p": 0.05}, ("MinPLogitsWarper", 0.05)),
@@ -114,9 +115,11 @@ def test_draw_survives_the_ends_of_the_unit_interval(monkeypatch: pytest.MonkeyP
 
 
 def test_narrow_logits_are_sampled_in_float32() -> None:
-    logits = torch.zeros(1, 70_000, dtype=torch.bfloat16)  # in bfloat16 a sum stops growing at 256
-    drawn = {next_tokens(logits, Sampling(), [g])[0] for g in row_generators(0, 1) * 20}
-    assert max(drawn) > 35_000
+    sampling = Sampling(temperature=0.9, top_p=0.8)
+    for seed in range(20):
+        logits = random_logits(seed, ties=False, vocabulary=2000).bfloat16()
+        narrow = next_tokens(logits, sampling, row_generators(seed, 3))
+        assert narrow == next_tokens(logits.float(), sampling, row_generators(seed, 3))
 
 
 def test_logits_that_are_not_numbers_are_refused() -> None:

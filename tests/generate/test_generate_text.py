@@ -137,23 +137,24 @@ def test_pieces_hold_whole_characters_and_join_to_the_decoded_text(
 ) -> None:
     prompts = [tokenizer.encode(text) for text in ("Hé", "ab", "日本")]
     prompts[0].pop()  # the first half of é
-    stream = stream_text(
-        model,
-        tokenizer,
-        prompts,
-        sampling=Sampling(temperature=1.0),
-        max_new_tokens=80,
-        stop_ids=(),
-        seed=1,
-    )
-    rows = pieces_of(stream)
-    for prompt, pieces, completion in zip(prompts, rows, stream.completions, strict=True):
-        assert len(pieces) == len(completion.tokens) == 80
-        assert "".join(pieces) == completion.text
-        whole = tokenizer.decode_bytes([*prompt, *completion.tokens])
-        begin = tokenizer.decode_bytes(prompt).decode("utf-8", "ignore")
-        assert whole.decode("utf-8", "replace") == begin + completion.text
-        assert completion.finish_reason == "length"
+    for new in range(20, 40):  # some end inside a character
+        stream = stream_text(
+            model,
+            tokenizer,
+            prompts,
+            sampling=Sampling(temperature=1.0),
+            max_new_tokens=new,
+            stop_ids=(),
+            seed=new,
+        )
+        rows = pieces_of(stream)
+        for prompt, pieces, completion in zip(prompts, rows, stream.completions, strict=True):
+            assert len(pieces) == len(completion.tokens) == new
+            assert "".join(pieces) == completion.text
+            whole = tokenizer.decode_bytes([*prompt, *completion.tokens])
+            begin = tokenizer.decode_bytes(prompt).decode("utf-8", "ignore")
+            assert whole.decode("utf-8", "replace") == begin + completion.text
+            assert completion.finish_reason == "length"
 
 
 def test_the_tokens_are_the_engines(model: Model, tokenizer: Tokenizer) -> None:
