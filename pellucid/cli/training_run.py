@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from pellucid.cli.common import console
 
@@ -220,8 +220,11 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.console.is_terminal and not self.quiet:
-            columns = (TextColumn("{task.completed}/{task.total}"), BarColumn())
-            self._bar = Bar(*columns, TextColumn("{task.description}"), console=self.console)
+            facts = TextColumn(
+                "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            )
+            done = TextColumn("{task.completed}/{task.total}")
+            self._bar = Bar(done, BarColumn(bar_width=10), facts, console=self.console)
             self._bar.add_task("", total=self.steps)
             self._bar.start()
         return self
@@ -253,8 +256,8 @@ class Display:
         speed = progress.tokens / progress.seconds
         left = progress.seconds / progress.step * (self.steps - progress.step)
         facts = (
-            f"loss {progress.loss:.3f}{self._held_out}  {speed:,.0f} tokens/s  "
-            f"rate {progress.rate:.2e}  {_clock(left)} left"
+            f"{_clock(left)} left  loss {progress.loss:.3f}{self._held_out}  "
+            f"{speed:,.0f} tokens/s  rate {progress.rate:.1e}"
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=progress.step, description=facts)
@@ -273,4 +276,6 @@ class Display:
 
 
 def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds))
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

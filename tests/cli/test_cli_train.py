@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pellucid import checkpoints, tokenizers
-from pellucid.cli import main
+from pellucid.cli import main, training_run
 from pellucid.cli.training_run import LOG_COLUMNS, Run
 from pellucid.models import GPTConfig, LlamaConfig
 
@@ -167,3 +169,19 @@ def test_ctrl_c_finishes_the_step_and_saves(text: Path, tmp_path: Path, capsys, 
     assert train(text, untrained, "--json", "--lr", "0") == 0
     saved, begun = (checkpoints.open_checkpoint(each).weights for each in (out, untrained))
     assert not torch.equal(saved["embed.weight"], begun["embed.weight"])
+
+
+def test_a_terminal_gets_a_bar_and_the_samples_above_it(text: Path, tmp_path: Path, monkeypatch):
+    screen = io.StringIO()
+
+    def terminal(*, stderr: bool = False) -> Console:
+        return Console(file=screen, force_terminal=True, width=80, highlight=False)
+
+    monkeypatch.setattr(training_run, "console", terminal)
+    assert train(text, tmp_path / "model") == 0
+    shown = screen.getvalue()
+    assert "8/8" in shown
+    assert "\x1b[2K" in shown  # the bar's line is drawn over
+    assert "step 8/8" not in shown
+    assert "0:00 left  loss" in shown
+    assert "\ndef " in shown
