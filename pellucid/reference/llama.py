@@ -24,9 +24,8 @@ import torch.nn.functional as F
 from pellucid.reference import rope
 from pellucid.reference.steps import Script
 
-# The name a step uses -> the checkpoint's. wq … w3 are the letters of Meta's code. Beside them stand
-# biases bq … b3, 0 in every released Llama; in bfloat16 a sum x @ w.T + b rounds twice, where the
-# kernel of a model that has them rounds once.
+# The name a step uses -> the checkpoint's. wq … w3 are the letters of Meta's code. Their biases
+# bq … b3 are 0 in every released Llama; in bfloat16 x @ w.T + b rounds twice, a fused kernel once.
 script = Script(
     weights={
         "embedding": "embed.weight",  # (V, C)

@@ -191,7 +191,7 @@ class Runner:
             dims=dims,
             source=self._numbered(line.source),
             picture=line.picture or picture_of(value, dims),
-            inputs=labels,
+            inputs=tuple(label for label in labels if label != name),
             index=index,
         )
 

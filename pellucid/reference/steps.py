@@ -247,10 +247,11 @@ def _source_of(function: Callable[..., Any]) -> str:
     assert isinstance(definition, ast.FunctionDef), f"{function} is no plain function"
     first = definition.body[1 if function.__doc__ else 0]
     body = textwrap.dedent("\n".join(text.splitlines()[first.lineno - 1 :]))
-    called = (function.__globals__.get(name) for name in function.__code__.co_names)
+    called = [node.func for node in ast.walk(definition) if isinstance(node, ast.Call)]
+    called = [function.__globals__.get(node.id) for node in called if isinstance(node, ast.Name)]
     helpers = [
         inspect.getsource(helper).rstrip()
-        for helper in called
+        for helper in dict.fromkeys(called)
         if isinstance(helper, FunctionType) and helper.__module__ == function.__module__
     ]
     return "\n\n".join([body, *helpers])
