@@ -27,7 +27,7 @@ from pellucid.checkpoints.weights import (
     Redundant,
     Weights,
     accounted,
-    parameter_shapes,
+    expected_shapes,
 )
 from pellucid.models import Config, GPTConfig, LlamaConfig
 
@@ -144,7 +144,7 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     """
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
     source = _safetensors(folder)
-    shapes = parameter_shapes(config)
+    shapes = expected_shapes(config, [source], str(folder / "config.json"))
     prefix = _prefix_left_out(config, source)
     recipes: dict[str, Recipe] = {}
     redundant = _redundant(config, prefix)

@@ -21,14 +21,14 @@ IGNORED = frozenset(
     {
         # bookkeeping: who wrote the file, and which class reads it (the tensors decide, by name)
         "_name_or_path", "architectures", "transformers_version", "transformers.js_config",
-        "is_llama_config", "unsloth_fixed", "unsloth_version", "license", "n_ctx",
+        "is_llama_config", "unsloth_fixed", "unsloth_version", "license",
         # the dtype is the tensors' own
         "dtype", "torch_dtype",
         # how a model was initialised and trained
         "initializer_range", "attention_dropout", "neftune_noise_alpha", "gradient_checkpointing",
         # how transformers runs it
-        "use_cache", "_attn_implementation", "_attn_implementation_autoset",
-        "attn_implementation", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads",
+        "use_cache", "_flash_attn_2_enabled", "_attn_implementation",
+        "_attn_implementation_autoset", "attn_implementation", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads",
         "chunk_size_feed_forward", "return_dict", "output_attentions", "output_hidden_states",
         "return_dict_in_generate", "output_scores",
         # which tokens to stop at and how to sample: the tokenizer and the caller decide
@@ -40,7 +40,7 @@ IGNORED = frozenset(
         "encoder_no_repeat_ngram_size", "num_return_sequences", "remove_invalid_values",
         "exponential_decay_length_penalty", "prefix", "task_specific_params",
         # heads for classification, which the tensors would show
-        "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
+        "finetuning_task", "id2label", "label2id", "num_labels", "_num_labels", "problem_type",
         "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
         "summary_first_dropout", "tokenizer_class", "tie_encoder_decoder", "is_decoder",
         "cross_attention_hidden_size",

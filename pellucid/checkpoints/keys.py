@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,13 @@ class ConfigKeys:
         return self._taken(key, default, int, "a whole number")
 
     def number(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A number as a float, or `default`."""
+        """A finite number as a float, or `default`."""
         value = self._taken(key, default, (int, float), "a number")
-        return float(value) if isinstance(value, int) else value
+        if value is None:
+            return None
+        if not abs(value) <= sys.float_info.max:  # json reads NaN, Infinity and endless integers
+            raise ValueError(f"{self.where}: {key} is not finite; expected a number")
+        return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false, or `default`."""

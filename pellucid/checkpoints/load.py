@@ -11,8 +11,8 @@ from torch import Tensor
 from pellucid.checkpoints import hf, meta
 from pellucid.checkpoints.files import forget_pages
 from pellucid.checkpoints.hub import resolve
-from pellucid.checkpoints.weights import Weights
-from pellucid.models import Config, Model, build
+from pellucid.checkpoints.weights import Weights, empty_model
+from pellucid.models import Config, Model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -90,8 +90,7 @@ def load_model(
     weights, not another model loaded from it.
     """
     dtype, device = dtype or checkpoint.dtype, torch.device(device)
-    with torch.device("meta"):
-        model = build(checkpoint.config, dialect or checkpoint.dialect)
+    model = empty_model(checkpoint.config, dialect or checkpoint.dialect)
     weights = checkpoint.weights.reopened()
     weights.check_redundant()
     tensors = {name: _placed(weights[name], dtype, device) for name in weights}

@@ -29,7 +29,7 @@ from pellucid.checkpoints.weights import (
     Redundant,
     Weights,
     accounted,
-    parameter_shapes,
+    expected_shapes,
 )
 from pellucid.models import LlamaConfig, RopeConfig
 
@@ -99,7 +99,7 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     tied = head_is_embedding(shards)
     entries = [shard.entries for shard in shards]
     config = read_params(params, str(folder / "params.json"), entries, tied)
-    shapes = parameter_shapes(config)
+    shapes = expected_shapes(config, shards, str(folder / "params.json"))
     embed_dim = _embed_dim(config, entries)
     recipes = {}
     for entry in table(config, embed_dim):

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pellucid.checkpoints.files import Shape, TensorFile
-from pellucid.models import Config, build
+from pellucid.models import Config, Model, build
 
 _NAMED = 6  # tensors an error message lists before it only counts
 
@@ -123,11 +125,44 @@ class Weights(Mapping[str, Tensor]):
         return self._recipes[name]
 
 
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves out torch's random initialisation of modules.
+
+    On the meta device there is nothing to initialise, and asking for it makes torch import its
+    symbolic shape machinery, which takes about a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_model(config: Config, dialect: str = "hf") -> Model:
+    """The model of a config on the meta device: every shape, no memory, no values."""
+    with torch.device("meta"), _WithoutInitialisation():
+        return build(config, dialect)
+
+
 def parameter_shapes(config: Config) -> dict[str, Shape]:
     """Shape of every parameter of a model with `config`, in the order of its ``state_dict``."""
-    with torch.device("meta"):
-        model = build(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: tuple(each.shape) for name, each in empty_model(config).state_dict().items()}
+
+
+def expected_shapes(config: Config, files: Sequence[TensorFile], where: str) -> dict[str, Shape]:
+    """`parameter_shapes`; ValueError for a config too large for these files or for any machine."""
+    stored = sum(len(file.entries) for file in files)
+    if config.n_layers > stored:
+        raise ValueError(f"{where}: {config.n_layers} layers, but the files hold {stored} tensors")
+    try:
+        return parameter_shapes(config)
+    except (RuntimeError, TypeError, OverflowError):  # torch's words for too many elements
+        raise ValueError(
+            f"{where}: no tensor can be this large: width {config.width}, hidden width "
+            f"{config.hidden_width}, vocabulary {config.vocab_size}"
+        ) from None
 
 
 def accounted(

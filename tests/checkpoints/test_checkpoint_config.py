@@ -119,6 +119,8 @@ def test_rope_spellings(keys, expected):
         ({"head_dim": 5}, "head_dim is 5"),
         ({"hidden_size": 32.5}, "hidden_size is 32.5; expected a whole number"),
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'; expected a number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is not finite"),
+        ({"rope_theta": 10**400}, "rope_theta is not finite"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; expected true or false"),
         ({"rope_scaling": [1]}, r"rope_scaling is \[1\]; expected an object"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "unknown rope type 'longrope'"),

@@ -205,6 +205,18 @@ def test_many_missing_tensors_are_counted(tmp_path):
     refuses(hf_folder(tmp_path, num_hidden_layers=1), "9 unknown", "and 3 more")
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_hidden_layers": 10**12}, "1000000000000 layers, but the files hold 21 tensors"),
+        ({"hidden_size": 10**18, "head_dim": 4}, "no tensor can be this large"),
+        ({"vocab_size": 10**30}, "no tensor can be this large"),
+    ],
+)
+def test_sizes_beyond_all_bounds(tmp_path, config, expected):
+    refuses(hf_folder(tmp_path, **config), "config.json", expected)
+
+
 def test_tensors_that_are_no_floats(tmp_path):
     weights = writers.random_llama()
     weights[Q] = torch.zeros(32, 32, dtype=torch.int8)

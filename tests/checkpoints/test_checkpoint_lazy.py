@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 
 import checkpoint_writers as writers
 import pytest
@@ -94,6 +96,20 @@ def test_parameters_are_the_mapped_file_itself(folder, copies):
     assert all(
         name.endswith(("q_proj.weight", "k_proj.weight")) for name in mapped if not mapped[name]
     )
+
+
+def test_opening_stays_light(tmp_path):
+    """Building on the meta device must not import torch's symbolic shapes, which take a second."""
+    writers.write_hf(tmp_path, writers.LLAMA_JSON, writers.random_llama())
+    program = (
+        "import sys; from pellucid.checkpoints import load_model, open_checkpoint\n"
+        f"load_model(open_checkpoint({str(tmp_path)!r}))\n"
+        "print({'sympy', 'torch._dynamo', 'huggingface_hub', 'transformers'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @in_each_layout
