@@ -43,12 +43,18 @@ class Recorder:
     """The open trace of one model: which names to keep, what to do to them, what was seen."""
 
     def __init__(
-        self, model: nn.Module, only: Globs, edit: Mapping[str, Edit], gradients: bool
+        self,
+        model: nn.Module,
+        only: Globs,
+        edit: Mapping[str, Edit],
+        gradients: bool,
+        fused: bool = False,
     ) -> None:
         self.paths = {id(module): _plain(path) for path, module in model.named_modules()}
         self.only = (only,) if isinstance(only, str) else tuple(only)
         self.edits = dict(edit)
         self.gradients = gradients
+        self.fused = fused
         self.seen = Trace()
         self.step = 0  # decoding step; steps after the first prefix their names
         self._wanted: dict[str, bool] = {}
@@ -134,19 +140,22 @@ def trace(
     *,
     edit: Mapping[str, Edit] | None = None,
     gradients: bool = False,
+    fused: bool = False,
 ) -> Iterator[Trace]:
     """Record the named tensors of one pass of `model` (or of one generation, see `set_step`).
 
     only       glob, or several, of the names to keep: ``"layers.*.attn.pattern"``
     edit       name -> function of a tensor; its result feeds the rest of the run
     gradients  keep the graph, so that after ``loss.backward()`` ``seen.grad(name)`` answers
+    fused      watch the fused attention kernel instead of the named steps: of scores,
+               masked_scores, pattern and z there is only z then
 
     Without `gradients` the pass runs under ``torch.no_grad``. Opening a trace inside another is
     an error: one tensor has one name.
     """
     if _open.get() is not None:
         raise RuntimeError("a trace is already open here; close it before opening another")
-    recorder = Recorder(model, only, edit or {}, gradients)
+    recorder = Recorder(model, only, edit or {}, gradients, fused)
     token = _open.set(recorder)
     try:
         with contextlib.ExitStack() as stack:
@@ -192,8 +201,16 @@ def set_step(step: int) -> None:
 
 
 def is_open() -> bool:
-    """Whether a trace is open in this context; attention then takes the named steps."""
+    """Whether a trace is open in this context."""
     return not torch.compiler.is_compiling() and _open.get() is not None
+
+
+def names_steps() -> bool:
+    """Whether attention is to take the named steps: a trace is open that does not ask for fused."""
+    if torch.compiler.is_compiling():
+        return False
+    recorder = _open.get()
+    return recorder is not None and not recorder.fused
 
 
 def estimated_bytes(

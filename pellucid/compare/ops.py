@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import names
-from pellucid.models.attention import repeat_heads
+from pellucid.models.attention import interleaved, repeat_heads
 from pellucid.models.gpt2 import gelu
 from pellucid.models.rope import RotaryEmbedding, rotate
 from pellucid.numerics import Dialect
@@ -119,6 +119,11 @@ def _rope(place: int) -> Operation:
     return operation
 
 
+def _rotated(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    working = s.dtype if s.dialect.rope == "x" else torch.promote_types(s.dtype, torch.float32)
+    return rotate(x, cos.to(working), sin.to(working), s.dialect)
+
+
 def scale_scores(s: Setting, products: Tensor) -> Tensor:
     """q · kᵀ -> scores, divided by √D the way the dialect writes it."""
     width = s.config.head_dim
@@ -127,6 +132,8 @@ def scale_scores(s: Setting, products: Tensor) -> Tensor:
 
 def _scores(s: Setting, q: Tensor, k: Tensor) -> Tensor:
     k = repeat_heads(k, q.shape[1])
+    if s.dialect.polar:
+        q, k = interleaved(q), interleaved(k)  # the order in which the reference adds up
     return scale_scores(s, q @ k.transpose(-1, -2))
 
 
@@ -181,8 +188,8 @@ OPERATIONS: dict[str, Operation] = {
     "attn.q": lambda s, x: s.heads(s.linear("attn.q_proj", x)),
     "attn.k": lambda s, x: s.heads(s.linear("attn.k_proj", x)),
     "attn.v": lambda s, x: s.heads(s.linear("attn.v_proj", x)),
-    "attn.q_rotated": lambda s, x, cos, sin: rotate(x, cos, sin, s.dialect),
-    "attn.k_rotated": lambda s, x, cos, sin: rotate(x, cos, sin, s.dialect),
+    "attn.q_rotated": _rotated,
+    "attn.k_rotated": _rotated,
     "attn.scores": _scores,
     "attn.masked_scores": _masked,
     "attn.pattern": _pattern,

@@ -90,26 +90,22 @@ def from_model(
     encode: Callable[[str], list[int]] | None = None,
     bos_id: int | None = None,
     specials: Mapping[str, int] | None = None,
+    fused: bool = False,
+    copies: int = 1,
 ) -> Side:
-    """A side that runs one of our own models (`pellucid.models`), traced."""
+    """A side that runs one of our own models (`pellucid.models`), traced.
+
+    fused   watch the fused attention kernel instead of the named steps
+    copies  run every row so many times in one batch, and look at the first: other kernels, the
+            same numbers
+    """
 
     def run(rows: Batch, steps: int) -> Trace:
-        tokens, padding = pad_left(rows)
-        tokens = tokens.to(model.embed.weight.device)
-        padding = None if padding is None else padding.to(tokens.device)
-        with trace(model) as seen:
-            if not steps:
-                model(tokens, left_padding=padding)
-                return seen
-            cache = Cache(model.config.n_layers)
-            following = getattr(rows, "following", None)
-            for step in range(steps + 1):
-                set_step(step)
-                logits = model(tokens, cache=cache, left_padding=padding)
-                tokens = logits[:, -1].argmax(-1, keepdim=True)
-                if following and step < steps:
-                    tokens = torch.tensor([[row[step]] for row in following])
-        return seen
+        repeated = [row for _ in range(copies) for row in rows]
+        following = getattr(rows, "following", None)
+        with trace(model, fused=fused) as seen:
+            _run_model(model, repeated, steps, following and following * copies)
+        return seen if copies == 1 else _first_rows(seen, len(rows))
 
     return Side(
         label=label,
@@ -122,6 +118,36 @@ def from_model(
         bos_id=bos_id,
         specials=specials,
     )
+
+
+def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> None:
+    """One pass over the rows, then decoding steps with a cache: greedy, or along `following`."""
+    device = model.embed.weight.device
+    tokens, padding = pad_left(rows)
+    tokens = tokens.to(device)
+    padding = None if padding is None else padding.to(device)
+    cache = Cache(model.config.n_layers) if steps else None
+    for step in range(steps + 1):
+        set_step(step)
+        logits = model(tokens, cache=cache, left_padding=padding)
+        tokens = logits[:, -1].argmax(-1, keepdim=True)
+        if following and step < steps:
+            tokens = torch.tensor([[row[step]] for row in following], device=device)
+
+
+def _first_rows(seen: Trace, rows: int) -> Trace:
+    """The first rows of every tensor that has a batch axis."""
+    batch = len(seen["tokens"])
+    cut = {
+        name: tensor[:rows] if len(tensor) == batch and _has_rows(name, tensor) else tensor
+        for name, tensor in seen.items()
+    }
+    return Trace(cut, seen.meta)
+
+
+def _has_rows(name: str, tensor: Tensor) -> bool:
+    """With left padding even positions, masks and tables have an axis for the batch."""
+    return names.has_batch(name) or tensor.ndim > len(names.dims(name))
 
 
 def from_trace(seen: Trace, label: str) -> Side:

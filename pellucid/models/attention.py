@@ -62,11 +62,11 @@ def attend(
     Fused where nobody looks; the named steps while a trace is open, whatever it keeps, so that a
     tensor's value does not depend on which others are recorded.
     """
-    if trace.is_open() or not dialect.fusible:
+    if trace.names_steps() or not dialect.fusible:
         return _named_steps(module, q, k, v, mask.allowed, dialect, dropout)
     tokens, seen = q.shape[2], k.shape[2]
     causal = mask.plain and tokens == seen
-    return F.scaled_dot_product_attention(
+    z = F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -75,6 +75,7 @@ def attend(
         dropout_p=dropout,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    return tap(module, "z", z)
 
 
 def _named_steps(
