@@ -1,8 +1,8 @@
 """The command line: ``pellucid VERB``.
 
 A verb lives in a module that holds two functions: ``VERB_arguments(parser)`` and
-``VERB(arguments) -> exit status | None``. Nothing but this table is read to print the help, and only
-the module of the verb that runs is imported.
+``VERB(arguments) -> exit status | None``. Nothing but this table is read to print the help, and
+only the module of the verb that runs is imported.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _help() -> str:
         "Pellucid: language models you can see through.\n\n"
         "usage: pellucid VERB [OPTIONS]\n\n"
         f"{verbs}\n\n"
-        "A model is a folder (Meta's or Hugging Face's layout), owner/name on the Hub, or one that\n"
-        "ships with the package: demo (a Llama, the default) and demo-gpt2.\n"
+        "A model is a folder (Meta's or Hugging Face's layout), owner/name on the Hub, or one\n"
+        "that ships with the package: demo (a Llama, the default) and demo-gpt2.\n"
         "pellucid VERB --help says what a verb takes."
     )

@@ -23,7 +23,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
-    group.add_argument("--dialect", help="whose rounding: meta, hf, notebook (default: the layout's)")
+    group.add_argument(
+        "--dialect", help="whose rounding: meta, hf, notebook (default: the layout's)"
+    )
 
 
 def load_model(arguments: argparse.Namespace) -> LanguageModel:
