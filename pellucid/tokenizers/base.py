@@ -1,8 +1,8 @@
 """What every tokenizer here shares: the interface, decoding, and decoding one token at a time.
 
 Text is a sequence of Unicode characters, a token is a sequence of bytes, and the two do not
-line up: one character may need several tokens. So decoding is done on bytes, and turned into text
-at the very end.
+line up: one character may need several tokens. So decoding works on bytes and makes text of them at
+the very end.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ class Tokenizer:
         stop_ids: Iterable[int] = (),
         adds_bos: bool = False,
     ) -> None:
-        """`table[id]` is what the token adds to the text, in bytes; None where an id stands for no
-        token.
-        """
+        """`table[id]`: the bytes that the token adds to a text; None where an id has no token."""
         self.kind = kind
         self.specials = specials
         self.bos_id, self.eos_id = bos_id, eos_id
@@ -86,7 +84,7 @@ class Tokenizer:
         Raises:
             ValueError: `bos` or `eos` is asked for and the tokenizer has none.
         """
-        text = _valid_unicode(text)
+        text = valid_unicode(text)
         ids = self._encode_specials(text) if specials else self._encode_plain(text)
         if bos:
             ids.insert(0, self._require(self.bos_id, "bos"))
@@ -95,8 +93,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_specials: bool = False) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Specials show by name unless
-        skipped.
+        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD; specials show by name, or not.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -114,9 +111,7 @@ class Tokenizer:
         return b"".join(parts)
 
     def token_string(self, id: int) -> str:
-        """One token for display: its text; bytes that are no whole character as escapes such as
-        \\xe2.
-        """
+        """One token for display; bytes that are no whole character show as escapes like \\xe2."""
         return self._bytes_of(operator.index(id), False).decode("utf-8", "backslashreplace")
 
     def stream(self, skip_specials: bool = False, after: Iterable[int] = ()) -> StreamDecoder:
@@ -144,17 +139,13 @@ class Tokenizer:
         return ids
 
     def _at_start(self, id: int, data: bytes) -> bytes:
-        """`data` of the first token of a text; SentencePiece drops the space that encoding put in
-        front.
-        """
+        """`data` of a text's first token, less what encoding puts in front (SentencePiece's ▁)."""
         return data
 
     # Shared ---------------------------------------------------------------------------------------
 
     def split_specials(self, text: str) -> list[int | str]:
-        """`text` cut at the special tokens it spells: ids, and the non-empty stretches between
-        them.
-        """
+        """`text` cut at the special tokens it spells: their ids, and the texts between, if any."""
         if self._special_pattern is None:
             return [text] if text else []
         parts = self._special_pattern.split(text)
@@ -193,10 +184,10 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of tokens that arrive one at a time: "".join of all pushes and of the flush is `decode`
-    of all ids.
+    """Text of tokens that arrive one at a time.
 
-    A piece never holds half a character: bytes wait until the rest of their character arrives.
+    All that `push` and the last `flush` return, joined, is what `decode` returns for all ids. A
+    piece never holds half a character: bytes wait until the rest of their character arrives.
     """
 
     def __init__(
@@ -226,7 +217,7 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _valid_unicode(text: str) -> str:
+def valid_unicode(text: str) -> str:
     """`text` with surrogate pairs joined and lone surrogates replaced by U+FFFD."""
     try:
         text.encode("utf-8")

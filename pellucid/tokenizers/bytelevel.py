@@ -1,5 +1,4 @@
-"""Byte-level BPE through tiktoken: GPT-2, Llama 3, and every tokenizer.json of the same
-construction.
+"""Byte-level BPE through tiktoken: GPT-2, Llama 3, and each tokenizer.json that is built alike.
 
 A regular expression cuts the text into pieces, and inside a piece the pair of neighbours with the
 lowest rank is merged until no pair is known (Sennrich et al. 2016; on bytes: Radford et al. 2019).
@@ -80,8 +79,7 @@ class ByteLevelTokenizer(Tokenizer):
         stop_ids: Iterable[int] = (),
         adds_bos: bool = False,
     ) -> None:
-        """`ranks`: bytes of a token -> its id, lower ids merge first; all 256 single bytes among
-        them.
+        """`ranks`: bytes of a token -> its id; lower ids merge first; all 256 bytes are in it.
 
         Raises:
             ValueError: a byte is missing, or two tokens share an id.
@@ -195,8 +193,7 @@ def _is_letter_or_number(character: str) -> bool:
 
 @cache
 def byte_characters() -> dict[str, int]:
-    """Character -> byte in the files of byte-level BPE, where a token is written as printable text
-    (GPT-2).
+    """Character -> byte, as the files of byte-level BPE write tokens in printable text (GPT-2).
 
     Printable bytes of Latin-1 stand for themselves; the others, in order, take the characters from
     U+0100 on.
@@ -219,28 +216,83 @@ def token_bytes(written: str) -> bytes:
 
 
 def ranks_from_merges(
-    vocab: dict[str, int], merges: list[tuple[str, str]]
+    vocab: dict[str, int], merges: list[tuple[str, str]], whole_pieces: bool = False
 ) -> dict[bytes, int] | None:
-    """The ranks under which merging by token id equals merging by the list, or None where it does
-    not.
+    """Ranks with which merging by id gives what the list gives, or None where there are none.
 
-    The two agree if the list makes tokens in the order of their ids, and makes every token but the
-    256 bytes. Then the merge tried first is the one with the lowest id either way, and a stretch
-    that spells a token always ends in that token, because the merges inside it happen in the same
-    order as when it stands alone.
+    A list merges listed pairs in its order; ranks merge any neighbours that spell a token, lowest
+    id first. The merges inside a stretch of text that nothing outside is merged with are those of
+    the stretch alone, so a token is only ever made of the one pair that its own text comes down
+    to. Hence the two agree if the list makes tokens in the order of their ids and has that pair
+    for each token. Training gives such lists; those joined from two vocabularies may not be such.
+
+    Args:
+        vocab: written token -> id.
+        merges: pairs of written tokens, first merge first.
+        whole_pieces: a piece that is a token is taken whole, without merging ("ignore_merges").
+            tiktoken always does. Without it, tokens that merging never makes would stay unused.
     """
     characters = byte_characters()
-    made = 0
-    results: set[str] = set()
+    if not characters.keys() <= vocab.keys() or not characters.keys() >= set().union(*vocab):
+        return None
+    last = 0
     for left, right in merges:
         id = vocab.get(left + right, -1)
-        if not (left in vocab and right in vocab) or id < max(made, vocab[left], vocab[right]):
+        if id < last or left not in vocab or right not in vocab:
             return None
-        made = id
-        results.add(left + right)
-    if not characters.keys() <= vocab.keys() or len(vocab) != 256 + len(results - set(characters)):
+        last = id
+    # Llama 3's list has every pair, and tokens that no pair makes; a trained one has one pair each.
+    if not (whole_pieces and _has_every_pair(vocab, merges)) and not _makes_all(vocab, merges):
         return None
-    try:
-        return {token_bytes(token): id for token, id in vocab.items()}
-    except KeyError:
-        return None
+    return {token_bytes(token): id for token, id in vocab.items()}
+
+
+def _has_every_pair(vocab: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+    """Whether the list has each way to put a token together from two others."""
+    listed = set(merges)
+    return all(
+        (token[:cut], token[cut:]) in listed or token[:cut] not in vocab or token[cut:] not in vocab
+        for token in vocab
+        for cut in range(1, len(token))
+    )
+
+
+def _makes_all(vocab: dict[str, int], merges: list[tuple[str, str]]) -> bool:
+    """Whether the text of every token comes down to a listed pair."""
+    parts: dict[str, tuple[str, str]] = {}
+    made: dict[tuple[str, str], int] = {}
+    for left, right in merges:
+        id = vocab[left + right]
+        if vocab[left] >= id or vocab[right] >= id:
+            return False
+        if left + right not in parts and _stays_whole(left, right, vocab, parts, made):
+            parts[left + right] = left, right
+        made[left, right] = id
+    return len(parts) == len(vocab) - 256
+
+
+def _stays_whole(
+    left: str,
+    right: str,
+    ids: dict[str, int],
+    parts: dict[str, tuple[str, str]],
+    made: dict[tuple[str, str], int],
+) -> bool:
+    """Whether merging the text of `left` and `right` comes down to these two.
+
+    Goes back in time from the two: whichever was made later falls apart, and two that stood at the
+    border together must have no merge that came before one of them changed.
+    """
+    while len(left) > 1 or len(right) > 1:
+        if len(left) > 1 and (len(right) == 1 or ids[left] > ids[right]):
+            if left not in parts:
+                return False
+            limit, left = ids[left], parts[left][1]
+        else:
+            if right not in parts:
+                return False
+            # Of equal merges that overlap the first in the text is done, here the one across.
+            limit, right = ids[right] + 1, parts[right][0]
+        if made.get((left, right), limit) < limit:
+            return False
+    return True

@@ -1,5 +1,4 @@
-"""How a conversation is written as tokens: Llama 3's headers, Llama 2's [INST] marks, a
-checkpoint's own template.
+"""How a conversation becomes tokens: Llama 3's headers, Llama 2's marks, a checkpoint's template.
 
 A conversation is a list of {"role": "system" | "user" | "assistant" | …, "content": text}. In every
 format here the text of a message stays text: it cannot spell a special token.
@@ -89,8 +88,7 @@ class Llama3Chat(ChatFormat):
 
 
 class Llama2Chat(ChatFormat):
-    """`<s>[INST] <<SYS>>\\nsystem\\n<</SYS>>\\n\\nuser [/INST] assistant </s>`, as in Meta's llama
-    code.
+    """`<s>[INST] <<SYS>>\\nsystem\\n<</SYS>>\\n\\nuser [/INST] assistant </s>`, as Meta writes it.
 
     The marks are ordinary text to this tokenizer, so a message can contain them; the format has no
     remedy.
@@ -127,8 +125,7 @@ class Llama2Chat(ChatFormat):
 
 
 class TemplateChat(ChatFormat):
-    """The Jinja template that a checkpoint brings along, run in Jinja's sandbox: it is untrusted
-    input.
+    """The Jinja template that a checkpoint brings along. Untrusted input: it runs in a sandbox.
 
     Text of a message that spells a special token is hidden from the template behind a private-use
     character and encoded as text; without this a user could end their own turn and write the
@@ -150,13 +147,11 @@ class TemplateChat(ChatFormat):
         Raises:
             ValueError: the template is malformed or refuses the conversation.
         """
-        import jinja2
-
         try:
             return self._compiled.render(
                 messages=messages, add_generation_prompt=add_generation_prompt, **self.values
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program, and may fail in any way a program can
             raise ValueError(f"this model's chat template says: {error}") from error
 
     def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
@@ -176,20 +171,22 @@ class TemplateChat(ChatFormat):
     def _hide_specials(
         self, messages: Sequence[Message]
     ) -> tuple[dict[str, str], Sequence[Message]]:
-        texts = "".join(message["content"] for message in messages)
-        spelled = [part for part in self.tokenizer.split_specials(texts) if isinstance(part, int)]
-        if not spelled:
-            return {}, messages
+        """The names that were hidden, by the character that stands for each, and the messages."""
+        split = self.tokenizer.split_specials
+        texts = [message[key] for message in messages for key in ("role", "content")]
+        spelled = {part for text in texts for part in split(text) if isinstance(part, int)}
+        taken = set().union(self.template, *texts)
+        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in taken)
+        marks = dict(zip(sorted(spelled), free, strict=False))
+
+        def hide(text: str) -> str:
+            return "".join(marks[part] if isinstance(part, int) else part for part in split(text))
+
         names = {id: name for name, id in self.tokenizer.specials.items()}
-        private = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in texts)
-        hidden: dict[str, str] = {next(private): names[id] for id in dict.fromkeys(spelled)}
-        stand_in = {self.tokenizer.specials[name]: mark for mark, name in hidden.items()}
-
-        def hide(content: str) -> str:
-            parts = self.tokenizer.split_specials(content)
-            return "".join(stand_in[part] if isinstance(part, int) else part for part in parts)
-
-        return hidden, [{**message, "content": hide(message["content"])} for message in messages]
+        return {mark: names[id] for id, mark in marks.items()}, [
+            {**message, "role": hide(message["role"]), "content": hide(message["content"])}
+            for message in messages
+        ]
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -209,9 +206,7 @@ class TemplateChat(ChatFormat):
 def chat_for(
     tokenizer: Tokenizer, template: str | None, values: Mapping[str, str]
 ) -> ChatFormat | None:
-    """The checkpoint's own template where Jinja can run it, else the format its special tokens
-    belong to.
-    """
+    """The checkpoint's own template where Jinja is there to run it, else what its specials tell."""
     if template is not None and importlib.util.find_spec("jinja2") is not None:
         return TemplateChat(tokenizer, template, values)
     if all(name in tokenizer.specials for name in Llama3Chat.needs):

@@ -1,5 +1,6 @@
-"""Which tokenizer a folder or file holds. Decided by content: Llama 2 and Llama 3 both call theirs
-tokenizer.model.
+"""Which tokenizer a folder or file holds.
+
+Decided by content, because Llama 2 and Llama 3 both call theirs tokenizer.model.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from pellucid.tokenizers import gpt2, hf, llama3, sentence_piece
 from pellucid.tokenizers.base import Tokenizer
 from pellucid.tokenizers.neighbours import read_json
 
@@ -46,7 +48,7 @@ def _choose(folder: Path) -> Path:
     (params.json, no config.json) tokenizer.model comes first, because there it is the original and
     anything else a conversion.
     """
-    names = ["tokenizer.json", "tokenizer.model", *_pairs()]
+    names = ["tokenizer.json", "tokenizer.model", *gpt2.PAIRS]
     if (folder / "params.json").is_file() and not (folder / "config.json").is_file():
         names[:2] = reversed(names[:2])
     for name in names:
@@ -56,8 +58,6 @@ def _choose(folder: Path) -> Path:
 
 
 def _load_file(path: Path, version: str | None) -> Tokenizer:
-    from pellucid.tokenizers import gpt2, hf, llama3, sentence_piece
-
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(b"version https://git-lfs"):
@@ -65,7 +65,7 @@ def _load_file(path: Path, version: str | None) -> Tokenizer:
     first_line = start[: start.find(b"\n") + 1] or start + b"\n"
     if _RANK_LINE.fullmatch(first_line):
         return llama3.from_file(path, llama3.check_version(version))
-    if start.startswith(b"#version") or path.name in _pairs().values():
+    if start.startswith(b"#version") or path.name in gpt2.PAIRS.values():
         return gpt2.from_files(_partner(path), path)
     if start.lstrip()[:1] == b"{":
         if "model" in (document := read_json(path)) and isinstance(document["model"], dict):
@@ -81,15 +81,9 @@ def _load_file(path: Path, version: str | None) -> Tokenizer:
     )
 
 
-def _pairs() -> dict[str, str]:
-    from pellucid.tokenizers.gpt2 import PAIRS
-
-    return PAIRS
-
-
 def _partner(path: Path) -> Path:
     """The other half of a vocabulary and its merges."""
-    pairs = _pairs()
+    pairs = gpt2.PAIRS
     names = pairs | {merges: vocab for vocab, merges in pairs.items()}
     partner = path.parent / names.get(path.name, "")
     if path.name not in names or not partner.is_file():

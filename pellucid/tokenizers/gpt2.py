@@ -1,5 +1,4 @@
-"""GPT-2: a vocabulary and a list of merges, under OpenAI's names (encoder.json, vocab.bpe) or
-Hugging Face's.
+"""GPT-2: a vocabulary and its merges, in OpenAI's encoder.json and vocab.bpe or under newer names.
 
 The two files say what a tokenizer.json says in one, so they are read as one.
 """

@@ -135,8 +135,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def find_version(folder: Path) -> Version:
-    """Which special tokens the model in `folder` was trained with, from what lies beside its
-    tokenizer.model.
+    """Which special tokens the model in `folder` has, from what lies beside its tokenizer.model.
 
     With no evidence it is "3.1": the two differ in what 128004, 128008 and 128010 are called, and
     only there does the name matter, because a 3.1+ model ends a message with 128008 (<|eom_id|>)

@@ -1,5 +1,4 @@
-"""What the files beside a Hugging Face tokenizer say: begin and end tokens, where to stop, the chat
-template.
+"""What the files beside a tokenizer say: begin and end tokens, where to stop, the chat template.
 
 tokenizer.json holds the vocabulary but not the roles of its tokens; those stand in up to five
 smaller files.
@@ -49,9 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_roles(folder: Path, ids: dict[str, int]) -> Roles:
-    """Roles from the files in `folder`; `ids` maps the name of every token that may have a role to
-    its id.
-    """
+    """Roles from the files in `folder`, for the tokens in `ids` (name -> id)."""
     config = read_json(folder / "tokenizer_config.json")
     names = read_json(folder / "special_tokens_map.json")
     numbers = [read_json(folder / "generation_config.json"), read_json(folder / "config.json")]

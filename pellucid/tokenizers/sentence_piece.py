@@ -51,8 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._unknown = engine.unk_id()
         # Only pieces carry the space that encoding added; a byte token 0x20 is a space of the text.
         self._spaced = frozenset(id for id in range(size) if pieces[id].startswith("▁"))
-        # An empty text shows whether this model adds the space: with it, the text gets no token
-        # either, so ask "a".
+        # Whether encoding puts a space in front is not in the library's interface, so try it.
         self._adds_space = "".join(engine.encode("a", out_type=str)).startswith("▁")
         self.chat = chat_for(
             self,

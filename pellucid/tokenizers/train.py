@@ -1,6 +1,4 @@
-"""Training a byte-level BPE vocabulary (Sennrich et al. 2016; Radford et al. 2019) on one's own
-text.
-"""
+"""Training a byte-level BPE vocabulary (Sennrich et al. 2016; Radford et al. 2019)."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pellucid.tokenizers import hf
-from pellucid.tokenizers.base import Tokenizer
+from pellucid.tokenizers.base import Tokenizer, valid_unicode
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT
 
 # Numbers in pieces of at most three digits and line breaks apart from words: Llama 3's split gives
@@ -63,7 +61,7 @@ def train_bpe(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    engine.train_from_iterator(texts, trainer)
+    engine.train_from_iterator(map(valid_unicode, texts), trainer)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(str(folder / "tokenizer.json"))

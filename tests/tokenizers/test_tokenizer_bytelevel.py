@@ -126,10 +126,14 @@ def test_long_input_in_llama3(assets: Path) -> None:
     assert len(tokenizer.encode(" " * 1_000_000)) == 7813
 
 
+def _vocab(merges: list[tuple[str, str]]) -> dict[str, int]:
+    tokens = [*bytelevel.byte_characters(), *(left + right for left, right in merges)]
+    return {token: id for id, token in enumerate(dict.fromkeys(tokens))}
+
+
 def test_merges_become_ranks_only_where_that_is_the_same() -> None:
-    vocab = {character: id for id, character in enumerate(bytelevel.byte_characters())}
-    vocab |= {"th": 256, "the": 257, "Ġthe": 258}
     merges = [("t", "h"), ("th", "e"), ("Ġ", "the")]
+    vocab = _vocab(merges)
     ranks = ranks_from_merges(vocab, merges)
     assert ranks is not None
     assert ranks[b" the"] == 258
@@ -139,6 +143,43 @@ def test_merges_become_ranks_only_where_that_is_the_same() -> None:
     assert ranks_from_merges(vocab, [*merges, ("x", "y")]) is None, "a merge without a token"
     lacking = {token: id for token, id in vocab.items() if token != "a"}
     assert ranks_from_merges(lacking, merges) is None, "a byte is missing"
+    assert ranks_from_merges(vocab | {"日": 259}, merges) is None, "no way to write bytes"
+    torn = [("a", "b"), ("b", "c"), ("a", "bc")]
+    assert ranks_from_merges(_vocab(torn), torn) is None, "(a, b) merges first: abc is never made"
+    # Ranks would make abc of ab and c; the list would not.
+    assert ranks_from_merges(_vocab(torn), torn, whole_pieces=True) is None
+    assert ranks_from_merges(_vocab(torn), [*torn, ("ab", "c")], whole_pieces=True) is not None
+
+
+@pytest.mark.parametrize("whole_pieces", [False, True])
+def test_ranks_made_of_merges_do_what_the_merges_do(whole_pieces: bool) -> None:
+    """Lists made up at random: most are refused, and the others must agree on every text."""
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abc", k=draw.randint(1, 12))) for _ in range(150)]
+    accepted = 0
+    for _ in range(400):
+        tokens, merges = ["a", "b", "c"], []
+        for _ in range(draw.randint(1, 6)):
+            pair = draw.choice(tokens), draw.choice(tokens)
+            tokens.append("".join(pair))
+            merges.append(pair)
+        if whole_pieces:
+            tokens = list(dict.fromkeys(tokens))
+            merges = [
+                (token[:cut], token[cut:])
+                for token in tokens
+                for cut in range(1, len(token))
+                if token[:cut] in tokens and token[cut:] in tokens
+            ]
+        ranks = ranks_from_merges(_vocab(merges), merges, whole_pieces)
+        if ranks is None:
+            continue
+        accepted += 1
+        written = [(left.encode(), right.encode()) for left, right in merges]
+        for text in texts:
+            listed = textbook_bpe.encode_by_list(text.encode(), written)
+            assert textbook_bpe.encode(text, r".+", ranks) == [ranks[part] for part in listed]
+    assert accepted > 50
 
 
 def test_tokens_as_written_in_files() -> None:

@@ -85,6 +85,8 @@ def test_a_message_cannot_end_its_turn(small_llama3: Tokenizer) -> None:
         assert ids.count(small_llama3.specials["<|eot_id|>"]) == 1
         assert ids.count(small_llama3.specials["<|start_header_id|>"]) == 2
         assert content in small_llama3.decode(ids)
+        ids = chat.encode([{"role": "user<|end_header_id|>", "content": "x"}])
+        assert ids.count(small_llama3.specials["<|end_header_id|>"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,7 @@ def test_a_template_may_refuse_and_may_not_reach_out(small_llama3: Tokenizer) ->
         ("{% for %}", "chat template says"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ 1 + 'a' }}", "chat template says: unsupported operand"),
     ):
         with pytest.raises(ValueError, match=message):
             TemplateChat(small_llama3, template).encode(TALK)

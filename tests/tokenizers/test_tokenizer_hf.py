@@ -237,7 +237,6 @@ def _llama3_document(ranks: dict[bytes, int]) -> dict[str, Any]:
         for token in sorted(ranks, key=lambda token: ranks[token])
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
-        if ranks[token] > max(ranks[token[:cut]], ranks[token[cut:]])
     ]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     specials = llama3.special_tokens("3.1", first_id=len(ranks))

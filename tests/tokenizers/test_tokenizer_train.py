@@ -46,6 +46,11 @@ def test_little_text_gives_a_small_vocabulary(tmp_path: Path) -> None:
     assert 257 < tokenizer.vocab_size < 270
 
 
+def test_broken_characters_do_not_stop_it(tmp_path: Path) -> None:
+    tokenizer = tokenizers.train_bpe(["a\ud800b" * 9], 300, tmp_path)
+    assert tokenizer.decode(tokenizer.encode("a\ufffdb")) == "a\ufffdb"
+
+
 def test_no_room_for_the_bytes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size 256 is too small: 256 bytes and 1 special"):
         tokenizers.train_bpe([CORPUS], 256, tmp_path)

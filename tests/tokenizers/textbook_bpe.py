@@ -36,6 +36,15 @@ def encode(text: str, pattern: str, ranks: dict[bytes, int]) -> list[int]:
     return ids
 
 
+def encode_by_list(piece: bytes, merges: list[tuple[bytes, bytes]]) -> list[bytes]:
+    """One piece by a list of merges: of the pairs at hand, the one that comes first in the list."""
+    order = {pair: place for place, pair in reversed(list(enumerate(merges)))}
+    parts = [bytes([byte]) for byte in piece]
+    while pairs := [pair for pair in pairwise(parts) if pair in order]:
+        parts = _merge(parts, *min(pairs, key=order.__getitem__))
+    return parts
+
+
 def _merge(parts: list[bytes], left: bytes, right: bytes) -> list[bytes]:
     """Every `left` that `right` follows becomes one part, from the left to the right."""
     merged: list[bytes] = []
