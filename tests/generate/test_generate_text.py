@@ -137,7 +137,7 @@ def test_pieces_hold_whole_characters_and_join_to_the_decoded_text(
 ) -> None:
     prompts = [tokenizer.encode(text) for text in ("Hé", "ab", "日本")]
     prompts[0].pop()  # the first half of é
-    for new in range(20, 40):  # some end inside a character
+    for new in range(20, 30):  # some end inside a character
         stream = stream_text(
             model,
             tokenizer,
@@ -207,3 +207,35 @@ def test_a_trained_model_tells_its_story(assets: Path) -> None:
         model, tokenizer, [prompt], sampling=GREEDY, max_new_tokens=60, stop=["girl named Lily"]
     )
     assert stopped.complete()[0].text == "Once upon a time, there was a little "
+
+
+@pytest.mark.assets
+@pytest.mark.peers
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_trained_model_writes_what_transformers_writes(assets: Path, penalty: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    from pellucid import checkpoints
+
+    folder = assets / "stories260K" / "hf"
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = checkpoints.load_model(checkpoints.open_checkpoint(str(folder)), dtype=torch.float32)
+    tokenizer = load(folder)
+    prompts = [encode_prompt(tokenizer, text) for text in ("Once upon", "The big red cat", "")]
+    stream = stream_text(
+        model,
+        tokenizer,
+        prompts,
+        sampling=Sampling(temperature=0.0, repetition_penalty=penalty),
+        max_new_tokens=50,
+    )
+    for prompt, completion in zip(prompts, stream.complete(), strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            repetition_penalty=penalty,
+            max_new_tokens=50,
+            eos_token_id=sorted(tokenizer.stop_ids),
+            pad_token_id=0,
+        )[0, len(prompt) :]
+        assert completion.tokens == expected.tolist()
