@@ -35,6 +35,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
 
@@ -68,6 +69,7 @@ class SafetensorsFile:
         from safetensors import SafetensorError, safe_open
 
         self.path, self.paths = path, (path,)
+        _refuse_pointer(path)
         names = _tensor_names(path)
         try:
             self._handle: Any = safe_open(path, framework="pt")
@@ -136,8 +138,7 @@ class PthFile:
         return PthFile(self.path)
 
     def _loaded(self) -> dict[str, Tensor]:
-        with self.path.open("rb"):
-            pass  # a file that may not be read says so here, in the system's words
+        _refuse_pointer(self.path)
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
@@ -160,6 +161,13 @@ class PthFile:
                 f"found a {type(found).__name__} of something else"
             )
         return found
+
+
+def _refuse_pointer(path: Path) -> None:
+    """ValueError for what ``git clone`` leaves without Git LFS."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{path}: only a Git LFS pointer; fetch the file itself: git lfs pull")
 
 
 def _tensor_names(path: Path) -> list[str]:

@@ -28,9 +28,9 @@ IGNORED = frozenset(
         "initializer_range", "attention_dropout", "neftune_noise_alpha", "gradient_checkpointing",
         # how transformers runs it
         "use_cache", "_flash_attn_2_enabled", "_attn_implementation",
-        "_attn_implementation_autoset", "attn_implementation", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads",
-        "chunk_size_feed_forward", "return_dict", "output_attentions", "output_hidden_states",
-        "return_dict_in_generate", "output_scores",
+        "_attn_implementation_autoset", "attn_implementation", "torchscript", "use_bfloat16",
+        "tf_legacy_loss", "pruned_heads", "chunk_size_feed_forward", "return_dict",
+        "output_attentions", "output_hidden_states", "return_dict_in_generate", "output_scores",
         # which tokens to stop at and how to sample: the tokenizer and the caller decide
         "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id",
         "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",

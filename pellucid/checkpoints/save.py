@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid import tokenizers
 from pellucid.checkpoints.files import Shape
 from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES, Entry, joined, stored_shape, table
 from pellucid.checkpoints.hf_config import write_config
@@ -36,7 +38,8 @@ def save(
 
     weights          parameter name -> tensor: a ``state_dict``, or a checkpoint's lazy weights,
                      of which one file's worth is held at a time
-    tokenizer_from   folder whose tokenizer files are copied along
+    tokenizer_from   folder whose tokenizer files are copied along; the ids that begin and end text
+                     go into the config
     dtype            None: as each tensor is
     max_shard_bytes  more than this is split over several files with an index
     overwrite        replace a model that is there; a folder that holds anything else is refused
@@ -50,12 +53,15 @@ def save(
     shapes = parameter_shapes(config)
     _check_weights(config, weights, shapes)
     stated = write_config(config, dtype or _dtype(weights, "embed.weight"))
+    stated |= _token_ids(tokenizer_from)
     beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
     beside.mkdir(parents=True)
     try:
         _write_weights(beside, config, weights, dtype, max_shard_bytes)
         if tokenizer_from is not None:
-            _copy_tokenizer(Path(tokenizer_from), beside)
+            for name in TOKENIZER_FILES:
+                if (Path(tokenizer_from) / name).is_file():
+                    shutil.copyfile(Path(tokenizer_from) / name, beside / name)
         (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
         _move(beside, folder)
     finally:
@@ -169,12 +175,12 @@ def _shards(
     yield run
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not found:
-        raise FileNotFoundError(f"{source}: no tokenizer files to copy")
-    for path in found:
-        shutil.copyfile(path, folder / path.name)
+def _token_ids(tokenizer_from: str | Path | None) -> dict[str, Any]:
+    """Where text begins and ends, for transformers: without it, it assumes ids 1 and 2."""
+    if tokenizer_from is None:
+        return {"bos_token_id": None, "eos_token_id": None}
+    tokenizer = tokenizers.load(Path(tokenizer_from))
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
 
 
 def _move(beside: Path, folder: Path) -> None:

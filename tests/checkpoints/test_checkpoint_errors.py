@@ -167,6 +167,14 @@ def test_missing_files(tmp_path):
     refuses(folder, "no weights", kind=FileNotFoundError)
 
 
+def test_pointers_that_git_left(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    (hf_folder(tmp_path / "hf") / "model.safetensors").write_bytes(pointer)
+    (meta_folder(tmp_path / "meta") / "consolidated.00.pth").write_bytes(pointer)
+    for layout in ("hf", "meta"):
+        refuses(tmp_path / layout, "only a Git LFS pointer", "git lfs pull")
+
+
 def test_index_that_does_not_fit_its_files(tmp_path):
     folder = hf_folder(tmp_path, files=2)
     index = folder / "model.safetensors.index.json"

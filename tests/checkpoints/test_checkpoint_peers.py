@@ -27,9 +27,10 @@ ROPES = {
     "dynamic": RopeConfig(type="dynamic", factor=4.0, original_context=CONTEXT),
     "llama3": RopeConfig(theta=5e3, type="llama3", factor=8.0, original_context=CONTEXT),
     "yarn": RopeConfig(type="yarn", factor=4.0, original_context=CONTEXT // 4),
+    # theta small enough that the ramp, from 0.3 to 3.1, runs across the four pairs of a head
     "yarn with everything": RopeConfig(
-        type="yarn", factor=4.0, original_context=CONTEXT // 4, beta_fast=8.0, beta_slow=2.0,
-        mscale=0.707, mscale_all_dim=0.5, truncate=False,
+        theta=20.0, type="yarn", factor=4.0, original_context=CONTEXT, beta_fast=4.0,
+        beta_slow=0.5, mscale=0.707, mscale_all_dim=0.5, truncate=False,
     ),
 }  # fmt: skip
 CONFIGS = {

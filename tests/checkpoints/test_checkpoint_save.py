@@ -11,6 +11,8 @@ import checkpoint_writers as writers
 import pytest
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from pellucid import checkpoints
 from pellucid.models import GPTConfig, LlamaConfig, RopeConfig, build, initialise
@@ -78,15 +80,21 @@ def test_zero_biases_of_the_books_model_must_be_zero(tmp_path):
 def test_from_meta_to_hugging_face(tmp_path):
     weights = writers.random_llama(dtype=torch.bfloat16)
     source = writers.write_meta(tmp_path / "meta", writers.PARAMS_JSON, weights, shards=2)
-    (source / "tokenizer.model").write_bytes(b"pieces")
+    words = {"<s>": 0, "</s>": 1, "once": 2, "upon": 3}
+    Tokenizer(WordLevel(words, unk_token="</s>")).save(str(source / "tokenizer.json"))
+    roles = {"bos_token": "<s>", "eos_token": "</s>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(roles))
     opened = checkpoints.open_checkpoint(source)
     checkpoints.save(tmp_path / "hf", opened.config, opened.weights, tokenizer_from=source)
     written = safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors")
     assert written.keys() == weights.keys()
     assert all(torch.equal(written[name], weights[name]) for name in weights)
-    assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == b"pieces"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (source / name).read_bytes()
+    stated = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (stated["bos_token_id"], stated["eos_token_id"]) == (0, 1)
     assert checkpoints.open_checkpoint(tmp_path / "hf").dtype == torch.bfloat16
-    with pytest.raises(FileNotFoundError, match="no tokenizer files"):
+    with pytest.raises(FileNotFoundError, match="tokenizer"):
         checkpoints.save(tmp_path / "x", opened.config, opened.weights, tokenizer_from=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "meta"]
 
