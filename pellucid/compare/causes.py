@@ -112,11 +112,5 @@ def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) 
     observed = observed[..., : near.shape[-1]]
     if near.shape != observed.shape or not near.isfinite().any():
         return None
-    unit = _unit(replay, observed)
+    unit = replay.explained_error(name, observed.dtype)
     return measure(exact, near, observed, names.dims(name), unit)
-
-
-def _unit(replay: Replay, observed: Tensor) -> float:
-    from pellucid.compare.statistics import roundoff
-
-    return max(roundoff(replay.setting.dtype), roundoff(observed.dtype))

@@ -14,7 +14,7 @@ from pellucid.compare.ops import SOURCES, Setting, leaf
 from pellucid.compare.replay import Replay
 from pellucid.compare.sides import Side
 from pellucid.compare.static import Finding
-from pellucid.compare.statistics import Measure, measure, roundoff
+from pellucid.compare.statistics import Measure, measure
 from pellucid.trace import Trace
 
 
@@ -54,7 +54,8 @@ class Judge:
             return Measure(
                 verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"), note=note
             )
-        result = measure(exact, near, seen, names.dims(name), roundoff(self.own.setting.dtype))
+        unit = self.own.explained_error(name)
+        result = measure(exact, near, seen, names.dims(name), unit)
         if result.verdict != "diverged" or self.declared is None:
             return result
         return self._explained(name, exact, seen, result)
@@ -62,7 +63,7 @@ class Judge:
     def _explained(self, name: str, exact: Tensor, seen: Tensor, plain: Measure) -> Measure:
         """Beyond A's rounding, but maybe within that of the dtype and dialect B declares."""
         assert self.declared is not None, "called where the side declares other arithmetic"
-        unit = max(roundoff(self.declared.setting.dtype), roundoff(seen.dtype))
+        unit = self.declared.explained_error(name, seen.dtype)
         near = self.declared.compute(name)
         result = measure(exact, near, seen, names.dims(name), unit)
         if result.verdict == "diverged":

@@ -279,3 +279,15 @@ def cast(value: Tensor, setting: Setting, what: str) -> Tensor:
         if keeps and setting.dtype.itemsize < 4:
             return value
     return value.to(setting.dtype)
+
+
+def inner_length(setting: Setting, name: str, values: tuple[Tensor, ...]) -> int:
+    """How many terms an operation adds up: K of a product, C of a norm, S of a softmax."""
+    what = leaf(name)
+    if what in ("attn.scores", "attn.pattern") or what.endswith("norm"):
+        return values[0].shape[-1]
+    if what == "attn.z":
+        return values[1].shape[-2]
+    if what in ("attn.q", "attn.k", "attn.v", "mlp.pre", "mlp.gate", "mlp.up", "mlp_out", "logits"):
+        return values[0].shape[-1]
+    return setting.config.n_heads * setting.config.head_dim if what == "attn_out" else 1

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.compare.ops import Setting, apply, inputs, leaf
+from pellucid.compare.ops import Setting, apply, inner_length, inputs, leaf
+from pellucid.compare.statistics import explained_error
 from pellucid.models.attention import positions_and_mask
 
 # Read over all steps so far when a KV cache is on: what an earlier pass put there.
@@ -31,6 +32,15 @@ class Replay:
     def compute(self, name: str) -> Tensor:
         """The named tensor by its operation. KeyError where an input cannot be had."""
         return apply(self.setting, name, self.arguments(name))
+
+    def explained_error(self, name: str, dtype: torch.dtype | None = None) -> float:
+        """Relative error that rounding explains, in any order of summation.
+
+        In the setting's dtype, or in `dtype` where that is coarser.
+        """
+        inner = inner_length(self.setting, name, self.arguments(name))
+        dtypes = [self.setting.dtype, dtype or self.setting.dtype]
+        return explained_error(max(dtypes, key=lambda held: torch.finfo(held).eps), inner)
 
     def arguments(self, name: str) -> tuple[Tensor, ...]:
         """Inputs of the named tensor's operation, keys and values of earlier steps joined in."""

@@ -43,6 +43,17 @@ def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
 
 
+def explained_error(dtype: torch.dtype, inner: int) -> float:
+    """Relative error that an operation over `inner` terms may have in any order of summation.
+
+    One unit roundoff of the result's dtype, or what adding up in float32 one term after the other
+    makes: its standard deviation grows with √inner (Higham & Mary, 2019). A's own kernel may add
+    in a luckier order, so its error alone is no measure for another kernel.
+    """
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    return max(roundoff(dtype), 0.5 * inner**0.5 * roundoff(accumulator))
+
+
 def rms(x: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """Root of the mean square, over all axes or those of `dim`."""
     squares = x.double().pow(2)
@@ -56,7 +67,7 @@ def measure(
     dims: tuple[str, ...],
     unit: float,
 ) -> Measure:
-    """Hold b against a around the reference; `unit` is the coarser dtype's unit roundoff.
+    """Hold b against a around the reference; `unit` is an error that rounding always explains.
 
     All three have the same shape; dims name its axes. Switched-off scores (below `MASKED` in R and
     in b) count as equal.
@@ -94,13 +105,14 @@ def _judge(
     whole_a, whole_b = rms(error_a) / size, rms(error_b) / size
     worst = float(whole_b / torch.clamp(TENSOR_FACTOR * whole_a, min=unit))
     where = ""
+    expected = size * torch.clamp(whole_a, min=unit / TENSOR_FACTOR)
     for axis, letter in enumerate(dims):
         if letter == "B" and exact.shape[axis] == 1:
             continue
         rest = tuple(other for other in range(exact.ndim) if other != axis)
         slice_size = rms(exact, rest)
         slice_a = torch.maximum(
-            _steadied(rms(error_a, rest), rms(error_a), exact.numel()), whole_a * slice_size
+            _steadied(rms(error_a, rest), expected, exact.numel()), whole_a * slice_size
         )
         allowed = torch.maximum(SLICE_FACTOR * slice_a, unit * slice_size)
         ratios = rms(error_b, rest) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
