@@ -207,9 +207,7 @@ def is_open() -> bool:
 
 def names_steps() -> bool:
     """Whether attention is to take the named steps: a trace is open that does not ask for fused."""
-    if torch.compiler.is_compiling():
-        return False
-    recorder = _open.get()
+    recorder = None if torch.compiler.is_compiling() else _open.get()
     return recorder is not None and not recorder.fused
 
 

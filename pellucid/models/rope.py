@@ -83,7 +83,7 @@ def frequencies(
     """Radians per position of each pair, (D/2).
 
     `length` is the number of tokens seen so far; only the dynamic type looks at it. One per row,
-    (B, 1), gives (B, D/2).
+    (B, 1, 1), gives (B, 1, D/2).
     """
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim
     theta: float | Tensor = rope.theta
@@ -150,11 +150,10 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions (T) or (B, T) -> cos, sin (T, D/2) or (B, T, D/2)."""
         working = torch.promote_types(dtype, torch.float32)
-        length = positions.amax(-1, keepdim=True) + 1  # of each row, as if it were alone
+        length = positions[..., None].amax(-2, keepdim=True) + 1  # of each row, as if alone
         turns = frequencies(
             self.rope, self.head_dim, length=length, dtype=working, device=positions.device
-        )  # (D/2), or (B, D/2) where rows differ
-        turns = turns[:, None] if positions.ndim == 2 and turns.ndim == 2 else turns
+        )  # (D/2), or (B, 1, D/2) where rows differ
         angles = positions[..., None].to(working) * turns
         if self.dialect.polar and not torch.compiler.is_compiling():
             cis = torch.polar(torch.ones_like(angles), angles)
@@ -171,11 +170,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
     """Turn each pair of x (B, H, T, D) by its angle; cos, sin (T, D/2) or (B, T, D/2)."""
     if dialect.polar and not torch.compiler.is_compiling():
         turned = _rotate_complex(x, torch.complex(cos, sin))
-        return turned if dialect.rope == "keep" else turned.to(x.dtype)
-    if cos.ndim == 3:
-        cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D/2): the same for every head
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, T, D/2) each
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    else:
+        cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # (…, 1, T, D/2): the same for every head
+        first, second = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, T, D/2) each
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned if dialect.rope == "keep" else turned.to(x.dtype)
 
 

@@ -34,6 +34,24 @@ def test_named_steps_equal_fused_attention(kind, name, dtype):
     close(fused, named, dtype)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_a_trace_may_watch_the_fused_kernel(kind):
+    config = CONFIGS[kind]
+    model = random_model(config, torch.float32)
+    tokens = random_tokens(config, 2, 11)
+    with torch.no_grad():
+        expected = model(tokens)
+    with trace(model, fused=True) as fused:
+        logits = model(tokens)
+    with trace(model) as named:
+        model(tokens)
+    assert torch.equal(logits, expected)
+    unseen = {"attn.scores", "attn.masked_scores", "attn.pattern"}
+    assert list(fused) == [n for n in named if n.split(".", 2)[-1] not in unseen]
+    for name in fused:
+        close(fused[name], named[name], torch.float32)
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("parts", [[5, 6], [1] * 11, [10, 1], [1, 10]])
 def test_named_steps_equal_fused_attention_with_a_cache(kind, parts):
