@@ -114,7 +114,9 @@ def _judge(
         slice_a = torch.maximum(
             _steadied(rms(error_a, rest), expected, exact.numel()), whole_a * slice_size
         )
-        allowed = torch.maximum(SLICE_FACTOR * slice_a, unit * slice_size)
+        length = exact.numel() // exact.shape[axis]
+        factor = SLICE_FACTOR * max(1.0, (STEADY / length) ** 0.5)
+        allowed = torch.maximum(factor * slice_a, unit * slice_size)
         ratios = rms(error_b, rest) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
         place = int(ratios.argmax())
         if float(ratios[place]) > max(worst, 1.0):
@@ -130,7 +132,7 @@ def _judge(
 
 
 def _steadied(errors: Tensor, whole: Tensor, elements: int) -> Tensor:
-    """A's error of each slice, pulled towards the tensor's as far as the slice is short.
+    """A's error of each slice, pulled towards the tensor's (`whole`) as far as the slice is short.
 
     One number may have no error by luck; a mean over many may be trusted.
     """
