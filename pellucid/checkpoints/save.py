@@ -79,7 +79,9 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
             f"{' …' if len(strangers) > 3 else ''}); save into a new folder"
         )
     if there and not overwrite:
-        raise FileExistsError(f"{folder}: holds a model already; save into a new folder or overwrite it")
+        raise FileExistsError(
+            f"{folder}: holds a model already; save into a new folder or overwrite it"
+        )
 
 
 def _check_weights(
