@@ -8,6 +8,7 @@ llama.py and gpt2.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,13 +62,12 @@ def walk(
             raise ValueError(f"{what} {number}: this model has {what}s 0 to {count - 1}")
     if token_strings is not None and len(token_strings) != len(prompt):
         raise ValueError(f"{len(token_strings)} token strings for {len(prompt)} tokens")
-    runner = Runner(
-        script_of(config),
+    runner = _runner(
         config,
         weights,
+        prompt,
         dialect,
-        dtype or _stored_dtype(weights),
-        tokens=prompt,
+        dtype,
         token_strings=token_strings and list(token_strings),
         specials=[f"{number} {text}" for text, number in _in_order(specials or {})] or None,
         last_row=len(prompt) - 1,
@@ -89,18 +89,8 @@ def witness(
     Every step of every head, stacked; a trace of the model over tokens (1, T) has the same names.
     """
     prompt = _checked_tokens(config, tokens)
-    runner = Runner(
-        script_of(config),
-        config,
-        weights,
-        dialect,
-        dtype or _stored_dtype(weights),
-        silent=True,
-        tokens=prompt,
-        token_strings=None,
-        specials=None,
-        last_row=slice(None),
-    )
+    every_row = slice(None)
+    runner = _runner(config, weights, prompt, dialect, dtype, last_row=every_row, silent=True)
     found: dict[str, list[Tensor]] = {}
     for step in runner.walk(range(config.n_layers), range(config.n_heads)):
         if step.index or step.name not in found:
@@ -108,19 +98,33 @@ def witness(
     collected = {}
     for name in names.expand(config):
         per_head = names.dims(name)[1:2] in (("H",), ("Hkv",))
-        value = torch.stack(found[name][:]) if per_head else found[name][0]
+        value = torch.stack(found[name]) if per_head else found[name][0]
         collected[name] = value[None] if names.has_batch(name) else value
     return collected
 
 
+def _runner(
+    config: Config,
+    weights: Mapping[str, Tensor],
+    prompt: Tensor,
+    dialect: Dialect,
+    dtype: torch.dtype | None,
+    **values: Any,
+) -> Runner:
+    """A runner whose activations lie where the weights lie, in the dtype of the embedding table."""
+    known = getattr(weights, "dtype", None)
+    if known is not None:  # a checkpoint knows without reading; what it reads lies on the CPU
+        stored = known("embed.weight")
+    else:
+        stored = weights["embed.weight"].dtype
+        prompt = prompt.to(weights["embed.weight"].device)
+    values = {"token_strings": None, "specials": None} | values
+    script = script_of(config)
+    return Runner(script, config, weights, dialect, dtype or stored, tokens=prompt, **values)
+
+
 def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(specials.items(), key=lambda special: special[1])
-
-
-def _stored_dtype(weights: Mapping[str, Tensor]) -> torch.dtype:
-    """The embedding table's; a checkpoint knows it without reading the table."""
-    known = getattr(weights, "dtype", None)
-    return known("embed.weight") if known else weights["embed.weight"].dtype
 
 
 def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:

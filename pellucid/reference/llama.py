@@ -62,7 +62,7 @@ def positions(token_count, device):
 
 @once("embed", "rows {tokens} of {embedding_stored}")
 def embed(embedding_stored, tokens, dtype):
-    """Each token's row of the embedding table"""
+    """Each token's row of the embedding table: the residual stream begins"""
     return embedding_stored[tokens].to(dtype)
 
 
@@ -216,9 +216,8 @@ def side_by_side(x):
 @each_head("layers.N.attn.scores", "{q_rotated} · {k_rotated}ᵀ / √{head_dim}")
 def scores(q_rotated, k_rotated, head_dim, dialect):
     """How well each query fits each key"""
-    if (
-        dialect.polar
-    ):  # there a pair stands side by side, and a sum rounds in the order of its terms
+    # Where pairs stand side by side, as in Meta's code, the sum adds up, and rounds, in that order.
+    if dialect.polar:
         q_rotated, k_rotated = side_by_side(q_rotated), side_by_side(k_rotated)
     fit = q_rotated @ k_rotated.T
     return fit / head_dim**0.5 if dialect.scale == "divide" else fit * head_dim**-0.5

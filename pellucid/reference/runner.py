@@ -165,7 +165,7 @@ class Runner:
             if not full.endswith("bias"):
                 raise ValueError(f"the walk needs the weight {full}: the checkpoint has none")
             return Held(0)
-        tensor = self.weights[full]
+        tensor = self.weights[full].detach()
         if name.endswith("_stored"):
             return Held(tensor, labels=(full,))
         if name.endswith("_head"):
@@ -189,7 +189,7 @@ class Runner:
             formula=self._formula(line, value, inputs),
             value=value,
             dims=dims,
-            source=self._numbered(line.source),
+            source=self._source(line),
             picture=line.picture or picture_of(value, dims),
             inputs=tuple(label for label in labels if label != name),
             index=index,
@@ -209,6 +209,13 @@ class Runner:
 
         text = re.sub(r"( [+] )?{(\w+)}", with_shape, text)
         return f"{text} → {_written('', value)}".lstrip()
+
+    def _source(self, line: Line) -> str:
+        """The line's code, with this layer's number and the names this config's values go by."""
+        source = self._numbered(line.source)
+        for absent, present in self.stands_in.items():
+            source = re.sub(rf"\b{absent}\b", present, source)
+        return source
 
     def _numbered(self, name: str) -> str:
         layer = self.scopes["layer"].get("layer")

@@ -10,9 +10,8 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
@@ -92,18 +91,17 @@ class Step:
         Complex numbers count by their modulus, booleans as 0 and 1. Cells that the mask closed
         (-inf, or the dtype's lowest number) are left out.
         """
-        pieces = list(_pieces_of(self.value)) if isinstance(self.value, Tensor) else []
-        sizes = [piece().numel() for piece in pieces]
-        pieces = [piece for piece, size in zip(pieces, sizes, strict=True) if size]
-        if not pieces:
+        pieces = _summaries(self.value) if isinstance(self.value, Tensor) else []
+        count = sum(size for size, *_ in pieces)
+        if not count:
             return dict.fromkeys(("min", "max", "mean", "std"))
-        mean = sum(piece().sum().item() for piece in pieces) / sum(sizes)
-        spread = sum((piece() - mean).square().sum().item() for piece in pieces) / sum(sizes)
+        mean = sum(size * m for size, _, _, m, _ in pieces) / count
+        variance = sum(size * (v + (m - mean) ** 2) for size, _, _, m, v in pieces) / count
         return {
-            "min": min(piece().min().item() for piece in pieces),
-            "max": max(piece().max().item() for piece in pieces),
+            "min": min(low for _, low, _, _, _ in pieces),
+            "max": max(high for _, _, high, _, _ in pieces),
             "mean": mean,
-            "std": spread**0.5,
+            "std": variance**0.5,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -119,11 +117,18 @@ class Step:
         }
 
 
-def _pieces_of(value: Tensor) -> Iterator[Callable[[], Tensor]]:
-    """Readers of some rows each, in float64: a weight in float64 at once might not fit."""
-    value = value if value.ndim else value[None]
-    rows = max(1, (1 << 21) * len(value) // max(1, value.numel()))
-    return (partial(_open_cells, piece) for piece in value.detach().split(rows))
+def _summaries(value: Tensor) -> list[tuple[int, float, float, float, float]]:
+    """Count, min, max, mean and variance of some rows at a time: a weight in float64 is large."""
+    value = value.detach() if value.ndim else value.detach()[None]
+    rows = max(1, (1 << 20) * len(value) // max(1, value.numel()))
+    found = []
+    for piece in value.split(rows):
+        cells = _open_cells(piece)
+        if cells.numel():
+            variance, mean = torch.var_mean(cells, correction=0)
+            low, high = cells.aminmax()
+            found.append((cells.numel(), *(n.item() for n in (low, high, mean, variance))))
+    return found
 
 
 def _open_cells(value: Tensor) -> Tensor:

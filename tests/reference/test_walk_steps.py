@@ -217,6 +217,9 @@ def test_source_is_the_body_and_the_helpers_it_calls():
     sources = {step.name: step.source for step in walked(LLAMA)}
     assert sources["layers.0.attn.q"] == "return attn_norm @ wq_head.T + bq_head"
     assert sources["layers.0.attn.q_proj.weight"] == 'weights["layers.0.attn.q_proj.weight"]'
+    assert (
+        sources["rope.angles"] == "return torch.outer(positions.to(frequencies.dtype), frequencies)"
+    )
     body, _, helper = sources["layers.0.attn_norm"].partition("\n\n")
     assert body.startswith("return rms_norm(resid_pre,")
     assert helper.startswith("def rms_norm(x,") and "torch.rsqrt" in helper
