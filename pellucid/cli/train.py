@@ -117,8 +117,8 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
     import torch
 
     from pellucid.cli.training_run import Run
-    from pellucid.models import build, initialise
-    from pellucid.train import Batches, hold_out, token_stream
+    from pellucid.models import build
+    from pellucid.train import Batches, begin, hold_out, token_stream
 
     config = _train_config(arguments)  # first what is quick to complain about
     training, held_out = hold_out(_documents(arguments), arguments.hold_out)
@@ -127,7 +127,7 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
     stream = token_stream(training, tokenizer.encode, end)
     torch.manual_seed(arguments.seed)
     model = build(_model_config(arguments, tokenizer.vocab_size), "meta")
-    initialise(model, torch.Generator().manual_seed(arguments.seed))
+    begin(model, arguments.seed)
     return Run(
         arguments=arguments,
         model=model.to(arguments.device),

@@ -3,6 +3,7 @@
 | module | holds |
 |---|---|
 | data.py | documents, the held-out split, the token stream, batches |
+| start.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | loop.py | loss, gradients, evaluation, and the loop as a generator of steps |
 
@@ -29,6 +30,7 @@ from pellucid.train.loop import (
     train,
 )
 from pellucid.train.optim import Schedule, adamw, parameter_groups
+from pellucid.train.start import begin
 
 __all__ = [
     "Batches",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "TrainingDiverged",
     "adamw",
+    "begin",
     "bits_per_byte",
     "evaluate",
     "held_out_windows",
