@@ -249,6 +249,7 @@ def resid_mid(resid_pre, attn_out):
 
 
 def layer_norm(x, weight, bias, eps, wide, dtype):
+    """Mean, variance, normalised, scaled and shifted: the steps of attn_norm in one."""
     centred = x.to(wide) - x.to(wide).mean(-1, keepdim=True)
     normalised = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     return (normalised * weight + bias).to(dtype)

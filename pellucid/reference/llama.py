@@ -75,6 +75,7 @@ def resid_pre(stream):
 
 
 def rms_norm(x, weight, eps, dialect, wide):
+    """Root mean square norm of each row (Zhang & Sennrich, 2019)."""
     inside = x.to(x.dtype if dialect.norm == "x" else wide)
     scaled = inside * torch.rsqrt(inside.pow(2).mean(-1, keepdim=True) + eps)
     return scaled.to(x.dtype) * weight
@@ -122,6 +123,7 @@ script.include(rope.script)  # its angles, as complex numbers: cis (T, D/2)
 
 
 def turned(number, cis, dialect, dtype):
+    """The product with cis, a turn by its angle, in the dialect's rounding."""
     if dialect.rope != "x":
         return number * cis
     # The same product, every operation rounded: (a + ib)(c + is) = (ac - bs) + i(bc + as)
@@ -210,6 +212,7 @@ def k_rotated(k_turned_pairs, dialect, dtype):
 
 
 def side_by_side(x):
+    """Components i and i + D/2 as neighbours, (T, D)."""
     return torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
 
 

@@ -77,6 +77,7 @@ def cis(angles, rope, dialect, dtype):
 
 
 def rounded(number, dtype):
+    """Both parts of complex numbers in the precision of dtype."""
     return torch.view_as_complex(torch.view_as_real(number).to(dtype).to(number.real.dtype))
 
 
