@@ -216,10 +216,10 @@ class LanguageModel:
 
     def _guard(self, tokens: int, steps: int, only: Globs, max_bytes: int | None) -> None:
         """Refuse a trace that would not fit, with the numbers, before anything is computed."""
-        size = self.dtype.itemsize
-        need = estimated_bytes(self.config, 1, tokens, tokens, size, only)
+        size, dialect = self.dtype.itemsize, self.model.dialect
+        need = estimated_bytes(self.config, 1, tokens, tokens, size, only, dialect)
         for step in range(1, steps + 1):
-            need += estimated_bytes(self.config, 1, 1, tokens + step, size, only)
+            need += estimated_bytes(self.config, 1, 1, tokens + step, size, only, dialect)
         room = max_bytes if max_bytes is not None else free_memory(self.device) // 2
         if need > room:
             raise ValueError(
