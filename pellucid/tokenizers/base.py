@@ -56,7 +56,9 @@ class Tokenizer:
         self.bos_id, self.eos_id = bos_id, eos_id
         self.adds_bos = adds_bos and bos_id is not None
         named = {id for name, id in specials.items() if name in STOP_NAMES}
-        self.stop_ids: frozenset[int] = frozenset({*stop_ids, *named, *([] if eos_id is None else [eos_id])})
+        self.stop_ids: frozenset[int] = frozenset(
+            {*stop_ids, *named, *([] if eos_id is None else [eos_id])}
+        )
         self.chat: ChatFormat | None = None
         self._table = table
         self._special_ids = frozenset(specials.values())

@@ -65,6 +65,12 @@ def train_bpe(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(_roles(specials), "utf-8")
+    return hf.from_file(folder / "tokenizer.json")
+
+
+def _roles(specials: Sequence[str]) -> str:
+    """tokenizer_config.json: the first special token begins and ends texts."""
     role = specials[0] if specials else None
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -75,5 +81,4 @@ def train_bpe(
         # punctuation.
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    return hf.from_file(folder / "tokenizer.json")
+    return json.dumps(config, indent=2) + "\n"
