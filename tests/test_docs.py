@@ -1,0 +1,98 @@
+"""What README and docs show is run here: their commands, their Python and what both print.
+
+A ``console`` block holds commands after ``$`` and what they print; a ``pycon`` block an interpreter
+session. In the expected text ``…`` stands for anything. A block after the comment
+``<!-- not run: REASON -->`` is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<mark><!-- not run: .+? -->\s*)?^```(?P<kind>console|pycon)\n(?P<body>.*?)^```",
+    re.M | re.S,
+)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    found = BLOCK.finditer(page.read_text("utf-8"))
+    return [match["body"] for match in found if match["kind"] == kind and not match["mark"]]
+
+
+def fits(expected: str, printed: str) -> bool:
+    """Whether `printed` is `expected`, … standing for anything; white space at line ends aside."""
+    expected, printed = (
+        "\n".join(line.rstrip() for line in text.strip().splitlines())
+        for text in (expected, printed)
+    )
+    pattern = ".*?".join(map(re.escape, expected.split("…")))
+    return re.fullmatch(pattern, printed, re.S) is not None
+
+
+def commands(block: str) -> list[tuple[str, str]]:
+    """(command, expected output) of a console block; a backslash continues a command."""
+    parts = re.split(r"^\$ ", block, flags=re.M)[1:]
+    found = []
+    for part in parts:
+        lines = part.split("\n")
+        last = next(i for i, line in enumerate(lines) if not line.endswith("\\"))
+        command = " ".join(line.rstrip("\\").strip() for line in lines[: last + 1])
+        found.append((command, "\n".join(lines[last + 1 :])))
+    return found
+
+
+def run(command: str, folder: Path) -> str:
+    words = shlex.split(command)
+    assert words[0] == "pellucid", f"docs run pellucid, not {words[0]}"
+    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode in (0, 1), f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands(page: Path, tmp_path: Path):
+    for block in blocks(page, "console"):
+        for command, expected in commands(block):
+            printed = run(command, tmp_path)
+            assert fits(expected, printed), f"$ {command}\n{printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_sessions(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    sessions = blocks(page, "pycon")
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    source = "\n".join(sessions).replace("…", "...")
+    test = doctest.DocTestParser().get_doctest(source, {}, page.name, str(page), 0)
+    report = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=options)
+    with contextlib.redirect_stderr(report):
+        runner.run(test, out=report.write)
+    assert not runner.failures, report.getvalue()
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
