@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,26 @@ from pellucid.compare.wrong import hypotheses
 from pellucid.compare.wrong.base import Hypothesis, in_setting, parameters, with_weight
 
 _BESIDE = ("attn.k_rotated", "attn.k", "attn.v")  # replayed with keys of all steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One hypothesis replayed: how far its values are from those observed, and whether it fits."""
+
+    cause: str
+    evidence: str
+    error: float | None  # None: does not apply to these shapes
+    fits: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """All four fields; an infinite error has no number in JSON."""
+        known = self.error is not None and math.isfinite(self.error)
+        return {
+            "cause": self.cause,
+            "evidence": self.evidence,
+            "error": self.error if known else None,
+            "fits": self.fits,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +63,42 @@ def find_cause(
     before: Measure,
     other: Side,
     findings: Sequence[Finding],
-) -> Cause | None:
-    """The first hypothesis that gives `observed` within rounding; None where none does.
+) -> tuple[Cause | None, tuple[Trial, ...]]:
+    """The hypothesis that gives `observed` within rounding, or None; and all that were tried.
 
     `other` is the side that diverged: its own weights and config are the first hypotheses, since
     what the static stages found is the likeliest reason.
     """
-    tried = 0
+    tried: list[Trial] = []
     best: tuple[float, Hypothesis] | None = None
     for hypothesis in _ordered(replay, name, observed, other, findings):
-        tried += 1
         result = _trial(replay, name, observed, hypothesis)
-        if result is None or result.verdict not in ("identical", "within-rounding"):
+        fits = result is not None and result.verdict in ("identical", "within-rounding")
+        tried.append(_told(hypothesis, result, fits))
+        if result is None or not fits:
             continue
         if best is None or result.error_b < best[0] / 4:
             best = (result.error_b, hypothesis)
         if result.verdict == "identical" or hypothesis.cause.startswith("B's own"):
             break
     if best is None:
-        return None
+        return None, tuple(tried)
     error, chosen = best
     evidence = (
         f"{chosen.evidence}: replayed, the error of {name} falls from {before.error_b:.2g} "
         f"to {error:.2g}"
     )
-    return Cause(name=chosen.cause, evidence=evidence, error=error, tried=tried)
+    cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
+    return cause, tuple(tried)
+
+
+def _told(hypothesis: Hypothesis, result: Measure | None, fits: bool) -> Trial:
+    return Trial(
+        cause=hypothesis.cause,
+        evidence=hypothesis.evidence,
+        error=None if result is None else result.error_b,
+        fits=fits,
+    )
 
 
 def _ordered(

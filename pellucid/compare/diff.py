@@ -14,7 +14,7 @@ import torch
 
 from pellucid import names
 from pellucid.compare.effect import effect
-from pellucid.compare.judge import Judge
+from pellucid.compare.judge import Judge, Keep
 from pellucid.compare.ops import SOURCES, Setting, leaf
 from pellucid.compare.pairwise import judge_pairs
 from pellucid.compare.report import Fault, Report, TensorVerdict
@@ -39,11 +39,14 @@ def compare(
     *,
     steps: int = 0,
     progress: Progress = lambda stage: None,
+    keep: Keep | None = None,
 ) -> Report:
     """Hold two implementations of one model against each other.
 
     prompt  text, or rows of token ids (padded on the left); a trace file brings its own
     steps   decoding steps with the KV cache after the prompt, along A's greedy tokens
+    keep    is given each judged tensor of B while it is at hand: name, R (between two recordings
+            without weights: A), what was observed
 
     ValueError where there is nothing that can be compared, or the two are not one model.
     """
@@ -61,8 +64,8 @@ def compare(
     _demand_overlap(a, b, seen_a, seen_b)
     owner = a if a.config is not None and a.weights is not None else b
     if owner.config is None or owner.weights is None:
-        return judge_pairs(a, b, seen_a, seen_b, static)
-    return _forward(a, b, owner, rows, static, seen_a, seen_b, progress)
+        return judge_pairs(a, b, seen_a, seen_b, static, keep)
+    return _forward(a, b, owner, rows, static, seen_a, seen_b, progress, keep)
 
 
 def continued(rows: Batch, seen: Trace) -> Batch:
@@ -117,6 +120,7 @@ def _forward(
     seen_a: Trace,
     seen_b: Trace,
     progress: Progress,
+    keep: Keep | None,
 ) -> Report:
     assert owner.config is not None, "the owner of the arithmetic has a config"
     padding = pad_left(rows)[1]
@@ -125,7 +129,7 @@ def _forward(
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)
     expected = pad_left(rows)[0]
     judges = {
-        "b": Judge(b, seen_b, setting, padding, expected),
+        "b": Judge(b, seen_b, setting, padding, expected, keep),
         "a": Judge(a, seen_a, setting, padding, expected),
     }
     order = _ordered_names(owner.config, seen_a, seen_b)
@@ -140,8 +144,10 @@ def _forward(
                 verdicts.append(TensorVerdict(name=name, measure=result))
             if result.verdict == "diverged":
                 progress(f"cause of {name}")
-                cause = judge.cause(name, result, static) if len(faults) < MOST_FAULTS else None
-                faults.append(Fault(name=name, side=which, measure=result, cause=cause))
+                searched = len(faults) < MOST_FAULTS
+                cause, tried = judge.cause(name, result, static) if searched else (None, ())
+                fault = Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
+                faults.append(fault)
     missing = [name for name in order if name not in seen_b]
     return Report(
         a=a.label,

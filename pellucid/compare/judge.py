@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.compare.causes import Cause, find_cause
+from pellucid.compare.causes import Cause, Trial, find_cause
 from pellucid.compare.ops import SOURCES, Setting, leaf
 from pellucid.compare.replay import Replay
 from pellucid.compare.sides import Side
 from pellucid.compare.static import Finding
 from pellucid.compare.statistics import Measure, measure
 from pellucid.trace import Trace
+
+Keep = Callable[[str, Tensor, Tensor], None]  # name, R, what was observed
 
 
 class Judge:
@@ -28,7 +30,9 @@ class Judge:
         setting: Setting,
         padding: Tensor | None,
         tokens: Tensor,
+        keep: Keep | None = None,
     ) -> None:
+        self.keep = keep
         self.side, self.observed, self.padding, self.tokens = side, observed, padding, tokens
         held = {"tokens": tokens, **observed} if "tokens" not in observed else observed
         self.own = Replay(held, setting, padding)
@@ -54,6 +58,8 @@ class Judge:
             return Measure(
                 verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"), note=note
             )
+        if self.keep is not None:
+            self.keep(name, exact, seen)
         unit = self.own.explained_error(name)
         result = measure(exact, near, seen, names.dims(name), unit)
         if result.verdict != "diverged" or self.declared is None:
@@ -81,7 +87,7 @@ class Judge:
             return _exact(same, "other tokens than the run was asked for")
         positions, mask = self.own.expected_places(step)
         if what == "mask":
-            return self._judge_mask(seen, mask)
+            return self._judge_mask(name, seen, mask)
         shift = (seen - positions).to(torch.int64)
         if not shift.any():
             return _exact(True, "")
@@ -96,12 +102,14 @@ class Judge:
         place = int((shift != 0).reshape(-1, shift.shape[-1]).any(0).nonzero()[0])
         return _exact(False, f"token {place}: off by {int(shift[..., place].reshape(-1)[0]):+d}")
 
-    def _judge_mask(self, seen: Tensor, mask: Tensor) -> Measure:
+    def _judge_mask(self, name: str, seen: Tensor, mask: Tensor) -> Measure:
         try:
             wrong = seen.to(torch.bool) != mask
         except RuntimeError:
             note = f"shape {tuple(seen.shape)}, expected {tuple(mask.shape)}"
             return _exact(False, note)
+        if self.keep is not None:
+            self.keep(name, mask, seen)
         if self.padding is not None and wrong.ndim == 4:
             rows = torch.arange(mask.shape[-2]) + mask.shape[-1] - mask.shape[-2]
             real = rows[None] >= self.padding[:, None]  # (B, T): what padding sees is nobody's
@@ -117,8 +125,10 @@ class Judge:
             return torch.ones(shape, dtype=torch.bool)
         return torch.arange(shape[-1])[None] >= self.padding[:, None]
 
-    def cause(self, name: str, result: Measure, static: Sequence[Finding]) -> Cause | None:
-        """What reproduces the diverged tensor."""
+    def cause(
+        self, name: str, result: Measure, static: Sequence[Finding]
+    ) -> tuple[Cause | None, tuple[Trial, ...]]:
+        """What reproduces the diverged tensor, or None; and all that was tried."""
         replay = self.own
         if self.declared is not None and self.side.dtype != self.own.setting.dtype:
             replay = self.declared

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pellucid import names
 from pellucid.compare.effect import effect
+from pellucid.compare.judge import Keep
 from pellucid.compare.report import Fault, Report, TensorVerdict
 from pellucid.compare.sides import Side
 from pellucid.compare.static import Finding
@@ -19,7 +20,14 @@ JUMP = 16.0  # growth over the worst tensor so far that no single operation make
 ROUNDING = 256.0  # units of roundoff that a long dot product may be off by
 
 
-def judge_pairs(a: Side, b: Side, seen_a: Trace, seen_b: Trace, static: list[Finding]) -> Report:
+def judge_pairs(
+    a: Side,
+    b: Side,
+    seen_a: Trace,
+    seen_b: Trace,
+    static: list[Finding],
+    keep: Keep | None = None,
+) -> Report:
     """Report on the names both recordings have; ValueError where there are none."""
     shared = [name for name in seen_a if name in seen_b and names.known(name)]
     if not any(seen_a[name].is_floating_point() for name in shared):
@@ -29,6 +37,8 @@ def judge_pairs(a: Side, b: Side, seen_a: Trace, seen_b: Trace, static: list[Fin
     faults: list[Fault] = []
     for name in shared:
         result = _pair(name, seen_a, seen_b, worst)
+        if keep is not None and seen_a[name].shape == seen_b[name].shape:
+            keep(name, seen_a[name], seen_b[name])
         rows.append(TensorVerdict(name=name, measure=result))
         if result.verdict == "diverged" and not faults:
             faults.append(Fault(name=name, side="b", measure=result))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pellucid import names
-from pellucid.compare.causes import Cause
+from pellucid.compare.causes import Cause, Trial
 from pellucid.compare.static import Finding
 from pellucid.compare.statistics import Measure
 
@@ -42,18 +42,21 @@ class Fault:
     side: str  # "a" or "b"
     measure: Measure
     cause: Cause | None = None
+    tried: tuple[Trial, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The schema's ``first``, and the cause."""
+        """The schema's ``first``, the cause, and the replays tried."""
         return {
             "name": self.name,
             "step": names.step_of(self.name),
             "side": self.side,
             "error_a": finite(self.measure.error_a),
             "error_b": finite(self.measure.error_b),
+            "ratio": finite(self.measure.ratio),
             "where": self.measure.where,
             "note": self.measure.note,
             "cause": self.cause.to_json() if self.cause else None,
+            "tried": [trial.to_json() for trial in self.tried],
         }
 
 
