@@ -12,6 +12,7 @@ from pellucid.trace import Trace
 
 if TYPE_CHECKING:
     from pellucid.compare.diff import Progress
+    from pellucid.compare.judge import Keep
 
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
 
@@ -23,6 +24,7 @@ def diff(
     *,
     steps: int = 0,
     progress: Progress = lambda stage: None,
+    keep: Keep | None = None,
 ) -> Report:
     """Compare two implementations of one model, tensor by tensor.
 
@@ -31,6 +33,7 @@ def diff(
     prompt  text, token ids, or rows of token ids (padded on the left); None takes a short English
             sentence, or the tokens of a recording
     steps   also follow so many decoding steps with the KV cache
+    keep    is given each judged tensor of B: name, R, what was observed
 
     R, the reference, is A's arithmetic at higher precision. ValueError where the two cannot be
     compared or nothing was.
@@ -39,7 +42,7 @@ def diff(
     recorded = any(side.recorded is not None for side in sides)
     if prompt is None and not recorded:
         prompt = DEFAULT_PROMPT
-    return compare(*sides, as_rows(prompt), steps=steps, progress=progress)
+    return compare(*sides, as_rows(prompt), steps=steps, progress=progress, keep=keep)
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
