@@ -17,7 +17,7 @@ from pellucid.compare.effect import effect
 from pellucid.compare.judge import Judge, Keep
 from pellucid.compare.ops import SOURCES, Setting, leaf
 from pellucid.compare.pairwise import judge_pairs
-from pellucid.compare.report import Fault, Report, TensorVerdict
+from pellucid.compare.report import Fault, Report, SideFacts, TensorVerdict
 from pellucid.compare.sides import Batch, Side, pad_left, recorded_rows
 from pellucid.compare.static import (
     Finding,
@@ -64,8 +64,13 @@ def compare(
     _demand_overlap(a, b, seen_a, seen_b)
     owner = a if a.config is not None and a.weights is not None else b
     if owner.config is None or owner.weights is None:
-        return judge_pairs(a, b, seen_a, seen_b, static, keep)
-    return _forward(a, b, owner, rows, static, seen_a, seen_b, progress, keep)
+        report = judge_pairs(a, b, seen_a, seen_b, static, keep)
+    else:
+        report = _forward(a, b, owner, rows, static, seen_a, seen_b, progress, keep)
+    report.sides = SideFacts.of(a), SideFacts.of(b)
+    if prompt is None or isinstance(prompt, str):
+        report.encoded = all(_encoded(side, prompt) is not None for side in (a, b))
+    return report
 
 
 def continued(rows: Batch, seen: Trace) -> Batch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from pellucid import names
 from pellucid.compare.causes import Cause, Trial
+from pellucid.compare.sides import Side
 from pellucid.compare.static import Finding
 from pellucid.compare.statistics import Measure
 
@@ -77,9 +78,45 @@ class Effect:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class SideFacts:
+    """What was compared: None for what a side cannot say (a recording, a foreign engine).
+
+    parameters  how many weight tensors it holds
+    """
+
+    label: str
+    dtype: str
+    dialect: str | None
+    family: str | None
+    n_layers: int | None
+    width: int | None
+    parameters: int | None
+    recorded: bool
+    explained: str
+
+    @classmethod
+    def of(cls, side: Side) -> SideFacts:
+        """The facts of a side."""
+        return cls(
+            label=side.label,
+            dtype=str(side.dtype).removeprefix("torch."),
+            dialect=side.dialect.name if side.dialect else None,
+            family=getattr(side.config, "family", None),
+            n_layers=getattr(side.config, "n_layers", None),
+            width=getattr(side.config, "width", None),
+            parameters=None if side.weights is None else len(side.weights),
+            recorded=side.recorded is not None,
+            explained=side.explained,
+        )
+
+
 @dataclass(kw_only=True)
 class Report:
-    """The whole comparison. `verdict` and `exit_status` follow from the parts."""
+    """The whole comparison. `verdict` and `exit_status` follow from the parts.
+
+    encoded  whether both sides turned the prompt into tokens, so that these could be compared
+    """
 
     a: str
     b: str
@@ -91,6 +128,8 @@ class Report:
     not_observed: list[str] = field(default_factory=list)
     effect: Effect | None = None
     note: str = ""
+    sides: tuple[SideFacts, ...] = ()
+    encoded: bool = False
 
     @property
     def first(self) -> Fault | None:
@@ -147,6 +186,8 @@ class Report:
             "not_observed": self.not_observed,
             "effect": self.effect.to_json() if self.effect else None,
             "note": self.note,
+            "sides": [asdict(side) for side in self.sides],
+            "encoded": self.encoded,
         }
 
 
