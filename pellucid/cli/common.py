@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -48,4 +49,6 @@ def print_json(value: Any) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """A console that writes plain text into a pipe and colours on a terminal."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    width = 120 if piped and "COLUMNS" not in os.environ else None  # rich would take 80 and fold
+    return Console(stderr=stderr, highlight=False, soft_wrap=piped, width=width)

@@ -1,0 +1,82 @@
+"""``pellucid info``: from a shape, a folder, a bare config file; never from weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pellucid.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = main(["info", *arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_sum_and_the_diagram(capsys):
+    status, out, err = run(capsys, "book-gpt")
+    assert (status, err) == (0, "")
+    assert "+ 12 blocks × 7,085,568 + norm 1,536 + head 38,597,376 = 163,009,536" in out
+    assert "LayerNorm" in out
+    assert "╭" not in run(capsys, "book-gpt", "--no-diagram")[1]
+
+
+def test_json_is_one_object(capsys):
+    status, out, _ = run(capsys, "llama-3-8b", "--json", "--tokens", "17")
+    values = json.loads(out)
+    assert status == 0
+    assert values["parameters"]["total"] == 8_030_261_248
+    assert values["config"]["rope"]["theta"] == 500000.0
+    assert values["flops"]["tokens"] == 17
+
+
+def test_a_picture(capsys, tmp_path: Path):
+    picture = tmp_path / "gpt2.svg"
+    assert run(capsys, "gpt2", "--no-diagram", "--svg", str(picture))[0] == 0
+    assert picture.read_text("utf-8").startswith("<svg")
+
+
+def test_bare_config_files(capsys, tmp_path: Path):
+    hugging_face = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 9}
+    hugging_face |= {"n_positions": 16, "activation_function": "gelu_new"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(hugging_face))
+    assert json.loads(run(capsys, str(path), "--json")[1])["config"]["width"] == 8
+    meta = {"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 50, "multiple_of": 8}
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps({**meta, "norm_eps": 1e-5}))
+    assert json.loads(run(capsys, str(path), "--json")[1])["config"]["hidden_width"] == 176
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "expected a JSON object, found list"),
+        ('{"model_type": "bert"}', "model_type is 'bert'"),
+        ('{"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": -1}', "left to the weights"),
+    ],
+)
+def test_broken_config_files(capsys, tmp_path: Path, text: str, message: str):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    status, out, err = run(capsys, str(path))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_errors(capsys):
+    assert "or a shape: gpt2" in run(capsys, "no-such-model")[2]
+    assert "1025 tokens: expected 1 to 1024" in run(capsys, "gpt2", "--tokens", "1025")[2]
+    assert run(capsys, "gpt2", "--tokens", "0")[0] == 2
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("layout", ["meta", "hf"])
+def test_a_folder(capsys, assets: Path, layout: str):
+    out = run(capsys, str(assets / "stories260K" / layout), "--json")[1]
+    assert json.loads(out)["parameters"]["total"] == 260_032
