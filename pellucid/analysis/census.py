@@ -202,7 +202,7 @@ def check_tokens(config: Config, tokens: int) -> None:
     """ValueError unless a model of `config` takes `tokens` tokens at once."""
     if not 1 <= tokens <= config.context_length:
         raise ValueError(
-            f"{tokens} tokens: expected 1 to {config.context_length}, the context length of the model"
+            f"{tokens} tokens: expected 1 to {config.context_length}, the model's context length"
         )
 
 

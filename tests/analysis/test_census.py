@@ -1,4 +1,4 @@
-"""The census against the numbers everyone knows, against torch's own counter, against any config."""
+"""The census against known numbers, against torch's own counter, against any config."""
 
 from __future__ import annotations
 
