@@ -3,6 +3,7 @@
 A floor-3 package: it knows the models, and nothing above it.
 """
 
+from pellucid.checkpoints.convert import Conversion, convert
 from pellucid.checkpoints.hub import fetch, resolve
 from pellucid.checkpoints.load import Checkpoint, load_model, open_checkpoint
 from pellucid.checkpoints.save import save
@@ -10,7 +11,9 @@ from pellucid.checkpoints.weights import Weights, parameter_shapes
 
 __all__ = [
     "Checkpoint",
+    "Conversion",
     "Weights",
+    "convert",
     "fetch",
     "load_model",
     "open_checkpoint",

@@ -35,6 +35,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
 
@@ -198,6 +199,13 @@ def _tensor_names(path: Path) -> list[str]:
             f"{'the download was cut short' if size < expected else 'something was appended'}"
         )
     return list(stated)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN and the sign of zero included."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )
 
 
 def forget_pages(tensor: Tensor) -> None:

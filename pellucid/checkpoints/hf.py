@@ -19,7 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.files import SafetensorsFile, SafetensorsFolder, Shape, TensorFile
+from pellucid.checkpoints.files import (
+    SafetensorsFile,
+    SafetensorsFolder,
+    Shape,
+    TensorFile,
+    same_bits,
+)
 from pellucid.checkpoints.hf_config import read_config
 from pellucid.checkpoints.keys import read_json
 from pellucid.checkpoints.weights import (
@@ -206,7 +212,7 @@ def _redundant(config: Config, prefix: str) -> dict[str, Redundant]:
     if config.tied:
         found["lm_head.weight"] = Redundant(
             shape=(config.vocab_size, config.width),
-            agrees=lambda head, weights: torch.equal(head, weights["embed.weight"]),
+            agrees=lambda head, weights: same_bits(head, weights["embed.weight"]),
             otherwise="differs from the embedding, although config.json says they are one "
             '("tie_word_embeddings": true)',
         )

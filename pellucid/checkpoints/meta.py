@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.files import PthFile, Shape, Stored, forget_pages
+from pellucid.checkpoints.files import PthFile, Shape, Stored, forget_pages, same_bits
 from pellucid.checkpoints.keys import ConfigKeys, read_json
 from pellucid.checkpoints.weights import (
     Recipe,
@@ -35,7 +35,7 @@ from pellucid.models import LlamaConfig, RopeConfig
 
 # Keys of params.json that do not change what a model computes from its tokens.
 IGNORED = frozenset({"max_batch_size", "model_parallel_size"})
-_EMBED, _HEAD = "tok_embeddings.weight", "output.weight"
+EMBED, HEAD = "tok_embeddings.weight", "output.weight"
 _ROWS_COMPARED = 4096
 SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 
@@ -68,7 +68,7 @@ class Entry:
 
 def table(config: LlamaConfig, embed_dim: int) -> Iterator[Entry]:
     """Every stored tensor of a model with `config`; `embed_dim` is how the embedding is split."""
-    yield Entry(stored=_EMBED, parameter="embed.weight", dim=embed_dim)
+    yield Entry(stored=EMBED, parameter="embed.weight", dim=embed_dim)
     heads = {"attn.q_proj.weight": config.n_heads, "attn.k_proj.weight": config.n_kv_heads}
     for layer in range(config.n_layers):
         for theirs, (ours, dim) in _LAYER.items():
@@ -80,13 +80,19 @@ def table(config: LlamaConfig, embed_dim: int) -> Iterator[Entry]:
             )
     yield Entry(stored="norm.weight", parameter="norm.weight", dim=None)
     if not config.tied:
-        yield Entry(stored=_HEAD, parameter="unembed.weight", dim=0)
+        yield Entry(stored=HEAD, parameter="unembed.weight", dim=0)
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:
     """Rows of a q or k matrix (heads · D, C) from Meta's interleaved order to ours; a copy."""
     pairs = weight.unflatten(0, (heads, -1, 2))  # (heads, D/2, 2, C)
     return pairs.transpose(1, 2).reshape(weight.shape)  # (heads, 2, D/2, C), flattened
+
+
+def interleaved(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a q or k matrix (heads · D, C) from our order to Meta's: undoes `half_split`."""
+    halves = weight.unflatten(0, (heads, 2, -1))  # (heads, 2, D/2, C)
+    return halves.transpose(1, 2).reshape(weight.shape)  # (heads, D/2, 2, C), flattened
 
 
 def open_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
@@ -114,7 +120,7 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
     ordered = {name: recipes[name] for name in shapes}
     redundant = {"rope.freqs": Redundant(shape=(config.head_dim // 2,))}
     if tied:
-        redundant[_HEAD] = Redundant()
+        redundant[HEAD] = Redundant()
     return config, accounted(shards, ordered, redundant, str(folder), "params.json")
 
 
@@ -131,7 +137,7 @@ class _Join:
         if entry.dim is not None and len(parts) > 1:
             whole = torch.cat(list(parts), dim=entry.dim)
         for number, part in enumerate(parts[1:], start=1):
-            if entry.dim is None and not torch.equal(part, whole):
+            if entry.dim is None and not same_bits(part, whole):
                 raise ValueError(
                     f"{self.where}: {entry.stored} differs between shard 0 and shard {number}, "
                     "although every shard holds a copy of it"
@@ -180,7 +186,7 @@ def read_params(
     }
     keys.close(IGNORED)
     try:
-        return LlamaConfig(**arguments, rope=_rope(width, theta, scaled))
+        return LlamaConfig(**arguments, rope=rope(width, theta, scaled))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -191,8 +197,8 @@ def head_is_embedding(shards: Sequence[PthFile]) -> bool:
     params.json does not say. Where the head is stored, its rows are compared with the embedding's
     until two differ, which for an untied head is at once.
     """
-    embeds = [shard.read(_EMBED) for shard in shards if _EMBED in shard.entries]
-    heads = [shard.read(_HEAD) for shard in shards if _HEAD in shard.entries]
+    embeds = [shard.read(EMBED) for shard in shards if EMBED in shard.entries]
+    heads = [shard.read(HEAD) for shard in shards if HEAD in shard.entries]
     if not heads:
         return True
     if len(embeds) != len(heads) or any(tensor.ndim != 2 for tensor in (*embeds, *heads)):
@@ -206,7 +212,7 @@ def head_is_embedding(shards: Sequence[PthFile]) -> bool:
                 embed = embeds[number][first:end]
             else:
                 embed = torch.cat([part[begin + first : begin + end] for part in embeds], dim=1)
-            if not torch.equal(head[first:end], embed):
+            if not same_bits(head[first:end], embed):
                 return False
             for looked_at in (head[first:end], embeds[number][first:end]):
                 forget_pages(looked_at)
@@ -222,7 +228,7 @@ def hidden_width(width: int, multiple_of: int, multiplier: float | None) -> int:
     return multiple_of * math.ceil(hidden / multiple_of)
 
 
-def _rope(width: int, theta: float, scaled: bool) -> RopeConfig:
+def rope(width: int, theta: float, scaled: bool) -> RopeConfig:
     """``use_scaled_rope`` does not state the factor: 8, but 32 for Llama 3.2 1B and 3B."""
     if not scaled:
         return RopeConfig(theta=theta)
@@ -255,8 +261,8 @@ def _context(width: int, theta: float, scaled: bool, norm_eps: float, kv_heads: 
 
 def _vocabulary(shards: Sequence[Mapping[str, Stored]], width: int) -> int:
     """V from the embedding's rows: of one shard where width was split, else of all together."""
-    rows = [shard[_EMBED].shape for shard in shards
-            if _EMBED in shard]  # fmt: skip
+    rows = [shard[EMBED].shape for shard in shards
+            if EMBED in shard]  # fmt: skip
     if not rows or len(rows[0]) != 2:
         raise ValueError("vocab_size is -1 and there is no tok_embeddings.weight to count rows of")
     return sum(shape[0] for shape in rows) if rows[0][1] == width else rows[0][0]
@@ -264,7 +270,7 @@ def _vocabulary(shards: Sequence[Mapping[str, Stored]], width: int) -> int:
 
 def _embed_dim(config: LlamaConfig, shards: Sequence[Mapping[str, Stored]]) -> int:
     """Dimension the embedding is split along: 1 in Llama 1 and 2, 0 in Llama 3; its shape tells."""
-    found = shards[0].get(_EMBED)
+    found = shards[0].get(EMBED)
     return 0 if found is None or found.shape[1:] == (config.width,) else 1
 
 

@@ -6,8 +6,9 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from pellucid import tokenizers
-from pellucid.checkpoints.files import Shape
+from pellucid.checkpoints.files import Shape, Stored
 from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES, Entry, joined, stored_shape, table
 from pellucid.checkpoints.hf_config import write_config
 from pellucid.checkpoints.weights import Weights, parameter_shapes
+from pellucid.checkpoints.writers import SafetensorsWriter, size
 from pellucid.models import Config
 
+MAX_SHARD_BYTES = 5_000_000_000
 _OURS = ("config.json", "*.safetensors", INDEX, *TOKENIZER_FILES)
 
 
@@ -31,13 +34,13 @@ def save(
     tokenizer_from: str | Path | None = None,
     dtype: torch.dtype | None = None,
     *,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
     """Write a model as a folder that `open_checkpoint` and transformers' ``from_pretrained`` read.
 
     weights          parameter name -> tensor: a ``state_dict``, or a checkpoint's lazy weights,
-                     of which one file's worth is held at a time
+                     of which one tensor is held at a time
     tokenizer_from   folder whose tokenizer files are copied along; the ids that begin and end text
                      go into the config
     dtype            None: as each tensor is
@@ -50,20 +53,29 @@ def save(
     folder = Path(folder)
     if folder.exists():
         _check_replaceable(folder, overwrite)
-    shapes = parameter_shapes(config)
-    _check_weights(config, weights, shapes)
-    stated = write_config(config, dtype or _dtype(weights, "embed.weight"))
-    stated |= _token_ids(tokenizer_from)
+    check_weights(config, weights)
+    dtypes = {name: dtype or _dtype(weights, name) for name in weights}
+    tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))
+    stated = config_json(config, dtypes, tokenizer)
+    with folder_beside(folder) as beside:
+        write_weights(
+            beside,
+            hf_files(config, dtypes, max_shard_bytes),
+            lambda name: weights[name].detach().to("cpu", dtype),
+        )
+        if tokenizer_from is not None:
+            copy_tokenizer(Path(tokenizer_from), beside)
+        (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        move(beside, folder)
+
+
+@contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """A new hidden folder next to `folder` to write into; afterwards it is gone or was moved."""
     beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
     beside.mkdir(parents=True)
     try:
-        _write_weights(beside, config, weights, dtype, max_shard_bytes)
-        if tokenizer_from is not None:
-            for name in TOKENIZER_FILES:
-                if (Path(tokenizer_from) / name).is_file():
-                    shutil.copyfile(Path(tokenizer_from) / name, beside / name)
-        (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
-        _move(beside, folder)
+        yield beside
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -84,9 +96,9 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _check_weights(
-    config: Config, weights: Mapping[str, Tensor], shapes: Mapping[str, Shape]
-) -> None:
+def check_weights(config: Config, weights: Mapping[str, Tensor]) -> None:
+    """ValueError where `weights` are not exactly the parameters of a model with `config`."""
+    shapes = parameter_shapes(config)
     missing = [f"{name} {shapes[name]}" for name in shapes.keys() - weights.keys()]
     extra = sorted(weights.keys() - shapes.keys())
     wrong = [
@@ -113,79 +125,127 @@ def _dtype(weights: Mapping[str, Tensor], name: str) -> torch.dtype:
     return weights.dtype(name) if isinstance(weights, Weights) else weights[name].dtype
 
 
-def _write_weights(
-    folder: Path,
+@dataclass(frozen=True, kw_only=True)
+class HFFile:
+    """One weight file: its name, and what it holds of the name table."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    stored: dict[str, Stored]
+
+
+def hf_files(
     config: Config,
-    weights: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
-    max_shard_bytes: int,
-) -> None:
-    """``model.safetensors``, or numbered files and the index that says what lies where."""
-    from safetensors.torch import save_file
+    dtypes: Mapping[str, torch.dtype],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    shards: int | None = None,
+) -> list[HFFile]:
+    """The weight files of a model, tensors in the order of the forward pass.
 
+    dtypes  parameter name -> the dtype it is written in
+    shards  number of files, about equally large; None: as few as `max_shard_bytes` allows, where a
+            larger tensor has a file of its own
+    """
     shapes = parameter_shapes(config)
-    zeros_dtype = dtype or _dtype(weights, "embed.weight")
-
-    def size(entry: Entry) -> int:
-        stored = dtype or (
-            _dtype(weights, entry.parameters[0]) if entry.parameters else zeros_dtype
+    stored = {
+        entry.stored: Stored(
+            stored_shape(entry, shapes),
+            dtypes[entry.parameters[0] if entry.parameters else "embed.weight"],
         )
-        return prod(stored_shape(entry, shapes)) * stored.itemsize
+        for entry in table(config)
+    }
+    sizes = [(entry, size(stored[entry.stored])) for entry in table(config)]
+    if shards is None:
+        runs = list(_at_most(sizes, max_shard_bytes))
+    else:
+        runs = list(_evenly(sizes, shards))
+    return [
+        HFFile(
+            name="model.safetensors"
+            if len(runs) == 1
+            else f"model-{number:05}-of-{len(runs):05}.safetensors",
+            entries=tuple(run),
+            stored={entry.stored: stored[entry.stored] for entry in run},
+        )
+        for number, run in enumerate(runs, start=1)
+    ]
 
-    def tensor(entry: Entry) -> Tensor:
-        if entry.zeros is not None:
-            return torch.zeros(entry.zeros, dtype=zeros_dtype)
-        parts = [weights[name].detach().to("cpu", dtype) for name in entry.parameters]
-        return joined(entry, parts)
 
-    shards = list(_shards(table(config), size, max_shard_bytes))
+def write_weights(folder: Path, files: Iterable[HFFile], read: Callable[[str], Tensor]) -> None:
+    """Write the files, one tensor at a time, and the index that says what lies where.
+
+    read  parameter name -> tensor, in the dtype that `hf_files` was told
+    """
     weight_map, total = {}, 0
-    for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        if len(shards) == 1:
-            name = "model.safetensors"
-        tensors = _apart({entry.stored: tensor(entry) for entry in shard})
-        save_file(tensors, folder / name, {"format": "pt"})
-        weight_map |= {entry.stored: name for entry in shard}
-        total += sum(size(entry) for entry in shard)
-    if len(shards) > 1:
+    for file in files:
+        with SafetensorsWriter(folder / file.name, file.stored) as out:
+            for entry in file.entries:
+                out.write(entry.stored, _tensor(entry, file.stored[entry.stored], read))
+        weight_map |= dict.fromkeys(file.stored, file.name)
+        total += sum(map(size, file.stored.values()))
+    if len(set(weight_map.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copied where two share memory: safetensors refuses to write those."""
-    apart, end = {}, 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
-        apart[name] = tensor.clone() if tensor.data_ptr() < end else tensor
-        end = max(end, tensor.data_ptr() + tensor.nbytes)
-    return apart
+def _tensor(entry: Entry, stored: Stored, read: Callable[[str], Tensor]) -> Tensor:
+    if entry.zeros is not None:
+        return torch.zeros(stored.shape, dtype=stored.dtype)
+    return joined(entry, [read(name) for name in entry.parameters])
 
 
-def _shards(
-    entries: Iterable[Entry], size: Callable[[Entry], int], most: int
-) -> Iterator[list[Entry]]:
+def _at_most(sizes: Iterable[tuple[Entry, int]], most: int) -> Iterator[list[Entry]]:
     """Entries in order, cut into runs of at most `most` bytes; one that is larger stands alone."""
     run: list[Entry] = []
     held = 0
-    for entry in entries:
-        if run and held + size(entry) > most:
+    for entry, bytes_ in sizes:
+        if run and held + bytes_ > most:
             yield run
             run, held = [], 0
         run.append(entry)
-        held += size(entry)
+        held += bytes_
     yield run
 
 
-def _token_ids(tokenizer_from: str | Path | None) -> dict[str, Any]:
-    """Where text begins and ends, for transformers: without it, it assumes ids 1 and 2."""
-    if tokenizer_from is None:
-        return {"bos_token_id": None, "eos_token_id": None}
-    tokenizer = tokenizers.load(Path(tokenizer_from))
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+def _evenly(sizes: list[tuple[Entry, int]], shards: int) -> Iterator[list[Entry]]:
+    """Entries in order, cut into `shards` runs of about the same size; none is empty."""
+    if not 1 <= shards <= len(sizes):
+        raise ValueError(f"{shards} files: expected 1 to {len(sizes)}, the number of tensors")
+    left, place = sum(bytes_ for _, bytes_ in sizes), 0
+    for remaining in range(shards, 0, -1):
+        run, held = [], 0
+        while place <= len(sizes) - remaining and (
+            not run or remaining == 1 or held + sizes[place][1] / 2 <= left / remaining
+        ):
+            run.append(sizes[place][0])
+            held += sizes[place][1]
+            place += 1
+        left -= held
+        yield run
 
 
-def _move(beside: Path, folder: Path) -> None:
+def config_json(
+    config: Config, dtypes: Mapping[str, torch.dtype], tokenizer: tokenizers.Tokenizer | None
+) -> dict[str, Any]:
+    """``config.json``, with the ids that begin and end text.
+
+    They are stated where there are none, too: without them transformers assumes ids 1 and 2.
+    """
+    return write_config(config, dtypes["embed.weight"]) | {
+        "bos_token_id": tokenizer.bos_id if tokenizer else None,
+        "eos_token_id": tokenizer.eos_id if tokenizer else None,
+    }
+
+
+def copy_tokenizer(source: Path, folder: Path) -> list[str]:
+    """Copy the tokenizer's files, whichever there are; their names."""
+    there = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in there:
+        shutil.copyfile(source / name, folder / name)
+    return there
+
+
+def move(beside: Path, folder: Path) -> None:
     """Put the complete folder in its place; a model that is there steps aside until it is done."""
     if not folder.exists():
         beside.rename(folder)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pellucid.checkpoints.files import Shape, TensorFile
+from pellucid.checkpoints.files import Shape, TensorFile, forget_pages
 from pellucid.models import Config, Model, build
 
 _NAMED = 6  # tensors an error message lists before it only counts
@@ -104,6 +104,22 @@ class Weights(Mapping[str, Tensor]):
         for name, recipe in self._recipes.items():
             count[self.dtype(name)] += torch.Size(recipe.shape).numel()
         return count.most_common(1)[0][0]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Stored tensors that are no parameter and say nothing new, such as RoPE frequencies."""
+        stored = {name for file in self._files for name in file.entries}
+        return tuple(sorted(stored & self._redundant.keys()))
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names in the files of the tensors that the parameters come from."""
+        return tuple(dict.fromkeys(recipe.stored for recipe in self._recipes.values()))
+
+    def forget(self, name: str) -> None:
+        """Hand back the memory that reading a parameter took; nothing may have written into it."""
+        for file in self._files:
+            forget_pages(file.read(self._recipe(name).stored))
 
     def reopened(self) -> Weights:
         """The same parameters through file mappings of their own."""

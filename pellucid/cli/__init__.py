@@ -19,10 +19,12 @@ import pellucid
 VERBS = {
     "walk": ("pellucid.cli.inside", "from the text to the next token, one named tensor at a time"),
     "trace": ("pellucid.cli.inside", "write every named tensor of a run into a file"),
+    "diff": ("pellucid.cli.diff", "where two implementations of one model part, and why"),
     "generate": ("pellucid.cli.text", "continue a prompt"),
     "chat": ("pellucid.cli.text", "talk with a model"),
     "info": ("pellucid.cli.info", "what a model is made of, counted, without loading it"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),
+    "convert": ("pellucid.cli.convert", "between the layouts, with a proof that nothing was lost"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
 }
 USER_ERRORS = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplementedError)

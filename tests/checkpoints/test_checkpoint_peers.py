@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pellucid import checkpoints
+from pellucid import checkpoints, tokenizers
 from pellucid.models import GPTConfig, LlamaConfig, RopeConfig, build, initialise
 from pellucid.trace import trace
 
@@ -109,3 +109,37 @@ def test_we_read_what_transformers_writes(tmp_path, name):
     assert all(torch.equal(opened.weights[key], again.weights[key]) for key in again.weights)
     stated = json.loads((tmp_path / "theirs" / "config.json").read_text())
     assert "rope_parameters" in stated or config.family == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["llama default", "gpt2", "gpt2 untied"])
+def test_transformers_computes_the_same_from_what_we_convert(tmp_path, name):
+    config = CONFIGS[name]
+    source = saved(tmp_path / "a", config)
+    if config.family == "llama":
+        checkpoints.convert(source, tmp_path / "meta", "meta", shards=2)
+        source = tmp_path / "meta"
+    checkpoints.convert(source, tmp_path / "b", "hf", shards=3)
+    tokens = some_tokens(config)
+    with torch.no_grad():
+        before = theirs(tmp_path / "a", torch.float32)(tokens).logits
+        after = theirs(tmp_path / "b", torch.float32)(tokens).logits
+    assert torch.equal(before, after)
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+@pytest.mark.parametrize("release", ["llama3"])
+def test_transformers_reads_the_tokenizer_that_we_convert(tmp_path, assets, release):
+    theta = 500000.0 if release == "llama3" else 10000.0
+    config = LlamaConfig(**SHAPE, n_kv_heads=2, rope=RopeConfig(theta=theta))
+    checkpoints.convert(saved(tmp_path / "a", config), tmp_path / "meta", "meta")
+    original = assets / release / "tokenizer.model"
+    (tmp_path / "meta" / "tokenizer.model").write_bytes(original.read_bytes())
+    done = checkpoints.convert(tmp_path / "meta", tmp_path / "b", "hf")
+    assert not any("tokenizer" in note for note in done.notes)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "b")
+    ours = tokenizers.load(original)
+    text = "Once upon a time,  naïve 12345 x==y\n\n\tC'EST LA VIE… 中文 🙂 \n"
+    assert tokenizer(text).input_ids == ours.encode(text, bos=True)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (ours.bos_id, ours.eos_id)
+    assert tokenizer.decode(ours.encode(text)) == text

@@ -1,0 +1,346 @@
+"""From one layout to the other, with a proof that nothing was lost.
+
+    source ── mapped, one tensor at a time ──> writer ──> hidden folder ── proof ──> destination
+
+The proof opens what was written like any checkpoint, which undoes the layout: every parameter must
+come back bit for bit, the config must be the same, and so must every logit over a probe prompt. The
+folder gets its name after that, so a conversion that was interrupted leaves nothing with that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.checkpoints.keys import read_json
+from pellucid.checkpoints.load import Checkpoint, open_checkpoint
+from pellucid.checkpoints.probe import probe_logits, probe_tokens
+from pellucid.checkpoints.save import (
+    MAX_SHARD_BYTES,
+    config_json,
+    folder_beside,
+    hf_files,
+    move,
+    write_weights,
+)
+from pellucid.checkpoints.save_meta import meta_files, write_params, write_shards
+from pellucid.checkpoints.tokenizer_files import (
+    is_llama3,
+    load_tokenizer,
+    write_tokenizer,
+)
+from pellucid.checkpoints.weights import Weights
+from pellucid.checkpoints.writers import bytes_of, size
+from pellucid.models import Config, LlamaConfig
+from pellucid.tokenizers import Tokenizer
+
+LAYOUTS = {"hf": "Hugging Face's", "meta": "Meta's"}
+_ROOM = 32_000_000  # bytes for headers, config and tokenizer
+# stage, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was written, and what proves that it is the same model.
+
+    files      name -> bytes
+    tensors    parameters, each carried over once
+    left_out   tensors of the source that say nothing new (buffers, a tied head written out)
+    digests    parameter name -> SHA-256 of its name, dtype, shape and values in Pellucid's order,
+               the same from source and destination
+    digest     of all of them, whatever order they are stored in
+    tokens     length of the probe prompt over which every logit is the same, bit for bit
+    notes      what the layout cannot say, and what else to know
+    """
+
+    source: str
+    destination: str
+    layout: str
+    dtype: str
+    files: dict[str, int]
+    tensors: int
+    left_out: tuple[str, ...]
+    digests: dict[str, str]
+    digest: str
+    tokens: int
+    tokenizer: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(self.files.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """A layout, ready to be written: its size is known and its config could be stated."""
+
+    bytes: int
+    config: dict[str, Any]
+    config_name: str
+    write: Callable[[Path, Callable[[str], Tensor]], None]
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    layout: str,
+    *,
+    dtype: torch.dtype | None = None,
+    shards: int | None = None,
+    max_shard_bytes: int | None = None,
+    context_length: int | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the model of `source` into the new folder `destination` in a layout, and prove it.
+
+    layout           "hf" or "meta"; the source's own too, to split it otherwise
+    dtype            None: as each tensor is stored
+    shards           number of weight files; None: one for Meta's layout, for Hugging Face's as
+                     many as `max_shard_bytes` asks for
+    context_length   what config.json states; for a source in Meta's layout, which does not state it
+
+    At no time is more than one tensor in memory, with a copy in its new order, beside mapped files;
+    for the logits, the embedding, the head and one block.
+
+    Raises ValueError where the layout cannot state the model or the proof fails, OSError where the
+    destination exists already or the disk has no room.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    folder = Path(destination).expanduser().resolve()
+    _check_destination(folder)
+    opened = open_checkpoint(source)
+    opened.weights.check_redundant()
+    opened = replace(opened, config=_stated(opened, layout, context_length))
+    dtypes = {name: dtype or opened.weights.dtype(name) for name in opened.weights}
+    tokenizer = load_tokenizer(opened.folder)
+    target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
+    _check_room(folder, target.bytes)
+    reader = _Reader(opened.weights, dtypes, "writing", progress)
+    with folder_beside(folder) as beside:
+        target.write(beside, reader)
+        reader.finish()
+        stated = json.dumps(target.config, indent=2) + "\n"
+        (beside / target.config_name).write_text(stated, encoding="utf-8")
+        tokenizer_files = write_tokenizer(tokenizer, opened.folder, beside, layout)
+        written = replace(open_checkpoint(beside), source=str(destination))
+        notes = [*tokenizer_files.notes, *_check_config(opened, written)]
+        if opened.layout == "meta" and layout == "hf" and context_length is None:
+            notes += _guessed(opened)
+        _check_tensors(reader.digests, written.weights, progress)
+        tokens = _check_logits(opened, written, progress)
+        files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
+        move(beside, folder)
+    return Conversion(
+        source=opened.source,
+        destination=str(destination),
+        layout=layout,
+        dtype=str(written.dtype).removeprefix("torch."),
+        files=files,
+        tensors=len(reader.digests),
+        left_out=opened.weights.left_out,
+        digests=reader.digests,
+        digest=_overall(reader.digests),
+        tokens=tokens,
+        tokenizer=tokenizer_files.files,
+        notes=tuple(notes),
+    )
+
+
+def _check_destination(folder: Path) -> None:
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty; convert into a new folder")
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    place = next(parent for parent in folder.parents if parent.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed + _ROOM > free:
+        raise OSError(
+            f"{folder}: the model takes {needed / 1e9:,.2f} GB and {place} has {free / 1e9:,.2f} "
+            "GB free; make room or convert onto another disk"
+        )
+
+
+def _stated(opened: Checkpoint, layout: str, context_length: int | None) -> Config:
+    """The source's config, with the context length that Meta's layout does not state."""
+    if context_length is None:
+        return opened.config
+    if opened.layout != "meta" or layout != "hf":
+        raise ValueError(
+            f"context length {context_length}: given where only Meta's layout leaves it open, on "
+            f"the way to Hugging Face's; {opened.source} states {opened.config.context_length}"
+        )
+    return replace(opened.config, context_length=context_length)
+
+
+def _target(
+    opened: Checkpoint,
+    layout: str,
+    dtypes: Mapping[str, torch.dtype],
+    tokenizer: Tokenizer | None,
+    shards: int | None,
+    max_shard_bytes: int | None,
+) -> _Target:
+    config = opened.config
+    if layout == "hf":
+        files = hf_files(config, dtypes, max_shard_bytes or MAX_SHARD_BYTES, shards)
+        return _Target(
+            bytes=sum(size(stored) for file in files for stored in file.stored.values()),
+            config=config_json(config, dtypes, tokenizer),
+            config_name="config.json",
+            write=lambda folder, read: write_weights(folder, files, read),
+        )
+    if max_shard_bytes is not None:
+        raise ValueError("Meta's layout is split by a number of shards, not by their size")
+    if not isinstance(config, LlamaConfig):
+        raise ValueError(
+            f"Meta's layout knows Llama only; {opened.source} is a {config.family} model: "
+            "convert it to hf"
+        )
+    llama3 = _for_llama3(config, is_llama3(tokenizer, opened.folder))
+    params = write_params(config, llama3)
+    split = meta_files(config, dtypes, 1 if shards is None else shards, llama3)
+    return _Target(
+        bytes=split.shards * sum(map(size, split.parts.values())),
+        config=params,
+        config_name="params.json",
+        write=lambda folder, read: write_shards(folder, split, read),
+    )
+
+
+def _for_llama3(config: LlamaConfig, tokenizer: bool | None) -> bool:
+    """Whether Meta's loader of Llama 3 is to read it, or that of Llama 1 and 2.
+
+    Each knows one kind of tokenizer (`tokenizer`: whether it is Llama 3's); without either kind,
+    RoPE's base tells them apart.
+    """
+    if config.rope.type != "default":
+        return True
+    return config.rope.theta != 10000.0 if tokenizer is None else tokenizer
+
+
+class _Reader:
+    """Reads the source's parameters in the dtype asked for, and remembers what they were."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        dtypes: Mapping[str, torch.dtype],
+        stage: str,
+        progress: Progress | None,
+    ) -> None:
+        self.digests: dict[str, str] = {}
+        self._weights, self._dtypes = weights, dtypes
+        self._stage, self._progress = stage, progress
+        self._last: str | None = None
+        self._done = 0
+        self._total = sum(
+            torch.Size(weights.shape(name)).numel() * dtypes[name].itemsize for name in weights
+        )
+
+    def __call__(self, name: str) -> Tensor:
+        """The parameter; the one before it is needed no more."""
+        self.finish()
+        tensor = self._weights[name].to(self._dtypes[name])
+        self.digests[name], self._last = _digest(name, tensor), name
+        self._done += tensor.nbytes
+        if self._progress:
+            self._progress(self._stage, self._done, self._total)
+        return tensor
+
+    def finish(self) -> None:
+        """Hand back the memory of what was read last."""
+        if self._last is not None:
+            self._weights.forget(self._last)
+        self._last = None
+
+
+def _digest(name: str, tensor: Tensor) -> str:
+    """SHA-256 of what a parameter is: its name, dtype, shape, and values row by row."""
+    found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    found.update(bytes_of(tensor))
+    return found.hexdigest()
+
+
+def _overall(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
+    """ValueError where the config came out as another one; notes on what it leaves open."""
+    notes = []
+    context, found = opened.config.context_length, written.config.context_length
+    if replace(written.config, context_length=context) != opened.config:
+        raise ValueError(
+            f"{opened.source}: its config comes out as another one: {opened.config} as "
+            f"{written.config}"
+        )
+    if found != context:
+        notes.append(
+            f"params.json does not state the context length: {context:,} here, and {found:,} to "
+            "who reads the folder by itself"
+        )
+    config = written.config
+    if written.layout == "meta" and isinstance(config, LlamaConfig) and config.rope.factor == 32:
+        notes.append(
+            "params.json does not state the factor by which RoPE is scaled: it is "
+            "32 for this width, while Meta's published code takes 8 for every model"
+        )
+    return notes
+
+
+def _guessed(opened: Checkpoint) -> list[str]:
+    """A note where config.json had to state what params.json leaves open."""
+    if "max_seq_len" in read_json(opened.folder / "params.json"):
+        return []
+    return [
+        f"the context length in config.json, {opened.config.context_length:,}, is that of the "
+        "release that params.json looks like: it does not state its own"
+    ]
+
+
+def _check_tensors(digests: Mapping[str, str], weights: Weights, progress: Progress | None) -> None:
+    """ValueError unless every parameter comes back from the files as it was read."""
+    again = _Reader(weights, {name: weights.dtype(name) for name in weights}, "checking", progress)
+    for name in weights:
+        again(name)
+    again.finish()
+    apart = [name for name in digests if again.digests.get(name) != digests[name]]
+    if apart or again.digests.keys() != digests.keys():
+        raise ValueError(
+            f"{len(apart)} of {len(digests)} tensors came back otherwise than they were read: "
+            f"{', '.join(apart[:6])}; nothing was kept"
+        )
+
+
+def _check_logits(opened: Checkpoint, written: Checkpoint, progress: Progress | None) -> int:
+    """ValueError unless both compute the same logits; the length of the prompt."""
+    tokens = probe_tokens(opened.config)
+    both = []
+    for number, checkpoint in enumerate((opened, written)):
+        if progress:
+            progress("computing logits", number, 2)
+        both.append(probe_logits(checkpoint, tokens, written.dtype, opened.dialect))
+    before, after = both
+    if bytes_of(before) != bytes_of(after):
+        largest = (before - after).abs().max().item()
+        raise ValueError(
+            f"the logits over {len(tokens)} tokens differ by up to {largest:.3g} although every "
+            "tensor is the same; nothing was kept"
+        )
+    return len(tokens)
