@@ -1,0 +1,1 @@
+"""Views of a run: what people see of the walk, as figures and as one page."""
