@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import tokenizers
+from pellucid.checkpoints.hf import TOKENIZER_FILES
 from pellucid.checkpoints.keys import read_json
 from pellucid.checkpoints.save import copy_tokenizer
+from pellucid.checkpoints.tokenizer_documents import llama3_document, sentence_piece_document
 from pellucid.tokenizers import Tokenizer
-from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer, byte_characters
+from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer
 from pellucid.tokenizers.hf import byte_level_split
 from pellucid.tokenizers.llama3 import RANKS, read_ranks, special_tokens
 
 _MODEL, _JSON, _CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
-_PROBE = "Once upon a time,  naïve 12345 x==y\n\n\tC'EST LA VIE… 中文 🙂"
+_PROBE = "  Once upon a time,  naïve 12345 x==y\n\n\tC'EST\n LA VIE… 中文 🙂 Ａ①ﬁ \t\n "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ def write_tokenizer(
     written = write(source, folder, tokenizer)
     if not written:
         return TokenizerFiles(files=(), notes=(_WHY_NOT,))
-    return TokenizerFiles(files=tuple(written), notes=_differences(tokenizer, folder, layout))
+    return TokenizerFiles(files=tuple(written), notes=_differences(tokenizer, folder))
 
 
 def is_llama3(tokenizer: Tokenizer | None, source: Path) -> bool | None:
@@ -104,93 +106,35 @@ def _is_llama3_json(source: Path, tokenizer: Tokenizer) -> bool:
 
 def _for_hf(source: Path, folder: Path, tokenizer: Tokenizer) -> list[str]:
     written = copy_tokenizer(source, folder)
-    if tokenizer.kind == "llama3" and _JSON not in written:
-        document = _llama3_document(read_ranks(source / _MODEL), tokenizer.specials)
-        text = json.dumps(document, ensure_ascii=False)
-        (folder / _JSON).write_text(text, encoding="utf-8")
-        written.append(_JSON)
-    reader = {"llama3": "PreTrainedTokenizerFast", "sentencepiece": "LlamaTokenizer"}
-    if tokenizer.kind in reader and _CONFIG not in written:
-        stated: dict[str, Any] = {"tokenizer_class": reader[tokenizer.kind]}
+    if tokenizer.kind not in ("llama3", "sentencepiece"):
+        return written
+    if tokenizer.kind == "llama3":
+        document = llama3_document(read_ranks(source / _MODEL), tokenizer.specials)
+    else:
+        document = sentence_piece_document(source / _MODEL)
+    _write(document, folder / _JSON)
+    # Another model or normalisation than Llama's comes out otherwise: then only the original.
+    exact = tokenizers.load(folder / _JSON).encode(_PROBE) == tokenizer.encode(_PROBE)
+    if not exact:
+        (folder / _JSON).unlink()
+    if _CONFIG not in written:
+        stated: dict[str, Any] = {}
+        stated["tokenizer_class"] = "PreTrainedTokenizerFast" if exact else "LlamaTokenizer"
         for role in ("bos", "eos"):
             id = getattr(tokenizer, f"{role}_id")
             if id is not None:
                 stated[f"{role}_token"] = tokenizer.token_string(id)
-        if tokenizer.kind == "sentencepiece":
-            stated |= {"unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}
-        text = json.dumps(stated, indent=2, ensure_ascii=False)
-        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
-        written.append(_CONFIG)
-    return written
+        if document["model"]["unk_token"]:
+            stated["unk_token"] = document["model"]["unk_token"]
+        _write(stated, folder / _CONFIG)
+    return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _llama3_document(ranks: dict[bytes, int], specials: dict[str, int]) -> dict[str, Any]:
-    """The tokenizer.json that says what Meta's code does with these ranks.
-
-    A list of merges takes the place of the ranks: each way to put a token together from two
-    others, in the order of the tokens, and pieces that are a token are taken whole.
-    """
-    character = {byte: written for written, byte in byte_characters().items()}
-    written = {token: "".join(character[byte] for byte in token) for token in ranks}
-    merges = [
-        (ranks[token], ranks[token[:cut]], ranks[token[cut:]], token, cut)
-        for token in ranks
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    bos = "<|begin_of_text|>"
-    begin, text = (
-        {"SpecialToken": {"id": bos, "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-    )
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": id, "content": name, **flags, "special": True} for name, id in specials.items()
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": LLAMA3_SPLIT.pattern},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {**level, "use_regex": False},
-            ],
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [begin, text],
-            "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [specials[bos]], "tokens": [bos]}},
-        },
-        "decoder": {**level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": {written[token]: rank for token, rank in ranks.items()},
-            "merges": [
-                [written[token[:cut]], written[token[cut:]]]
-                for *_, token, cut in sorted(merges, key=lambda merge: merge[:3])
-            ],
-        },
-    }
+def _write(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _differences(tokenizer: Tokenizer, folder: Path, layout: str) -> tuple[str, ...]:
+def _differences(tokenizer: Tokenizer, folder: Path) -> tuple[str, ...]:
     """What the written tokenizer does otherwise than `tokenizer`; empty where nothing."""
     again = tokenizers.load(folder)
     found = [
@@ -207,10 +151,6 @@ def _differences(tokenizer: Tokenizer, folder: Path, layout: str) -> tuple[str, 
     if tokenizer.specials != again.specials:
         apart = tokenizer.specials.items() ^ again.specials.items()
         found.append(f"{len(apart)} special tokens are other ones in the tokenizer as written")
-    if (
-        layout == "hf"
-        and again.kind == "sentencepiece"
-        and again.encode("a  b") == again.encode("a b")
-    ):
-        found.append("this SentencePiece model joins spaces; transformers' reader of it does not")
+    if tokenizer.chat is not None and again.chat is None:
+        found.append("no chat template: the files as written do not say how a conversation looks")
     return tuple(found)

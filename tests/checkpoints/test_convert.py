@@ -395,7 +395,7 @@ def test_llama3s_tokenizer_both_ways(tmp_path, assets):
     source = writers.write_hf(tmp_path / "a", LLAMA3_JSON | {"rope_scaling": SCALED}, weights)
     (source / "tokenizer.model").write_bytes(original.read_bytes())
     there = checkpoints.convert(source, tmp_path / "b", "hf")
-    assert there.tokenizer == ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+    assert there.tokenizer == ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     assert there.notes == ()
     (tmp_path / "b" / "tokenizer.model").unlink()
     assert tokenizers.load(tmp_path / "b").kind == "tokenizer.json"
