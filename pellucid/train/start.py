@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,13 +20,17 @@ def begin(model: Model, seed: int) -> None:
     initialise(model, torch.Generator().manual_seed(seed))
     if isinstance(model, GPT2):
         with torch.no_grad():
-            positions = model.pos_embed.weight
-            positions.copy_(0.02 * 2**0.5 * sinusoids(*positions.shape))  # a sine's RMS is 1/√2
+            table = sinusoids(*model.pos_embed.weight.shape)
+            model.pos_embed.weight.copy_(0.02 * 2**0.5 * table)  # the RMS of a sine is 1/√2
 
 
 def sinusoids(context: int, width: int) -> Tensor:
-    """sin and cos of position · 10000^(-i / pairs), side by side: (context, width)."""
+    """sin and cos of position × frequency, side by side, (context, width).
+
+    The frequencies fall geometrically from 1 to one turn over the whole context.
+    """
     pairs = (width + 1) // 2
-    turns = 10000.0 ** (-torch.arange(pairs) / pairs)
+    slowest = 2 * math.pi / context
+    turns = slowest ** (torch.arange(pairs) / max(pairs - 1, 1))
     angles = torch.arange(context)[:, None] * turns  # (context, pairs)
     return torch.cat((angles.sin(), angles.cos()), dim=1)[:, :width]
