@@ -7,10 +7,12 @@ precision; "within rounding" means as far from R as A's own arithmetic is on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pellucid import names
 from pellucid.compare.effect import effect
@@ -134,8 +136,18 @@ def _forward(
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)
     expected = pad_left(rows)[0]
     judges = {
-        "b": Judge(b, seen_b, setting, padding, expected, keep),
-        "a": Judge(a, seen_a, setting, padding, expected),
+        "b": Judge(
+            b,
+            seen_b,
+            setting,
+            padding,
+            expected,
+            declared=declared_setting(b, setting, static),
+            keep=keep,
+        ),
+        "a": Judge(
+            a, seen_a, setting, padding, expected, declared=declared_setting(a, setting, ())
+        ),
     }
     order = _ordered_names(owner.config, seen_a, seen_b)
     verdicts: list[TensorVerdict] = []
@@ -153,7 +165,7 @@ def _forward(
                 cause, tried = judge.cause(name, result, static) if searched else (None, ())
                 fault = Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
                 faults.append(fault)
-    missing = [name for name in order if name not in seen_b]
+    missing = [name for name in order if name not in judges["b"].observed]
     return Report(
         a=a.label,
         b=b.label,
@@ -165,6 +177,31 @@ def _forward(
         not_observed=missing,
         effect=effect(seen_a, seen_b, padding),
     )
+
+
+def declared_setting(side: Side, setting: Setting, static: Sequence[Finding]) -> Setting | None:
+    """The arithmetic a side says it has, where that is not the setting's.
+
+    Weights that the static stage explains (quantised, rounded, stored in another dtype) are taken
+    as the side holds them.
+    """
+    explained = {
+        finding.name
+        for finding in static
+        if finding.stage == "weights" and finding.kind == "explained"
+    }
+
+    def weights(name: str) -> Tensor | None:
+        mine, theirs = setting.weights(name), side.weight(name) if name in explained else None
+        return mine if theirs is None or mine is None or theirs.shape != mine.shape else theirs
+
+    declared = replace(
+        setting,
+        dtype=side.dtype,
+        dialect=side.dialect or setting.dialect,
+        weights=weights if explained else setting.weights,
+    )
+    return None if declared == setting else declared
 
 
 def _ordered_names(config: Any, seen_a: Trace, seen_b: Trace) -> list[str]:

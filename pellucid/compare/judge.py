@@ -14,14 +14,19 @@ from pellucid.compare.ops import SOURCES, Setting, leaf
 from pellucid.compare.replay import Replay
 from pellucid.compare.sides import Side
 from pellucid.compare.static import Finding
-from pellucid.compare.statistics import Measure, measure
+from pellucid.compare.statistics import Measure, beyond, equal, not_judged
 from pellucid.trace import Trace
 
 Keep = Callable[[str, Tensor, Tensor], None]  # name, R, what was observed
 
 
 class Judge:
-    """One side's observations, each held against its operation on that side's own inputs."""
+    """One side's observations, each held against its operation on that side's own inputs.
+
+    setting   side A's arithmetic
+    declared  that of this side, where it says so: its dtype, its dialect, and weights declared to
+              differ (quantised, rounded); what these explain reads "explained"
+    """
 
     def __init__(
         self,
@@ -30,16 +35,20 @@ class Judge:
         setting: Setting,
         padding: Tensor | None,
         tokens: Tensor,
+        *,
+        declared: Setting | None = None,
         keep: Keep | None = None,
     ) -> None:
         self.keep = keep
-        self.side, self.observed, self.padding, self.tokens = side, observed, padding, tokens
-        held = {"tokens": tokens, **observed} if "tokens" not in observed else observed
+        self.side, self.padding, self.tokens = side, padding, tokens
+        self.observed = dict(observed)
+        held = {"tokens": tokens, **self.observed}
         self.own = Replay(held, setting, padding)
         self.wide = Replay(held, setting.wide(), padding)
-        declared = replace(setting, dtype=side.dtype, dialect=side.dialect or setting.dialect)
-        differs = (declared.dtype, declared.dialect) != (setting.dtype, setting.dialect)
-        self.declared = Replay(held, declared, padding) if differs else None
+        self.declared = self.declared_wide = None
+        if declared is not None:
+            self.declared = Replay(held, declared, padding)
+            self.declared_wide = Replay(held, declared.wide(), padding)
         self._shift: Tensor | None = None
 
     def judge(self, name: str) -> Measure:
@@ -49,35 +58,22 @@ class Judge:
             return self._judge_source(name, seen)
         try:
             exact = self.wide.compute(name)
-            near = self.own.compute(name)
+            result = self.own.hold(name, exact, self.own.compute(name), seen)
+            if self.keep is not None and exact.shape == seen.shape:
+                self.keep(name, exact, seen)
+            if result.verdict != "diverged" or self.declared is None:
+                return result
+            assert self.declared_wide is not None, "made together with `declared`"
+            exact = self.declared_wide.compute(name)
+            other = self.declared.hold(name, exact, self.declared.compute(name), seen, seen.dtype)
         except KeyError as error:
-            return _not_judged(f"needs {error.args[0]}")
-        seen = seen[..., : near.shape[-1]] if leaf(name) == "logits" else seen
-        if seen.shape != near.shape:
-            note = f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}"
-            return Measure(
-                verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"), note=note
-            )
-        if self.keep is not None:
-            self.keep(name, exact, seen)
-        unit = self.own.explained_error(name)
-        result = measure(exact, near, seen, names.dims(name), unit)
-        if result.verdict != "diverged" or self.declared is None:
-            return result
-        return self._explained(name, exact, seen, result)
-
-    def _explained(self, name: str, exact: Tensor, seen: Tensor, plain: Measure) -> Measure:
-        """Beyond A's rounding, but maybe within that of the dtype and dialect B declares."""
-        assert self.declared is not None, "called where the side declares other arithmetic"
-        unit = self.declared.explained_error(name, seen.dtype)
-        near = self.declared.compute(name)
-        result = measure(exact, near, seen, names.dims(name), unit)
-        if result.verdict == "diverged":
+            return not_judged(f"needs {error.args[0]}")
+        if other.verdict == "diverged":
             return result
         setting = self.declared.setting
         dtype = str(setting.dtype).removeprefix("torch.")
         note = f"{dtype} in the dialect {setting.dialect.name}"
-        return replace(plain, verdict="explained", ratio=result.ratio, where="", note=note)
+        return replace(result, verdict="explained", ratio=other.ratio, where="", note=note)
 
     def _judge_source(self, name: str, seen: Tensor) -> Measure:
         """Tokens, positions and mask: exact, but for what cannot matter."""
@@ -90,7 +86,7 @@ class Judge:
             return self._judge_mask(name, seen, mask)
         shift = (seen - positions).to(torch.int64)
         if not shift.any():
-            return _exact(True, "")
+            return equal()
         real = self._real_tokens(step, shift.shape)
         if self.own.setting.config.family == "llama" and shift.ndim and _uniform(shift, real):
             first = shift.reshape(-1, shift.shape[-1])[:, -1]
@@ -98,16 +94,16 @@ class Judge:
                 self._shift = first
             if self._shift is not None and torch.equal(first, self._shift):
                 note = "all positions shifted alike: RoPE sees only differences"
-                return replace(_exact(True, ""), verdict="within-rounding", note=note)
+                return replace(equal(note), verdict="within-rounding")
         place = int((shift != 0).reshape(-1, shift.shape[-1]).any(0).nonzero()[0])
-        return _exact(False, f"token {place}: off by {int(shift[..., place].reshape(-1)[0]):+d}")
+        return beyond(f"token {place}: off by {int(shift[..., place].reshape(-1)[0]):+d}")
 
     def _judge_mask(self, name: str, seen: Tensor, mask: Tensor) -> Measure:
         try:
             wrong = seen.to(torch.bool) != mask
         except RuntimeError:
             note = f"shape {tuple(seen.shape)}, expected {tuple(mask.shape)}"
-            return _exact(False, note)
+            return beyond(note)
         if self.keep is not None:
             self.keep(name, mask, seen)
         if self.padding is not None and wrong.ndim == 4:
@@ -115,10 +111,10 @@ class Judge:
             real = rows[None] >= self.padding[:, None]  # (B, T): what padding sees is nobody's
             wrong = wrong & real[:, None, :, None]
         if not wrong.any():
-            return _exact(True, "")
+            return equal()
         query, key = wrong.nonzero()[0][-2:].tolist()
         may = "may" if bool(seen.expand(wrong.shape)[tuple(wrong.nonzero()[0])]) else "may not"
-        return _exact(False, f"token {query} {may} look at token {key}")
+        return beyond(f"token {query} {may} look at token {key}")
 
     def _real_tokens(self, step: int, shape: torch.Size) -> Tensor:
         if self.padding is None or len(shape) < 2 or step:
@@ -129,11 +125,8 @@ class Judge:
         self, name: str, result: Measure, static: Sequence[Finding]
     ) -> tuple[Cause | None, tuple[Trial, ...]]:
         """What reproduces the diverged tensor, or None; and all that was tried."""
-        replay = self.own
-        if self.declared is not None and self.side.dtype != self.own.setting.dtype:
-            replay = self.declared
-        seen = self.observed[name]
-        return find_cause(replay, name, seen, result, self.side, static)
+        replay = self.declared or self.own
+        return find_cause(replay, name, self.observed[name], result, self.side, static)
 
 
 def _uniform(shift: Tensor, real: Tensor) -> bool:
@@ -143,14 +136,4 @@ def _uniform(shift: Tensor, real: Tensor) -> bool:
 
 
 def _exact(same: bool, note: str) -> Measure:
-    return Measure(
-        verdict="identical" if same else "diverged",
-        error_a=0.0,
-        error_b=0.0 if same else 1.0,
-        ratio=0.0 if same else float("inf"),
-        note=note,
-    )
-
-
-def _not_judged(note: str) -> Measure:
-    return Measure(verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note=note)
+    return equal() if same else beyond(note)

@@ -66,7 +66,11 @@ def _pair(name: str, seen_a: Trace, seen_b: Trace, worst: float) -> Measure:
         return Measure(verdict="identical", error_a=0.0, error_b=0.0, ratio=0.0)
     if not x.is_floating_point():
         return Measure(verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"))
-    usable = x.isfinite() & y.isfinite() & (x > -1e4)
+    looked_at = x.isnan() | (x > -1e4)
+    if bool((looked_at & (x.isfinite() != y.isfinite())).any()):
+        note = "not finite on one side"
+        return Measure(verdict="diverged", error_a=0.0, error_b=1.0, ratio=float("inf"), note=note)
+    usable = x.isfinite() & y.isfinite() & looked_at
     if not usable.any():
         return Measure(
             verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note="not finite on a side"

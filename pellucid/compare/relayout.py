@@ -49,17 +49,25 @@ def candidates(
         if (tensor := weights(other)) is not None
     }
     near[name] = x
+    for coarse in (torch.bfloat16, torch.float16):
+        rounded = x.to(coarse)
+        if not torch.equal(rounded.to(x.dtype), x):
+            cause = "rounded weights" if rounded.isfinite().all() else "float16 overflow"
+            yield cause, f"through {_dtype(rounded)}", rounded.to(x.dtype)
     for other, tensor in near.items():
         if other != name and tensor.shape == x.shape:
             elsewhere = names.layer_of(other) != names.layer_of(name)
             cause = "tensor of another layer" if elsewhere else "swapped weights"
-            yield cause, f"A's {other}", tensor
+            yield cause, f"A's {other.rsplit('.', 1)[0]}", tensor
+    if x.ndim == 2 and x.shape[0] == x.shape[1]:
+        yield "transposed weight", "transposed", x.T
+    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
+        for cause, finding, _, tensor in _head_layouts(name, x, near, config):
+            yield cause, finding, tensor
+    if name.endswith("norm.weight"):
+        yield "norm weight plus one", "weight + 1", x + 1
+        yield "norm weight plus one", "weight - 1", x - 1
     if x.ndim == 2:
-        if x.shape[0] == x.shape[1]:
-            yield "transposed weight", "transposed", x.T
-        if name.removesuffix(".weight").endswith(_HEADED):
-            for cause, finding, _, tensor in _head_layouts(name, x, near, config):
-                yield cause, finding, tensor
         for cause, finding, _, tensor in _shards(x):
             yield cause, finding, tensor
 
@@ -234,7 +242,7 @@ def _by_values(exact: Tensor, seen: Tensor, x: Tensor, y: Tensor) -> Explanation
     changed = (exact != seen).nonzero()
     if len(changed) <= 4:
         return _bit_flips(changed, x, y)
-    quantised = _quantised(exact, seen)
+    quantised = _shifted_groups(exact, seen, y.dtype) or _quantised(exact, seen)
     if quantised is not None:
         return quantised
     error = float((exact - seen).norm() / exact.norm())
@@ -265,6 +273,30 @@ def _bit_flips(changed: Tensor, x: Tensor, y: Tensor) -> Explanation:
     return "one bit flipped", f"one {kind} bit (bit {bit}) flipped at {values}", "fault"
 
 
+def _shifted_groups(exact: Tensor, seen: Tensor, dtype: torch.dtype) -> Explanation | None:
+    """Equal but for a few groups of neighbours in a row, each moved by one amount."""
+    if exact.ndim != 2:
+        return None
+    for group in (32, 64, 128, exact.shape[1]):
+        whole = exact.shape[1] // group * group
+        shift = (seen - exact)[:, :whole].reshape(-1, group)
+        moved = shift.abs().amax(1) > 0
+        rest = bool((seen - exact)[:, whole:].any())
+        if rest or not 0 < float(moved.double().mean()) <= 0.25 or group < 8:
+            continue
+        middle = shift[moved].mean(1, keepdim=True)
+        rounded = torch.finfo(dtype).eps * exact.abs().amax()
+        even = (shift[moved] - middle).abs() <= 0.1 * middle.abs() + rounded
+        if bool(even.all() and (middle.abs() > 4 * rounded).all()):
+            row, column = divmod(int(moved.nonzero()[0]) * group, whole)
+            finding = (
+                f"{int(moved.sum())} group(s) of {group} moved, each by one amount; the first at "
+                f"[{row}, {column}:{column + group}], by {float(middle[0]):.3g}"
+            )
+            return "quantised group with a wrong zero point", finding, "fault"
+    return None
+
+
 def _quantised(exact: Tensor, seen: Tensor) -> Explanation | None:
     """Rows or groups of few distinct, evenly spaced values near A's: a quantised tensor.
 
@@ -278,8 +310,10 @@ def _quantised(exact: Tensor, seen: Tensor) -> Explanation | None:
             continue
         a, b = exact.reshape(-1, group), seen.reshape(-1, group)
         step = (a.amax(1) - a.amin(1)) / (2**bits - 1)
-        # Symmetric int8 has half the levels for one-sided rows: allow twice the step.
+        # Symmetric int8 has half the levels for one-sided rows: allow twice the step. Rounding is
+        # to either side, so a mean error of a good part of a step is no rounding.
         fits = (a - b).abs().amax(1) <= step * 1.1 + 1e-12
+        fits &= (a - b).mean(1).abs() <= step * 0.35 + 1e-12
         share = float(fits.double().mean())
         if share == 1.0 and bool((exact != seen).any()):
             what = f"int{bits} in groups of {group}" if group != columns else f"int{bits} by rows"

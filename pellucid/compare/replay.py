@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.compare.ops import Setting, apply, inner_length, inputs, leaf
-from pellucid.compare.statistics import explained_error
+from pellucid.compare.statistics import Measure, beyond, explained_error, measure
 from pellucid.models.attention import positions_and_mask
 
 # Read over all steps so far when a KV cache is on: what an earlier pass put there.
@@ -32,6 +32,41 @@ class Replay:
     def compute(self, name: str) -> Tensor:
         """The named tensor by its operation. KeyError where an input cannot be had."""
         return apply(self.setting, name, self.arguments(name))
+
+    def hold(
+        self,
+        name: str,
+        exact: Tensor,
+        near: Tensor,
+        seen: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Measure:
+        """The verdict on `seen`, with R and this arithmetic's own value at hand.
+
+        `dtype` is what the side is known to hold its values in, where that may be coarser. A
+        vocabulary padded to a rounder number is cut; what padding tokens compute is nobody's.
+        """
+        seen = seen[..., : near.shape[-1]] if leaf(name) == "logits" else seen
+        if seen.shape != near.shape:
+            return beyond(f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}")
+        unit = self.explained_error(name, dtype)
+        exact, near, seen = (self.real_tokens(name, value) for value in (exact, near, seen))
+        masked = leaf(name) == "attn.masked_scores"
+        return measure(exact, near, seen, names.dims(name), unit, masked=masked)
+
+    def real_tokens(self, name: str, value: Tensor) -> Tensor:
+        """`value` with zeros where a row of the first pass has padding."""
+        letters = names.dims(name)
+        if self.left_padding is None or names.step_of(name) or "T" not in letters:
+            return value
+        axis = letters.index("T") - len(letters)  # tables have a batch axis only with padding
+        if letters[0] != "B" and value.ndim == len(letters):
+            return value
+        length = value.shape[axis]
+        real = torch.arange(length) >= self.left_padding[:, None]  # (B, T)
+        shape = [len(real), *[1] * (value.ndim - 1)]
+        shape[axis] = length
+        return torch.where(real.reshape(shape), value, 0)
 
     def explained_error(self, name: str, dtype: torch.dtype | None = None) -> float:
         """Relative error that rounding explains, in any order of summation.

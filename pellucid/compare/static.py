@@ -86,17 +86,20 @@ def constant_findings(a: Side, b: Side) -> Iterator[Finding]:
             stage="constants",
             name=name,
             finding=f"A has {mine}, B has {theirs}",
-            cause=CONSTANT_CAUSES.get(name, f"other {name}"),
+            cause=_constant_cause(name, theirs),
         )
 
 
-CONSTANT_CAUSES = {
-    "norm_eps": "norm eps",
-    "rope.theta": "RoPE theta",
-    "rope.type": "RoPE scaling type",
-    "rope.factor": "RoPE scaling factor",
-    "gelu": "GELU form",
-}
+def _constant_cause(name: str, theirs: Any) -> str:
+    if name == "rope.type":
+        return "RoPE scaling missing" if theirs == "default" else "RoPE scaling type"
+    known = {
+        "norm_eps": "norm eps",
+        "rope.theta": "RoPE theta",
+        "rope.factor": "RoPE scaling factor",
+        "gelu": "GELU form",
+    }
+    return known.get(name, f"other {name}")
 
 
 def _differing(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -38,6 +38,28 @@ class Measure:
     note: str = ""
 
 
+def beyond(note: str, *, where: str = "", error_a: float = 0.0, error_b: float = 1.0) -> Measure:
+    """A divergence that no rounding can be: another shape, mask or token, infinities."""
+    return Measure(
+        verdict="diverged",
+        error_a=error_a,
+        error_b=error_b,
+        ratio=float("inf"),
+        where=where,
+        note=note,
+    )
+
+
+def equal(note: str = "") -> Measure:
+    """Exactly what it should be."""
+    return Measure(verdict="identical", error_a=0.0, error_b=0.0, ratio=0.0, note=note)
+
+
+def not_judged(note: str) -> Measure:
+    """Nothing can be said, and why."""
+    return Measure(verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note=note)
+
+
 def roundoff(dtype: torch.dtype) -> float:
     """Unit roundoff: the largest relative error of rounding one number to dtype."""
     return torch.finfo(dtype).eps / 2 if dtype.is_floating_point else 0.0
@@ -66,34 +88,34 @@ def measure(
     b: Tensor,
     dims: tuple[str, ...],
     unit: float,
+    *,
+    masked: bool = False,
 ) -> Measure:
     """Hold b against a around the reference; `unit` is an error that rounding always explains.
 
-    All three have the same shape; dims name its axes. Switched-off scores (below `MASKED` in R and
-    in b) count as equal.
+    All three have the same shape; dims name its axes. With `masked`, scores below `MASKED` are
+    switched off: they count as equal where R and b both have one, whichever number it is.
     """
     if torch.equal(a, b):
         own = float(rms(_finite(a.double() - reference.double())) / _size(reference))
         return Measure(verdict="identical", error_a=own, error_b=own, ratio=0.0)
-    exact, near, seen = _without_masked(reference, a, b)
+    exact, near, seen = (value.double() for value in (reference, a, b))
+    if masked:
+        off = exact <= MASKED
+        wrong = off != (seen <= MASKED)
+        if wrong.any():
+            note = f"{int(wrong.sum()):,} of {wrong.numel():,} scores are masked differently"
+            return beyond(note, where=_first(wrong, dims))
+        exact, near, seen = (torch.where(off, 0.0, value) for value in (exact, near, seen))
     broken = ~torch.isfinite(seen) & torch.isfinite(exact)
     if broken.any():
         count = int(broken.sum())
         note = f"{count:,} of {broken.numel():,} values are not finite"
-        where = _first(broken, dims)
-        return Measure(
-            verdict="diverged",
-            error_a=float(rms(_finite(near - exact)) / _size(exact)),
-            error_b=float("inf"),
-            ratio=float("inf"),
-            where=where,
-            note=note,
-        )
+        own = float(rms(_finite(near - exact)) / _size(exact))
+        return beyond(note, where=_first(broken, dims), error_a=own, error_b=float("inf"))
     usable = torch.isfinite(exact)
     if not usable.any():
-        return Measure(
-            verdict="not-judged", error_a=0.0, error_b=0.0, ratio=0.0, note="inputs are not finite"
-        )
+        return not_judged("inputs are not finite")
     exact, near, seen = (torch.where(usable, x, 0.0) for x in (exact, near, seen))
     return _judge(exact, near - exact, seen - exact, dims, unit)
 
@@ -140,19 +162,10 @@ def _steadied(errors: Tensor, whole: Tensor, elements: int) -> Tensor:
     return ((length * errors**2 + STEADY * whole**2) / (length + STEADY)).sqrt()
 
 
-def _without_masked(*values: Tensor) -> tuple[Tensor, ...]:
-    """Doubles with 0 where R and b both switch a score off."""
-    exact, near, seen = (value.double() for value in values)
-    off = (exact <= MASKED) & (seen <= MASKED)
-    if not off.any():
-        return exact, near, seen
-    return tuple(torch.where(off, 0.0, value) for value in (exact, near, seen))
-
-
 def _size(exact: Tensor) -> Tensor:
     """RMS of R; a tensor of zeros is measured in absolute terms."""
     finite = exact.double()
-    finite = finite[torch.isfinite(finite) & (finite > MASKED)]
+    finite = finite[torch.isfinite(finite)]
     size = rms(finite) if finite.numel() else torch.tensor(1.0, dtype=torch.float64)
     return size if float(size) > 0 else torch.ones_like(size)
 

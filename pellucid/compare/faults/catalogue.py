@@ -75,6 +75,13 @@ CONTROLS: tuple[Fault, ...] = (
         steps=1,
     ),
     Fault(
+        name="left padding counted in all positions",  # each row is shifted as a whole
+        port=Port(counts_padding="always"),
+        families=("llama",),
+        rows="padded",
+        steps=1,
+    ),
+    Fault(
         name="vocabulary padded",
         weights=damage.vocabulary_padded,
         verdicts=_EXPLAINED,

@@ -41,7 +41,7 @@ class Port:
     frequency_dtype: torch.dtype = torch.float32
     position_dtype: torch.dtype = torch.float32
     cached_position: int = 0  # added to the positions of decoding steps
-    counts_padding: bool = False  # positions begin at the padding
+    counts_padding: Literal["never", "decoding", "always"] = "never"  # in the positions
     sees_padding: bool = False
     mask: Literal["causal", "wide", "narrow", "top-left", "none"] = "causal"
     scale: Literal["1/sqrt D", "none", "1/sqrt C", "1/D"] = "1/sqrt D"
@@ -147,7 +147,7 @@ class Engine:
         }[port.mask]
         positions = query + port.first_position + (port.cached_position if past else 0)
         if padding is not None:
-            if not port.counts_padding:
+            if port.counts_padding == "never" or (port.counts_padding == "decoding" and not past):
                 positions = (positions[None] - padding[:, None]).clamp(min=0)
             if not port.sees_padding:
                 real = key[None, None, None] >= padding[:, None, None, None]
@@ -213,7 +213,9 @@ class Engine:
         )
         if turns is not None:
             q = self.see(at + "q_rotated", self._rotate(q, *turns))
-            k = self.see(at + "k_rotated", self._rotate(k, *turns) if self.port.rotates == "both" else k)
+            k = self.see(
+                at + "k_rotated", self._rotate(k, *turns) if self.port.rotates == "both" else k
+            )
         held = self.cache[layer]
         if held is not None:
             k, v = torch.cat((held[0], k), 2), torch.cat((held[1], v), 2)

@@ -45,8 +45,16 @@ ROPE = (
     ),
     llama("keys not rotated", "layers.0.attn.k_rotated", "RoPE missing", port=Port(rotates="q")),
     llama("RoPE turns backwards", "rope.sin", "RoPE direction", port=Port(direction=-1)),
-    llama("RoPE theta 100 times", "rope.cos", "RoPE theta", static="RoPE theta", config=_theta(100)),
-    llama("RoPE theta a third more", "rope.cos", "RoPE theta", static="RoPE theta", config=_theta(4 / 3)),
+    llama(
+        "RoPE theta 100 times", "rope.cos", "RoPE theta", static="RoPE theta", config=_theta(100)
+    ),
+    llama(
+        "RoPE theta a third more",
+        "rope.cos",
+        "RoPE theta",
+        static="RoPE theta",
+        config=_theta(4 / 3),
+    ),
     llama(
         "RoPE theta, tables not seen",
         "layers.0.attn.q_rotated",
@@ -140,9 +148,21 @@ NORMS = (
         static="missing bias",
         weights=damage.without_norm_bias,
     ),
-    llama("LayerNorm for RMSNorm", "layers.0.attn_norm", "LayerNorm for RMSNorm", port=Port(norm="with mean")),
-    gpt2("RMSNorm for LayerNorm", "layers.0.attn_norm", "RMSNorm for LayerNorm", port=Port(norm="without mean")),
-    gpt2("variance over C - 1", "layers.0.attn_norm", "unbiased variance", port=Port(norm="unbiased")),
+    llama(
+        "LayerNorm for RMSNorm",
+        "layers.0.attn_norm",
+        "LayerNorm for RMSNorm",
+        port=Port(norm="with mean"),
+    ),
+    gpt2(
+        "RMSNorm for LayerNorm",
+        "layers.0.attn_norm",
+        "RMSNorm for LayerNorm",
+        port=Port(norm="without mean"),
+    ),
+    gpt2(
+        "variance over C - 1", "layers.0.attn_norm", "unbiased variance", port=Port(norm="unbiased")
+    ),
     fault(
         "norm squares overflow float16",
         "layers.0.attn_norm",
@@ -212,7 +232,12 @@ ATTENTION = (
         "heads joined wrongly",
         port=Port(joined="by head"),
     ),
-    gpt2("attention dropout left on", "layers.0.attn.pattern", "dropout left on", port=Port(dropout="attention")),
+    gpt2(
+        "attention dropout left on",
+        "layers.0.attn.pattern",
+        "dropout left on",
+        port=Port(dropout="attention"),
+    ),
 )
 
 PLACES = (
@@ -238,12 +263,20 @@ PLACES = (
         steps=2,
         hides=("positions",),
     ),
-    fault(
+    gpt2(
         "left padding without positions",
         "positions",
         "left padding without positions",
-        port=Port(counts_padding=True),
+        port=Port(counts_padding="always"),
         rows="padded",
+    ),
+    fault(
+        "left padding without positions in decoding",
+        "step.1.positions",
+        "left padding without positions",
+        port=Port(counts_padding="decoding"),
+        rows="padded",
+        steps=1,
     ),
     fault(
         "left padding not masked",
@@ -255,8 +288,18 @@ PLACES = (
 )
 
 STREAM = (
-    fault("embedding times the root of its width", "embed", "embedding scaled", port=Port(embed_scale=True)),
-    gpt2("embedding dropout left on", "layers.0.resid_pre", "dropout left on", port=Port(dropout="embedding")),
+    fault(
+        "embedding times the root of its width",
+        "embed",
+        "embedding scaled",
+        port=Port(embed_scale=True),
+    ),
+    gpt2(
+        "embedding dropout left on",
+        "layers.0.resid_pre",
+        "dropout left on",
+        port=Port(dropout="embedding"),
+    ),
     fault(
         "residual after the norm",
         "layers.0.resid_mid",

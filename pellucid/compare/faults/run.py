@@ -138,6 +138,8 @@ def run_benchmark(
                 continue
             effects: dict[bool, float] = {}
             for dtype in dtypes:
+                if fault.side_dtype == dtype:
+                    continue
                 for shown in (True, False):
                     if not shown and (fault.visible_only or fault.encode):
                         continue
@@ -197,9 +199,7 @@ def _port(
     if fault.side_dtype:
         dtype = getattr(torch, fault.side_dtype)
         weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-    engine = Engine(
-        config, weights, dtype, fault.port, copies=fault.copies, hides=fault.hides
-    )
+    engine = Engine(config, weights, dtype, fault.port, copies=fault.copies, hides=fault.hides)
     tokenizer, encode = subject.tokenizer, fault.encode or encoded
     side = Side(
         label="port",

@@ -7,21 +7,52 @@ hypothesis is a function of a `Replay` (inputs, weights, arithmetic) and the ten
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from torch import Tensor
 
-from pellucid.compare.ops import leaf
+from pellucid.compare.ops import inputs, leaf
 from pellucid.compare.replay import Replay
+from pellucid.compare.wrong.anywhere import dropped, overflowed
 from pellucid.compare.wrong.attention import attn_out, masked_scores, pattern, scores, z
 from pellucid.compare.wrong.base import Hypothesis, other_weights, parameters
-from pellucid.compare.wrong.places import mask, positions, rope_table, rotated
+from pellucid.compare.wrong.measured import measured_weights
+from pellucid.compare.wrong.places import mask, positions
+from pellucid.compare.wrong.rope import rope_table, rotated
 from pellucid.compare.wrong.stream import act, embed, hidden, logits, norm, residual
 
 __all__ = ["Hypothesis", "hypotheses", "parameters"]
 
+MOST_UNSEEN = 8  # unobserved tensors before a diverged one that are looked into
+_TOGETHER = {  # the same mistake is made in both
+    "rope.cos": "rope.sin",
+    "attn.q": "attn.k",
+    "attn.q_rotated": "attn.k_rotated",
+}
+
 
 def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
-    """Everything that is known to go wrong with this operation, cheap and likely ones first."""
+    """Everything that is known to go wrong up to this tensor, cheap and likely ones first."""
+    yield from _of(replay, name, observed)
+    yield from dropped(replay, name, observed)
+    yield from overflowed(replay, name, observed)
+    unseen = _unseen(replay, name)
+    for source in unseen:
+        before = list(_of(replay, source, None))
+        partner = name[: -len(leaf(name))] and source.replace(
+            leaf(source), _TOGETHER.get(leaf(source), leaf(source))
+        )
+        yield from (_through({source: hypothesis}) for hypothesis in before)
+        if partner != source and partner in unseen:
+            beside = _of(replay, partner, None)
+            for here, there in zip_longest(before, beside):
+                if here and there and here.cause == there.cause:
+                    yield _through({source: here, partner: there})
+    yield from measured_weights(replay, name, observed)
+
+
+def _of(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """What goes wrong in the operation of this very tensor."""
     what = leaf(name)
     table = {
         "embed": embed,
@@ -48,5 +79,32 @@ def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothes
     }
     if what in table:
         yield from table[what](replay, name, observed)
-    for parameter in parameters(replay.setting, name):
-        yield from other_weights(replay, parameter)
+    yield from other_weights(replay, name)
+
+
+def _unseen(replay: Replay, name: str) -> list[str]:
+    """Computed tensors before `name` that were not observed, the nearest first."""
+    found: list[str] = []
+    edge = [name]
+    while edge and len(found) < MOST_UNSEEN:
+        edge = [
+            source
+            for later in edge
+            for source in inputs(replay.setting.config, later)
+            if source not in replay.observed and inputs(replay.setting.config, source)
+        ]
+        found += [source for source in edge if source not in found]
+    return found[:MOST_UNSEEN]
+
+
+def _through(wrong: dict[str, Hypothesis]) -> Hypothesis:
+    """A mistake in tensors that were not observed, seen in one that follows from them."""
+    first = next(iter(wrong))
+
+    def compute(replay: Replay, name: str) -> Tensor:
+        changed = {source: wrong[source].compute(replay, source) for source in wrong}
+        held = {**replay.observed, **changed}
+        return Replay(held, replay.setting, replay.left_padding).compute(name)
+
+    evidence = f"{' and '.join(map(leaf, wrong))}: {wrong[first].evidence}"
+    return Hypothesis(wrong[first].cause, evidence, compute)

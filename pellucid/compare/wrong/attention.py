@@ -10,12 +10,7 @@ from torch import Tensor
 
 from pellucid.compare.ops import Setting, scale_scores
 from pellucid.compare.replay import Replay
-from pellucid.compare.wrong.base import (
-    Hypothesis,
-    Wrong,
-    given,
-    sibling,
-)
+from pellucid.compare.wrong.base import Hypothesis, given, sibling
 from pellucid.compare.wrong.places import mask
 from pellucid.models.attention import repeat_heads
 
@@ -24,7 +19,7 @@ def _tiled(x: Tensor, heads: int) -> Tensor:
     return x.repeat(1, heads // x.shape[1], 1, 1)
 
 
-def scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     config = replay.setting.config
 
     def plain(q: Tensor, k: Tensor) -> Tensor:
@@ -57,7 +52,7 @@ def scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
         yield Hypothesis("heads reordered", "key/value heads moved by one", rolled)
 
 
-def masked_scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     for hypothesis in mask(replay, sibling(name, "mask"), observed):
 
         def masked(r: Replay, n: str, h: Hypothesis = hypothesis) -> Tensor:
@@ -67,7 +62,7 @@ def masked_scores(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypot
         yield Hypothesis(hypothesis.cause, hypothesis.evidence, masked)
 
 
-def pattern(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
         yield Hypothesis(
@@ -90,25 +85,9 @@ def pattern(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]
         "a one added to the sum",
         given(lambda s, x: F.softmax(F.pad(x, (0, 1)), -1)[..., :-1].to(s.dtype)),
     )
-    yield Hypothesis("dropout left on", "entries dropped, the others scaled up", _dropped(observed))
 
 
-def _dropped(observed: Tensor) -> Wrong:
-    """The observed tensor's own zeros, and the scale dropout gives to what is left."""
-
-    def compute(replay: Replay, name: str) -> Tensor:
-        right = replay.compute(name)
-        gone = (observed == 0) & (right > 0)
-        kept = (right > 1e-3) & ~gone
-        if not gone.any() or not kept.any():
-            return right
-        scale = (observed[kept] / right[kept]).double().median()
-        return torch.where(gone, 0.0, right * scale.to(right.dtype))
-
-    return compute
-
-
-def z(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     config = replay.setting.config
     if config.n_heads != config.n_kv_heads:
         tiled = given(lambda s, p, v: p @ _tiled(v, p.shape[1]))
@@ -116,30 +95,9 @@ def z(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
     if config.n_kv_heads > 1:
         flipped = given(lambda s, p, v: p @ repeat_heads(v.flip(1), p.shape[1]))
         yield Hypothesis("heads reordered", "value heads in reverse order", flipped)
-    for source, hypothesis in (("attn.pattern", h) for h in _through_pattern(replay, name)):
-        yield Hypothesis(hypothesis.cause, f"{source}: {hypothesis.evidence}", hypothesis.compute)
 
 
-def _through_pattern(replay: Replay, name: str) -> Iterator[Hypothesis]:
-    """For fused attention, where only z is seen: what is known to go wrong inside it."""
-    block = sibling(name, "")
-    inside = {"attn.scores": scores, "attn.masked_scores": masked_scores, "attn.pattern": pattern}
-    for what, table in inside.items():
-        inner = f"{block}{what}"
-        if inner in replay.observed:
-            continue
-        for hypothesis in table(replay, inner, torch.zeros(())):
-            if hypothesis.cause == "dropout left on":
-                continue
-
-            def compute(r: Replay, n: str, i: str = inner, h: Hypothesis = hypothesis) -> Tensor:
-                wrong = Replay({**r.observed, i: h.compute(r, i)}, r.setting, r.left_padding)
-                return wrong.compute(n)
-
-            yield Hypothesis(hypothesis.cause, hypothesis.evidence, compute)
-
-
-def attn_out(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def attn_out(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     yield Hypothesis(
         "heads joined wrongly",
         "heads not moved behind the tokens before joining",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,10 +54,12 @@ def parameters(setting: Setting, name: str) -> tuple[str, ...]:
     return tuple(full for full in found if setting.weights(full) is not None)
 
 
-def with_weight(setting: Setting, name: str, tensor: Tensor | None) -> Setting:
-    """The setting with one parameter exchanged, or taken away."""
+def with_weights(setting: Setting, changed: Mapping[str, Tensor]) -> Setting:
+    """The setting with some parameters exchanged."""
     plain = setting.weights
-    return replace(setting, weights=lambda asked: tensor if asked == name else plain(asked))
+    return replace(
+        setting, weights=lambda asked: changed[asked] if asked in changed else plain(asked)
+    )
 
 
 def in_setting(change: Callable[[Setting], Setting]) -> Wrong:
@@ -99,21 +101,36 @@ def sibling(name: str, what: str) -> str:
     return (f"step.{step}." if step else "") + block + what
 
 
-def other_weights(replay: Replay, parameter: str) -> Iterator[Hypothesis]:
-    """The right operation on A's weights laid out, joined, rounded or taken wrongly."""
+def other_weights(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The right operation on A's weights laid out, joined, rounded or taken wrongly.
+
+    What was done to a weight was mostly done to its bias too, so that is tried first.
+    """
     setting = replay.setting
-    if parameter.endswith("bias"):
-        gone = in_setting(lambda s: with_weight(s, parameter, _zeros(s, parameter)))
-        yield Hypothesis("missing bias", f"without {parameter}", gone)
-    for cause, evidence, tensor in candidates(parameter, setting.weights, setting.config):
-        exchanged = in_setting(lambda s, t=tensor: with_weight(s, parameter, t))
-        yield Hypothesis(cause, f"{parameter}: {evidence}", exchanged)
+    weight, bias = (
+        next((p for p in parameters(setting, name) if p.endswith(kind)), None)
+        for kind in (".weight", ".bias")
+    )
+    of_bias: dict[tuple[str, str], Tensor] = {}
+    if bias is not None:
+        plain = setting.parameter_named(bias)
+        of_bias = {("missing bias", f"without {bias}"): torch.zeros_like(plain)}
+        for cause, evidence, tensor in candidates(bias, setting.weights, setting.config):
+            of_bias[cause, evidence] = tensor
+    if weight is not None:
+        for cause, evidence, tensor in candidates(weight, setting.weights, setting.config):
+            beside = of_bias.get((cause, evidence))
+            if bias is not None and beside is not None:
+                yield _exchanged(cause, evidence, {weight: tensor, bias: beside})
+            yield _exchanged(cause, evidence, {weight: tensor})
+    if bias is not None:
+        for (cause, evidence), tensor in of_bias.items():
+            yield _exchanged(cause, evidence, {bias: tensor})
 
 
-def _zeros(setting: Setting, name: str) -> Tensor:
-    tensor = setting.weights(name)
-    assert tensor is not None, f"{name} was listed as a parameter"
-    return torch.zeros_like(tensor)
+def _exchanged(cause: str, evidence: str, changed: dict[str, Tensor]) -> Hypothesis:
+    stated = f"{' and '.join(changed)}: {evidence}"
+    return Hypothesis(cause, stated, in_setting(lambda s: with_weights(s, changed)))
 
 
 def of_model(name: str, what: str) -> str:

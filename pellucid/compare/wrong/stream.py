@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid import names
 from pellucid.compare.ops import Setting, inputs, leaf
 from pellucid.compare.replay import Replay
 from pellucid.compare.wrong.base import (
@@ -20,11 +21,11 @@ from pellucid.compare.wrong.base import (
     of_model,
     parameters,
     sibling,
-    with_weight,
+    with_weights,
 )
 
 
-def embed(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     width = replay.setting.config.width
     yield Hypothesis(
         "embedding scaled",
@@ -40,14 +41,13 @@ def embed(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
         yield Hypothesis("token ids shifted", f"row of token {shift:+d}", moved)
 
 
-def norm(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     config, parameter = replay.setting.config, parameters(replay.setting, name)[0]
     stem = parameter.removesuffix(".weight")
     local = stem.split(".", 2)[-1] if stem.startswith("layers.") else stem
     for eps in (1e-6, 1e-5, 1e-8, 1e-12, 1e-3, 1e-4, 0.0):
         if eps != config.norm_eps:
-            changed = in_setting(lambda s, e=eps: replace(s, config=replace(s.config, norm_eps=e)))
-            yield Hypothesis("norm eps", f"eps {eps:g} instead of {config.norm_eps:g}", changed)
+            yield _eps(eps, config.norm_eps)
     yield Hypothesis("norm missing", "the input, not normalised", given(lambda s, x: x))
 
     def weighted(function: Callable[[Setting, Tensor], Tensor]) -> Wrong:
@@ -61,31 +61,62 @@ def norm(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + s.config.norm_eps)
 
     if config.family == "llama":
-        yield Hypothesis("norm weight plus one", "weight + 1", _plus_one(parameter))
         yield Hypothesis("LayerNorm for RMSNorm", "the mean is subtracted", weighted(unit))
     else:
         yield Hypothesis("RMSNorm for LayerNorm", "the mean is not subtracted", weighted(scaled))
         unbiased = weighted(lambda s, x: unit(s, x, True))
         yield Hypothesis("unbiased variance", "variance divided by C − 1", unbiased)
     ones = in_setting(
-        lambda s: with_weight(s, parameter, torch.ones_like(s.parameter_named(parameter)))
+        lambda s: with_weights(s, {parameter: torch.ones_like(s.parameter_named(parameter))})
     )
     yield Hypothesis("norm weight missing", "weight of ones", ones)
+    overflow = weighted(lambda s, x: _by_half_squares(s, x))
+    yield Hypothesis("float16 overflow", "squares beyond 65,504, the largest of float16", overflow)
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
         yield Hypothesis("norm cast order", f"computed in {short}", _norm_in(coarse, local))
     yield Hypothesis(
         "norm cast order", "weight applied before the cast back", _norm_late_cast(local)
     )
+    for eps in _measured_eps(replay, name, observed):
+        yield _eps(eps, config.norm_eps)
+
+
+def _eps(eps: float, right: float) -> Hypothesis:
+    changed = in_setting(lambda s: replace(s, config=replace(s.config, norm_eps=eps)))
+    return Hypothesis("norm eps", f"eps {eps:g} instead of {right:g}", changed)
+
+
+def _by_half_squares(s: Setting, x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True) if s.config.family == "gpt2" else x
+    squares = centred.half().square().to(x.dtype)
+    return centred * torch.rsqrt(squares.mean(-1, keepdim=True) + s.config.norm_eps)
+
+
+def _measured_eps(replay: Replay, name: str, observed: Tensor | None) -> Iterator[float]:
+    """The eps that the observed size of the smallest tokens asks for, in one to three digits."""
+    if observed is None or not observed.isfinite().all():
+        return
+    wide = Replay(replay.observed, replay.setting.wide(), replay.left_padding)
+    x, right = wide.arguments(name)[0].double(), wide.compute(name).double()
+    config = replay.setting.config
+    centred = x - x.mean(-1, keepdim=True) if config.family == "gpt2" else x
+    power = centred.pow(2).mean(-1).flatten()  # (B · T)
+    setting = replace(wide.setting, layer=names.layer_of(name))
+    stem = parameters(setting, name)[0].removesuffix(".weight")
+    bias = setting.weights(f"{stem}.bias")
+    shift = 0.0 if bias is None else bias.double()
+    right, seen = (right - shift).flatten(0, -2), (observed.double() - shift).flatten(0, -2)
+    gain = (right * seen).sum(-1) / (right * right).sum(-1)  # by which a token is smaller
+    eps = (power + config.norm_eps) / gain.pow(2) - power
+    smallest = eps[power.argsort()[: max(1, len(power) // 4)]].median()
+    if 0 < float(smallest) < 0.1:
+        yield from (float(f"{float(smallest):.{digits}e}") for digits in (0, 1, 2))
 
 
 def _bias(s: Setting, local: str) -> Tensor | float:
     bias = s.weights(s.name(f"{local}.bias"))
     return 0.0 if bias is None else bias.to(s.dtype)
-
-
-def _plus_one(parameter: str) -> Wrong:
-    return in_setting(lambda s: with_weight(s, parameter, s.parameter_named(parameter) + 1))
 
 
 def _norm_in(coarse: torch.dtype, local: str) -> Wrong:
@@ -114,7 +145,7 @@ def _norm_late_cast(local: str) -> Wrong:
     return given(compute)
 
 
-def residual(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     parts = inputs(replay.setting.config, name)
     if len(parts) < 2:
         return
@@ -140,7 +171,7 @@ def residual(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis
         yield Hypothesis("residual from before attention", "resid_pre + mlp_out", parallel)
 
 
-def act(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     for cause, evidence, function in (
         ("GELU form", "erf instead of tanh", F.gelu),
         ("GELU form", "tanh instead of erf", lambda x: F.gelu(x, approximate="tanh")),
@@ -155,7 +186,7 @@ def act(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
         yield Hypothesis("SwiGLU on the wrong branch", "SiLU of up instead of gate", wrong)
 
 
-def hidden(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     def wrong_branch(replay: Replay, name: str) -> Tensor:
         gate = replay.value(sibling(name, "mlp.gate")).to(replay.setting.dtype)
         up = replay.value(sibling(name, "mlp.up")).to(replay.setting.dtype)
@@ -165,7 +196,7 @@ def hidden(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
     yield Hypothesis("branch missing", "act alone", given(lambda s, act, up: act))
 
 
-def logits(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+def logits(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     config = replay.setting.config
     last = of_model(name, f"layers.{config.n_layers - 1}.resid_post")
     head = "embed" if config.tied else "unembed"
