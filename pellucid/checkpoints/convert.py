@@ -9,7 +9,6 @@ folder gets its name after that, so a conversion that was interrupted leaves not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from pellucid.checkpoints.keys import read_json
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
-from pellucid.checkpoints.probe import probe_logits, probe_tokens
+from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall
 from pellucid.checkpoints.save import (
     MAX_SHARD_BYTES,
     config_json,
@@ -37,15 +36,12 @@ from pellucid.checkpoints.tokenizer_files import (
     load_tokenizer,
     write_tokenizer,
 )
-from pellucid.checkpoints.weights import Weights
-from pellucid.checkpoints.writers import bytes_of, size
+from pellucid.checkpoints.writers import size
 from pellucid.models import Config, LlamaConfig
 from pellucid.tokenizers import Tokenizer
 
-LAYOUTS = {"hf": "Hugging Face's", "meta": "Meta's"}
+LAYOUTS = ("hf", "meta")
 _ROOM = 32_000_000  # bytes for headers, config and tokenizer
-# stage, bytes done, bytes in all
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,13 @@ class _Target:
     bytes: int
     config: dict[str, Any]
     config_name: str
-    write: Callable[[Path, Callable[[str], Tensor]], None]
+    weights: Callable[[Path, Callable[[str], Tensor]], None]
+
+    def write(self, folder: Path, read: Callable[[str], Tensor]) -> None:
+        """The weights, then the config: without it no folder looks whole."""
+        self.weights(folder, read)
+        stated = json.dumps(self.config, indent=2) + "\n"
+        (folder / self.config_name).write_text(stated, encoding="utf-8")
 
 
 def convert(
@@ -116,10 +118,8 @@ def convert(
     Raises ValueError where the layout cannot state the model or the proof fails, OSError where the
     destination exists already or the disk has no room.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     folder = Path(destination).expanduser().resolve()
-    _check_destination(folder)
+    _check_request(layout, folder)
     opened = open_checkpoint(source)
     opened.weights.check_redundant()
     opened = replace(opened, config=_stated(opened, layout, context_length))
@@ -127,19 +127,16 @@ def convert(
     tokenizer = load_tokenizer(opened.folder)
     target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
     _check_room(folder, target.bytes)
-    reader = _Reader(opened.weights, dtypes, "writing", progress)
+    reader = Reader(opened.weights, dtypes, "writing", progress)
     with folder_beside(folder) as beside:
         target.write(beside, reader)
         reader.finish()
-        stated = json.dumps(target.config, indent=2) + "\n"
-        (beside / target.config_name).write_text(stated, encoding="utf-8")
         tokenizer_files = write_tokenizer(tokenizer, opened.folder, beside, layout)
         written = replace(open_checkpoint(beside), source=str(destination))
         notes = [*tokenizer_files.notes, *_check_config(opened, written)]
-        if opened.layout == "meta" and layout == "hf" and context_length is None:
-            notes += _guessed(opened)
-        _check_tensors(reader.digests, written.weights, progress)
-        tokens = _check_logits(opened, written, progress)
+        notes += _guessed(opened, layout) if context_length is None else []
+        check_tensors(reader.digests, written.weights, progress)
+        tokens = check_logits(opened, written, progress)
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
         move(beside, folder)
     return Conversion(
@@ -151,14 +148,16 @@ def convert(
         tensors=len(reader.digests),
         left_out=opened.weights.left_out,
         digests=reader.digests,
-        digest=_overall(reader.digests),
+        digest=overall(reader.digests),
         tokens=tokens,
         tokenizer=tokenizer_files.files,
         notes=tuple(notes),
     )
 
 
-def _check_destination(folder: Path) -> None:
+def _check_request(layout: str, folder: Path) -> None:
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     if folder.is_dir() and any(folder.iterdir()):
@@ -202,7 +201,7 @@ def _target(
             bytes=sum(size(stored) for file in files for stored in file.stored.values()),
             config=config_json(config, dtypes, tokenizer),
             config_name="config.json",
-            write=lambda folder, read: write_weights(folder, files, read),
+            weights=lambda folder, read: write_weights(folder, files, read),
         )
     if max_shard_bytes is not None:
         raise ValueError("Meta's layout is split by a number of shards, not by their size")
@@ -218,7 +217,7 @@ def _target(
         bytes=split.shards * sum(map(size, split.parts.values())),
         config=params,
         config_name="params.json",
-        write=lambda folder, read: write_shards(folder, split, read),
+        weights=lambda folder, read: write_shards(folder, split, read),
     )
 
 
@@ -233,63 +232,18 @@ def _for_llama3(config: LlamaConfig, tokenizer: bool | None) -> bool:
     return config.rope.theta != 10000.0 if tokenizer is None else tokenizer
 
 
-class _Reader:
-    """Reads the source's parameters in the dtype asked for, and remembers what they were."""
-
-    def __init__(
-        self,
-        weights: Weights,
-        dtypes: Mapping[str, torch.dtype],
-        stage: str,
-        progress: Progress | None,
-    ) -> None:
-        self.digests: dict[str, str] = {}
-        self._weights, self._dtypes = weights, dtypes
-        self._stage, self._progress = stage, progress
-        self._last: str | None = None
-        self._done = 0
-        self._total = sum(
-            torch.Size(weights.shape(name)).numel() * dtypes[name].itemsize for name in weights
-        )
-
-    def __call__(self, name: str) -> Tensor:
-        """The parameter; the one before it is needed no more."""
-        self.finish()
-        tensor = self._weights[name].to(self._dtypes[name])
-        self.digests[name], self._last = _digest(name, tensor), name
-        self._done += tensor.nbytes
-        if self._progress:
-            self._progress(self._stage, self._done, self._total)
-        return tensor
-
-    def finish(self) -> None:
-        """Hand back the memory of what was read last."""
-        if self._last is not None:
-            self._weights.forget(self._last)
-        self._last = None
-
-
-def _digest(name: str, tensor: Tensor) -> str:
-    """SHA-256 of what a parameter is: its name, dtype, shape, and values row by row."""
-    found = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    found.update(bytes_of(tensor))
-    return found.hexdigest()
-
-
-def _overall(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{name} {digests[name]}\n" for name in sorted(digests))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
     """ValueError where the config came out as another one; notes on what it leaves open."""
     notes = []
     context, found = opened.config.context_length, written.config.context_length
-    if replace(written.config, context_length=context) != opened.config:
-        raise ValueError(
-            f"{opened.source}: its config comes out as another one: {opened.config} as "
-            f"{written.config}"
-        )
+    again = replace(written.config, context_length=context)
+    apart = [
+        f"{name} {value} as {getattr(again, name, None)}"
+        for name, value in vars(opened.config).items()
+        if value != getattr(again, name, None)
+    ]
+    if apart:
+        raise ValueError(f"{opened.source}: config would come out otherwise: {', '.join(apart)}")
     if found != context:
         notes.append(
             f"params.json does not state the context length: {context:,} here, and {found:,} to "
@@ -304,43 +258,13 @@ def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
     return notes
 
 
-def _guessed(opened: Checkpoint) -> list[str]:
+def _guessed(opened: Checkpoint, layout: str) -> list[str]:
     """A note where config.json had to state what params.json leaves open."""
+    if opened.layout == layout or layout == "meta":
+        return []
     if "max_seq_len" in read_json(opened.folder / "params.json"):
         return []
     return [
         f"the context length in config.json, {opened.config.context_length:,}, is that of the "
         "release that params.json looks like: it does not state its own"
     ]
-
-
-def _check_tensors(digests: Mapping[str, str], weights: Weights, progress: Progress | None) -> None:
-    """ValueError unless every parameter comes back from the files as it was read."""
-    again = _Reader(weights, {name: weights.dtype(name) for name in weights}, "checking", progress)
-    for name in weights:
-        again(name)
-    again.finish()
-    apart = [name for name in digests if again.digests.get(name) != digests[name]]
-    if apart or again.digests.keys() != digests.keys():
-        raise ValueError(
-            f"{len(apart)} of {len(digests)} tensors came back otherwise than they were read: "
-            f"{', '.join(apart[:6])}; nothing was kept"
-        )
-
-
-def _check_logits(opened: Checkpoint, written: Checkpoint, progress: Progress | None) -> int:
-    """ValueError unless both compute the same logits; the length of the prompt."""
-    tokens = probe_tokens(opened.config)
-    both = []
-    for number, checkpoint in enumerate((opened, written)):
-        if progress:
-            progress("computing logits", number, 2)
-        both.append(probe_logits(checkpoint, tokens, written.dtype, opened.dialect))
-    before, after = both
-    if bytes_of(before) != bytes_of(after):
-        largest = (before - after).abs().max().item()
-        raise ValueError(
-            f"the logits over {len(tokens)} tokens differ by up to {largest:.3g} although every "
-            "tensor is the same; nothing was kept"
-        )
-    return len(tokens)

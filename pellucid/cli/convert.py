@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pellucid.cli.common import DTYPES, console, print_json
 
 if TYPE_CHECKING:
-    from pellucid.checkpoints.convert import Conversion, Progress
+    from pellucid.checkpoints.convert import Conversion
+    from pellucid.checkpoints.proof import Progress
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

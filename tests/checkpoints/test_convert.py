@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from meta_loader import MetaModel
 
 from pellucid import checkpoints, tokenizers
+from pellucid.checkpoints import proof
 from pellucid.checkpoints.meta import half_split, hidden_width, interleaved
-from pellucid.checkpoints.probe import probe_logits
+from pellucid.checkpoints.proof import probe_logits, probe_tokens
 from pellucid.checkpoints.save_meta import _hidden
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import PthWriter
@@ -295,7 +296,7 @@ def test_the_proof_finds_what_went_wrong(tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         plain = module.write_params
         broken.setattr(module, "write_params", lambda *given: plain(*given) | {"norm_eps": 1e-6})
-        with pytest.raises(ValueError, match="its config comes out as another one"):
+        with pytest.raises(ValueError, match="come out otherwise: norm_eps 1e-05 as 1e-06"):
             checkpoints.convert(source, tmp_path / "b", "meta")
     with monkeypatch.context() as broken:
         calls = []
@@ -304,7 +305,7 @@ def test_the_proof_finds_what_went_wrong(tmp_path, monkeypatch):
             calls.append(1)
             return probe_logits(*given) + 1e-3 * len(calls)
 
-        broken.setattr(module, "probe_logits", drifts)
+        broken.setattr(proof, "probe_logits", drifts)
         with pytest.raises(ValueError, match=r"logits over 16 tokens differ by up to 0.00"):
             checkpoints.convert(source, tmp_path / "b", "meta")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -315,7 +316,7 @@ def test_the_probes_logits_are_those_of_the_loaded_model(tmp_path, family):
     weights = writers.random_llama() if family == "llama" else writers.random_gpt2()
     config = writers.LLAMA_JSON if family == "llama" else writers.GPT2_JSON
     opened = checkpoints.open_checkpoint(writers.write_hf(tmp_path / "a", config, weights))
-    tokens = module.probe_tokens(opened.config)
+    tokens = probe_tokens(opened.config)
     assert (len(tokens), tokens[0], tokens[-1]) == (16, 0, opened.config.vocab_size - 1)
     for dtype in (torch.float32, torch.bfloat16):
         with torch.no_grad():
