@@ -166,19 +166,21 @@ class RotaryEmbedding(nn.Module):
         return tap(self, "cos", cos), tap(self, "sin", sin)
 
 
+# What `rotate` returns lies in memory as (B, T, H, D), the order in which the references leave it:
+# the product q · k may add up its terms in another order else.
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
     """Turn each pair of x (B, H, T, D) by its angle; cos, sin (T, D/2) or (B, T, D/2)."""
     if dialect.polar and not torch.compiler.is_compiling():
         turned = _rotate_complex(x, torch.complex(cos, sin))
     else:
-        cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # (…, 1, T, D/2): the same for every head
-        first, second = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, T, D/2) each
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (…, T, 1, D/2): the same for every head
+        first, second = x.transpose(1, 2).to(cos.dtype).chunk(2, dim=-1)  # (B, T, H, D/2) each
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned if dialect.rope == "keep" else turned.to(x.dtype)
+    return (turned if dialect.rope == "keep" else turned.to(x.dtype)).transpose(1, 2)
 
 
 def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:
-    """x (B, H, T, D) times cis (T, D/2) or (B, T, D/2), pair by pair, in cis' precision.
+    """x (B, H, T, D) times cis (T, D/2) or (B, T, D/2) -> (B, T, H, D), in cis' precision.
 
     Complex multiplication may fuse a product with a sum where separate operations round twice, and
     which elements it does so for depends on the memory order: Meta's, (B, T, H, D/2), is kept.
@@ -187,7 +189,7 @@ def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:
     first, second = x.transpose(1, 2).to(cis.real.dtype).chunk(2, dim=-1)  # (B, T, H, D/2) each
     pairs = torch.complex(first.contiguous(), second.contiguous())
     turned = pairs * cis[..., :, None, :]  # the same for every head
-    return torch.cat((turned.real, turned.imag), dim=-1).transpose(1, 2)
+    return torch.cat((turned.real, turned.imag), dim=-1)
 
 
 def interleaved(x: Tensor) -> Tensor:
