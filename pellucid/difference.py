@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
+
+from pellucid import checkpoints, names, tokenizers
+from pellucid.checkpoints.hf import table
+from pellucid.checkpoints.hf_config import read_config
+from pellucid.checkpoints.weights import empty_model
 from pellucid.compare import Report, Side, compare, from_model, from_trace
-from pellucid.language_model import LanguageModel, Prompt, load
+from pellucid.compare.foreign import from_transformers
+from pellucid.compare.maps import UnknownNames, load_map
+from pellucid.compare.ops import SOURCES, leaf
+from pellucid.compare.propose import as_yaml, propose_map
+from pellucid.compare.recordings import (
+    check_length,
+    check_recording,
+    in_memory_order,
+    load_recording,
+    named,
+)
+from pellucid.compare.sides import Batch
+from pellucid.generate import encode_prompt
+from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
+from pellucid.models import GPT2, Config, Llama, Model
 from pellucid.trace import Trace
 
 if TYPE_CHECKING:
@@ -15,6 +39,26 @@ if TYPE_CHECKING:
     from pellucid.compare.judge import Keep
 
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
+LIVE = "hf:"  # before a path: run it in transformers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a side is to be run or read; None leaves it as it is.
+
+    dtype, dialect  of one of our own models; dtype also of ``hf:PATH``
+    fused           attention in one kernel: scaled_dot_product_attention
+    copies          of our own model: every row so many times in one batch
+    name_map        of a recording: a shipped map's name, or a YAML file
+    config          of the model that a recording is of, where the other side knows it
+    """
+
+    dtype: str | torch.dtype | None = None
+    dialect: str | None = None
+    fused: bool = False
+    copies: int = 1
+    name_map: str | Path | None = None
+    config: Config | None = None
 
 
 def diff(
@@ -23,26 +67,48 @@ def diff(
     prompt: Prompt | Sequence[Sequence[int]] | None = None,
     *,
     steps: int = 0,
+    dtype_a: str | torch.dtype | None = None,
+    dtype_b: str | torch.dtype | None = None,
+    dialect_a: str | None = None,
+    dialect_b: str | None = None,
+    fused: bool = False,
+    copies: int = 1,
+    name_map: str | Path | None = None,
     progress: Progress = lambda stage: None,
     keep: Keep | None = None,
 ) -> Report:
     """Compare two implementations of one model, tensor by tensor.
 
-    a, b    a LanguageModel, a transformers model, a Trace, a side made by hand, or a path: a model
-            folder, a trace file (.safetensors, .npz), ``hf:PATH`` to run a folder in transformers
-    prompt  text, token ids, or rows of token ids (padded on the left); None takes a short English
-            sentence, or the tokens of a recording
-    steps   also follow so many decoding steps with the KV cache
-    keep    is given each judged tensor of B: name, R, what was observed
+    a, b       a LanguageModel, one of our models, a transformers model, a Trace, a side made by
+               hand, or a path: a model folder, a trace file (.safetensors, .npz), ``hf:PATH`` to
+               run a folder in transformers
+    prompt     text, token ids, or rows of token ids (padded on the left); None takes a short
+               English sentence, or the tokens of a recording
+    steps      also follow so many decoding steps with the KV cache
+    dtype_a, dtype_b, dialect_a, dialect_b  run that side in another dtype or dialect
+    fused      B takes its attention in one kernel
+    copies     B, one of our models, runs every row so many times in one batch
+    name_map   what a recording's names mean: transformers, meta, transformerlens, gguf, litgpt,
+               or a YAML file; None finds out
+    keep       is given each judged tensor of B: name, R, what was observed
 
     R, the reference, is A's arithmetic at higher precision. ValueError where the two cannot be
     compared or nothing was.
     """
-    sides = as_side(a, "A"), as_side(b, "B")
-    recorded = any(side.recorded is not None for side in sides)
+    left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
+    right = Options(dtype=dtype_b, dialect=dialect_b, fused=fused, copies=copies, name_map=name_map)
+    sides = _both_sides(((a, left), (b, right)), as_rows(prompt))
+    recorded = [side.recorded for side in sides if side.recorded is not None]
+    if name_map and not recorded:
+        raise ValueError("name_map says what a trace file's names mean: neither side is one")
     if prompt is None and not recorded:
         prompt = DEFAULT_PROMPT
-    return compare(*sides, as_rows(prompt), steps=steps, progress=progress, keep=keep)
+    passes = [names.step_of(name) for seen in recorded for name in seen]
+    most = max([steps, *passes])
+    report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
+    _demand_judged(report)
+    report.note = "; ".join([note for note in (report.note, *map(_left_out, sides)) if note])
+    return report
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
@@ -62,33 +128,248 @@ def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: A
         raise AssertionError(report.summary())
 
 
-def as_side(source: Any, label: str) -> Side:
+def as_side(source: Any, label: str, options: Options | None = None) -> Side:
     """A side of a diff from whatever a user has in hand; ValueError for what is none."""
-    if isinstance(source, Side):
-        return source
-    if isinstance(source, Trace):
-        return from_trace(source, f"{label} (trace)")
-    if isinstance(source, LanguageModel):
-        return from_language_model(source)
+    options = options or Options()
+    if is_recording(source):
+        return _from_recording(source, label, options)
+    if isinstance(source, str | Path) and not str(source).startswith(LIVE):
+        source = load(source, dtype=options.dtype, dialect=options.dialect)
+    if isinstance(source, LanguageModel | GPT2 | Llama):
+        return _guarded(_from_own(source, label, options))
+    fixed = options
     if isinstance(source, str | Path):
-        return _from_path(str(source))
-    raise ValueError(
-        f"{label} is a {type(source).__name__}: expected a model, a trace, or a path to one"
+        side = _from_live_folder(str(source), options)
+        fixed = replace(options, dtype=None, fused=False)
+    elif isinstance(source, Side):
+        side = source
+    elif isinstance(source, nn.Module) and hasattr(getattr(source, "config", None), "model_type"):
+        side = live_side(source, f"{label} (transformers)")
+    else:
+        raise ValueError(
+            f"{label} is a {type(source).__name__}: expected a model, a trace, or a path to one"
+        )
+    if fixed.dtype or fixed.dialect or fixed.fused or fixed.copies != 1:
+        raise ValueError(
+            f"{side.label} is taken as it is: dtype, dialect, fused and copies are for Pellucid's "
+            "own models, dtype and fused also for hf:PATH"
+        )
+    return _guarded(side)
+
+
+def is_recording(source: Any) -> bool:
+    """Whether a side is a Trace or a trace file, something that cannot be run."""
+    path = isinstance(source, str | Path) and str(source).endswith((".safetensors", ".npz"))
+    return isinstance(source, Trace) or path
+
+
+def live_side(model: Any, label: str) -> Side:
+    """A side that runs a transformers model as it is, with its config and weights in our terms.
+
+    Of GPT-2 and Llama, nothing is copied. Of other models only the names are known: their sides
+    have neither config nor weights. ValueError for a config that says what Pellucid does not have.
+    """
+    if model.config.model_type not in ("gpt2", "llama"):
+        return from_transformers(model, label)
+    config = read_config(json.loads(model.config.to_json_string()), f"{label}: config")
+    weights = _canonical(config, model.state_dict(), label)
+    return from_transformers(model, label, config=config, weights=weights)
+
+
+def _canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """transformers' parameters under our names, as views."""
+    found: dict[str, Tensor] = {}
+    for entry in table(config):
+        if entry.stored not in state:
+            raise ValueError(
+                f"{label} has no {entry.stored}: expected a …LMHeadModel or …ForCausalLM whose "
+                "parameters carry transformers' names"
+            )
+        upright = state[entry.stored].t() if entry.transposed else state[entry.stored]
+        if entry.parameters:
+            parts = upright.chunk(len(entry.parameters))
+            found |= dict(zip(entry.parameters, parts, strict=True))
+    head = state.get("lm_head.weight")
+    if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
+        found["unembed.weight"] = head  # the config says it is the embedding, it is not
+    return found
+
+
+def _from_live_folder(source: str, options: Options) -> Side:
+    """``hf:PATH``: the folder in transformers, with eager attention unless `fused` is asked for."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise ValueError(
+            f"{source} needs transformers, which is not installed: pip install transformers"
+        ) from None
+    folder = checkpoints.resolve(source.removeprefix(LIVE))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{source}: {folder} has no config.json: transformers reads Hugging Face's layout only"
+        )
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=as_dtype(options.dtype) or "auto",
+            attn_implementation="sdpa" if options.fused else "eager",
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{source}: transformers cannot load it: {line}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    tokenizer = tokenizers.load(folder)
+    return replace(
+        live_side(model, source),
+        encode=partial(encode_prompt, tokenizer),
+        bos_id=tokenizer.bos_id,
+        specials=tokenizer.specials,
     )
 
 
-def from_language_model(lm: LanguageModel) -> Side:
-    """A side that runs a loaded model with its own tokenizer."""
+def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Side:
+    """One of our own models, maybe in another dtype or dialect; a loaded one can encode text."""
+    whole = source if isinstance(source, LanguageModel) else None
+    given: Model = source.model if isinstance(source, LanguageModel) else source
+    model = _recast(given, as_dtype(options.dtype), options.dialect)
+    if options.copies < 1:
+        raise ValueError(f"copies is {options.copies}: expected 1 or more")
+    words = [
+        str(model.embed.weight.dtype).removeprefix("torch.") if options.dtype else "",
+        options.dialect or "",
+        "fused" if options.fused else "",
+        f"{options.copies} copies" if options.copies > 1 else "",
+    ]
+    said = ", ".join(word for word in words if word)
+    name = whole.name if whole else f"{label} ({model.config.family})"
     return from_model(
-        lm.model,
-        lm.name,
-        encode=lm.encode,
-        bos_id=lm.tokenizer.bos_id,
-        specials=lm.tokenizer.specials,
+        model,
+        f"{name} ({said})" if said else name,
+        encode=whole.encode if whole else None,
+        bos_id=whole.tokenizer.bos_id if whole else None,
+        specials=whole.tokenizer.specials if whole else None,
+        fused=options.fused,
+        copies=options.copies,
     )
 
 
-def _from_path(source: str) -> Side:
-    if source.endswith(".safetensors") and Path(source).is_file():
-        return from_trace(Trace.load(source), source)
-    return from_language_model(load(source))
+def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:
+    """The model in another dtype or dialect; what stays the same is shared, not copied."""
+    held, spoken = model.embed.weight.dtype, model.dialect.name
+    if dtype in (None, held) and dialect in (None, spoken):
+        return model
+    other = empty_model(model.config, dialect or spoken)
+    weights = {name: tensor.to(dtype or held) for name, tensor in model.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other.train(model.training)
+
+
+def _from_recording(source: Any, label: str, options: Options) -> Side:
+    if options.dtype or options.dialect or options.fused or options.copies != 1:
+        raise ValueError(f"{label} is a recording: dtype, dialect, fused and copies do not apply")
+    if isinstance(source, Trace):
+        seen, label = source, f"{label} (trace)"
+    elif Path(source).is_file():
+        seen, label = load_recording(source), str(source)
+    else:
+        raise ValueError(f"{label}: there is no file {source}")
+    family = getattr(options.config, "family", None)
+    chosen = load_map(options.name_map, family) if options.name_map else None
+    seen = in_memory_order(named(seen, label, chosen, options.config))
+    if options.config is not None:
+        check_recording(seen, label, options.config)
+    side = from_trace(seen, label)
+
+    def replayed(rows: Batch, steps: int) -> Trace:
+        observed = side.observe(rows, steps)
+        check_length(observed, label, max(map(len, rows)))
+        return observed
+
+    return replace(side, run=replayed)
+
+
+def _guarded(side: Side) -> Side:
+    """The side, refusing token ids and lengths that its model has no place for."""
+    run, config = side.run, side.config
+    if run is None or config is None:
+        return side
+
+    def guarded(rows: Batch, steps: int) -> Trace:
+        for row in rows:
+            try:
+                check_tokens(row, config)
+            except ValueError as error:
+                raise ValueError(f"{side.label}: {error}") from None
+        length = max(map(len, rows)) + steps
+        if config.family == "gpt2" and length > config.context_length:
+            raise ValueError(
+                f"{side.label} has positions for {config.context_length} tokens, the run has "
+                f"{length}: shorten the prompt"
+            )
+        return run(rows, steps)
+
+    return replace(side, run=guarded)
+
+
+def _both_sides(
+    given: Sequence[tuple[Any, Options]], rows: str | list[list[int]] | None
+) -> tuple[Side, Side]:
+    """Both sides; a model first, because what it is tells how to read a recording."""
+    built: dict[int, Side] = {}
+    for place in sorted((0, 1), key=lambda place: is_recording(given[place][0])):
+        source, options = given[place]
+        other = built.get(1 - place)
+        config = other.config if other else None
+        try:
+            built[place] = as_side(source, "AB"[place], replace(options, config=config))
+        except UnknownNames as error:
+            raise ValueError(f"{error}{_proposal(error.recorded, other, rows)}") from None
+    return built[0], built[1]
+
+
+def _proposal(recorded: Trace, other: Side | None, rows: str | list[list[int]] | None) -> str:
+    """What the unknown names seem to mean, where the other side can be run on the same tokens."""
+    if other is None or other.run is None or other.recorded is not None:
+        return ""
+    if isinstance(rows, str):
+        rows = [other.encode(rows)] if other.encode else None
+    if rows is None:
+        return " (give the prompt it was made of, and a map is proposed)"
+    proposed = propose_map(recorded, other.observe(rows, 0))
+    if not proposed:
+        return "; none of its tensors has the shape of one of ours"
+    return (
+        ". Proposed from order, shapes and values; check it, save it as names.yaml and give "
+        f"name_map='names.yaml':\n{as_yaml(proposed)}"
+    )
+
+
+def _left_out(side: Side) -> str:
+    """What a recording holds under names that nothing is known of."""
+    seen = side.recorded if side.recorded is not None else ()
+    left = [name for name in seen if not names.known(name)]
+    left += getattr(seen, "meta", {}).get("unmapped", [])
+    if not left:
+        return ""
+    return f"{len(left)} tensors of {side.label} have unknown names, such as {left[0]}"
+
+
+def _demand_judged(report: Report) -> None:
+    """ValueError where nothing was compared, or where both sides stop being numbers."""
+    judged = [row for row in report.tensors if row.measure.verdict != "not-judged"]
+    broken = [row.name for row in report.tensors if "not finite" in row.measure.note]
+    if report.verdict == "diverged":
+        return
+    if broken:
+        raise ValueError(
+            f"{report.a} and {report.b} both have NaN or infinity from {broken[0]} on: "
+            f"{len(broken)} tensors cannot be compared"
+        )
+    if not any(leaf(row.name) not in SOURCES for row in judged):
+        raise ValueError(f"nothing of {report.a} and {report.b} was compared")

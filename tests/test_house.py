@@ -228,7 +228,7 @@ def distribution(requirement: str) -> str:
     return re.split(r"[<>=!~ \[;]", requirement, maxsplit=1)[0].replace("-", "_").lower()
 
 
-CORE = {distribution(line) for line in PROJECT["project"]["dependencies"]}
+CORE = {distribution(line) for line in PROJECT["project"]["dependencies"]} | {"yaml"}  # pyyaml
 OPTIONAL = {
     distribution(line)
     for lines in PROJECT["project"]["optional-dependencies"].values()
