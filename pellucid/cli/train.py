@@ -79,7 +79,7 @@ def _training_arguments(parser: argparse.ArgumentParser) -> None:
     _number(group, "--eval-every", 50, "steps between evaluations on held-out text")
     _number(group, "--sample-every", 200, "steps between samples; 0: none")
     _number(group, "--save-every", 200, "steps between checkpoints; 0: at the end only")
-    group.add_argument("--prompt", default="def ", help="where samples begin ('def ')")
+    group.add_argument("--prompt", default="def", help="where samples begin (def)")
 
 
 def _number(group: argparse._ArgumentGroup, flag: str, default: float, what: str) -> None:
