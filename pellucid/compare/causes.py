@@ -130,6 +130,10 @@ def _from_findings(
         evidence = "; ".join(f"{finding.name}: {finding.finding}" for finding in constants)
         changed = in_setting(lambda s: replace(s, config=other.config))
         yield Hypothesis(constants[0].cause, evidence, changed)
+        if found:
+            both = in_setting(lambda s: replace(with_weights(s, exchanged), config=other.config))
+            evidence = "; ".join(f"{f.name}: {f.finding}" for f in (*found, *constants))
+            yield Hypothesis(f"{found[0].cause} and {constants[0].cause}", evidence, both)
 
 
 def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) -> Measure | None:
