@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pellucid.checkpoints.keys import read_json
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
-from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall
+from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
 from pellucid.checkpoints.save import (
     MAX_SHARD_BYTES,
     config_json,
@@ -135,6 +135,7 @@ def convert(
         written = replace(open_checkpoint(beside), source=str(destination))
         notes = [*tokenizer_files.notes, *_check_config(opened, written)]
         notes += _guessed(opened, layout) if context_length is None else []
+        notes += _remarks(opened, written, tokenizer if tokenizer_files.files else None)
         check_tensors(reader.digests, written.weights, progress)
         tokens = check_logits(opened, written, progress)
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
@@ -143,7 +144,7 @@ def convert(
         source=opened.source,
         destination=str(destination),
         layout=layout,
-        dtype=str(written.dtype).removeprefix("torch."),
+        dtype=word(written.dtype),
         files=files,
         tensors=len(reader.digests),
         left_out=opened.weights.left_out,
@@ -246,14 +247,31 @@ def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
         raise ValueError(f"{opened.source}: config would come out otherwise: {', '.join(apart)}")
     if found != context:
         notes.append(
-            f"params.json does not state the context length: {context:,} here, and {found:,} to "
-            "who reads the folder by itself"
+            f"params.json does not state the context length, {context:,}; who opens the folder "
+            f"without knowing it takes {found:,}"
         )
     config = written.config
     if written.layout == "meta" and isinstance(config, LlamaConfig) and config.rope.factor == 32:
         notes.append(
             "params.json does not state the factor by which RoPE is scaled: it is "
             "32 for this width, while Meta's published code takes 8 for every model"
+        )
+    return notes
+
+
+def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
+    """What else whoever uses the result should know."""
+    notes = []
+    if any(opened.weights.dtype(name) != written.weights.dtype(name) for name in opened.weights):
+        notes.append(
+            f"{word(opened.dtype)} became {word(written.dtype)}: digests and logits are those of "
+            "the values after that, on both sides"
+        )
+    words, vocabulary = tokenizer and tokenizer.vocab_size, written.config.vocab_size
+    if written.layout == "meta" and words not in (None, vocabulary):
+        notes.append(
+            f"the model has {vocabulary:,} words and the tokenizer {words:,}: Meta's own loader "
+            "wants the same number"
         )
     return notes
 

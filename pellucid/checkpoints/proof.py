@@ -42,9 +42,15 @@ class Reader:
         )
 
     def __call__(self, name: str) -> Tensor:
-        """The parameter; the one before it is needed no more."""
+        """The parameter; the one before it is needed no more. ValueError past the dtype's range."""
         self.finish()
-        tensor = self._weights[name].to(self._dtypes[name])
+        stored = self._weights[name]
+        tensor = stored.to(self._dtypes[name])
+        if tensor is not stored and (lost := int((tensor.isinf() & ~stored.isinf()).sum())):
+            raise ValueError(
+                f"{name}: {lost:,} values do not fit {word(tensor.dtype)}, the largest is "
+                f"{stored.abs().max().item():.3g}; keep {word(stored.dtype)} or take a wider one"
+            )
         self.digests[name], self._last = _digest(name, tensor), name
         self._done += tensor.nbytes
         if self._progress:
@@ -56,6 +62,11 @@ class Reader:
         if self._last is not None:
             self._weights.forget(self._last)
         self._last = None
+
+
+def word(dtype: torch.dtype) -> str:
+    """What users call a dtype: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _digest(name: str, tensor: Tensor) -> str:
@@ -93,6 +104,8 @@ def check_logits(opened: Checkpoint, written: Checkpoint, progress: Progress | N
         if progress:
             progress("computing logits", number, 2)
         both.append(probe_logits(checkpoint, tokens, written.dtype, opened.dialect))
+    if progress:
+        progress("computing logits", 2, 2)
     before, after = both
     if bytes_of(before) != bytes_of(after):
         largest = (before - after).abs().max().item()

@@ -145,9 +145,22 @@ def test_another_dtype(tmp_path):
     source = writers.write_hf(tmp_path / "a", writers.LLAMA_JSON, weights)
     done = checkpoints.convert(source, tmp_path / "b", "meta", dtype=torch.bfloat16)
     assert done.dtype == "bfloat16"
+    assert any("float32 became bfloat16" in note for note in done.notes)
     checkpoints.convert(tmp_path / "b", tmp_path / "c", "hf")
     expected = {name: tensor.bfloat16() for name, tensor in weights.items()}
     assert same(hf_tensors(tmp_path / "c"), expected)
+
+
+def test_values_beyond_a_dtype_are_not_made_infinite(tmp_path):
+    weights = writers.random_llama(dtype=torch.bfloat16)
+    weights["model.layers.0.mlp.up_proj.weight"][3, 4] = -70_000
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.inf  # was so before
+    source = writers.write_hf(tmp_path / "a", writers.LLAMA_JSON, weights)
+    with pytest.raises(
+        ValueError, match=r"layers\.0.*: 1 values do not fit float16, .* is 7.01e\+04"
+    ):
+        checkpoints.convert(source, tmp_path / "b", "hf", dtype=torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_tied_head_is_a_second_name_for_the_embedding(tmp_path):
