@@ -133,9 +133,9 @@ def convert(
         reader.finish()
         tokenizer_files = write_tokenizer(tokenizer, opened.folder, beside, layout)
         written = replace(open_checkpoint(beside), source=str(destination))
-        notes = [*tokenizer_files.notes, *_check_config(opened, written)]
+        _check_config(opened, written)
+        notes = [*tokenizer_files.notes, *_remarks(opened, written, tokenizer)]
         notes += _guessed(opened, layout) if context_length is None else []
-        notes += _remarks(opened, written, tokenizer if tokenizer_files.files else None)
         check_tensors(reader.digests, written.weights, progress)
         tokens = check_logits(opened, written, progress)
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
@@ -233,11 +233,9 @@ def _for_llama3(config: LlamaConfig, tokenizer: bool | None) -> bool:
     return config.rope.theta != 10000.0 if tokenizer is None else tokenizer
 
 
-def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
-    """ValueError where the config came out as another one; notes on what it leaves open."""
-    notes = []
-    context, found = opened.config.context_length, written.config.context_length
-    again = replace(written.config, context_length=context)
+def _check_config(opened: Checkpoint, written: Checkpoint) -> None:
+    """ValueError where the config came out as another one, the context length left aside."""
+    again = replace(written.config, context_length=opened.config.context_length)
     apart = [
         f"{name} {value} as {getattr(again, name, None)}"
         for name, value in vars(opened.config).items()
@@ -245,33 +243,33 @@ def _check_config(opened: Checkpoint, written: Checkpoint) -> list[str]:
     ]
     if apart:
         raise ValueError(f"{opened.source}: config would come out otherwise: {', '.join(apart)}")
-    if found != context:
-        notes.append(
-            f"params.json does not state the context length, {context:,}; who opens the folder "
-            f"without knowing it takes {found:,}"
-        )
-    config = written.config
-    if written.layout == "meta" and isinstance(config, LlamaConfig) and config.rope.factor == 32:
-        notes.append(
-            "params.json does not state the factor by which RoPE is scaled: it is "
-            "32 for this width, while Meta's published code takes 8 for every model"
-        )
-    return notes
 
 
 def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
-    """What else whoever uses the result should know."""
+    """What the layout leaves open, and what else whoever uses the result should know."""
     notes = []
     if any(opened.weights.dtype(name) != written.weights.dtype(name) for name in opened.weights):
         notes.append(
             f"{word(opened.dtype)} became {word(written.dtype)}: digests and logits are those of "
             "the values after that, on both sides"
         )
-    words, vocabulary = tokenizer and tokenizer.vocab_size, written.config.vocab_size
-    if written.layout == "meta" and words not in (None, vocabulary):
+    config = written.config
+    if written.layout != "meta" or not isinstance(config, LlamaConfig):
+        return notes
+    if config.context_length != opened.config.context_length:
         notes.append(
-            f"the model has {vocabulary:,} words and the tokenizer {words:,}: Meta's own loader "
-            "wants the same number"
+            f"params.json does not state the context length, {opened.config.context_length:,}; who "
+            f"opens the folder without knowing it takes {config.context_length:,}"
+        )
+    if config.rope.factor == 32:
+        notes.append(
+            "params.json does not state the factor by which RoPE is scaled: it is 32 for this "
+            "width, while Meta's published code takes 8 for every model"
+        )
+    if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
+        notes.append(
+            f"the model has {config.vocab_size:,} words and the tokenizer "
+            f"{tokenizer.vocab_size:,}: Meta's own loader wants the same number"
         )
     return notes
 
