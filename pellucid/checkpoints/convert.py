@@ -37,7 +37,7 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
-from pellucid.models import Config, LlamaConfig
+from pellucid.models import LlamaConfig
 from pellucid.tokenizers import Tokenizer
 
 LAYOUTS = ("hf", "meta")
@@ -120,9 +120,7 @@ def convert(
     """
     folder = Path(destination).expanduser().resolve()
     _check_request(layout, folder)
-    opened = open_checkpoint(source)
-    opened.weights.check_redundant()
-    opened = replace(opened, config=_stated(opened, layout, context_length))
+    opened = _opened(source, layout, context_length)
     dtypes = {name: dtype or opened.weights.dtype(name) for name in opened.weights}
     tokenizer = load_tokenizer(opened.folder)
     target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
@@ -175,16 +173,18 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _stated(opened: Checkpoint, layout: str, context_length: int | None) -> Config:
-    """The source's config, with the context length that Meta's layout does not state."""
+def _opened(source: str | Path, layout: str, context_length: int | None) -> Checkpoint:
+    """The source, with the context length that Meta's layout does not state."""
+    opened = open_checkpoint(source)
+    opened.weights.check_redundant()
     if context_length is None:
-        return opened.config
+        return opened
     if opened.layout != "meta" or layout != "hf":
         raise ValueError(
             f"context length {context_length}: given where only Meta's layout leaves it open, on "
             f"the way to Hugging Face's; {opened.source} states {opened.config.context_length}"
         )
-    return replace(opened.config, context_length=context_length)
+    return replace(opened, config=replace(opened.config, context_length=context_length))
 
 
 def _target(
