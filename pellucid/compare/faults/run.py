@@ -128,8 +128,9 @@ def run_benchmark(
 ) -> Table:
     """Every fault and control on every subject it applies to, in each dtype.
 
-    Each runs twice: with B's weights and config to look at, and with nothing but the tensors that
-    B computed. Without `subjects`, two random models, one of each family.
+    Faults of weights and config, and controls, run twice: with B's weights and config to look at,
+    and with nothing but the tensors that B computed. Without `subjects`, two random models, one of
+    each family.
     """
     rows: list[Row] = []
     for subject in subjects or (random_llama(), random_gpt2()):
@@ -140,9 +141,7 @@ def run_benchmark(
             for dtype in dtypes:
                 if fault.side_dtype == dtype:
                     continue
-                for shown in (True, False):
-                    if not shown and (fault.visible_only or fault.encode):
-                        continue
+                for shown in _views(fault, fault in controls):
                     progress(f"{subject.name}, {dtype}: {fault.name}")
                     report = run_fault(fault, subject, dtype, shown)
                     if dtype == "float32" and report.first and report.first.name == fault.first:
@@ -152,14 +151,63 @@ def run_benchmark(
     return Table(rows)
 
 
+def run_healthy(
+    subjects: Sequence[Subject],
+    dtypes: Sequence[str] = DTYPES,
+    runs: int = 20,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Table:
+    """Controls on random prompts: 1 to 60 tokens, 0 to 3 decoding steps, alone or padded.
+
+    Every row must read as healthy; `runs` are made of each subject and dtype.
+    """
+    rows: list[Row] = []
+    controls = [c for c in CONTROLS if not (c.side_dtype or c.visible_only)]
+    for subject in subjects:
+        fitting = [control for control in controls if _applies(control, subject)]
+        for dtype in dtypes:
+            for seed in range(runs):
+                control = fitting[seed % len(fitting)]
+                progress(f"{subject.name}, {dtype}: {control.name}, {seed + 1} of {runs}")
+                random = torch.Generator().manual_seed(seed)
+                lengths = torch.randint(1, 61, (1 + 2 * (seed % 3 == 2),), generator=random)
+                vocabulary = subject.config.vocab_size
+                prompt = [
+                    torch.randint(vocabulary, (n,), generator=random).tolist()
+                    for n in lengths.tolist()
+                ]
+                steps = int(torch.randint(4, (1,), generator=random))
+                drawn = replace(control, steps=steps)
+                report = run_fault(drawn, subject, dtype, shown=False, rows=prompt)
+                rows.append(_row(drawn, subject, dtype, False, True, report, {}))
+    return Table(rows)
+
+
+def _views(fault: Fault, control: bool) -> tuple[bool, ...]:
+    """Whether to show B's weights and config: where they can tell, and where they do not."""
+    if fault.visible_only or fault.encode:
+        return (True,)
+    return (True, False) if fault.static or control else (False,)
+
+
 def _applies(fault: Fault, subject: Subject) -> bool:
     if subject.config.family not in fault.families or not fault.applies(subject.config):
         return False
     return fault.encode is None or subject.tokenizer is not None
 
 
-def run_fault(fault: Fault, subject: Subject, dtype: str, shown: bool) -> Report:
-    """The diff of a healthy model of ours against the port with one fault."""
+def run_fault(
+    fault: Fault,
+    subject: Subject,
+    dtype: str,
+    shown: bool,
+    rows: list[list[int]] | None = None,
+) -> Report:
+    """The diff of a healthy model of ours against the port with one fault.
+
+    shown  whether B's weights and config can be looked at
+    rows   token ids to run instead of the fault's own
+    """
     held = getattr(torch, dtype)
     config, weights = subject.config, {n: x.to(held) for n, x in subject.weights.items()}
     if fault.with_config:
@@ -179,7 +227,7 @@ def run_fault(fault: Fault, subject: Subject, dtype: str, shown: bool) -> Report
     b = _port(fault, subject, config, weights, shown)
     if fault.encode:
         return compare(a, b, _text(tokenizer), steps=fault.steps)
-    return compare(a, b, subject.rows(fault.rows), steps=fault.steps)
+    return compare(a, b, rows or subject.rows(fault.rows), steps=fault.steps)
 
 
 def _text(tokenizer: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,8 @@ Variant = tuple[RopeConfig, str, str]  # config, cause, evidence
 
 def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     config = replay.setting.config
-    variants = [*_variants(config.rope, config.head_dim), *_measured(replay, name)]
-    for changed, cause, evidence in variants:
-        other = replace(config, rope=changed)
-        yield Hypothesis(cause, evidence, in_setting(lambda s, c=other: replace(s, config=c)))
+    for variant in _variants(config.rope, config.head_dim):
+        yield _with_rope(config, variant)
     place = 0 if leaf(name) == "rope.cos" else 1
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
@@ -52,6 +51,14 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     yield Hypothesis(
         "cos and sin swapped", "the other table", lambda r, n: _table_of(r, n, 1 - place)
     )
+    for variant in _measured(replay, name):
+        yield _with_rope(config, variant)
+
+
+def _with_rope(config: Any, variant: Variant) -> Hypothesis:
+    changed, cause, evidence = variant
+    other = replace(config, rope=changed)
+    return Hypothesis(cause, evidence, in_setting(lambda s: replace(s, config=other)))
 
 
 def _table_of(

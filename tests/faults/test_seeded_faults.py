@@ -1,0 +1,181 @@
+"""The benchmark of seeded faults: each is found at its tensor with its cause; no control fires."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid import names, tokenizers
+from pellucid.compare import from_model
+from pellucid.compare.faults.catalogue import CONTROLS, FAULTS, TOKENS
+from pellucid.compare.faults.engine import Engine, Port, inverse_frequencies
+from pellucid.compare.faults.run import run_benchmark, run_healthy
+from pellucid.compare.faults.subjects import TEXT, from_language_model, random_gpt2, random_llama
+from pellucid.models import RopeConfig, build
+from pellucid.models.rope import frequencies
+
+SUBJECTS = {"llama": random_llama(), "gpt2": random_gpt2()}
+
+
+def _cases(faults):
+    """Every fault on every random model it applies to."""
+    return [
+        pytest.param(fault, subject, id=f"{fault.name}-{family}")
+        for fault in faults
+        for family, subject in SUBJECTS.items()
+        if family in fault.families and fault.applies(subject.config) and not fault.encode
+    ]
+
+
+@pytest.mark.parametrize(("fault", "subject"), _cases(FAULTS))
+def test_a_fault_in_float32_is_found_and_named(fault, subject):
+    table = run_benchmark([subject], ["float32"], [fault], [])
+    assert table.rows
+    for row in table.rows:
+        assert row.detected and row.located and row.named and row.static_right, row
+
+
+@pytest.mark.parametrize(("control", "subject"), _cases(CONTROLS))
+def test_a_control_does_not_fire(control, subject):
+    table = run_benchmark([subject], ["float32"], [], [control])
+    assert table.rows
+    for row in table.rows:
+        assert row.right, row
+
+
+def test_some_faults_in_bfloat16():
+    """A sample that takes no minute; the whole matrix is the slow test below."""
+    sample = ("RoPE theta, tables not seen", "one exponent bit flipped", "two layers swapped")
+    faults = [fault for fault in FAULTS if fault.name in (*sample, "GELU by sigmoid")]
+    table = run_benchmark(list(SUBJECTS.values()), ["bfloat16"], faults, CONTROLS[:3])
+    assert len(table.rows) > 15
+    for row in table.rows:
+        assert row.right, row
+
+
+@pytest.mark.slow
+def test_the_whole_matrix_reaches_its_goals():
+    summary = run_benchmark(list(SUBJECTS.values())).summary()
+    assert summary["float32 located"] == 1
+    assert summary["bfloat16 detected"] >= 0.9 and summary["bfloat16 misplaced"] == 0
+    assert min(summary["float32 cause right"], summary["bfloat16 cause right"]) >= 0.9
+    assert summary["controls fired"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.assets
+def test_the_whole_matrix_on_a_trained_model(assets):
+    import pellucid
+
+    trained = from_language_model(pellucid.load(assets / "stories260K" / "hf"))
+    summary = run_benchmark([trained]).summary()
+    assert summary["float32 located"] == 1
+    assert summary["bfloat16 detected"] >= 0.9 and summary["bfloat16 misplaced"] == 0
+    assert min(summary["float32 cause right"], summary["bfloat16 cause right"]) >= 0.9
+    assert summary["controls fired"] == 0
+
+
+def test_healthy_ports_on_random_prompts_never_fire():
+    table = run_healthy(list(SUBJECTS.values()), runs=4)
+    assert len(table.rows) == 16
+    assert [row for row in table.rows if not row.right] == []
+
+
+# ── Tokens ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return tokenizers.train_bpe([TEXT], 330, folder, ("<|begin|>", "<|end|>", "<|turn|>"))
+
+
+@pytest.mark.parametrize("fault", TOKENS, ids=lambda fault: fault.name)
+def test_a_fault_of_the_encoding_is_named(fault, tokenizer):
+    config = replace(SUBJECTS["llama"].config, vocab_size=tokenizer.vocab_size)
+    weights = dict(SUBJECTS["llama"].weights)
+    for name in ("embed.weight", "unembed.weight"):
+        weights[name] = weights[name].repeat(3, 1)[: config.vocab_size]
+    subject = replace(SUBJECTS["llama"], config=config, weights=weights, tokenizer=tokenizer)
+    (row,) = run_benchmark([subject], ["float32"], [fault], []).rows
+    assert row.right and row.found_static == (fault.cause,), row
+
+
+@pytest.mark.assets
+def test_the_special_tokens_of_two_releases_of_llama_3(assets):
+    """The names of 3.0 and 3.1 share ids only in part."""
+    from pellucid.compare.sides import Side
+    from pellucid.compare.static import token_findings
+    from pellucid.tokenizers import llama3
+
+    ranks = llama3.read_ranks(assets / "llama3" / "tokenizer.model")
+    old, new = (llama3.from_ranks(ranks, version) for version in ("3.0", "3.1"))
+    text = "a<|eom_id|>b"
+    sides = [
+        Side(label=name, dtype=torch.float32, bos_id=tok.bos_id, specials=tok.specials)
+        for name, tok in (("old", old), ("new", new))
+    ]
+    found = token_findings(old.encode(text, specials=True), new.encode(text, specials=True), *sides)
+    assert len(found) == 1 and "token 1" in found[0].finding
+
+
+# ── The catalogue and the port ───────────────────────────────────────────────────────────────────
+
+
+def test_the_catalogue_is_whole():
+    assert len({fault.name for fault in FAULTS}) >= 60
+    for family, subject in SUBJECTS.items():
+        order = {"tokens", *names.expand(subject.config)}
+        for fault in FAULTS:
+            if family in fault.families:
+                assert names.without_step(fault.first) in order, fault.name
+                assert fault.cause, fault.name
+        mine = [fault.name for fault in FAULTS if family in fault.families]
+        assert len(mine) == len(set(mine)) >= 40
+    assert all(not control.first for control in CONTROLS)
+
+
+@pytest.mark.parametrize("rows", ["short", "padded"])
+@pytest.mark.parametrize("family", SUBJECTS)
+def test_the_healthy_port_is_the_model(family, rows):
+    """Two programs written apart, every named tensor, with a cache and with padding."""
+    subject = SUBJECTS[family]
+    model = build(subject.config)
+    model.load_state_dict(subject.weights)
+    prompt = subject.rows(rows)
+    ours = from_model(model.eval(), "ours").observe(prompt, 2)
+    port = Engine(subject.config, subject.weights, torch.float32, Port()).run(prompt, 2)
+    assert set(port) == set(ours)
+    padding = max(map(len, prompt)) - min(map(len, prompt))
+    for name in ours:
+        mine, theirs = ours[name], port[name]
+        if leaf_is_low(name):
+            mine, theirs = mine.clamp(min=-1e4), theirs.clamp(min=-1e4)
+        if not padding:
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-4, msg=name)
+        elif name.endswith("logits"):
+            torch.testing.assert_close(theirs[:, -1], mine[:, -1], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def leaf_is_low(name: str) -> bool:
+    """Whether a tensor holds switched-off scores, for which every program has its own number."""
+    return name.endswith("masked_scores")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["default", "linear", "llama3", "yarn"]),
+    factor=st.sampled_from([1.0, 2.0, 8.0, 32.0]),
+    original=st.sampled_from([32, 2048, 8192]),
+    theta=st.sampled_from([1e4, 5e5]),
+)
+def test_the_ports_frequencies_are_the_papers(kind, factor, original, theta):
+    rope = RopeConfig(theta=theta, type=kind, factor=factor, original_context=original)
+    config = replace(SUBJECTS["llama"].config, rope=rope, head_dim=16)
+    torch.testing.assert_close(
+        inverse_frequencies(config), frequencies(rope, 16), rtol=1e-5, atol=0
+    )
