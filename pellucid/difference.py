@@ -329,25 +329,27 @@ def _both_sides(
         try:
             built[place] = as_side(source, "AB"[place], replace(options, config=config))
         except UnknownNames as error:
-            raise ValueError(f"{error}{_proposal(error.recorded, other, rows)}") from None
+            raise _with_proposal(error, other, rows) from None
     return built[0], built[1]
 
 
-def _proposal(recorded: Trace, other: Side | None, rows: str | list[list[int]] | None) -> str:
-    """What the unknown names seem to mean, where the other side can be run on the same tokens."""
+def _with_proposal(
+    error: UnknownNames, other: Side | None, rows: str | list[list[int]] | None
+) -> UnknownNames:
+    """The error with what its names seem to mean, where the other side can run the same tokens."""
+    seen = error.recorded
     if other is None or other.run is None or other.recorded is not None:
-        return ""
+        return error
     if isinstance(rows, str):
         rows = [other.encode(rows)] if other.encode else None
     if rows is None:
-        return " (give the prompt it was made of, and a map is proposed)"
-    proposed = propose_map(recorded, other.observe(rows, 0))
+        advice = "give the prompt it was made of, and a map is proposed"
+        return UnknownNames(f"{error} ({advice})", seen)
+    proposed = propose_map(seen, other.observe(rows, 0))
     if not proposed:
-        return "; none of its tensors has the shape of one of ours"
-    return (
-        ". Proposed from order, shapes and values; check it, save it as names.yaml and give "
-        f"name_map='names.yaml':\n{as_yaml(proposed)}"
-    )
+        return UnknownNames(f"{error}; none of its tensors has the shape of one of ours", seen)
+    advice = "proposed by value, order and shape; check it, save it as names.yaml and give"
+    return UnknownNames(f"{error}; {advice} name_map='names.yaml'", seen, as_yaml(proposed))
 
 
 def _left_out(side: Side) -> str:

@@ -35,11 +35,15 @@ _FAMILIES = ("gpt2", "llama")
 
 
 class UnknownNames(ValueError):
-    """A recording without a single known name; it carries the recording."""
+    """A recording most of whose names are unknown.
 
-    def __init__(self, message: str, recorded: Trace) -> None:
-        super().__init__(message)
-        self.recorded = recorded
+    recorded  the recording
+    proposal  a name map for it, as YAML, where one could be made; then `str` shows it too
+    """
+
+    def __init__(self, message: str, recorded: Trace, proposal: str = "") -> None:
+        super().__init__(message + (f":\n{proposal}" if proposal else ""))
+        self.recorded, self.proposal = recorded, proposal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def _tensor(array: Any, name: str, path: str | Path) -> Tensor:
 def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = None) -> Trace:
     """The recording under our names: by `name_map`, else as it is, else by the best shipped map.
 
-    ValueError where it is empty, and `UnknownNames` where no name is known.
+    ValueError where it is empty, and `UnknownNames` where most names are not known.
     """
     if not recorded:
         raise ValueError(f"{label}: the trace is empty: nothing can be compared")
@@ -63,12 +63,12 @@ def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = N
         chosen = None
     if chosen is not None and chosen.knows(recorded):
         return chosen.apply(recorded, config)
-    if own or all(names.known(name) for name in recorded):
+    unknown = [name for name in recorded if not names.known(name)]
+    if len(own) >= len(unknown):
         return recorded
-    said = f"name map {chosen.label} knows none" if chosen else "none is known"
+    said = f"name map {chosen.label} knows none" if chosen else f"{len(unknown)} are unknown"
     raise UnknownNames(
-        f"{label}: of its {len(recorded)} names, such as {next(iter(recorded))!r}, {said}; "
-        "give a name_map",
+        f"{label}: of its {len(recorded)} names {said}, such as {unknown[0]!r}; give a name_map",
         recorded,
     )
 

@@ -12,14 +12,13 @@ from tiny import GPT, LLAMA, random_model, random_tokens
 from pellucid import checkpoints
 from pellucid.models import Config, Model, RopeConfig
 
-# Widths that fill whole vector registers: on odd ones a matrix product takes its last columns by
-# another path, which depends on how q and k lie in memory.
 SHAPE = replace(LLAMA, width=32, head_dim=16, hidden_width=96)
 SCALED = RopeConfig(theta=500000.0, type="llama3", factor=8.0, original_context=32)
 CONFIGS: dict[str, Config] = {
     "mha": replace(SHAPE, n_kv_heads=4),
     "gqa": SHAPE,
     "mqa, tied": replace(SHAPE, n_kv_heads=1, tied=True),
+    "odd widths": LLAMA,
     "biases": replace(SHAPE, attention_bias=True, mlp_bias=True),
     "linear": replace(SHAPE, rope=RopeConfig(type="linear", factor=4.0)),
     "dynamic": replace(SHAPE, rope=RopeConfig(type="dynamic", factor=2.0, original_context=64)),

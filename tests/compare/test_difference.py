@@ -106,11 +106,19 @@ def test_unknown_names_come_back_with_a_proposal(model, tmp_path):
         diff(model, path, PROMPT)
     first, *lines = str(error.value).splitlines()
     assert "name_map='names.yaml'" in first
+    assert error.value.proposal.splitlines() == lines
     assert lines == ["nn{N}_q: layers.{N}.attn.q (B T H*D)  # 100%"]
     (tmp_path / "names.yaml").write_text("\n".join(lines))
     assert diff(model, path, PROMPT, name_map=tmp_path / "names.yaml").verdict == "identical"
     with pytest.raises(ValueError, match="give the prompt it was made of, and a map is proposed"):
         diff(model, path)
+
+
+def test_a_few_known_names_do_not_hide_that_most_are_not(model):
+    seen = trace_of(model)
+    few = Trace({f"nn_{name}": tensor for name, tensor in seen.items()} | {"embed": seen["embed"]})
+    with pytest.raises(ValueError, match=f"of its {len(few)} names {len(seen)} are unknown"):
+        diff(model, few, PROMPT)
 
 
 @pytest.mark.assets
@@ -240,7 +248,7 @@ def test_weights_are_no_trace(model, tmp_path):
     from safetensors.torch import save_file
 
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="none is known; give a name_map"):
+    with pytest.raises(ValueError, match="of its 21 names 21 are unknown, such as .embed.weight."):
         diff(model, tmp_path / "model.safetensors", PROMPT)
 
 
