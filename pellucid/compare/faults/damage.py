@@ -37,10 +37,12 @@ def norm_plus_one(weights: Weights, config: Any) -> None:
 
 
 def without_norm_bias(weights: Weights, config: Any) -> None:
+    """A LayerNorm whose bias was never loaded."""
     del weights["layers.1.attn_norm.bias"]
 
 
 def without_qkv_bias(weights: Weights, config: Any) -> None:
+    """Queries, keys and values whose biases were never loaded."""
     for layer in range(config.n_layers):
         for letter in "qkv":
             del weights[f"layers.{layer}.attn.{letter}_proj.bias"]
@@ -64,6 +66,7 @@ def qkv_cut_by_head(weights: Weights, config: Any) -> None:
 
 
 def kv_heads_swapped(weights: Weights, config: Any) -> None:
+    """The first two key/value heads of one block in each other's place."""
     for letter in "kv":
         name = f"layers.0.attn.{letter}_proj.weight"
         heads = list(weights[name].split(config.head_dim))
@@ -82,6 +85,7 @@ def output_shards(weights: Weights, config: Any) -> None:
 
 
 def down_shards(weights: Weights, config: Any) -> None:
+    """w2 is split over its columns too."""
     name = "layers.1.mlp.down_proj.weight"
     weights[name] = _joined_on_rows(weights[name])
 
@@ -99,6 +103,7 @@ def gate_and_up_swapped(weights: Weights, config: Any) -> None:
 
 
 def layers_swapped(weights: Weights, config: Any) -> None:
+    """Blocks 0 and 1 in each other's place."""
     for name in list(weights):
         if name.startswith("layers.0."):
             other = name.replace("layers.0.", "layers.1.")
@@ -106,6 +111,7 @@ def layers_swapped(weights: Weights, config: Any) -> None:
 
 
 def of_another_layer(weights: Weights, config: Any) -> None:
+    """One matrix of block 1 that is block 0's."""
     weights["layers.1.mlp.up_proj.weight"] = weights["layers.0.mlp.up_proj.weight"]
 
 
@@ -121,10 +127,12 @@ def _flipped(weights: Weights, name: str, bit: int) -> None:
 
 
 def exponent_bit(weights: Weights, config: Any) -> None:
+    """One value four times or a quarter of what it was."""
     _flipped(weights, "layers.1.attn.v_proj.weight", 1)
 
 
 def mantissa_bit(weights: Weights, config: Any) -> None:
+    """One value changed by up to a half."""
     _flipped(weights, "layers.1.attn.v_proj.weight", -1)
 
 
@@ -173,6 +181,7 @@ def own_head(weights: Weights, config: Any) -> None:
 
 
 def head_tied(weights: Weights, config: Any) -> None:
+    """A head that was stored, and was not loaded."""
     del weights["unembed.weight"]
 
 

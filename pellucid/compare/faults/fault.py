@@ -10,7 +10,7 @@ import torch
 
 from pellucid.compare.faults.engine import Port
 
-Rows = Literal["short", "long", "padded"]
+Rows = Literal["short", "long", "many", "padded"]
 Damage = Callable[[dict[str, torch.Tensor], Any], None]
 Change = Callable[[Any], Any]
 Encode = Callable[[Any, str], list[int]]  # of (tokenizer, text)

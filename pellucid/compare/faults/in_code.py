@@ -108,6 +108,7 @@ ROPE = (
         "rope.cos",
         "positions rounded",
         port=Port(position_dtype=torch.bfloat16),
+        applies=lambda c: c.context_length > 300,  # bfloat16 holds every integer up to 256
         rows="long",
     ),
 )

@@ -146,7 +146,7 @@ WEIGHTS: tuple[Fault, ...] = (
         static="head untied",
         applies=lambda c: c.tied,
         weights=damage.random_head,
-        rows="long",
+        rows="many",
     ),
     fault(
         "own head random",
@@ -156,7 +156,7 @@ WEIGHTS: tuple[Fault, ...] = (
         with_config=lambda c: replace(c, tied=False),
         with_weights=damage.own_head,
         weights=damage.random_head,
-        rows="long",
+        rows="many",
     ),
     fault(
         "own head tied to the embedding",

@@ -17,7 +17,7 @@ TEXT = (
     "127 steps. She loved to play outside in the park. One day, on the 4th of July 1998, she saw a "
     "big red ball in the tall grass. She ran to it, and said: can I have it? Her mother smiled. "
 )
-SHORT, LONG = 48, 330  # bfloat16 holds every integer up to 256: rounded positions need more
+SHORT, LONG = 48, 330
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +30,30 @@ class Subject:
     tokenizer: Any = None
 
     def rows(self, kind: str) -> list[list[int]]:
-        """Token ids to run: "short", "long" (as far as the context goes), "padded" (three rows)."""
+        """Token ids to run: "short", "long" (as far as the context goes), "padded" (three rows).
+
+        "many" is more tokens than the model is wide, so that weights can be solved for.
+        """
         length = min(self.config.context_length - 4, LONG)
         ids = self._ids(length)
         if kind == "padded":
             return [ids[:20], ids[3:16], ids[5:24]]
+        if kind == "many":
+            count = round(3.2 * self.config.width / SHORT) + 1
+            return self._random(count, SHORT)
         return [ids if kind == "long" else ids[:SHORT]]
 
     def _ids(self, length: int) -> list[int]:
         if self.tokenizer is None:
-            random = torch.Generator().manual_seed(0)
-            return torch.randint(self.config.vocab_size, (length,), generator=random).tolist()
+            return self._random(1, length)[0]
         ids = encoded(self.tokenizer, TEXT)
         while len(ids) < length:
             ids += self.tokenizer.encode(TEXT)
         return ids[:length]
+
+    def _random(self, rows: int, length: int) -> list[list[int]]:
+        random = torch.Generator().manual_seed(0)
+        return torch.randint(self.config.vocab_size, (rows, length), generator=random).tolist()
 
 
 def from_language_model(lm: Any) -> Subject:

@@ -20,6 +20,7 @@ def _tiled(x: Tensor, heads: int) -> Tensor:
 
 
 def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Head mapping, scale, order of the key/value heads."""
     config = replay.setting.config
 
     def plain(q: Tensor, k: Tensor) -> Tensor:
@@ -53,6 +54,7 @@ def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
 
 
 def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Whatever goes wrong with a mask, whether or not the mask was observed."""
     for hypothesis in mask(replay, sibling(name, "mask"), observed):
 
         def masked(r: Replay, n: str, h: Hypothesis = hypothesis) -> Tensor:
@@ -63,6 +65,7 @@ def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterato
 
 
 def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Softmax in a coarse dtype, over the wrong axis, with a one added."""
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
         yield Hypothesis(
@@ -88,6 +91,7 @@ def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
 
 
 def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Head mapping and order of the values."""
     config = replay.setting.config
     if config.n_heads != config.n_kv_heads:
         tiled = given(lambda s, p, v: p @ _tiled(v, p.shape[1]))
@@ -98,6 +102,7 @@ def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis
 
 
 def attn_out(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Heads put side by side in the wrong order."""
     yield Hypothesis(
         "heads joined wrongly",
         "heads not moved behind the tokens before joining",

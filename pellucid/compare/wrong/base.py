@@ -134,5 +134,6 @@ def _exchanged(cause: str, evidence: str, changed: dict[str, Tensor]) -> Hypothe
 
 
 def of_model(name: str, what: str) -> str:
+    """A tensor of the whole model at the step of `name`: ("step.1.logits", "mask")."""
     step = names.step_of(name)
     return f"step.{step}.{what}" if step else what

@@ -13,6 +13,7 @@ from pellucid.compare.wrong.base import Hypothesis
 
 
 def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Off by one, counted from the padding, started again."""
     expected, _ = replay.expected_places(names.step_of(name))
     for shift in (1, -1):
         yield Hypothesis(
@@ -31,6 +32,7 @@ def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hy
 
 
 def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """One too wide or narrow, top-left, missing, transposed, open to padding."""
     step = names.step_of(name)
     _, expected = replay.expected_places(step)
     tokens, seen = expected.shape[-2:]

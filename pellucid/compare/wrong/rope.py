@@ -19,6 +19,7 @@ Variant = tuple[RopeConfig, str, str]  # config, cause, evidence
 
 
 def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Other base, scaling, exponent or precision of the angles."""
     config = replay.setting.config
     for variant in _variants(config.rope, config.head_dim):
         yield _with_rope(config, variant)
@@ -164,6 +165,8 @@ def _radians_per_position(angles: Tensor, positions: Tensor) -> float | None:
 
 
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Wrong pairs, missing, backwards, twice, in a coarse dtype."""
+
     def interleaved(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         pairs = x.unflatten(-1, (-1, 2))
         split = torch.cat((pairs[..., 0], pairs[..., 1]), -1)

@@ -26,6 +26,7 @@ from pellucid.compare.wrong.base import (
 
 
 def embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Scaled, or rows of the neighbouring ids."""
     width = replay.setting.config.width
     yield Hypothesis(
         "embedding scaled",
@@ -42,6 +43,7 @@ def embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypoth
 
 
 def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Other eps, missing, the other family's norm, other precision."""
     config, parameter = replay.setting.config, parameters(replay.setting, name)[0]
     stem = parameter.removesuffix(".weight")
     local = stem.split(".", 2)[-1] if stem.startswith("layers.") else stem
@@ -146,6 +148,7 @@ def _norm_late_cast(local: str) -> Wrong:
 
 
 def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Added to the wrong stream, or not added."""
     parts = inputs(replay.setting.config, name)
     if len(parts) < 2:
         return
@@ -172,6 +175,7 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
 
 
 def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Another function, or of the wrong branch."""
     for cause, evidence, function in (
         ("GELU form", "erf instead of tanh", F.gelu),
         ("GELU form", "tanh instead of erf", lambda x: F.gelu(x, approximate="tanh")),
@@ -187,6 +191,8 @@ def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothes
 
 
 def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """The gate on the wrong branch, or left out."""
+
     def wrong_branch(replay: Replay, name: str) -> Tensor:
         gate = replay.value(sibling(name, "mlp.gate")).to(replay.setting.dtype)
         up = replay.value(sibling(name, "mlp.up")).to(replay.setting.dtype)
@@ -197,6 +203,7 @@ def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
 
 
 def logits(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """The final norm left out, or the embedding's table for the head's."""
     config = replay.setting.config
     last = of_model(name, f"layers.{config.n_layers - 1}.resid_post")
     head = "embed" if config.tied else "unembed"
