@@ -7,6 +7,7 @@ and walking.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,10 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {self.config.family}, {self.dtype}, {self.device})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
+        """Weights of its own; the tokenizer and the open files are read only and shared."""
+        return LanguageModel(deepcopy(self.model, memo), self.tokenizer, self.checkpoint)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text as the model expects it (with its BOS), ids as they are.
