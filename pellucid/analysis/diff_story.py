@@ -202,10 +202,10 @@ def _effect(report: Json) -> Iterator[Line]:
     if effect is None:
         yield Line(label="effect", mark="none", text="unknown: the logits of both are needed")
         return
-    if effect["kl_mean"] is None:
-        kl = "KL(A ‖ B) is not finite"
-    else:
-        kl = f"KL(A ‖ B) {effect['kl_mean']:.2g} nats on average, {effect['kl_max']:.2g} at most"
+    mean, most = (
+        "∞" if kl is None else f"{kl:.2g}" for kl in (effect["kl_mean"], effect["kl_max"])
+    )
+    kl = f"KL(A ‖ B) {mean} nats on average, {most} at most"
     top = effect["top1"]
     agree = (
         "everywhere" if top == 1 else f"after {100 * top:.3g} % of the tokens" if top else "nowhere"
