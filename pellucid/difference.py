@@ -28,7 +28,7 @@ from pellucid.compare.recordings import (
     load_recording,
     named,
 )
-from pellucid.compare.sides import Batch
+from pellucid.compare.sides import Batch, pad_left
 from pellucid.generate import encode_prompt
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
 from pellucid.models import GPT2, Config, Llama, Model
@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
 LIVE = "hf:"  # before a path: run it in transformers
+LLAMAS_BY_ANOTHER_NAME = ("mistral", "qwen2")  # within their sliding window, if they have one
+LLAMA_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+    "rope_scaling", "rope_parameters", "tie_word_embeddings", "hidden_act",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +172,17 @@ def is_recording(source: Any) -> bool:
 def live_side(model: Any, label: str) -> Side:
     """A side that runs a transformers model as it is, with its config and weights in our terms.
 
-    Of GPT-2 and Llama, nothing is copied. Of other models only the names are known: their sides
-    have neither config nor weights. ValueError for a config that says what Pellucid does not have.
+    Nothing is copied. GPT-2, Llama, and the families that compute exactly what a Llama does; of
+    others only the names are known, and their sides have neither config nor weights. ValueError
+    for a config that says what Pellucid does not have.
     """
-    if model.config.model_type not in ("gpt2", "llama"):
+    stated = json.loads(model.config.to_json_string())
+    if model.config.model_type in LLAMAS_BY_ANOTHER_NAME:
+        whole = model.config.to_dict()
+        stated = {key: whole[key] for key in LLAMA_KEYS if key in whole} | {"model_type": "llama"}
+    if stated["model_type"] not in ("gpt2", "llama"):
         return from_transformers(model, label)
-    config = read_config(json.loads(model.config.to_json_string()), f"{label}: config")
+    config = read_config(stated, f"{label}: config")
     weights = _canonical(config, model.state_dict(), label)
     return from_transformers(model, label, config=config, weights=weights)
 
@@ -189,6 +200,9 @@ def _canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[
         if entry.parameters:
             parts = upright.chunk(len(entry.parameters))
             found |= dict(zip(entry.parameters, parts, strict=True))
+        bias = entry.stored.removesuffix("weight") + "bias"
+        if config.family == "llama" and bias in state:  # Qwen2: of q, k and v, but not of o
+            found[entry.parameters[0].removesuffix("weight") + "bias"] = state[bias]
     head = state.get("lm_head.weight")
     if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
         found["unembed.weight"] = head  # the config says it is the embedding, it is not
@@ -287,9 +301,12 @@ def _from_recording(source: Any, label: str, options: Options) -> Side:
     side = from_trace(seen, label)
 
     def replayed(rows: Batch, steps: int) -> Trace:
-        observed = side.observe(rows, steps)
-        check_length(observed, label, max(map(len, rows)))
-        return observed
+        padded = pad_left(rows)[0]
+        held = seen.get("tokens")
+        if held is None or not torch.equal(torch.atleast_2d(held), padded):
+            side.observe(rows, steps)  # says which tokens it holds, if it does
+        check_length(seen, label, padded.shape[1])
+        return seen
 
     return replace(side, run=replayed)
 

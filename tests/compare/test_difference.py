@@ -49,6 +49,13 @@ def test_a_model_against_its_own_traces(config, tmp_path):
     assert diff(seen, tmp_path / "t.npz").verdict == "identical"
 
 
+def test_a_trace_of_padded_rows(model):
+    prompt = rows(LLAMA, 9, 4)
+    assert diff(model, trace_of(model, prompt, steps=1), prompt).verdict == "identical"
+    with pytest.raises(ValueError, match="is a trace of other tokens"):
+        diff(model, trace_of(model, prompt), rows(LLAMA, 9, 5))
+
+
 def test_our_own_model_run_otherwise(model):
     prompt = rows(LLAMA, 9, 4)
     assert diff(model, model, prompt, steps=1).verdict == "identical"

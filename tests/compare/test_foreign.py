@@ -9,7 +9,7 @@ from peers import CONFIGS, pair, rows
 from pellucid import names
 from pellucid.compare import compare, from_model
 from pellucid.compare.foreign import from_transformers
-from pellucid.difference import as_side, live_side
+from pellucid.difference import as_side, diff, live_side
 
 pytestmark = pytest.mark.peers
 transformers = pytest.importorskip("transformers")
@@ -144,21 +144,36 @@ def test_dropout_that_is_on_is_seen_and_left_on(tmp_path):
     assert theirs.training
 
 
-@pytest.mark.parametrize("kind", ["MistralForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize("kind", ["MistralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM"])
 def test_models_with_llamas_module_names(kind):
+    """Mistral and Qwen2 are Llamas; Gemma has a norm of its own, there only the names serve."""
     made = getattr(transformers, kind)
     config = made.config_class(
-        vocab_size=97, hidden_size=32, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=97, hidden_size=32, intermediate_size=96, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
         attn_implementation="eager",
     )  # fmt: skip
-    torch.manual_seed(0)
-    side = as_side(made(config).eval(), "A")
-    seen = side.observe(rows(CONFIGS["gqa"], 9), 1)
+    model = made(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) / 4)
+    side, prompt = as_side(model, "A"), rows(CONFIGS["gqa"], 9, 5)
+    seen = side.observe(prompt, 1)
     assert leaves(seen) == {row.leaf for row in names.ROWS if "llama" in row.families} - UNSEEN
-    assert seen["layers.0.attn.q_rotated"].shape == (1, 4, 9, 8)
-    assert seen["step.1.layers.1.attn.k_rotated"].shape == (1, 2, 1, 8)
-    assert side.config is None
+    assert seen["layers.0.attn.q_rotated"].shape == (2, 4, 9, 8)
+    assert seen["step.1.layers.1.attn.k_rotated"].shape == (2, 2, 1, 8)
+    assert diff(model, model, prompt, steps=1).verdict == "identical"
+    if kind == "GemmaForCausalLM":
+        assert side.config is side.weights is None
+        return
+    assert side.weights.keys() >= {"layers.1.attn.q_proj.weight", "unembed.weight"}
+    assert ("layers.1.attn.q_proj.bias" in side.weights) == (kind == "Qwen2ForCausalLM")
+    right = side.observe(prompt, 0)
+    model.model.layers[1].input_layernorm.variance_epsilon *= 100
+    report = diff(right, model, prompt)
+    assert report.first.name == "layers.1.attn_norm"
+    assert report.cause is not None and "eps" in report.cause.name
 
 
 def test_a_model_of_another_make_is_one_line():
