@@ -8,7 +8,7 @@ from peers import CONFIGS, pair, rows
 
 from pellucid import names
 from pellucid.compare import compare, from_model
-from pellucid.compare.foreign import from_transformers
+from pellucid.compare.foreign import _Call, from_transformers
 from pellucid.difference import as_side, diff, live_side
 
 pytestmark = pytest.mark.peers
@@ -83,6 +83,7 @@ def test_the_model_is_left_as_it_was_even_after_an_error(attention, tmp_path, mo
     _, theirs = pair(CONFIGS["gqa"], tmp_path, attention=attention)
     eager, table = modeling_llama.eager_attention_forward, dict(ALL_ATTENTION_FUNCTIONS)
     own = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    assert attention not in own, "another run left its watcher behind"
     side = from_transformers(theirs, "theirs")
 
     def check():
@@ -197,3 +198,29 @@ def test_weights_are_views_of_the_model(tmp_path):
         for name, tensor in side.weights.items():
             assert tensor.untyped_storage().data_ptr() in held, name
             assert torch.equal(tensor, state[name]), name
+
+
+def test_a_head_that_should_be_the_embedding_and_is_not(tmp_path):
+    ours, theirs = pair(CONFIGS["mqa, tied"], tmp_path)
+    theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.flip(0))
+    report = diff(ours, theirs, rows(CONFIGS["gqa"], 9))
+    assert [(found.name, found.cause) for found in report.static] == [
+        ("unembed.weight", "head untied")
+    ]
+    assert report.first.name == "logits"
+
+
+@pytest.mark.parametrize(
+    ("implementation", "tokens", "expected"),
+    [
+        ("eager", 3, torch.ones(3, 5, dtype=torch.bool)),
+        ("sdpa", 3, torch.ones(3, 5, dtype=torch.bool).tril()),  # aligned at the top left
+        ("sdpa", 1, torch.ones(1, 5, dtype=torch.bool)),
+        ("flash_attention_2", 3, None),
+    ],
+)
+def test_no_mask_means_what_the_attention_function_makes_of_it(implementation, tokens, expected):
+    module = torch.nn.Module()
+    q, k = torch.zeros(1, 2, tokens, 4), torch.zeros(1, 2, 5, 4)
+    allowed = _Call(implementation, (module, q, k, k, None), {}).allowed()
+    assert allowed is expected is None or torch.equal(allowed, expected)
