@@ -70,9 +70,7 @@ class Judge:
             return not_judged(f"needs {error.args[0]}")
         if other.verdict == "diverged":
             return result
-        setting = self.declared.setting
-        dtype = str(setting.dtype).removeprefix("torch.")
-        note = f"{dtype} in the dialect {setting.dialect.name}"
+        note = _declared(self.own.setting, self.declared.setting)
         return replace(result, verdict="explained", ratio=other.ratio, where="", note=note)
 
     def _judge_source(self, name: str, seen: Tensor) -> Measure:
@@ -127,6 +125,12 @@ class Judge:
         """What reproduces the diverged tensor, or None; and all that was tried."""
         replay = self.declared or self.own
         return find_cause(replay, name, self.observed[name], result, self.side, static)
+
+
+def _declared(setting: Setting, other: Setting) -> str:
+    if (other.dtype, other.dialect) == (setting.dtype, setting.dialect):
+        return "with the weights it is known to have"
+    return f"{str(other.dtype).removeprefix('torch.')} in the dialect {other.dialect.name}"
 
 
 def _uniform(shift: Tensor, real: Tensor) -> bool:

@@ -39,9 +39,8 @@ def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothes
     unseen = _unseen(replay, name)
     for source in unseen:
         before = list(_of(replay, source, None))
-        partner = name[: -len(leaf(name))] and source.replace(
-            leaf(source), _TOGETHER.get(leaf(source), leaf(source))
-        )
+        what = leaf(source)
+        partner = source.removesuffix(what) + _TOGETHER.get(what, what)
         yield from (_through({source: hypothesis}) for hypothesis in before)
         if partner != source and partner in unseen:
             beside = _of(replay, partner, None)

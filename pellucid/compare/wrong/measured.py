@@ -112,14 +112,15 @@ def _named_one(plain: Tensor, change: Tensor) -> Iterator[Found]:
         yield from _one_value(plain, place, float(change[place]))
         return
     changed = plain.double() + change
-    rows = change.abs().amax(-1).nonzero() if change.ndim == 2 else places
-    if change.ndim == 2 and len(rows) <= FEW and len(change[rows[0]].unique()) == 2:
-        row, columns = int(rows[0]), change[int(rows[0])].nonzero().flatten()
-        where = f"[{row}, {int(columns[0])}:{int(columns[-1]) + 1}]"
-        amount = float(change[row, columns[0]])
-        evidence = f"{where} moved by {amount:.3g}"
-        yield "quantised group with a wrong zero point", evidence, changed
-        return
+    if change.ndim == 2 and 1 < len(places) <= FEW * max(GROUPS):
+        row = int(places[0, 0])
+        columns = change[row].nonzero().flatten()
+        amounts = change[row, columns]
+        if len(columns) in GROUPS and bool((amounts == amounts[0]).all()):
+            where = f"[{row}, {int(columns[0])}:{int(columns[-1]) + 1}]"
+            evidence = f"{where} moved by {float(amounts[0]):.3g}"
+            yield "quantised group with a wrong zero point", evidence, changed
+            return
     x, y = plain.double().flatten(), changed.flatten()
     alike = float((x @ y) / (x.norm() * y.norm()).clamp(min=1e-30))
     cause = "unrelated weights" if abs(alike) < 0.2 else "other weights"
