@@ -31,7 +31,8 @@ class Row:
     sentence: str
     families: tuple[str, ...] = _BOTH
     layer: bool = True
-    transformerlens: str | None = None  # hook name, after "blocks.N." for a layer
+    transformerlens: str | None = None  # hook name, after "blocks.N." for a layer; its RMSNorm
+    # hooks hook_normalized before the weight, its LayerNorm after it
     hf: str | None = None  # transformers' Llama module whose output it is
     ggml: str | None = None  # llama.cpp's graph node, before "-N" for a layer
 
@@ -104,7 +105,7 @@ ROWS: tuple[Row, ...] = (
         **_LLAMA,
         transformerlens="attn.hook_rot_k",
     ),
-    _row("attn.scores", "B H T S", "q · kᵀ / √D, before the mask.", ggml="kq"),
+    _row("attn.scores", "B H T S", "q · kᵀ / √D, before the mask."),
     _row(
         "attn.masked_scores",
         "B H T S",
