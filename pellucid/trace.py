@@ -279,6 +279,11 @@ class Trace(MutableMapping[str, Tensor]):
                 f"{address}: no such part of a tensor of shape {tuple(tensor.shape)}"
             ) from None
 
+    def __contains__(self, address: object) -> bool:
+        if address in self._tensors:
+            return True
+        return isinstance(address, str) and names.parse(address)[0] in self._tensors
+
     def _absent(self, name: str) -> str:
         from difflib import get_close_matches
 

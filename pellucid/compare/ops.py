@@ -21,7 +21,7 @@ from pellucid.models.gpt2 import gelu
 from pellucid.models.rope import RotaryEmbedding, rotate
 from pellucid.numerics import Dialect
 
-CHUNK_BYTES = 64 << 20  # a wide copy of a weight matrix is made in pieces of this size
+CHUNK_BYTES = 4 << 20  # a wide copy of a weight matrix is made in pieces that stay in the cache
 Operation = Callable[..., Tensor]
 
 
@@ -75,8 +75,12 @@ class Setting:
         if weight.dtype == self.dtype:
             return F.linear(x, weight, bias)
         rows = max(1, CHUNK_BYTES // (weight.shape[1] * self.dtype.itemsize))
-        pieces = [F.linear(x, piece.to(self.dtype)) for piece in weight.split(rows)]
-        out = torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
+        wide = weight.new_empty(min(rows, len(weight)), weight.shape[1], dtype=self.dtype)
+        out = x.new_empty(*x.shape[:-1], len(weight))
+        for first in range(0, len(weight), rows):
+            piece = weight[first : first + rows]
+            held = wide[: len(piece)].copy_(piece)
+            out[..., first : first + rows] = F.linear(x, held)
         return out if bias is None else out + bias
 
     def norm(self, name: str, x: Tensor) -> Tensor:

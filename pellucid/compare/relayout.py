@@ -16,6 +16,7 @@ from pellucid import names
 
 Kind = Literal["fault", "explained"]
 Explanation = tuple[str, str, Kind]  # cause, finding, kind
+PIECE = 1 << 22  # values looked at in float64 at a time
 _HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
@@ -25,7 +26,7 @@ def explain(
     """What was done to A's tensor to give B's: (cause, finding in words, fault or explained)."""
     x, y = mine[name], theirs[name]
     for cause, finding, kind, candidate in _trials(name, x, y, mine, config):
-        if candidate.shape == y.shape and torch.equal(candidate.to(y.dtype), y):
+        if candidate.shape == y.shape and _gives(candidate, y):
             return cause, finding, kind
     if x.shape != y.shape:
         return (
@@ -33,7 +34,19 @@ def explain(
             f"A has shape {tuple(x.shape)}, B {tuple(y.shape)}; no known re-layout fits",
             "fault",
         )
-    return _by_values(x.to(torch.float64), y.to(torch.float64), x, y)
+    return _by_values(x, y)
+
+
+def _gives(candidate: Tensor, y: Tensor) -> bool:
+    """Equal in y's dtype; a piece at a time, so that no second copy of a large table is made."""
+    return all(torch.equal(part.to(held.dtype), held) for _, part, held in _pieces(candidate, y))
+
+
+def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(first row, rows of x, rows of y), at most about `PIECE` values at a time."""
+    rows = max(1, PIECE * len(x) // max(1, x.numel()))
+    for first in range(0, len(x), rows):
+        yield first, x[first : first + rows], y[first : first + rows]
 
 
 def candidates(
@@ -105,6 +118,8 @@ def _trials(
         yield "other dtype", f"A stored as {_dtype(x)}, B as {_dtype(y)}", "explained", x
     if x.shape == y.shape and x.dtype == y.dtype:
         for coarse in (torch.bfloat16, torch.float16):
+            if not torch.equal(x[:1].to(coarse).to(x.dtype), y[:1]):
+                continue  # the first row tells, before a large table is copied
             rounded = x.to(coarse).to(x.dtype)
             if rounded.isfinite().all():
                 finding = f"B holds A's values rounded through {_dtype(rounded.to(coarse))}"
@@ -118,10 +133,17 @@ def _trials(
     yield from _other_tensor(name, x, y, mine)
     if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
         yield from _head_layouts(name, x, mine, config)
-    yield from _shards(x)
+    if x.dtype != y.dtype or _sum_of_bits(x) == _sum_of_bits(y):
+        yield from _shards(x)
     if x.ndim == 1:
         yield "norm weight plus one", "B's tensor is A's plus one", "fault", x + 1
         yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
+
+
+def _sum_of_bits(x: Tensor) -> int:
+    """The same for the same values in any order; overflow does not matter."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(x.view(kinds[x.dtype.itemsize]).sum(dtype=torch.int64))
 
 
 def _dtype(x: Tensor) -> str:
@@ -230,8 +252,27 @@ def _shards(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
             yield "shards joined wrongly", finding, "fault", torch.cat(parts[::-1], dim)
 
 
-def _by_values(exact: Tensor, seen: Tensor, x: Tensor, y: Tensor) -> Explanation:
-    """Same shape, no re-layout fits: look at the values themselves."""
+def _by_values(x: Tensor, y: Tensor) -> Explanation:
+    """Same shape, no re-layout fits: look at the values themselves, the first fault decides."""
+    if x.numel() <= PIECE:
+        return _of_piece(x.to(torch.float64), y.to(torch.float64), x, y)
+    found: Explanation | None = None
+    for first, part, held in _pieces(x, y):
+        if torch.equal(part, held):
+            continue
+        cause, finding, kind = _of_piece(part.to(torch.float64), held.to(torch.float64), part, held)
+        where = f"{finding} (rows {first} to {first + len(part) - 1}, counted from there)"
+        if kind == "fault":
+            rest = x[first + len(part) :], y[first + len(part) :]
+            more = "" if torch.equal(*rest) else "; later rows differ too"
+            return cause, where + more, kind
+        found = found or (cause, finding, kind)
+    assert found is not None, "called for two tensors that differ"
+    return found
+
+
+def _of_piece(exact: Tensor, seen: Tensor, x: Tensor, y: Tensor) -> Explanation:
+    """What a part of two tensors says, in float64 and as stored."""
     if not seen.isfinite().all() and exact.isfinite().all():
         count = int((~seen.isfinite()).sum())
         large = float(exact[~seen.isfinite()].abs().max())

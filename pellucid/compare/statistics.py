@@ -164,9 +164,10 @@ def _steadied(errors: Tensor, whole: Tensor, elements: int) -> Tensor:
 
 def _size(exact: Tensor) -> Tensor:
     """RMS of R; a tensor of zeros is measured in absolute terms."""
-    finite = exact.double()
-    finite = finite[torch.isfinite(finite)]
-    size = rms(finite) if finite.numel() else torch.tensor(1.0, dtype=torch.float64)
+    size = rms(exact)
+    if not size.isfinite():
+        finite = exact.double()[torch.isfinite(exact)]
+        size = rms(finite) if finite.numel() else torch.tensor(1.0, dtype=torch.float64)
     return size if float(size) > 0 else torch.ones_like(size)
 
 
