@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pellucid import names
 from pellucid.compare.ops import Setting, apply, inner_length, inputs, leaf
-from pellucid.compare.statistics import Measure, beyond, explained_error, measure
+from pellucid.compare.statistics import Measure, beyond, explained_error, measure, roundoff
 from pellucid.models.attention import positions_and_mask
 
 # Read over all steps so far when a KV cache is on: what an earlier pass put there.
 _CACHED = {"attn.scores": 1, "attn.z": 1}  # operation -> which input
+
+
+# Sums and products of single values, and how many roundings they may stand for: a fused kernel
+# keeps an addend in float32 that is written down rounded.
+_ROUNDED_ONCE = ("resid_pre", "resid_mid", "resid_post", "mlp.hidden")
+BOUND = 3.0
 
 
 class Replay:
@@ -52,7 +59,31 @@ class Replay:
         unit = self.explained_error(name, dtype)
         exact, near, seen = (self.real_tokens(name, value) for value in (exact, near, seen))
         masked = leaf(name) == "attn.masked_scores"
-        return measure(exact, near, seen, names.dims(name), unit, masked=masked)
+        result = measure(exact, near, seen, names.dims(name), unit, masked=masked)
+        if result.verdict == "within-rounding":
+            excess = self._excess(name, exact, seen, dtype)
+            if excess > 1:
+                note = "single values are farther off than one operation can round"
+                return replace(result, verdict="diverged", ratio=excess, note=note)
+        return result
+
+    def _excess(self, name: str, exact: Tensor, seen: Tensor, dtype: torch.dtype | None) -> float:
+        """Largest error of a single sum or product, in units of what it may be.
+
+        Such an operation rounds once, so its error is bounded value by value, not only on average.
+        0 for other operations, or where an input was not observed.
+        """
+        sources = inputs(self.setting.config, name)
+        if leaf(name) not in _ROUNDED_ONCE or any(s not in self.observed for s in sources):
+            return 0.0
+        parts = [part.double().abs() for part in self.arguments(name)]
+        size = exact.double().abs()
+        if leaf(name) != "mlp.hidden":
+            size = size + sum(parts[1:], parts[0])
+        units = [roundoff(held) for held in (self.setting.dtype, dtype) if held is not None]
+        error = (seen.double() - exact.double()).abs()
+        allowed = BOUND * max(units) * size + torch.finfo(torch.float32).tiny
+        return float(torch.where(exact.isfinite(), error / allowed, 0).max())
 
     def real_tokens(self, name: str, value: Tensor) -> Tensor:
         """`value` with zeros where a row of the first pass has padding."""

@@ -31,7 +31,7 @@ def _doubled_bos(tokenizer: Any, text: str) -> list[int]:
 def _other_specials(tokenizer: Any, text: str) -> list[int]:
     """The special tokens of a neighbouring release: the same names, other ids."""
     ids = sorted(tokenizer.specials.values())
-    moved = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+    moved = dict(zip(ids, [*ids[1:], ids[-1] + 1], strict=True))
     first, *rest = encoded(tokenizer, text)
     return [first, *(moved.get(token, token) for token in rest)]
 
