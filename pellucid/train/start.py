@@ -32,10 +32,11 @@ def _look_close_by(model: GPT2, generator: torch.Generator) -> None:
     nn.init.normal_(model.embed.weight, std=EMBEDDING_SIZE, generator=generator)
     table = sinusoids(*model.pos_embed.weight.shape)
     model.pos_embed.weight.copy_(table * (EMBEDDING_SIZE / table.pow(2).mean().sqrt()))
-    for block in model.layers:
-        query, key = block.attn.q_proj.weight, block.attn.k_proj.weight
+    for layer in range(model.config.n_layers):
+        attention = model.get_submodule(f"layers.{layer}.attn")
+        query = attention.get_parameter("q_proj.weight")
         nn.init.normal_(query, std=model.config.width**-0.5, generator=generator)
-        key.copy_(query)
+        attention.get_parameter("k_proj.weight").copy_(query)
 
 
 def sinusoids(context: int, width: int) -> Tensor:
