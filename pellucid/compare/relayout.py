@@ -28,6 +28,7 @@ def explain(
     for cause, finding, kind, candidate in _trials(name, x, y, mine, config):
         if candidate.shape == y.shape and _gives(candidate, y):
             return cause, finding, kind
+        del candidate  # before the next is made
     if x.shape != y.shape:
         return (
             "other shape",
@@ -63,10 +64,10 @@ def candidates(
     }
     near[name] = x
     for coarse in (torch.bfloat16, torch.float16):
-        rounded = x.to(coarse)
-        if not torch.equal(rounded.to(x.dtype), x):
-            cause = "rounded weights" if rounded.isfinite().all() else "float16 overflow"
-            yield cause, f"through {_dtype(rounded)}", rounded.to(x.dtype)
+        if not _gives(x.to(coarse), x):
+            fits = bool(x.to(coarse).isfinite().all())
+            cause = "rounded weights" if fits else "float16 overflow"
+            yield cause, f"through {_short(coarse)}", x.to(coarse).to(x.dtype)
     for other, tensor in near.items():
         if other != name and tensor.shape == x.shape:
             elsewhere = names.layer_of(other) != names.layer_of(name)
@@ -147,7 +148,11 @@ def _sum_of_bits(x: Tensor) -> int:
 
 
 def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return _short(x.dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _other_tensor(
@@ -245,9 +250,10 @@ def _shards(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
                 continue
             parts = x.chunk(count, dim)
             if x.ndim == 2:
-                wrong = torch.cat(parts, 1 - dim).reshape(x.shape)
                 finding = f"{count} shards joined on dimension {1 - dim} instead of {dim}"
+                wrong = torch.cat(parts, 1 - dim).view(x.shape)
                 yield "shards joined wrongly", finding, "fault", wrong
+                del wrong  # of a large table no more copies than have to be
             finding = f"{count} shards joined in reverse order on dimension {dim}"
             yield "shards joined wrongly", finding, "fault", torch.cat(parts[::-1], dim)
 
