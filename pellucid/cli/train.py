@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     import torch
 
     from pellucid.cli.training_run import Run
-    from pellucid.models import Config
+    from pellucid.models import Config, Model
     from pellucid.tokenizers import Tokenizer
     from pellucid.train import Document, TrainConfig
+
+# Of a model that begins from random weights. With --init all of it comes from that model.
+SHAPE = {"family": "llama", "vocab": 2048, "width": 192, "layers": 4, "heads": 6, "context": 256}
+FROM_INIT = (*SHAPE, "kv_heads", "hidden", "tokenizer")
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,27 +45,28 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
         "--stdlib", action="store_true", help="the standard library of this Python: code and prose"
     )
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="one to use as it is")
-    _number(group, "--vocab", 2048, "tokens of the byte-level BPE that is learnt otherwise")
+    _whole(group, "--vocab", "tokens of the byte-level BPE that is learnt otherwise")
     _number(group, "--hold-out", 40, "hold out each N-th file for evaluation")
     _number(group, "--copies", 0.0, "share of rows with a passage copied, to form induction heads")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--family", choices=("llama", "gpt2"), default="llama", help="(llama)")
-    _number(group, "--width", 192, "of the residual stream")
-    _number(group, "--layers", 4, "blocks")
-    _number(group, "--heads", 6, "query heads")
-    group.add_argument("--kv-heads", type=int, metavar="N", help="key/value heads (all)")
-    group.add_argument("--hidden", type=int, metavar="N", help="width of the MLP (8/3 or 4)")
-    _number(group, "--context", 256, "tokens in view")
+    group.add_argument("--family", choices=("llama", "gpt2"), help="which of the two (llama)")
+    _whole(group, "--width", "of the residual stream")
+    _whole(group, "--layers", "blocks")
+    _whole(group, "--heads", "query heads")
+    _whole(group, "--kv-heads", "key/value heads, llama only", "as many")
+    _whole(group, "--hidden", "of the MLP", "8/3 of the width, gpt2: 4 times")
+    _whole(group, "--context", "tokens in view")
+    group.add_argument("--init", metavar="MODEL", help="begin from this one, its shape and weights")
 
 
 def _training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     _number(group, "--steps", 1600, "optimiser steps")
     _number(group, "--batch", 16, "rows of a step, each as long as the context")
-    group.add_argument("--micro-batch", type=int, metavar="N", help="rows at a time (all)")
+    _whole(group, "--micro-batch", "rows in memory at a time", "all")
     _number(group, "--lr", 3e-3, "highest learning rate")
     _number(group, "--warmup", 80, "steps up to it")
     _number(group, "--hold", 0, "steps at it, before the cosine comes down")
@@ -85,6 +90,12 @@ def _training_arguments(parser: argparse.ArgumentParser) -> None:
 def _number(group: argparse._ArgumentGroup, flag: str, default: float, what: str) -> None:
     kind, shown = type(default), f"{what} ({default:g})"
     group.add_argument(flag, type=kind, default=default, metavar="N", help=shown)
+
+
+def _whole(group: argparse._ArgumentGroup, flag: str, what: str, otherwise: str = "") -> None:
+    """A whole number that is None where it is not given."""
+    shown = otherwise or SHAPE[flag[2:]]
+    group.add_argument(flag, type=int, metavar="N", help=f"{what} ({shown})")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -117,17 +128,14 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
     import torch
 
     from pellucid.cli.training_run import Run
-    from pellucid.models import build
-    from pellucid.train import Batches, begin, hold_out, token_stream
+    from pellucid.train import Batches, hold_out, token_stream
 
     config = _train_config(arguments)  # first what is quick to complain about
+    torch.manual_seed(arguments.seed)  # for dropout
     training, held_out = hold_out(_documents(arguments), arguments.hold_out)
-    tokenizer, tokenizer_folder = _tokenizer(arguments, training, folder)
+    start = _trained_model if arguments.init else _new_model
+    model, tokenizer, tokenizer_folder = start(arguments, training, folder)
     end = text_begin(tokenizer)
-    stream = token_stream(training, tokenizer.encode, end)
-    torch.manual_seed(arguments.seed)
-    model = build(_model_config(arguments, tokenizer.vocab_size), "meta")
-    begin(model, arguments.seed)
     return Run(
         arguments=arguments,
         model=model.to(arguments.device),
@@ -135,8 +143,8 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
         tokenizer_folder=tokenizer_folder,
         begin=end,
         batches=Batches(
-            stream,
-            context=arguments.context,
+            token_stream(training, tokenizer.encode, end),
+            context=model.config.context_length,
             batch=arguments.batch,
             seed=arguments.seed,
             copies=arguments.copies,
@@ -145,6 +153,39 @@ def _prepare(arguments: argparse.Namespace, folder: Path) -> Run:
         held_out_bytes=sum(len(document.text.encode()) for document in held_out),
         config=config,
     )
+
+
+def _new_model(
+    arguments: argparse.Namespace, training: list[Document], folder: Path
+) -> tuple[Model, Tokenizer, Path]:
+    """Random weights, and a tokenizer that is given or learnt from the training text."""
+    from pellucid.models import build
+    from pellucid.train import begin
+
+    for name, default in SHAPE.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+    tokenizer, tokenizer_folder = _tokenizer(arguments, training, folder)
+    model = build(_model_config(arguments, tokenizer.vocab_size), "meta")
+    begin(model, arguments.seed)
+    return model, tokenizer, tokenizer_folder
+
+
+def _trained_model(
+    arguments: argparse.Namespace, training: list[Document], folder: Path
+) -> tuple[Model, Tokenizer, Path]:
+    """Shape, weights and tokenizer of ``--init``; weights in float32 and apart from its file."""
+    from pellucid import checkpoints, tokenizers
+    from pellucid.models import build
+
+    given = [name for name in FROM_INIT if getattr(arguments, name) is not None]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise ValueError(f"--init brings its own shape and tokenizer: leave out {flag}")
+    checkpoint = checkpoints.open_checkpoint(arguments.init)
+    model = build(checkpoint.config, "meta")
+    model.load_state_dict(dict(checkpoint.weights))
+    return model, tokenizers.load(checkpoint.folder), checkpoint.folder
 
 
 def _documents(arguments: argparse.Namespace) -> list[Document]:

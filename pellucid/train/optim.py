@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn, optim
 
-POSITION_SHARE = 0.1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -56,21 +54,12 @@ class Schedule:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices (embeddings too) decay; biases and the weights of norms, one number each, do not.
-
-    `share` is a group's part of the learning rate. Learned positions take a tenth: a batch holds
-    each of them only once per row, so that its gradient is mostly noise, and Adam, which divides a
-    gradient by its own size, would make full steps of it.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    positions = [p for name, p in named if name.endswith("pos_embed.weight")]
-    matrices = [p for name, p in named if p.ndim >= 2 and not name.endswith("pos_embed.weight")]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "share": 1.0},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0, "share": 1.0},
-        {"params": positions, "weight_decay": weight_decay, "share": POSITION_SHARE},
+    """Matrices (embeddings too) decay; biases and the weights of norms, one number each, do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
 
 
 def adamw(
@@ -82,6 +71,6 @@ def adamw(
 
 
 def set_rate(optimizer: optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step; each group takes its share of it."""
+    """The learning rate of the next step, for every group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["share"]
+        group["lr"] = rate

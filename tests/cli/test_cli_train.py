@@ -96,6 +96,26 @@ def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path):
     assert files["a"] != files["c"]
 
 
+def test_init_goes_on_from_the_weights_of_a_model(text: Path, tmp_path: Path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(text, first, "--family", "gpt2", "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    original = (first / "model.safetensors").read_bytes()
+    options = ["train", "--data", str(text), "--out", str(second), "--init", str(first), *STEPS]
+    assert main([*options, "--lr", "0", "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after["family"] == "gpt2"
+    assert after["held_out_loss"] == before["held_out_loss"]  # at rate 0 it is the same model
+    assert (second / "model.safetensors").read_bytes() == original
+    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert main([*options, "--overwrite", "--json"]) == 0
+    assert (second / "model.safetensors").read_bytes() != original
+    assert (first / "model.safetensors").read_bytes() == original
+    capsys.readouterr()
+    assert main([*options, "--overwrite", "--width", "32"]) == 2
+    assert "leave out --width" in one_line(capsys)
+
+
 def test_an_output_folder_with_something_in_it_is_kept(text: Path, tmp_path: Path, capsys):
     out = tmp_path / "model"
     assert train(text, out, "--json") == 0

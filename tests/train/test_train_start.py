@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pellucid.models import GPTConfig, LlamaConfig, build
-from pellucid.trace import trace
 from pellucid.train import begin
 from pellucid.train.start import sinusoids
 
@@ -37,20 +36,8 @@ def test_weights_are_of_the_right_size_and_depend_on_the_seed_alone(config):
     one, again, other = weights(1), weights(1), weights(2)
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["embed.weight"], other["embed.weight"])
-    size = 0.04 if config.family == "gpt2" else 0.02
-    for name in {"embed.weight", "pos_embed.weight"} & one.keys():
-        assert one[name].pow(2).mean().sqrt().item() == pytest.approx(size, rel=0.05)
-    assert one["layers.0.attn.v_proj.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    for name in {"embed.weight", "pos_embed.weight", "layers.0.attn.q_proj.weight"} & one.keys():
+        assert one[name].pow(2).mean().sqrt().item() == pytest.approx(0.02, rel=0.05)
     # What adds to the residual stream is smaller by the square root of the number of additions.
     added = one["layers.1.mlp.down_proj.weight"].std().item()
     assert added == pytest.approx(0.02 / 2, rel=0.05)
-
-
-def test_heads_of_a_new_gpt2_look_at_close_tokens_most():
-    """With the same token everywhere only positions differ: attention falls with the distance."""
-    model = build(GPT2).eval()
-    begin(model, 0)
-    with trace(model, only="layers.0.attn.pattern") as seen:
-        model(torch.zeros(1, 64, dtype=torch.long))
-    last = seen["layers.0.attn.pattern"][0, :, -1].mean(dim=0)  # (S) of the last query
-    assert last[-4:].mean() > 3 * last[:-8].mean()
