@@ -239,10 +239,18 @@ def _tensor(row: Json) -> str:
     return (
         f'<tr id="{name}" class="{row["verdict"]}"><td><a href="#{name}" data-name="{name}">'
         f"<code>{name}</code></a></td><td>{_words(row['verdict'])}</td>"
-        f'<td class="number">{_error(row["error_a"])}</td>'
-        f'<td class="number">{_error(row["error_b"])}</td>'
-        f'<td class="number">{factor(row["ratio"])}</td><td>{escape(where)}</td></tr>'
+        f"{_numbers(row)}<td>{escape(where)}</td></tr>"
     )
+
+
+def _numbers(row: Json) -> str:
+    """Three cells; without numbers where nothing differs, because R is not computed there."""
+    texts = ["–"] * 3
+    if row["verdict"] not in ("identical", "not-judged"):
+        errors = (row["error_a"], row["error_b"])
+        texts = ["∞" if error is None else _error(error) for error in errors]
+        texts.append(factor(row["ratio"]))
+    return "".join(f'<td class="number">{text}</td>' for text in texts)
 
 
 def _not_observed(report: Json) -> str:
@@ -260,7 +268,8 @@ def _not_observed(report: Json) -> str:
 def _legend() -> str:
     return (
         "<footer><p><b>R</b> is A's arithmetic at higher precision on B's own inputs, so an error "
-        "does not pile up from tensor to tensor and one fault does not hide the next. The "
+        "does not pile up from tensor to tensor and one fault does not hide the next; where B has "
+        "what A's arithmetic gives, bit for bit, nothing more is asked. The "
         "<b>error</b> of a tensor is its RMS distance from R over the RMS of R. Rounding explains "
         "3 times A's own error over a tensor and 8 times over a token, head or channel, and at "
         "least what any order of summation may cost in the coarser dtype. A <b>cause</b> is "

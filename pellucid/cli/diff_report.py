@@ -103,10 +103,10 @@ def _table(tensors: Sequence[Json]) -> list[Text]:
 
 
 def _row(row: Json) -> tuple[str, ...]:
-    exact = row["verdict"] == "not-judged"
+    unknown = row["verdict"] in ("not-judged", "identical")  # R is made where something differs
     numbers = [_number(row["error_a"]), _number(row["error_b"]), factor(row["ratio"])]
     note = ", ".join(word for word in (row["where"], row["note"]) if word)
-    return (row["name"], row["verdict"], *(["–"] * 3 if exact else numbers), note)
+    return (row["name"], row["verdict"], *(["–"] * 3 if unknown else numbers), note)
 
 
 def _number(number: Any) -> str:

@@ -120,7 +120,7 @@ function drawn(entry) {
   const narrow = matchMedia("(max-width: 760px)").matches;
   const width = wide || narrow ? inner : (inner - 36) / 3;
   const body = make("div", { class: wide ? "maps wide" : "maps" },
-    figure("R", "what A's arithmetic gives, exactly", entry, maps, "reference", width, readout),
+    figure("R", entry.verdict === "identical" ? "the same" : "what A's arithmetic gives, exactly", entry, maps, "reference", width, readout),
     figure("B", "what it has", entry, maps, "seen", width, readout),
     figure("Error", "|B − R| over the RMS of R", entry, maps, "error", width, readout));
   let worst = 0;
@@ -140,6 +140,9 @@ function drawn(entry) {
 
 function numbers(entry) {
   const text = (error) => (error === null ? "∞" : error === 0 ? "0" : error.toExponential(1));
+  if (entry.verdict === "identical" || entry.verdict === "not-judged")
+    return make("p", {}, entry.note ||
+      (entry.verdict === "identical" ? "Bit for bit what A's arithmetic gives." : ""));
   const rows = [["of what rounding explains", entry.factor],
     ["error of B", text(entry.error_b)], ["error of A's own arithmetic", text(entry.error_a)]];
   if (entry.where) rows.push(["worst slice", entry.where]);
