@@ -286,9 +286,11 @@ def cast(value: Tensor, setting: Setting, what: str) -> Tensor:
 
 
 def inner_length(setting: Setting, name: str, values: tuple[Tensor, ...]) -> int:
-    """How many terms an operation adds up: K of a product, C of a norm, S of a softmax."""
+    """How many terms an operation adds up, as far as its rounding goes: K of a product, say."""
     what = leaf(name)
-    if what in ("attn.scores", "attn.pattern") or what.endswith("norm"):
+    if what.endswith("norm"):
+        return values[0].shape[-1] // 4  # the square root halves the error of the sum
+    if what in ("attn.scores", "attn.pattern"):
         return values[0].shape[-1]
     if what == "attn.z":
         return values[1].shape[-2]
