@@ -53,7 +53,7 @@ def page(told: Mapping[str, Any], steps: Sequence[Digest]) -> str:
     }
     static = files("pellucid.analysis") / "static"
     return _PAGE.format(
-        title=escape(f"{told['prompt'][:60]} · {told['model']} · Pellucid"),
+        title=escape(f"{visible(told['prompt'], 60)} · {told['model']} · Pellucid"),
         css=(static / "walk.css").read_text("utf-8"),
         js=(static / "walk.js").read_text("utf-8"),
         model=escape(str(told["model"])),

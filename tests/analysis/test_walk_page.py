@@ -117,9 +117,11 @@ def test_in_a_browser(tmp_path: Path):
     path = tmp_path / "walk.html"
     # After drawing, the page writes down how many canvases have ink.
     count = (
-        "<script>setTimeout(() => { const inked = [...document.querySelectorAll('canvas')].filter("
-        "(c) => c.width && c.getContext('2d').getImageData(0, 0, c.width, c.height)"
-        ".data.some((v) => v)); document.body.dataset.inked = inked.length; }, 1500);</script></body>"
+        "<script>setTimeout(() => {"
+        "const inked = (c) => c.width && c.getContext('2d').getImageData(0, 0, c.width, c.height)"
+        ".data.some((v) => v);"
+        "document.body.dataset.inked = [...document.querySelectorAll('canvas')].filter(inked).length;"
+        "}, 1500);</script></body>"
     )
     path.write_text(page(told, steps).replace("</body>", count), "utf-8")
     done = subprocess.run(
