@@ -142,9 +142,9 @@ def _trials(
 
 
 def _sum_of_bits(x: Tensor) -> int:
-    """The same for the same values in any order; overflow does not matter."""
-    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(x.view(kinds[x.dtype.itemsize]).sum(dtype=torch.int64))
+    """The same for the same values in any order."""
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.dtype.itemsize]
+    return sum(int(part.view(kind).sum(dtype=torch.int64)) for _, part, _ in _pieces(x, x))
 
 
 def _dtype(x: Tensor) -> str:

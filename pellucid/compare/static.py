@@ -150,8 +150,11 @@ def same(a: Tensor, b: Tensor) -> bool:
         return False
     if _same_bits(a, b):
         return True
-    return torch.equal(a, b) or bool(
-        torch.equal(a.isnan(), b.isnan()) and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+    if torch.equal(a, b):
+        return True
+    broken = a.isnan()
+    return bool(
+        broken.any() and torch.equal(broken, b.isnan()) and torch.equal(a[~broken], b[~broken])
     )
 
 
