@@ -68,6 +68,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids; valid ids are 0 … vocab_size - 1."""
         return len(self._table)
 
     def encode(

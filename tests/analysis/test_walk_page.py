@@ -120,7 +120,8 @@ def test_in_a_browser(tmp_path: Path):
         "<script>setTimeout(() => {"
         "const inked = (c) => c.width && c.getContext('2d').getImageData(0, 0, c.width, c.height)"
         ".data.some((v) => v);"
-        "document.body.dataset.inked = [...document.querySelectorAll('canvas')].filter(inked).length;"
+        "const all = [...document.querySelectorAll('canvas')];"
+        "document.body.dataset.inked = all.filter(inked).length;"
         "}, 1500);</script></body>"
     )
     path.write_text(page(told, steps).replace("</body>", count), "utf-8")
