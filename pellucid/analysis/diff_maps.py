@@ -213,7 +213,7 @@ def _stats(x: Tensor) -> dict[str, float]:
         "max": float(finite.max()),
         "mean": float(finite.mean()),
         "std": float(finite.std(correction=0)),
-        "not finite": int((~x.isfinite()).sum()),
+        "not finite": int((x.isnan() | (x == float("inf"))).sum()),
     }
 
 

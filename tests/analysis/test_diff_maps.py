@@ -89,7 +89,9 @@ def test_equal_masked_and_not_finite_cells():
     y = x.clone()
     x[..., 0, 2], y[..., 0, 2] = float("-inf"), torch.finfo(torch.float32).min
     y[..., 1, 1], y[..., 2, 2] = float("nan"), float("inf")
-    picture = reduced(x, y, ("B", "H", "T", "S"), CELLS).to_json()
+    pair = reduced(x, y, ("B", "H", "T", "S"), CELLS)
+    assert (pair.stats["R"]["not finite"], pair.stats["B"]["not finite"]) == (0, 2)
+    picture = pair.to_json()
     error, seen = unpacked(picture, "error")[0], unpacked(picture, "seen")[0]
     assert error[0, 2] == seen[0, 2] == NOTHING
     assert error[1, 1] == error[2, 2] == seen[1, 1] == seen[2, 2] == NOT_FINITE
@@ -104,6 +106,7 @@ def test_the_future_of_a_pattern_has_no_value():
     leaking[0, 0, 0, 5] = 0.25
     maps = Maps()
     maps.keep("layers.0.attn.pattern", pattern, leaking)
+    assert maps.pairs["layers.0.attn.pattern"].stats["R"]["not finite"] == 0
     picture = maps.pairs["layers.0.attn.pattern"].to_json()
     error = unpacked(picture, "error")
     future = np.triu(np.ones((4, 6)), 3) > 0
