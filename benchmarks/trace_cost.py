@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 
 import torch
@@ -46,10 +47,10 @@ def main() -> None:
             pairs.append((middle - start, end - middle))
     plain, traced = (statistics.median(times) for times in zip(*pairs, strict=True))
     ratios = sorted(b / a for a, b in pairs)
-    print(f"plain {plain * 1e3:.0f} ms, traced {traced * 1e3:.0f} ms, medians of {len(pairs)}")
-    print(
+    sys.stdout.write(
+        f"plain {plain * 1e3:.0f} ms, traced {traced * 1e3:.0f} ms, medians of {len(pairs)}\n"
         f"ratio {statistics.median(ratios):.3f} (from {ratios[0]:.3f} to {ratios[-1]:.3f}); "
-        f"{len(seen)} tensors, {seen.nbytes / 1e6:.0f} MB"
+        f"{len(seen)} tensors, {seen.nbytes / 1e6:.0f} MB\n"
     )
 
 
