@@ -294,10 +294,6 @@ class Trace(MutableMapping[str, Tensor]):
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._tensors[name] = tensor
 
-    def __contains__(self, address: object) -> bool:
-        """Whether a name, or the name of an address, was recorded."""
-        return isinstance(address, str) and address.partition("[")[0] in self._tensors
-
     def __delitem__(self, name: str) -> None:
         del self._tensors[name]
 
