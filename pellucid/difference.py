@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,8 +213,7 @@ def _canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[
 def _from_live_folder(source: str, options: Options) -> Side:
     """``hf:PATH``: the folder in transformers, with eager attention unless `fused` is asked for."""
     try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        transformers = import_module("transformers")  # an extra: absent from most installations
     except ImportError:
         raise ValueError(
             f"{source} needs transformers, which is not installed: pip install transformers"
@@ -223,10 +223,11 @@ def _from_live_folder(source: str, options: Options) -> Side:
         raise ValueError(
             f"{source}: {folder} has no config.json: transformers reads Hugging Face's layout only"
         )
+    logging = transformers.utils.logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=as_dtype(options.dtype) or "auto",
             attn_implementation="sdpa" if options.fused else "eager",
