@@ -41,7 +41,7 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/pellucid train --micro-batch 8
 train-demos: venv  ## train models like the two that ship (docs/demos.md), into runs/; over an hour
 	$(TRAIN) --stdlib --family llama --kv-heads 2 --copies 0.15 --steps 1800 --hold 1000 \
 		--dtype bfloat16 --out runs/llama
-	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 720 --out runs/gpt2-stage1
+	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 719 --out runs/gpt2-stage1
 	$(TRAIN) --stdlib --init runs/gpt2-stage1 --copies 1 --lr 0.002 --warmup 40 --seed 2 \
 		--steps 850 --hold 470 --out runs/gpt2-stage2
 	$(TRAIN) --stdlib --init runs/gpt2-stage2 --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
