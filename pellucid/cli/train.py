@@ -65,6 +65,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def _training_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     _number(group, "--steps", 1600, "optimiser steps")
+    _whole(group, "--stop", "end after this one; the rate goes by --steps all the same", "the last")
     _number(group, "--batch", 16, "rows of a step, each as long as the context")
     _whole(group, "--micro-batch", "rows in memory at a time", "all")
     _number(group, "--lr", 3e-3, "highest learning rate")
@@ -261,6 +262,8 @@ def _train_config(arguments: argparse.Namespace) -> TrainConfig:
     from pellucid.train import Schedule, TrainConfig
 
     peak = arguments.lr
+    if arguments.stop is not None and not 1 <= arguments.stop <= arguments.steps:
+        raise ValueError(f"--stop {arguments.stop} is not one of the {arguments.steps} steps")
     return TrainConfig(
         schedule=Schedule(
             peak=peak,

@@ -74,7 +74,12 @@ class Run:
     held_out_loss: float | None = None
 
     def __post_init__(self) -> None:
-        self.display = Display(self.arguments.steps, quiet=self.arguments.json)
+        self.display = Display(self.last_step, quiet=self.arguments.json)
+
+    @property
+    def last_step(self) -> int:
+        """The step to end after."""
+        return self.arguments.stop or self.arguments.steps
 
     @property
     def step(self) -> int:
@@ -94,12 +99,12 @@ class Run:
                     self.last = progress
                     log.writerow(_log_row(progress))
                     self._between_steps(progress)
-                    if stop.asked:
+                    if stop.asked or progress.step == self.last_step:
                         break
             except TrainingDiverged as error:
                 kept = f"{self.arguments.out} holds the model after step {self.saved_step}"
                 raise TrainingDiverged(f"{error}; {kept}") from None
-        if self.step == self.arguments.steps:
+        if self.step == self.last_step:
             self._evaluate_all()
         if self.saved_step != self.step:
             self.save()
@@ -182,7 +187,7 @@ class Run:
             "held_out_tokens": tokens,
             "held_out_bytes": text_bytes,
             "steps": self.step,
-            "interrupted": self.step < self.arguments.steps,
+            "interrupted": self.step != self.last_step,
             "tokens": last.tokens if last else 0,
             "seconds": last.seconds if last else 0.0,
             "tokens_per_second": last.tokens / last.seconds if last else 0.0,

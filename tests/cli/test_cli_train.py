@@ -96,6 +96,20 @@ def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path):
     assert files["a"] != files["c"]
 
 
+def test_stop_ends_early_on_the_schedule_of_all_steps(text: Path, tmp_path: Path, capsys):
+    assert train(text, tmp_path / "whole", "--json") == 0
+    capsys.readouterr()
+    assert train(text, tmp_path / "part", "--stop", "5", "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["steps"], summary["interrupted"]) == (5, False)
+    logs = [(tmp_path / name).read_text().splitlines() for name in ("whole.csv", "part.csv")]
+    columns = [[line.split(",")[3:5] for line in log[:6]] for log in logs]  # rate and loss
+    assert columns[0] == columns[1]
+    assert len(logs[1]) == 6
+    assert train(text, tmp_path / "never", "--stop", "9") == 2
+    assert "--stop 9 is not one of the 8 steps" in one_line(capsys)
+
+
 def test_init_goes_on_from_the_weights_of_a_model(text: Path, tmp_path: Path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(text, first, "--family", "gpt2", "--json") == 0
