@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= def add(a, b):
+PROMPT ?= if not isinstance(value, str
 # One process per core and one thread in each: more threads than cores only get in each other's way.
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -43,7 +43,7 @@ train-demos: venv  ## train models like the two that ship (docs/demos.md), into 
 		--dtype bfloat16 --out runs/llama
 	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 719 --out runs/gpt2-stage1
 	$(TRAIN) --stdlib --init runs/gpt2-stage1 --copies 1 --lr 0.002 --warmup 40 --seed 2 \
-		--steps 850 --hold 470 --out runs/gpt2-stage2
+		--steps 850 --stop 800 --hold 470 --out runs/gpt2-stage2
 	$(TRAIN) --stdlib --init runs/gpt2-stage2 --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # The prompt of the notebook "llama3 implemented from scratch", whose vocabulary is Llama 3's.
 LLAMA3_VOCABULARY = 128_256
 LLAMA3_PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
-CODE_PROMPT = "def add(a, b):\n    return"
+CODE_PROMPT = "if not isinstance(value, str"
 TOP = 10
 _NUMBERED = re.compile(r"\b(layers|step)\.\d+\.")
 _DRAWN = re.compile(r"rope\.cis|embed|layers\.\d+\.attn\.(q|scores|masked_scores|pattern)")
