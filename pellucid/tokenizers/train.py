@@ -76,7 +76,7 @@ def _roles(specials: Sequence[str]) -> str:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": role,
         "eos_token": role,
-        "add_bos_token": False,
+        "add_bos_token": role is not None,  # as in training, where it stands before each text
         # Decoding must give the text back; transformers would otherwise tidy up spaces before
         # punctuation.
         "clean_up_tokenization_spaces": False,
