@@ -2,7 +2,8 @@
 
 | module | holds |
 |---|---|
-| data.py | documents, the held-out split, the token stream, batches |
+| documents.py | documents from files and folders, the held-out split, the token stream |
+| batches.py | windows of the token stream, shuffled anew in each epoch |
 | start.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | loop.py | loss, gradients, evaluation, and the loop as a generator of steps |
@@ -12,10 +13,9 @@
         print(progress.step, progress.loss)
 """
 
-from pellucid.train.data import (
-    Batches,
+from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
+from pellucid.train.documents import (
     Document,
-    held_out_windows,
     hold_out,
     read_documents,
     stdlib_documents,
@@ -33,6 +33,8 @@ from pellucid.train.optim import Schedule, adamw, parameter_groups
 from pellucid.train.start import begin
 
 __all__ = [
+    "IGNORED",
+    "Batch",
     "Batches",
     "Document",
     "Progress",

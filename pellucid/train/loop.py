@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pellucid.models import Model
 from pellucid.train import optim
-from pellucid.train.data import Batches
+from pellucid.train.batches import Batches
 
 
 class TrainingDiverged(ValueError):
@@ -85,7 +85,7 @@ def train(
     for step in range(schedule.steps):
         began = time.monotonic()
         optim.set_rate(optimizer, schedule.rate(step))
-        inputs, targets = batches.at(step)
+        inputs, targets, _ = batches.at(step)
         inputs, targets = inputs.to(device), targets.to(device)
         loss, norm = accumulate_gradients(model, inputs, targets, config)
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -117,7 +117,7 @@ def test_one_step_is_the_step_of_adamw_worked_out_by_hand():
     list(run(model, config))
 
     twin = model_of(LLAMA)
-    inputs, targets = Batches(TEXT, context=16, batch=4, seed=0).at(0)
+    inputs, targets, _ = Batches(TEXT, context=16, batch=4, seed=0).at(0)
     F.cross_entropy(twin(inputs).transpose(1, 2), targets).backward()
     for name, parameter in twin.named_parameters():
         assert parameter.grad is not None
