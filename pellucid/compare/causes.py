@@ -138,7 +138,7 @@ def _from_findings(
 
 def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) -> Measure | None:
     """The hypothesis in the run's arithmetic and in the reference's, with the observation."""
-    wide = Replay(replay.observed, replay.setting.wide(), replay.left_padding)
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
     try:
         near = hypothesis.compute(replay, name)
         if leaf(name) in SOURCES:

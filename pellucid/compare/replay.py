@@ -31,9 +31,9 @@ class Replay:
     """
 
     def __init__(
-        self, observed: Mapping[str, Tensor], setting: Setting, left_padding: Tensor | None = None
+        self, observed: Mapping[str, Tensor], setting: Setting, starts: Tensor | None = None
     ) -> None:
-        self.observed, self.setting, self.left_padding = observed, setting, left_padding
+        self.observed, self.setting, self.starts = observed, setting, starts
         self._derived: dict[str, Tensor] = {}
 
     def compute(self, name: str) -> Tensor:
@@ -88,13 +88,13 @@ class Replay:
     def real_tokens(self, name: str, value: Tensor) -> Tensor:
         """`value` with zeros where a row of the first pass has padding."""
         letters = names.dims(name)
-        if self.left_padding is None or names.step_of(name) or "T" not in letters:
+        if self.starts is None or names.step_of(name) or "T" not in letters:
             return value
         axis = letters.index("T") - len(letters)  # tables have a batch axis only with padding
         if letters[0] != "B" and value.ndim == len(letters):
             return value
         length = value.shape[axis]
-        real = torch.arange(length) >= self.left_padding[:, None]  # (B, T)
+        real = torch.arange(length) >= self.starts[:, None]  # (B, T)
         shape = [len(real), *[1] * (value.ndim - 1)]
         shape[axis] = length
         return torch.where(real.reshape(shape), value, 0)
@@ -139,7 +139,7 @@ class Replay:
         """Positions and mask that the tokens of a step ask for."""
         widths = [self.observed[_at(past, "tokens")].shape[1] for past in range(step)]
         tokens = self.observed[_at(step, "tokens")]
-        return positions_and_mask(tokens, sum(widths), self.left_padding)
+        return positions_and_mask(tokens, sum(widths), self.starts)
 
     def _joined(self, name: str) -> Tensor:
         """Keys or values (B, Hkv, S, D) of this step and all before it."""

@@ -129,7 +129,7 @@ def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> 
     cache = Cache(model.config.n_layers) if steps else None
     for step in range(steps + 1):
         set_step(step)
-        logits = model(tokens, cache=cache, left_padding=padding)
+        logits = model(tokens, cache=cache, starts=padding)
         tokens = logits[:, -1].argmax(-1, keepdim=True)
         if following and step < steps:
             tokens = torch.tensor([[row[step]] for row in following], device=device)

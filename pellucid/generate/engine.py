@@ -170,7 +170,7 @@ class Generation(Iterator[list[int | None]]):
             logits = self._model(
                 torch.tensor(feed, device=self._device),  # (B, T)
                 cache=self._cache,
-                left_padding=self._left_padding,
+                starts=self._starts,
                 last=True,
             )
         self._keep()
@@ -211,7 +211,7 @@ class Generation(Iterator[list[int | None]]):
             for row, tokens in enumerate(self._rows)
         ]
         self._padding = [max(lengths, default=1) - length for length in lengths]
-        self._left_padding = (
+        self._starts = (
             torch.tensor(self._padding, device=self._device) if any(self._padding) else None
         )
         self._cache = Cache(self._model.config.n_layers)

@@ -28,24 +28,24 @@ class Mask(NamedTuple):
     plain: bool
 
 
-def positions_and_mask(
-    tokens: Tensor, past: int, left_padding: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def positions_and_mask(tokens: Tensor, past: int, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Positions and mask of a pass of tokens (B, T) that follows `past` cached tokens.
 
-    left_padding (B): padding tokens before each row. A row's positions start at its first real
-    token, no token looks at padding, and padding looks at itself so that no row of the softmax
-    is empty. Returns (T), (T, S) without padding and (B, T), (B, 1, T, S) with it.
+    starts: where in its row a text begins; (B) for rows that are padded on the left, (B, T) for
+    each token of rows that hold several texts. Positions count from there and no token looks before
+    it. Padding looks at itself, so that no row of the softmax is empty.
+    Returns (T), (T, S) without it and (B, T), (B, 1, T, S) with it.
     """
     seen = past + tokens.shape[1]
     place = torch.arange(seen, device=tokens.device)
     here = place[past:]
     causal = here[:, None] >= place[None, :]  # (T, S)
-    if left_padding is None:
+    if starts is None:
         return here, causal
-    real = place[None, None, None, :] >= left_padding[:, None, None, None]  # (B, 1, 1, S)
-    itself = here[:, None] == place[None, :]
-    return (here[None] - left_padding[:, None]).clamp(min=0), (causal & real) | itself
+    starts = starts.view(len(tokens), -1)  # (B, 1) or (B, T)
+    inside = place >= starts[:, None, :, None]  # (B, 1, 1 or T, S)
+    itself = here[:, None] == place
+    return (here - starts).clamp(min=0), (causal & inside) | itself
 
 
 def attend(

@@ -95,19 +95,19 @@ class GPT2(nn.Module):
         tokens: Tensor,
         *,
         cache: Cache | None = None,
-        left_padding: Tensor | None = None,
+        starts: Tensor | None = None,
         last: bool = False,
     ) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), or (B, 1, V) of the last token with `last`.
 
-        `cache` holds the tokens before these and takes these in; `left_padding` (B) is the number
-        of padding tokens each row begins with. ValueError past `context_length`.
+        `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T), says
+        where in its row a text begins, after padding or after another text. ValueError past `context_length`.
         """
-        x = self.hidden(tokens, cache=cache, left_padding=left_padding)
+        x = self.hidden(tokens, cache=cache, starts=starts)
         return self.logits(x[:, -1:] if last else x)
 
     def hidden(
-        self, tokens: Tensor, *, cache: Cache | None = None, left_padding: Tensor | None = None
+        self, tokens: Tensor, *, cache: Cache | None = None, starts: Tensor | None = None
     ) -> Tensor:
         """tokens (B, T) -> normalised residual stream after the last block, (B, T, C)."""
         tokens = tap(self, "tokens", tokens)
@@ -117,9 +117,9 @@ class GPT2(nn.Module):
                 f"{past + tokens.shape[1]} tokens, but there are position embeddings for only "
                 f"{self.config.context_length}: crop to the last {self.config.context_length}"
             )
-        positions, allowed = positions_and_mask(tokens, past, left_padding)
+        positions, allowed = positions_and_mask(tokens, past, starts)
         positions = tap(self, "positions", positions)
-        mask = Mask(tap(self, "mask", allowed), plain=left_padding is None)
+        mask = Mask(tap(self, "mask", allowed), plain=starts is None)
         x = tap(self, "embed", self.embed(tokens))  # (B, T, C)
         x = self.dropout(x + tap(self, "pos_embed", self.pos_embed(positions)))
         caches = cache.layers if cache else [None] * len(self.layers)

@@ -76,26 +76,26 @@ class Llama(nn.Module):
         tokens: Tensor,
         *,
         cache: Cache | None = None,
-        left_padding: Tensor | None = None,
+        starts: Tensor | None = None,
         last: bool = False,
     ) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), or (B, 1, V) of the last token with `last`.
 
-        `cache` holds the tokens before these and takes these in; `left_padding` (B) is the number
-        of padding tokens each row begins with.
+        `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T), says
+        where in its row a text begins, after padding or after another text.
         """
-        x = self.hidden(tokens, cache=cache, left_padding=left_padding)
+        x = self.hidden(tokens, cache=cache, starts=starts)
         return self.logits(x[:, -1:] if last else x)
 
     def hidden(
-        self, tokens: Tensor, *, cache: Cache | None = None, left_padding: Tensor | None = None
+        self, tokens: Tensor, *, cache: Cache | None = None, starts: Tensor | None = None
     ) -> Tensor:
         """tokens (B, T) -> normalised residual stream after the last block, (B, T, C)."""
         tokens = tap(self, "tokens", tokens)
         past = cache.length if cache else 0
-        positions, allowed = positions_and_mask(tokens, past, left_padding)
+        positions, allowed = positions_and_mask(tokens, past, starts)
         positions = tap(self, "positions", positions)
-        mask = Mask(tap(self, "mask", allowed), plain=left_padding is None)
+        mask = Mask(tap(self, "mask", allowed), plain=starts is None)
         x = tap(self, "embed", self.embed(tokens))  # (B, T, C)
         cos, sin = self.rope(positions, x.dtype)  # (T, D/2)
         caches = cache.layers if cache else [None] * len(self.layers)

@@ -38,7 +38,7 @@ def model_of(name: str) -> Model:
 def in_pieces(model: Model, tokens: Tensor, sizes: list[int], padding: Tensor | None) -> Tensor:
     cache, logits = Cache(model.config.n_layers), []
     for piece in tokens.split(sizes, dim=1):
-        logits.append(model(piece, cache=cache, left_padding=padding))
+        logits.append(model(piece, cache=cache, starts=padding))
     assert cache.length == tokens.shape[1]
     return torch.cat(logits, dim=1)
 
@@ -54,7 +54,7 @@ def test_any_split_equals_one_pass(name: str, data: st.DataObject) -> None:
     pads = data.draw(st.lists(st.integers(0, sum(sizes) - 1), min_size=rows, max_size=rows))
     padding = torch.tensor(pads) if data.draw(st.booleans()) else None
     tokens = random_tokens(model.config, rows, sum(sizes), seed=sum(sizes))
-    expected = model(tokens, left_padding=padding)
+    expected = model(tokens, starts=padding)
     difference = (in_pieces(model, tokens, sizes, padding) - expected).abs()
     for row in range(rows):  # what stands at padding is nobody's business
         begin = pads[row] if padding is not None else 0
@@ -69,11 +69,11 @@ def test_left_padded_rows_equal_rows_alone(name: str) -> None:
     alone = [random_tokens(model.config, 1, length, seed=length) for length in lengths]
     batch = torch.cat([torch.nn.functional.pad(row, (11 - row.shape[1], 0)) for row in alone])
     padding = torch.tensor([11 - length for length in lengths])
-    together = model(batch, left_padding=padding)
+    together = model(batch, starts=padding)
     for row, tokens in enumerate(alone):
         length = tokens.shape[1]
         assert (together[row, -length:] - model(tokens)[0]).abs().max() <= 1e-12
-    assert torch.equal(model(batch, left_padding=padding, last=True), together[:, -1:])
+    assert torch.equal(model(batch, starts=padding, last=True), together[:, -1:])
 
 
 @pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt2", "llama"])
@@ -85,7 +85,7 @@ def test_named_steps_with_cache_and_padding_equal_fused(config: Config) -> None:
     caches, logits = Cache(config.n_layers), []
     for piece in tokens.split([6, 1, 2], dim=1):
         with trace(model) as seen:
-            logits.append(model(piece, cache=caches, left_padding=padding))
+            logits.append(model(piece, cache=caches, starts=padding))
         assert seen["layers.1.attn.pattern"].shape[-2:] == (piece.shape[1], caches.length)
     assert (torch.cat(logits, 1) - expected).abs()[:, 4:].max() <= 1e-12
 

@@ -209,7 +209,7 @@ def test_left_padded_rows(pair):
     real = torch.arange(9)[None] >= padding[:, None]
     positions = (torch.arange(9)[None] - padding[:, None]).clamp(min=0)
     with torch.no_grad():
-        ours = model(tokens, left_padding=padding)
+        ours = model(tokens, starts=padding)
         theirs = peer(tokens, attention_mask=real.long(), position_ids=positions).logits
     torch.testing.assert_close(ours[real], theirs[real], rtol=1e-5, atol=1e-5)
 

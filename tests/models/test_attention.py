@@ -79,9 +79,9 @@ def test_named_steps_equal_fused_attention_on_padded_rows(kind):
     tokens = random_tokens(config, 3, 9)
     padding = torch.tensor([0, 2, 8])
     with torch.no_grad():
-        fused = model(tokens, left_padding=padding)
+        fused = model(tokens, starts=padding)
     with trace(model, only="logits"):
-        named = model(tokens, left_padding=padding)
+        named = model(tokens, starts=padding)
     close(fused, named, torch.float64)
 
 
@@ -93,7 +93,7 @@ def test_left_padded_rows_equal_the_rows_alone(kind):
     tokens = random_tokens(config, 3, 9)
     padding = torch.tensor([0, 3, 8])
     with torch.no_grad():
-        batch = model(tokens, left_padding=padding)
+        batch = model(tokens, starts=padding)
         assert torch.isfinite(batch).all()
         for row, skip in enumerate(padding.tolist()):
             alone = model(tokens[row : row + 1, skip:])
@@ -108,7 +108,7 @@ def test_what_stands_in_the_padding_does_not_matter(kind):
     other[:, 2:] = tokens[:, 2:]
     padding = torch.tensor([2])
     with torch.no_grad():
-        one, two = model(tokens, left_padding=padding), model(other, left_padding=padding)
+        one, two = model(tokens, starts=padding), model(other, starts=padding)
     assert torch.equal(one[:, 2:], two[:, 2:])
     assert not torch.equal(one[:, :2], two[:, :2])
 
@@ -196,3 +196,18 @@ def test_a_trace_in_training_drops_out_too():
         model(tokens)
     z = seen["layers.0.attn.pattern"] @ seen["layers.0.attn.v"]
     assert not torch.allclose(seen["layers.0.attn.z"], z)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_texts_that_share_a_row_do_not_see_each_other(kind):
+    config = CONFIGS[kind]
+    model = random_model(config)
+    tokens = random_tokens(config, 2, 9)
+    starts = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4, 4], [0, 1, 1, 1, 1, 1, 1, 7, 7]])
+    with torch.no_grad():
+        together = model(tokens, starts=starts)
+        for row, cuts in enumerate([(0, 4, 9), (0, 1, 7, 9)]):
+            alone = [
+                model(tokens[row : row + 1, a:b]) for a, b in zip(cuts, cuts[1:], strict=False)
+            ]
+            close(together[row : row + 1], torch.cat(alone, dim=1), torch.float64)

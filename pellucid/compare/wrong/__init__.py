@@ -103,7 +103,7 @@ def _through(wrong: dict[str, Hypothesis]) -> Hypothesis:
     def compute(replay: Replay, name: str) -> Tensor:
         changed = {source: wrong[source].compute(replay, source) for source in wrong}
         held = {**replay.observed, **changed}
-        return Replay(held, replay.setting, replay.left_padding).compute(name)
+        return Replay(held, replay.setting, replay.starts).compute(name)
 
     evidence = f"{' and '.join(map(leaf, wrong))}: {wrong[first].evidence}"
     return Hypothesis(wrong[first].cause, evidence, compute)

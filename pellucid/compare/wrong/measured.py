@@ -27,7 +27,7 @@ def measured_weights(replay: Replay, name: str, observed: Tensor) -> Iterator[Hy
     own = [p for p in parameters(replay.setting, name) if p.endswith(".weight")]
     if not own or not observed.isfinite().all() or leaf(name) == "pos_embed":
         return
-    wide = Replay(replay.observed, replay.setting.wide(), replay.left_padding)
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
     right = wide.compute(name)
     seen = observed[..., : right.shape[-1]].to(right.dtype)
     if seen.shape != right.shape:
@@ -68,7 +68,7 @@ def _of_channels(wide: Replay, name: str, parameter: str, error: Tensor) -> Iter
     plain = setting.parameter_named(parameter)
     bias = {p: torch.zeros_like(plain) for p in parameters(setting, name) if p != parameter}
     ones = with_weights(setting, {parameter: torch.ones_like(plain), **bias})
-    unit = Replay(wide.observed, ones, wide.left_padding).compute(name)
+    unit = Replay(wide.observed, ones, wide.starts).compute(name)
     unit = wide.real_tokens(name, unit).flatten(0, 1).double()
     change = (unit * error).sum(0) / unit.pow(2).sum(0).clamp(min=1e-30)
     worst = int(change.abs().argmax())

@@ -99,7 +99,7 @@ def _measured_eps(replay: Replay, name: str, observed: Tensor | None) -> Iterato
     """The eps that the observed size of the smallest tokens asks for, in one to three digits."""
     if observed is None or not observed.isfinite().all():
         return
-    wide = Replay(replay.observed, replay.setting.wide(), replay.left_padding)
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
     x, right = wide.arguments(name)[0].double(), wide.compute(name).double()
     config = replay.setting.config
     centred = x - x.mean(-1, keepdim=True) if config.family == "gpt2" else x
