@@ -32,6 +32,7 @@ FUNCTION_LINES = 60
 FLOORS = {
     "cli": 5,
     "serve": 4,
+    "bench": 4,
     "language_model": 4,
     "difference": 4,
     "checkpoints": 3,

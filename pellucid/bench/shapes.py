@@ -1,0 +1,80 @@
+"""What is measured: named shapes with random weights, written once and kept in a work folder."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pellucid import checkpoints
+from pellucid.models import Config, LlamaConfig, RopeConfig
+from pellucid.models.shapes import SHAPES as WELL_KNOWN
+
+# The tiny one is that of the stories15M checkpoint (Karpathy, llama2.c), where overhead rules.
+SHAPES: dict[str, Config] = {
+    "gpt2-124m": WELL_KNOWN["gpt2"].config,
+    "llama-3.2-1b": WELL_KNOWN["llama-3.2-1b"].config,
+    "llama-3-8b": WELL_KNOWN["llama-3-8b"].config,
+    "stories15m": LlamaConfig(
+        vocab_size=32000,
+        context_length=256,
+        width=288,
+        n_layers=6,
+        n_heads=6,
+        n_kv_heads=6,
+        head_dim=48,
+        hidden_width=768,
+        rope=RopeConfig(theta=10000.0),
+        tied=True,
+    ),
+}
+
+
+class RandomWeights(Mapping[str, Tensor]):
+    """Parameter name -> random tensor, made when it is asked for; the same at every asking.
+
+    Matrices are normal with standard deviation 0.02, those that add to the residual stream scaled
+    down by sqrt(2 · layers) (GPT-2, section 2.3), norms are 1 and biases 0: no value that a real
+    model would not have, so that no kernel meets denormals or overflow.
+    """
+
+    def __init__(self, config: Config, dtype: torch.dtype) -> None:
+        self._shapes, self._dtype = checkpoints.parameter_shapes(config), dtype
+        self._residual = 0.02 / (2 * config.n_layers) ** 0.5
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            value = 0.0 if name.endswith("bias") else 1.0
+            return torch.full(shape, value, dtype=self._dtype)
+        adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        values = torch.randn(shape, generator=generator)
+        # By way of bfloat16, so that the files of every dtype hold the same model.
+        return values.mul_(self._residual if adds else 0.02).bfloat16().to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def model_home(work: Path, title: str, config: Config) -> Path:
+    """The folder of `work` for everything made of one config; another config has another."""
+    digest = hashlib.sha256(repr(config).encode()).hexdigest()[:8]
+    plain = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in title)
+    return work / f"{plain[-40:]}-{digest}"
+
+
+def hf_folder(home: Path, config: Config, dtype: str) -> Path:
+    """The random model as a Hugging Face folder in "float32" or "bfloat16", written if need be."""
+    folder = home / dtype
+    if not folder.is_dir():
+        home.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(folder, config, RandomWeights(config, getattr(torch, dtype)))
+    return folder
