@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from pellucid import checkpoints, names, tokenizers
 from pellucid.checkpoints.hf import table
 from pellucid.checkpoints.hf_config import read_config
-from pellucid.checkpoints.weights import empty_model
 from pellucid.compare import Report, Side, compare, from_model, from_trace
 from pellucid.compare.foreign import from_transformers
 from pellucid.compare.maps import UnknownNames, load_map
@@ -32,7 +31,7 @@ from pellucid.compare.recordings import (
 from pellucid.compare.sides import Batch, pad_left
 from pellucid.generate import encode_prompt
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
-from pellucid.models import GPT2, Config, Llama, Model
+from pellucid.models import GPT2, Config, Llama, Model, empty_model
 from pellucid.trace import Trace
 
 if TYPE_CHECKING:

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
-from pellucid.models import Config, build
+from pellucid.models import Config, empty_model
 
 # Bits of one number. For int8 and int4 the scales of the quantisation come on top.
 DTYPE_BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
@@ -159,8 +157,7 @@ class Census:
 
 def census(config: Config) -> Census:
     """Count a model of `config`, built on the meta device: no memory, no weights."""
-    with torch.device("meta"):
-        model = build(config)
+    model = empty_model(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     counted = Census(config=config, groups=tuple(_groups(shapes)))
     direct = sum(parameter.numel() for parameter in model.parameters())

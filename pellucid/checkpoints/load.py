@@ -11,8 +11,8 @@ from torch import Tensor
 from pellucid.checkpoints import hf, meta
 from pellucid.checkpoints.files import forget_pages
 from pellucid.checkpoints.hub import resolve
-from pellucid.checkpoints.weights import Weights, empty_model
-from pellucid.models import Config, Model
+from pellucid.checkpoints.weights import Weights
+from pellucid.models import Config, Model, empty_model
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

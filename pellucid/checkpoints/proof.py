@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.checkpoints.load import Checkpoint
-from pellucid.checkpoints.weights import Weights, empty_model
+from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import bytes_of
-from pellucid.models import Config
+from pellucid.models import Config, empty_model
 
 _TOKENS = 16
 # stage, done, in all: bytes, but for the logits, which come in two steps

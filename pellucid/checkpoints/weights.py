@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from pellucid.checkpoints.files import Shape, TensorFile, forget_pages
-from pellucid.models import Config, Model, build
+from pellucid.models import Config, empty_model
 
 _NAMED = 6  # tensors an error message lists before it only counts
 
@@ -139,27 +137,6 @@ class Weights(Mapping[str, Tensor]):
         if name not in self._recipes:
             raise KeyError(f"no parameter {name!r} in {self._where}")
         return self._recipes[name]
-
-
-class _WithoutInitialisation(TorchFunctionMode):
-    """Leaves out torch's random initialisation of modules.
-
-    On the meta device there is nothing to initialise, and asking for it makes torch import its
-    symbolic shape machinery, which takes about a second.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def empty_model(config: Config, dialect: str = "hf") -> Model:
-    """The model of a config on the meta device: every shape, no memory, no values."""
-    with torch.device("meta"), _WithoutInitialisation():
-        return build(config, dialect)
 
 
 def parameter_shapes(config: Config) -> dict[str, Shape]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pellucid.models.cache import Cache
 from pellucid.models.gpt2 import GPT2, GPTConfig
@@ -23,6 +26,7 @@ __all__ = [
     "Model",
     "RopeConfig",
     "build",
+    "empty_model",
     "initialise",
 ]
 
@@ -30,6 +34,27 @@ __all__ = [
 def build(config: Config, dialect: str = "hf") -> Model:
     """The model of a config; under ``torch.device("meta")`` it takes no memory."""
     return GPT2(config, dialect) if isinstance(config, GPTConfig) else Llama(config, dialect)
+
+
+def empty_model(config: Config, dialect: str = "hf") -> Model:
+    """The model of a config on the meta device: every shape, no memory, no values."""
+    with torch.device("meta"), _WithoutInitialisation():
+        return build(config, dialect)
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves out torch's random initialisation of modules.
+
+    On the meta device there is nothing to initialise, and asking for it makes torch import its
+    symbolic shape machinery, which takes about a second.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

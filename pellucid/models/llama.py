@@ -105,8 +105,7 @@ class Llama(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> logits (B, T, V)."""
-        weight = self.embed.weight if self.unembed is None else self.unembed.weight
-        logits = F.linear(x, weight)
+        logits = F.linear(x, self.embed.weight) if self.unembed is None else self.unembed(x)
         if self.dialect.logits == "float32":
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return tap(self, "logits", logits)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +28,18 @@ KNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_models_come_out_exactly(name: str):
     assert census(shape(name).config).total == KNOWN[name]
+
+
+def test_counting_stays_light():
+    """Building on the meta device must not import torch's symbolic shapes, which take a second."""
+    program = (
+        "import sys; from pellucid.analysis.census import census\n"
+        "from pellucid.models.shapes import shape\n"
+        "census(shape('gpt2').config), census(shape('llama-3-8b').config)\n"
+        "print({'sympy', 'torch._dynamo'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_the_sum_is_written_out():
