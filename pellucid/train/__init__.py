@@ -6,7 +6,11 @@
 | batches.py | windows of the token stream, shuffled anew in each epoch |
 | start.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
-| loop.py | loss, gradients, evaluation, and the loop as a generator of steps |
+| objective.py, cross_entropy.py | the loss, without ever holding all logits |
+| loop.py | gradients, clipping, and the loop as a generator of steps |
+| state.py | what a run needs, beyond the weights, to go on bit for bit |
+| evaluation.py | loss on held-out text, bits per byte |
+| precision.py, ranks.py | where and how it computes; the seam for many processes |
 
     batches = Batches(stream, context=256, batch=16, seed=0)
     for progress in train(model, batches, held_out, TrainConfig(schedule=schedule)):
@@ -21,25 +25,29 @@ from pellucid.train.documents import (
     stdlib_documents,
     token_stream,
 )
-from pellucid.train.loop import (
-    Progress,
-    TrainConfig,
-    TrainingDiverged,
-    bits_per_byte,
-    evaluate,
-    train,
+from pellucid.train.evaluation import bits_per_byte, evaluate
+from pellucid.train.loop import Progress, TrainConfig, TrainingDiverged, train
+from pellucid.train.objective import (
+    Objective,
+    next_token_objective,
+    plain_next_token_objective,
 )
 from pellucid.train.optim import Schedule, adamw, parameter_groups
+from pellucid.train.ranks import Ranks
 from pellucid.train.start import begin
+from pellucid.train.state import TrainState
 
 __all__ = [
     "IGNORED",
     "Batch",
     "Batches",
     "Document",
+    "Objective",
     "Progress",
+    "Ranks",
     "Schedule",
     "TrainConfig",
+    "TrainState",
     "TrainingDiverged",
     "adamw",
     "begin",
@@ -47,7 +55,9 @@ __all__ = [
     "evaluate",
     "held_out_windows",
     "hold_out",
+    "next_token_objective",
     "parameter_groups",
+    "plain_next_token_objective",
     "read_documents",
     "stdlib_documents",
     "token_stream",

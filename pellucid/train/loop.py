@@ -1,8 +1,8 @@
-"""The training loop: next-token loss, gradients, one step of AdamW, over and over.
+"""The training loop: a batch, its gradients, one step of AdamW, over and over.
 
 `train` is a generator: it yields a `Progress` after every optimiser step and holds no opinion on
 what to do with it. Whoever drives it prints, samples and saves between two steps, and stops by not
-asking for the next one.
+asking for the next one. All that a later continuation needs is in the `TrainState` it is given.
 """
 
 from __future__ import annotations
@@ -10,45 +10,72 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid.models import Model
 from pellucid.train import optim
-from pellucid.train.batches import Batches
+from pellucid.train.batches import Batch
+from pellucid.train.evaluation import evaluate
+from pellucid.train.objective import Objective, next_token_objective
+from pellucid.train.precision import device_of, eager, precision
+from pellucid.train.ranks import Ranks
+from pellucid.train.state import TrainState
 
 
 class TrainingDiverged(ValueError):
     """The loss or the gradient is no finite number; the model still has its last finite weights."""
 
 
+class Data(Protocol):
+    """What `train` reads: the batch of any step, whatever came before."""
+
+    def at(self, step: int, /) -> Batch:
+        """The rows of optimiser step `step`, counted from 0."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train; lengths in tokens, `batch` and `micro_batch` in rows of the context's length.
+    """How to train; `batch` and `micro_batch` in rows of the context's length.
 
     micro_batch     rows in one pass; gradients of batch / micro_batch passes are added up
+    decay_all       weight decay on every parameter; else on matrices only
+    fused           AdamW in one kernel; else the plain steps of PyTorch's default
     clip            largest norm of the whole gradient; 0 leaves it alone
     bfloat16        matrix products in bfloat16 (autocast), weights and optimiser in float32
+    compile         torch.compile on every block; evaluation and sampling stay eager
     eval_every      steps between two evaluations on held-out text; the last step always evaluates
+    patience        evaluations without a better loss after which training ends; 0: to the end
     """
 
     schedule: optim.Schedule
     batch: int = 8
     micro_batch: int = 4
     weight_decay: float = 0.1
+    decay_all: bool = False
+    betas: tuple[float, float] = (0.9, 0.95)
+    fused: bool = True
     clip: float = 1.0
     bfloat16: bool = False
+    compile: bool = False
     eval_every: int = 100
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
             raise ValueError(
                 f"a batch of {self.batch} rows does not divide into passes of {self.micro_batch}"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}: expected numbers from 0 to below 1")
+        for name in ("weight_decay", "clip", "patience"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}: expected 0 or more")
         if self.eval_every < 1:
             raise ValueError(f"eval_every is {self.eval_every}: expected 1 or more")
 
@@ -58,7 +85,7 @@ class Progress:
     """One optimiser step. Losses in nats per token; `step` counts from 1 (steps done).
 
     `seconds` is the time spent in steps so far: evaluation, and what happens between two steps,
-    is not in it.
+    is not in it. `best`: no evaluation so far was lower than this one. `ending`: there is no next.
     """
 
     step: int
@@ -68,98 +95,125 @@ class Progress:
     rate: float
     seconds: float
     held_out_loss: float | None = None
+    best: bool = False
+    ending: bool = False
 
 
 def train(
-    model: Model, batches: Batches, held_out: Tensor, config: TrainConfig
+    model: Model,
+    batches: Data,
+    held_out: Tensor,
+    config: TrainConfig,
+    *,
+    objective: Objective = next_token_objective,
+    state: TrainState | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train `model` in place on `batches`; evaluate on windows `held_out` (N, T + 1).
 
+    objective  (model, batch) -> sum of losses and their count; next tokens unless given
+    state      where to go on from, updated at every step; None begins
+    ranks      this process' part among several; None: it is alone
+
     Raises TrainingDiverged before the weights take in a loss or gradient that is not finite.
     """
-    optimizer = optim.adamw(model, weight_decay=config.weight_decay)
-    schedule = config.schedule
-    device = device_of(model)
-    seconds = 0.0
+    ranks = ranks or Ranks()
+    state = state or TrainState.begin(model, config)
+    state.restore_random()
+    if config.compile:
+        compile_blocks(model)
     model.train()
-    for step in range(schedule.steps):
+    for step in range(state.step, config.schedule.steps):
         began = time.monotonic()
-        optim.set_rate(optimizer, schedule.rate(step))
-        inputs, targets, _ = batches.at(step)
-        inputs, targets = inputs.to(device), targets.to(device)
-        loss, norm = accumulate_gradients(model, inputs, targets, config)
+        rate = config.schedule.rate(step)
+        optim.set_rate(state.optimizer, rate)
+        batch = batches.at(step)
+        loss, norm = accumulate_gradients(model, batch, config, objective=objective, ranks=ranks)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {step + 1} has loss {loss:g} and gradient norm {norm:g}: stopped before "
-                f"they reach the weights; try a rate below {schedule.peak:g} or a longer warm-up"
+                "they reach the weights; try a rate below "
+                f"{config.schedule.peak:g} or a longer warm-up"
             )
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds += time.monotonic() - began
-        last = step + 1 == schedule.steps
-        due = last or (step + 1) % config.eval_every == 0
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.seconds += time.monotonic() - began
+        state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
+        last = state.step == config.schedule.steps
+        due = last or state.step % config.eval_every == 0
+        held_out_loss = None
+        if due:
+            with eager():
+                held_out_loss = evaluate(model, held_out, bfloat16=config.bfloat16)
+        best = held_out_loss is not None and state.judge(held_out_loss)
+        stalled = bool(config.patience) and state.evaluations_since_best >= config.patience
         yield Progress(
-            step=step + 1,
-            tokens=(step + 1) * inputs.numel(),
+            step=state.step,
+            tokens=state.tokens,
             loss=loss,
             gradient_norm=norm,
-            rate=schedule.rate(step),
-            seconds=seconds,
-            held_out_loss=evaluate(model, held_out, bfloat16=config.bfloat16) if due else None,
+            rate=rate,
+            seconds=state.seconds,
+            held_out_loss=held_out_loss,
+            best=best,
+            ending=last or stalled,
         )
+        if stalled:
+            return
 
 
 def accumulate_gradients(
-    model: Model, inputs: Tensor, targets: Tensor, config: TrainConfig
+    model: Model,
+    batch: Batch,
+    config: TrainConfig,
+    *,
+    objective: Objective = next_token_objective,
+    ranks: Ranks | None = None,
 ) -> tuple[float, float]:
-    """Gradients of the mean loss over inputs, targets (B, T), a few rows at a time, then clipped.
+    """Gradients of the mean loss over a batch, a few rows at a time, then clipped.
 
+    Sums of losses are divided by the number of inputs of the whole batch before the backward pass,
+    and what then differs from the true count is put right at the end. So passes and ranks add up
+    to the mean over everything that counts, wherever the targets to ignore are.
     Returns the loss and the norm of the gradient before clipping.
     """
-    loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
-    for some, wanted in zip(
-        inputs.split(config.micro_batch), targets.split(config.micro_batch), strict=True
-    ):
-        with precision(model, config.bfloat16):
-            part = next_token_loss(model(some), wanted) * (len(some) / len(inputs))
-        part.backward()
-        loss += part.detach()
-    limit = config.clip or math.inf
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return loss.item(), norm.item()
+    ranks = ranks or Ranks()
+    device, nominal = device_of(model), batch.inputs.numel()
+    mine = ranks.rows(batch)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of losses, count
+    passes = range(0, len(mine.inputs), config.micro_batch)
+    with precision(device, config.bfloat16):  # one context: each weight is cast once for all passes
+        for first in passes:
+            some = rows_to(mine, slice(first, first + config.micro_batch), device)
+            with ranks.accumulating(last=first == passes[-1]):
+                loss, count = objective(model, some)
+                with torch.autocast(device.type, enabled=False):
+                    (loss / nominal).backward()
+            totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))
+    ranks.add_gradients(parameters)
+    total, count = ranks.sum(totals).tolist()
+    if not count:
+        raise ValueError("a batch has no target to predict: every one of them is ignored")
+    norm = ranks.gradient_norm(parameters).item() * nominal / count
+    scale = nominal / count
+    if config.clip and norm > config.clip:
+        scale *= config.clip / (norm + 1e-6)
+    if scale != 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+    return total / count, norm
 
 
-def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats; logits (B, T, V), targets (B, T)."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(wide.flatten(0, 1), targets.flatten())
+def rows_to(batch: Batch, rows: slice, device: torch.device) -> Batch:
+    """Some rows of a batch, on a device."""
+    inputs, targets, documents = batch
+    documents = None if documents is None else documents[rows].to(device)
+    return Batch(inputs[rows].to(device), targets[rows].to(device), documents)
 
 
-def precision(model: Model, bfloat16: bool) -> AbstractContextManager[object]:
-    """Autocast of the model's device, or nothing."""
-    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=bfloat16)
-
-
-def device_of(model: Model) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device
-
-
-@torch.no_grad()
-def evaluate(model: Model, windows: Tensor, *, rows: int = 4, bfloat16: bool = False) -> float:
-    """Mean next-token loss over windows (N, T + 1), in nats per token; the mode is put back."""
-    training, device = model.training, device_of(model)
-    model.eval()
-    total = 0.0
-    for some in windows.split(rows):
-        some = some.to(device)
-        with precision(model, bfloat16):
-            loss = next_token_loss(model(some[:, :-1]), some[:, 1:])
-        total += loss.item() * len(some)
-    model.train(training)
-    return total / len(windows)
-
-
-def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """A loss in nats per token as bits per byte of text, which no tokenizer can flatter."""
-    return loss * tokens / math.log(2) / text_bytes
+def compile_blocks(model: Model) -> None:
+    """torch.compile on every block, in place: they share one graph, and taps still work."""
+    for layer in model.layers:
+        layer.compile()

@@ -53,21 +53,36 @@ class Schedule:
         return self.final + (self.peak - self.final) * share
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices (embeddings too) decay; biases and the weights of norms, one number each, do not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decay_all: bool = False
+) -> list[dict[str, Any]]:
+    """Matrices (embeddings too) decay; biases and the weights of norms, one number each, do not.
+
+    `decay_all`: everything does, as when a whole model is handed to AdamW.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    decays = [p.ndim >= 2 or decay_all for p in parameters]
+    groups = [
+        {
+            "params": [p for p, own in zip(parameters, decays, strict=True) if own == wanted],
+            "weight_decay": weight_decay if wanted else 0.0,
+        }
+        for wanted in (True, False)
     ]
+    return [group for group in groups if group["params"]]
 
 
 def adamw(
-    model: nn.Module, *, weight_decay: float = 0.1, betas: tuple[float, float] = (0.9, 0.95)
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.1,
+    decay_all: bool = False,
+    betas: tuple[float, float] = (0.9, 0.95),
+    fused: bool = True,
 ) -> optim.AdamW:
     """AdamW over the model's parameter groups; the loop sets the learning rate at each step."""
-    groups = parameter_groups(model, weight_decay)
-    return optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=True)
+    groups = parameter_groups(model, weight_decay, decay_all)
+    return optim.AdamW(groups, lr=0.0, betas=betas, eps=1e-8, fused=fused or None)
 
 
 def set_rate(optimizer: optim.Optimizer, rate: float) -> None:

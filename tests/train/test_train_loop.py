@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pellucid import checkpoints
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, build, initialise
 from pellucid.train import (
+    Batch,
     Batches,
     Progress,
     Schedule,
@@ -85,7 +86,7 @@ def test_gradients_of_small_passes_add_up_to_those_of_the_whole_batch(micro_batc
     def gradients(rows: int) -> tuple[float, dict[str, Tensor | None]]:
         model = model_of(GPT2).double()
         loss, _ = accumulate_gradients(
-            model, inputs, targets, settings(1, micro_batch=rows, clip=0.0)
+            model, Batch(inputs, targets), settings(1, micro_batch=rows, clip=0.0)
         )
         return loss, {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -101,7 +102,9 @@ def test_the_gradient_is_clipped_to_a_norm_and_its_own_norm_is_told():
     norms = {}
     for clip in (0.0, 0.01):
         model = model_of(LLAMA)
-        _, told = accumulate_gradients(model, tokens[:, :-1], tokens[:, 1:], settings(1, clip=clip))
+        _, told = accumulate_gradients(
+            model, Batch(tokens[:, :-1], tokens[:, 1:]), settings(1, clip=clip)
+        )
         flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         norms[clip] = (told, flat.norm().item())
     assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-5)

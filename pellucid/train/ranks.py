@@ -1,0 +1,45 @@
+"""The seam between the loop and many processes: what a rank does that one process need not.
+
+The loop asks a `Ranks` for its share of the rows and for sums over all ranks, and nothing else of
+it changes. Here is the answer of one process; the one for torch.distributed is in `parallel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from pellucid.train.batches import Batch
+
+
+class Ranks:
+    """One process alone; a base for others. `rank` counts from 0 to `world` - 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, batch: Batch) -> Batch:
+        """The rows of the batch that this rank computes: an even share, ranks in order."""
+        share = len(batch.inputs) // self.world
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        documents = None if batch.documents is None else batch.documents[mine]
+        return Batch(batch.inputs[mine], batch.targets[mine], documents)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` added over all ranks."""
+        return values
+
+    def accumulating(self, last: bool) -> AbstractContextManager[object]:
+        """Around forward and backward of one pass; only the `last` needs to exchange gradients."""
+        return nullcontext()
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """After the last backward: every ``.grad`` becomes the sum over ranks, if it is not yet."""
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Euclidean norm of the whole gradient, a float32 scalar."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
