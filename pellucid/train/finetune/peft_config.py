@@ -1,0 +1,132 @@
+"""``adapter_config.json``: what PEFT notes about an adapter, and what of it can be read here."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIG = "adapter_config.json"
+
+# Keys of adapter_config.json that are read, and those that say how the adapter came about. Any
+# other one changes what the adapter computes as soon as it says anything.
+_READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern"}
+_READ |= {"use_rslora", "init_lora_weights"}
+_HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"}
+_HARMLESS |= {"auto_mapping", "target_modules", "exclude_modules", "layers_to_transform"}
+_HARMLESS |= {"layers_pattern", "fan_in_fan_out", "megatron_core", "qalora_group_size"}
+_HARMLESS |= {"eva_config", "runtime_config", "ensure_weight_tying"}
+# These begin from changed base weights, which the checkpoint at hand does not have.
+_PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+def written_config(
+    names: Mapping[str, Sequence[str]],
+    ranks: Mapping[str, int],
+    alphas: Mapping[str, float],
+    dropout: float,
+    base: str | None,
+) -> dict[str, Any]:
+    """The config of an adapter as PEFT reads it.
+
+    names   every module of the model that could be adapted, by transformers' path
+    ranks   adapted module -> rank; alphas likewise: the product is scaled by alpha / rank
+    """
+    targets = {module: _target(module, ranks, names) for module in ranks}
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alpha = Counter(_whole(value) for value in alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "rank_pattern": _pattern(ranks, rank, targets),
+        "alpha_pattern": _pattern({m: _whole(a) for m, a in alphas.items()}, alpha, targets),
+        "target_modules": sorted(set(targets.values())),
+        "fan_in_fan_out": any(len(paths) > 1 for paths in names.values()),  # GPT-2's Conv1D
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _whole(number: float) -> int | float:
+    return int(number) if number == int(number) else number
+
+
+def _target(module: str, adapted: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> str:
+    """The shortest end of a module's path that says which layers are adapted, and no others."""
+    parts = module.split(".")
+    for length in (1, 2):
+        end = ".".join(parts[-length:])
+        if all(name in adapted for name in names if name.endswith(f".{end}")):
+            return end
+    return module
+
+
+def _pattern(
+    values: Mapping[str, Any], default: float, targets: Mapping[str, str]
+) -> dict[str, Any]:
+    """Where a value is not the default; one line per target whose modules all agree."""
+    groups: dict[str, dict[str, Any]] = {}
+    for module, target in targets.items():
+        groups.setdefault(target, {})[module] = values[module]
+    pattern: dict[str, Any] = {}
+    for target, inside in groups.items():
+        same = len(set(inside.values())) == 1
+        pattern |= {target: next(iter(inside.values()))} if same else inside
+    return {key: value for key, value in pattern.items() if value != default}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config in a folder. OSError where there is none, ValueError for more than plain LoRA."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no adapter: expected {CONFIG} beside the weights")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise ValueError(f"{path}: an adapter of type {kind}; expected LORA")
+    empty = (None, False, "none")
+    others = {
+        key: value
+        for key, value in config.items()
+        if key not in _READ | _HARMLESS and value not in empty and value not in ({}, [])
+    }
+    if config.get("init_lora_weights") not in _PLAIN_BEGINNINGS:
+        others["init_lora_weights"] = config["init_lora_weights"]
+    if others:
+        stated = ", ".join(f"{key} = {str(value)[:60]}" for key, value in others.items())
+        raise ValueError(f"{path}: {stated} is more than plain LoRA, which Pellucid computes")
+    return {"r": 8, "lora_alpha": 8, **config, "lora_dropout": config.get("lora_dropout") or 0.0}
+
+
+def scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:
+    """Factor on B A: alpha / r, or alpha / √r with rank-stabilised LoRA (Kalajdzievski 2023).
+
+    ValueError, beginning with `where`, if the config states another rank than the tensors have.
+    """
+    stated = _matching(config.get("rank_pattern"), module, config["r"])
+    if stated != rank:
+        raise ValueError(f"{where}: {module} has rank {rank}, {CONFIG} says {stated}")
+    alpha = _matching(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _matching(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first key that matches the end of a module's path, as PEFT looks it up."""
+    for key, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

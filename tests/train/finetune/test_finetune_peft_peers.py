@@ -1,0 +1,68 @@
+"""Our adapters in PEFT on transformers models, and PEFT's in ours: the same logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_finetune_lora import adapted
+from tiny import GPT, LLAMA, random_model, random_tokens
+
+from pellucid import checkpoints
+from pellucid.checkpoints.hf import table
+from pellucid.models import Config
+from pellucid.train.finetune import lora
+from pellucid.train.finetune.lora import LoraConfig
+from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+BOTH = pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt2", "llama"])
+
+
+def theirs(config: Config, folder: Path):
+    """The same weights in transformers, through a folder."""
+    checkpoints.save(folder, config, random_model(config, torch.float32).state_dict())
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@BOTH
+@pytest.mark.parametrize("targets", [("all",), ("layers.*.attn.[qv]_proj",), ("layers.1.*",)])
+def test_ours_in_peft(config, targets, tmp_path: Path):
+    lora_config = LoraConfig(rank=3, alpha=5.0, targets=targets)
+    model = adapted(random_model(config, torch.float32), lora_config)
+    save_adapter(tmp_path / "adapter", model, module_names(table(config)))
+    reference = peft.PeftModel.from_pretrained(
+        theirs(config, tmp_path / "base"), tmp_path / "adapter"
+    )
+    tokens = random_tokens(config, 2, 9)
+    with torch.no_grad():
+        ours, plain = model(tokens), random_model(config, torch.float32)(tokens)
+        torch.testing.assert_close(reference(tokens).logits, ours, rtol=1e-5, atol=1e-5)
+    assert (ours - plain).abs().max() > 0.01
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "more", [{}, {"use_rslora": True}, {"target_modules": ["c_attn", "q_proj"]}], ids=str
+)
+def test_theirs_in_pellucid(config, more, tmp_path: Path):
+    arguments = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear"} | more
+    arguments |= {"fan_in_fan_out": config is GPT, "init_lora_weights": False}  # B is not zero
+    torch.manual_seed(0)
+    reference = peft.get_peft_model(theirs(config, tmp_path / "base"), peft.LoraConfig(**arguments))
+    reference.save_pretrained(tmp_path / "adapter")
+    model, tokens = random_model(config, torch.float32), random_tokens(config, 2, 9)
+    apply_adapter(model, tmp_path / "adapter", module_names(table(config)))
+    with torch.no_grad():
+        expected = reference.eval()(tokens).logits
+        torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
+        lora.fold(model)
+        torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
