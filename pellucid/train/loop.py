@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class Progress:
 def train(
     model: Model,
     batches: Data,
-    held_out: Tensor,
+    held_out: Tensor | Callable[[Model], float],
     config: TrainConfig,
     *,
     objective: Objective = next_token_objective,
@@ -111,6 +111,7 @@ def train(
 ) -> Iterator[Progress]:
     """Train `model` in place on `batches`; evaluate on windows `held_out` (N, T + 1).
 
+    held_out   or a function of the model that gives the loss to judge it by
     objective  (model, batch) -> sum of losses and their count; next tokens unless given
     state      where to go on from, updated at every step; None begins
     ranks      this process' part among several; None: it is alone
@@ -141,10 +142,7 @@ def train(
         state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
         last = state.step == config.schedule.steps
         due = last or state.step % config.eval_every == 0
-        held_out_loss = None
-        if due:
-            with eager():
-                held_out_loss = evaluate(model, held_out, bfloat16=config.bfloat16)
+        held_out_loss = judged(model, held_out, config) if due else None
         best = held_out_loss is not None and state.judge(held_out_loss)
         stalled = bool(config.patience) and state.evaluations_since_best >= config.patience
         yield Progress(
@@ -160,6 +158,14 @@ def train(
         )
         if stalled:
             return
+
+
+def judged(model: Model, held_out: Tensor | Callable[[Model], float], config: TrainConfig) -> float:
+    """Loss on held-out text; blocks run as written, since other shapes would be compiled anew."""
+    with eager():
+        if isinstance(held_out, Tensor):
+            return evaluate(model, held_out, bfloat16=config.bfloat16)
+        return held_out(model)
 
 
 def accumulate_gradients(
