@@ -3,7 +3,9 @@
 | module | holds |
 |---|---|
 | documents.py | documents from files and folders, the held-out split, the token stream |
-| batches.py | windows of the token stream, shuffled anew in each epoch |
+| spans.py, shards.py | text of any size, tokenised once into files that are memory-mapped |
+| token_source.py | where batches take tokens from: a tensor, or those files |
+| batches.py, order.py | windows of the tokens, shuffled anew in each epoch |
 | start.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | objective.py, cross_entropy.py | the loss, without ever holding all logits |
@@ -20,9 +22,11 @@
 from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
 from pellucid.train.documents import (
     Document,
+    Layout,
     hold_out,
     read_documents,
     stdlib_documents,
+    stream_documents,
     token_stream,
 )
 from pellucid.train.evaluation import bits_per_byte, evaluate
@@ -34,18 +38,25 @@ from pellucid.train.objective import (
 )
 from pellucid.train.optim import Schedule, adamw, parameter_groups
 from pellucid.train.ranks import Ranks
+from pellucid.train.shards import Corpus, open_corpus, tokenise
 from pellucid.train.start import begin
 from pellucid.train.state import TrainState
+from pellucid.train.token_source import TokenFiles, TokenSource, TokenTensor
 
 __all__ = [
     "IGNORED",
     "Batch",
     "Batches",
+    "Corpus",
     "Document",
+    "Layout",
     "Objective",
     "Progress",
     "Ranks",
     "Schedule",
+    "TokenFiles",
+    "TokenSource",
+    "TokenTensor",
     "TrainConfig",
     "TrainState",
     "TrainingDiverged",
@@ -56,10 +67,13 @@ __all__ = [
     "held_out_windows",
     "hold_out",
     "next_token_objective",
+    "open_corpus",
     "parameter_groups",
     "plain_next_token_objective",
     "read_documents",
     "stdlib_documents",
+    "stream_documents",
     "token_stream",
+    "tokenise",
     "train",
 ]

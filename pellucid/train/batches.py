@@ -2,6 +2,7 @@
 
     stream      <end> a a a a <end> b b b <end> c c …     one long line of token ids, (N)
     windows     |- context -|- context -|- context -|     one window is one row of a batch
+    documents   0 0 0 0 0 0 0 6 6 6 6 10 10 …             where in its row each token's one begins
 
 A window's targets are its inputs one token later, so a row needs context + 1 tokens of the stream.
 """
@@ -13,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.train.order import Shuffle, mix
+from pellucid.train.token_source import TokenSource, TokenTensor
+
 IGNORED = -100  # a target where nothing is to be predicted, as cross_entropy's ignore_index
 SHORTEST_COPY = 16  # tokens, where a row is long enough
 
@@ -22,8 +26,9 @@ class Batch(NamedTuple):
 
     inputs     (B, T) token ids
     targets    (B, T) the token after each input; IGNORED where nothing is to be predicted
-    documents  (B, T) the document each input belongs to, numbered within its row: attention and
-               positions stay inside a document. None: plain causal attention over the row
+    documents  (B, T) the document each input belongs to, named by the place in the row where it
+               begins (0 for one that began before the row): attention and positions stay inside a
+               document, and this is what the models take as `starts`. None: plain causal attention
     """
 
     inputs: Tensor
@@ -32,59 +37,99 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Windows of a token stream, shuffled anew each epoch; `at(step)` needs no history.
+    """Windows of a token source, shuffled anew each epoch; `at(step)` needs no history.
 
-    The stream is read as a ring and each epoch starts somewhere else on it, so that a token does
-    not always stand at the same place of its window.
+    The source is read as a ring and each epoch starts somewhere else on it, so that a token does
+    not always stand at the same place of its window. In an epoch each window comes once.
 
-    copies  share of rows in which one passage stands a second time, in the place of what followed:
-            text in which looking back pays, so that induction heads form early. 0 leaves the text
+    source     token ids: a tensor (N), or a TokenSource such as memory-mapped shards
+    documents  keep attention and positions inside each document; else rows run on across them
+    copies     share of rows in which one passage stands a second time, in the place of what
+               followed: text in which looking back pays, so that induction heads form early. 0
+               leaves the text
 
-    Raises ValueError for a stream that is shorter than one window.
+    Raises ValueError for a source that is shorter than one window.
     """
 
     def __init__(
-        self, stream: Tensor, *, context: int, batch: int, seed: int, copies: float = 0.0
+        self,
+        source: Tensor | TokenSource,
+        *,
+        context: int,
+        batch: int,
+        seed: int,
+        copies: float = 0.0,
+        documents: bool = False,
     ) -> None:
-        if len(stream) <= context:
+        self.stream = TokenTensor(source) if isinstance(source, Tensor) else source
+        if len(self.stream) <= context:
             raise ValueError(
-                f"the training text is {len(stream):,} tokens long: a context of {context:,} needs "
-                f"at least {context + 1:,}; give more text or a smaller context"
+                f"the training text is {len(self.stream):,} tokens long: a context of {context:,} "
+                f"needs at least {context + 1:,}; give more text or a smaller context"
             )
         if not 0 <= copies <= 1:
             raise ValueError(f"copies in {copies} of the rows: expected a share, 0 to 1")
-        self.stream, self.context, self.batch, self.seed = stream, context, batch, seed
-        self.copies = copies
-        self.windows = len(stream) // context
-        self._epoch = -1
-        self._starts = torch.empty(0, dtype=torch.long)
+        if copies and documents:
+            raise ValueError("a passage is copied across documents: give copies or documents")
+        self.context, self.batch, self.seed = context, batch, seed
+        self.copies, self.documents = copies, documents
+        self.windows = len(self.stream) // context
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimiser step."""
         return self.batch * self.context
 
-    def at(self, step: int) -> Batch:
-        """The rows of optimiser step `step` (from 0)."""
-        rows = range(step * self.batch, (step + 1) * self.batch)
-        starts = torch.tensor([self._start(row) for row in rows])
-        places = starts[:, None] + torch.arange(self.context + 1)  # (B, T + 1)
-        ids = self.stream[places % len(self.stream)]
+    def at(self, step: int, rows: slice = slice(None)) -> Batch:
+        """The rows of optimiser step `step` (from 0), or some of them: those of one rank."""
+        chosen = range(self.batch)[rows]
+        starts = [self._start(step * self.batch + row) for row in chosen]
+        ids = torch.stack([self._read(start) for start in starts])  # (B, T + 1)
         if self.copies:
-            generator = torch.Generator().manual_seed((self.seed + 1) * 2**32 + step)
-            chosen = torch.rand(len(ids), generator=generator) < self.copies
-            for row in chosen.nonzero().flatten().tolist():
-                copy_passage(ids[row], generator)
-        return Batch(ids[:, :-1], ids[:, 1:])
+            self._copy(ids, chosen, step)
+        documents = None
+        if self.documents:
+            documents = torch.stack([self._documents(start) for start in starts])
+        return Batch(ids[:, :-1], ids[:, 1:], documents)
 
     def _start(self, row: int) -> int:
+        """Where on the ring the window of a row begins; rows count on over steps and epochs."""
         epoch, place = divmod(row, self.windows)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            shift = torch.randint(self.context, (), generator=generator)
-            order = torch.randperm(self.windows, generator=generator)
-            self._epoch, self._starts = epoch, shift + order * self.context
-        return int(self._starts[place])
+        shift, order = self._epoch(epoch)
+        return (shift + order[place] * self.context) % len(self.stream)
+
+    def _epoch(self, epoch: int) -> tuple[int, Shuffle]:
+        seed = mix(mix(self.seed) ^ epoch)
+        return seed % self.context, Shuffle(self.windows, seed)
+
+    def _read(self, start: int) -> Tensor:
+        """context + 1 tokens from `start` on, (T + 1), round the ring."""
+        return torch.cat([self.stream.read(first, last) for first, last, _ in self._arcs(start)])
+
+    def _documents(self, start: int) -> Tensor:
+        """For each token of a row the place in it where its document begins, (T)."""
+        begins = torch.zeros(self.context + 1, dtype=torch.long)
+        for first, last, offset in self._arcs(start):
+            places = self.stream.document_starts(first, last) - first + offset
+            begins[places] = places
+        return begins[:-1].cummax(0).values
+
+    def _arcs(self, start: int) -> list[tuple[int, int, int]]:
+        """A window as stretches of the stream: (from, to, place in the window)."""
+        length, arcs, offset = len(self.stream), [], 0
+        while offset <= self.context:
+            stop = min(length, start + self.context + 1 - offset)
+            arcs.append((start, stop, offset))
+            offset, start = offset + stop - start, 0
+        return arcs
+
+    def _copy(self, ids: Tensor, rows: range, step: int) -> None:
+        """Copy a passage within its share of the rows; every rank draws the same for all rows."""
+        generator = torch.Generator().manual_seed((self.seed + 1) * 2**32 + step)
+        chosen = torch.rand(self.batch, generator=generator) < self.copies
+        for row in chosen.nonzero().flatten().tolist():
+            here = ids[rows.index(row)] if row in rows else torch.zeros_like(ids[0])
+            copy_passage(here, generator)
 
 
 def copy_passage(ids: Tensor, generator: torch.Generator) -> None:
@@ -103,11 +148,14 @@ def copy_passage(ids: Tensor, generator: torch.Generator) -> None:
     ids[second : second + length] = ids[first : first + length].clone()
 
 
-def held_out_windows(stream: Tensor, context: int, limit: int | None = None) -> Tensor:
-    """Windows side by side, (N, T + 1), evenly spread over the stream if there are over `limit`.
+def held_out_windows(
+    source: Tensor | TokenSource, context: int, limit: int | None = None
+) -> Tensor:
+    """Windows side by side, (N, T + 1), evenly spread over the source if there are over `limit`.
 
-    A stream shorter than one window is one short window; ValueError if it has no token to predict.
+    A source shorter than one window is one short window; ValueError if it has no token to predict.
     """
+    stream = TokenTensor(source) if isinstance(source, Tensor) else source
     if len(stream) < 2:
         raise ValueError(f"the held-out text is {len(stream)} tokens long: expected 2 or more")
     context = min(context, len(stream) - 1)
@@ -115,4 +163,5 @@ def held_out_windows(stream: Tensor, context: int, limit: int | None = None) -> 
     chosen = torch.arange(windows)
     if limit is not None and limit < windows:
         chosen = torch.linspace(0, windows - 1, limit).long()
-    return stream[chosen[:, None] * context + torch.arange(context + 1)]
+    starts = (chosen * context).tolist()
+    return torch.stack([stream.read(start, start + context + 1) for start in starts])

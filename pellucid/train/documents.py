@@ -1,13 +1,18 @@
 """Text to train on: documents from files and folders, the held-out split, the token stream.
 
-documents   [a.py] [b.py] [c.py] …                    some are held out, whole
-stream      <end> a a a a <end> b b b <end> c c …     one long line of token ids, (N)
+    documents   [a.py] [b.py] [c.py] …                    some are held out, whole
+    stream      <end> a a a a <end> b b b <end> c c …     one long line of token ids, (N)
+
+A text file is one document, or several with a separator between them; in a file of JSON lines each
+line is one.
 """
 
 from __future__ import annotations
 
+import json
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
+JSON_LINES = ".jsonl"
 # Folders of the standard library that are no part of it, or lists of values rather than text.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
 _TOPICS = "pydoc_data/topics.py"
@@ -28,28 +34,104 @@ class Document(NamedTuple):
     text: str
 
 
-def read_documents(paths: Iterable[str | Path]) -> list[Document]:
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How documents lie in files.
+
+    text_key   the key of the text in each object of a ``.jsonl`` file
+    separator  what stands between two documents of a text file, such as ``<|endoftext|>``; line
+               breaks around it belong to it. None: a file is one document
+    """
+
+    text_key: str = "text"
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and not self.separator.strip():
+            raise ValueError(f"separator {self.separator!r}: expected something that can be seen")
+
+    def delimiter(self, file: str | Path) -> bytes | None:
+        """The bytes between the documents of a file, None where the file is one document."""
+        if Path(file).suffix == JSON_LINES:
+            return b"\n"
+        return self.separator.encode() if self.separator else None
+
+    def text(self, record: bytes, file: str | Path, where: int) -> str:
+        """The text of what stands between two delimiters; `where` is its first byte in the file.
+
+        Raises ValueError for bytes that are not UTF-8 and for a line without the key.
+        """
+        try:
+            text = record.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text (byte {where + error.start})") from None
+        if Path(file).suffix == JSON_LINES:
+            return self._of_line(text, f"{file} (line at byte {where})")
+        return text.strip("\r\n") if self.separator else text
+
+    def _of_line(self, line: str, place: str) -> str:
+        if not line.strip():
+            return ""
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{place} is not JSON: {error}") from None
+        if not isinstance(found, dict) or not isinstance(found.get(self.text_key), str):
+            keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+            raise ValueError(f"{place} has no text under {self.text_key!r}: found {keys or 'none'}")
+        return found[self.text_key]
+
+
+def find_files(paths: Iterable[str | Path]) -> list[Path]:
     """Every text file among `paths`, folders read whole, in the order of their names.
 
-    A file given by name is always read; inside a folder only those that end in TEXT_SUFFIXES.
-    Files without any text are left out.
-    Raises OSError for a path that is not there and ValueError for bytes that are not UTF-8.
+    A file given by name is always taken; inside a folder only those that end in TEXT_SUFFIXES.
+    Raises OSError for a path that is not there.
     """
-    found: list[Document] = []
+    found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder to train on")
         inside = path.rglob("*") if path.is_dir() else [path]
         files = [file for file in inside if file.suffix in TEXT_SUFFIXES or file == path]
-        found += [_read(file) for file in sorted(files) if file.is_file()]
-    return [document for document in found if document.text.strip()]
+        found += sorted(file for file in files if file.is_file())
+    return found
 
 
-def _read(file: Path) -> Document:
-    try:
-        return Document(str(file), file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text (byte {error.start})") from None
+def stream_documents(
+    paths: Iterable[str | Path], layout: Layout | None = None
+) -> Iterator[Document]:
+    """The documents of all files, one at a time; those without any text are left out.
+
+    Raises OSError for a path that is not there and ValueError for what is not text.
+    """
+    layout = layout or Layout()
+    for file in find_files(paths):
+        delimiter = layout.delimiter(file)
+        records = [(0, file.read_bytes())] if delimiter is None else _records(file, delimiter)
+        for number, (where, record) in enumerate(records, start=1):
+            text = layout.text(record, file, where)
+            if text.strip():
+                yield Document(str(file) if delimiter is None else f"{file}:{number}", text)
+
+
+def _records(file: Path, delimiter: bytes) -> Iterator[tuple[int, bytes]]:
+    if delimiter == b"\n":
+        with file.open("rb") as lines:
+            where = 0
+            for line in lines:
+                yield where, line
+                where += len(line)
+        return
+    where = 0
+    for record in file.read_bytes().split(delimiter):
+        yield where, record
+        where += len(record) + len(delimiter)
+
+
+def read_documents(paths: Iterable[str | Path], layout: Layout | None = None) -> list[Document]:
+    """All of `stream_documents` in memory."""
+    return list(stream_documents(paths, layout))
 
 
 def stdlib_documents() -> list[Document]:
@@ -86,12 +168,17 @@ def hold_out(
         held_out = [*documents[every - 1 :: every]]
         training = [doc for place, doc in enumerate(documents) if place % every != every - 1]
         return training, held_out
-    cuts = [len(document.text) * 9 // 10 for document in documents]
+    cuts = [tenth_from_end(len(document.text)) for document in documents]
     pairs = list(zip(documents, cuts, strict=True))
     return (
         [Document(document.name, document.text[:cut]) for document, cut in pairs],
         [Document(document.name, document.text[cut:]) for document, cut in pairs],
     )
+
+
+def tenth_from_end(characters: int) -> int:
+    """Where the last tenth of so many characters begins."""
+    return characters * 9 // 10
 
 
 def token_stream(
