@@ -49,6 +49,7 @@ class TrainConfig:
     bfloat16        matrix products in bfloat16 (autocast), weights and optimiser in float32
     compile         torch.compile on every block; evaluation and sampling stay eager
     eval_every      steps between two evaluations on held-out text; the last step always evaluates
+    eval_first      the first evaluation is after step 1 instead of step `eval_every`
     patience        evaluations without a better loss after which training ends; 0: to the end
     """
 
@@ -63,6 +64,7 @@ class TrainConfig:
     bfloat16: bool = False
     compile: bool = False
     eval_every: int = 100
+    eval_first: bool = False
     patience: int = 0
 
     def __post_init__(self) -> None:
@@ -141,7 +143,8 @@ def train(
         state.seconds += time.monotonic() - began
         state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
         last = state.step == config.schedule.steps
-        due = last or state.step % config.eval_every == 0
+        phase = 1 % config.eval_every if config.eval_first else 0
+        due = last or state.step % config.eval_every == phase
         held_out_loss = judged(model, held_out, config) if due else None
         best = held_out_loss is not None and state.judge(held_out_loss)
         stalled = bool(config.patience) and state.evaluations_since_best >= config.patience

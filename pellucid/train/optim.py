@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn, optim
+
+Shape = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate over `steps` steps: linear warm-up, a level stretch, half a cosine down.
+    """Learning rate over `steps` steps: linear warm-up, a level stretch, and down by a `shape`.
 
         peak        ┌────────┐
                    ╱          ╲
                   ╱            ╲
         final    ╱               ──    last step
-                 warmup  hold   the rest
+                 warmup  hold   the rest: half a cosine, a straight line, or level ("constant")
 
-    With ``hold=0`` it is the usual warm-up and cosine. A hold lets the length be chosen late: two
+    With ``hold=0`` it is the usual warm-up and cosine; with most of the steps in `hold`, WSD
+    (warm-up, stable, decay; Hu et al., MiniCPM, 2024). A hold lets the length be chosen late: two
     runs that differ only in `steps` are the same run until the shorter one begins to come down.
     """
 
@@ -28,6 +31,7 @@ class Schedule:
     warmup: int
     steps: int
     hold: int = 0
+    shape: Shape = "cosine"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -42,14 +46,20 @@ class Schedule:
                 f"learning rate from {self.peak:g} down to {self.final:g}: expected numbers from 0 "
                 "on, the second at most the first"
             )
+        if self.shape not in get_args(Shape):
+            expected = ", ".join(get_args(Shape))
+            raise ValueError(f"schedule {self.shape!r}: expected one of {expected}")
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`, counted from 0; the first step already moves."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
+        if self.shape == "constant":
+            return self.peak
         top = self.warmup + self.hold
         down = (step - top) / max(self.steps - 1 - top, 1)  # 0 at the top, 1 at the last step
-        share = 0.5 * (1 + math.cos(math.pi * min(max(down, 0.0), 1.0)))
+        down = min(max(down, 0.0), 1.0)
+        share = 0.5 * (1 + math.cos(math.pi * down)) if self.shape == "cosine" else 1 - down
         return self.final + (self.peak - self.final) * share
 
 

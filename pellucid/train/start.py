@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pellucid.models import GPT2, Model, initialise
+from pellucid.models import GPT2, Config, Model, build, initialise
+
+Start = Literal["sinusoids", "gpt2", "torch"]
+
+
+def new_model(config: Config, seed: int, start: Start = "sinusoids", bias: bool = True) -> Model:
+    """A model with random weights, the same for the same seed.
+
+    start  "sinusoids": `begin`; "gpt2": as in GPT-2, its positions random as well; "torch": what
+           PyTorch's modules begin with after ``torch.manual_seed(seed)``, in the order in which the
+           model makes them
+    bias   whether biases are trained; else they are 0 and stay so
+    """
+    if start == "torch":
+        torch.manual_seed(seed)
+        model = build(config, "meta")
+    else:
+        model = build(config, "meta")
+        if start == "gpt2":
+            initialise(model, torch.Generator().manual_seed(seed))
+        else:
+            begin(model, seed)
+    if not bias:
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter.requires_grad_(False))
+    return model
 
 
 def begin(model: Model, seed: int) -> None:

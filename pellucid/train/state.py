@@ -90,7 +90,10 @@ class TrainState:
             steps[name] = float(held["step"])
             for key in ("exp_avg", "exp_avg_sq"):
                 tensors[f"{key}.{name}"] = held[key].detach().cpu().contiguous()
-        save_file(tensors, inside / TENSORS)
+        try:
+            save_file(tensors, inside / TENSORS)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(f"{inside / TENSORS}: {error}") from None
         facts = {
             "format": FORMAT,
             "step": self.step,

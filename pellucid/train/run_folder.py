@@ -1,0 +1,99 @@
+"""A run's folder: whole checkpoints, whatever happens while one is written.
+
+    RUN/
+      config.toml     the resolved settings
+      log.csv         a line for every step
+      last, best      links to the newest and the best checkpoint: each a model's folder
+      checkpoints/
+        last-00000400/      model files, and training/ with what it takes to go on
+        best-00000350/      model files
+
+A checkpoint is written into a folder of its own beside the others, made durable and renamed; then
+the link is replaced, which is one step of the file system. Killed at any moment, or on a full disk,
+``RUN/last`` leads to a whole checkpoint: the new one or the one before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+CHECKPOINTS = "checkpoints"
+LAST, BEST = "last", "best"
+
+
+def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and make ``run/name`` lead to it; the one before it goes.
+
+    Raises OSError, in one line that says what is left, where it cannot be written.
+    """
+    place = run / CHECKPOINTS
+    final = _unused(place / f"{name}-{step:08}")
+    part = place / f".{final.name}.{secrets.token_hex(4)}.part"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        write(part)
+        make_durable(part)
+        part.rename(final)
+        make_durable(place, deep=False)
+        _link(run / name, final)
+    except OSError as error:
+        raise type(error)(f"step {step} could not be saved: {error}; {kept(run, name)}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    for folder in place.iterdir():
+        if folder != final and re.fullmatch(rf"\.*{name}-\d{{8,}}[-.\w]*", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unused(folder: Path) -> Path:
+    """`folder`, or with a number behind it if a run was here before."""
+    found, number = folder, 1
+    while found.exists():
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
+
+
+def _link(link: Path, target: Path) -> None:
+    """Let `link` lead to `target`, in one step, wherever it leads now."""
+    new = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+    try:
+        new.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        os.replace(new, link)
+    finally:
+        new.unlink(missing_ok=True)
+    make_durable(link.parent, deep=False)
+
+
+def kept(run: Path, name: str = LAST) -> str:
+    """What a run's folder has, for a message: ``RUN/last holds step 400``."""
+    found = step_of(run / name)
+    return f"{run / name} holds step {found}" if found is not None else f"{run} holds no checkpoint"
+
+
+def step_of(link: Path) -> int | None:
+    """The step of the checkpoint that a link leads to; None where there is none."""
+    if not link.is_dir():
+        return None
+    found = re.fullmatch(r"\w+-(\d{8,})(-\d+)?", link.resolve().name)
+    return int(found[1]) if found else None
+
+
+def make_durable(path: Path, *, deep: bool = True) -> None:
+    """Have the system write a folder to the disk, with everything in it if `deep`."""
+    for inside in sorted(path.rglob("*")) if deep else ():
+        _sync(inside)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
