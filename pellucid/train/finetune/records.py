@@ -1,0 +1,101 @@
+"""Files of examples: JSON, JSON lines or CSV, each example a dictionary, and what they are for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = Mapping[str, Any]
+
+# What the keys of an example say it is for. The first that has all of its keys counts.
+KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "preferences": (("chosen", "rejected"),),
+    "instructions": (("messages",), ("instruction", "output")),
+    "classification": (("text", "label"),),
+    "text": (("text",),),
+}
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The examples in a file: a JSON list, JSON lines, or CSV with a line of column names.
+
+    Raises OSError for a file that is not there, and ValueError, with the line, for one that is not
+    what its name says or holds no examples.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of examples")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark in front
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    if path.suffix == ".csv":
+        records = list(_from_csv(text, path))
+    elif text.lstrip().startswith("["):
+        records = list(_checked(_parsed(text, str(path)), path))
+    else:
+        records = list(_from_lines(text, path))
+    if not records:
+        raise ValueError(f"{path} has no examples in it")
+    return records
+
+
+def _from_csv(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    try:
+        for record in reader:
+            if None in record or None in record.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} "
+                    f"fields, {', '.join(reader.fieldnames or [])}"
+                )
+            yield record
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _from_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield from _checked([_parsed(line, where)], where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+
+
+def _checked(found: Sequence[Any], where: object) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(found, start=1):
+        if not isinstance(record, dict):
+            at = f"{where}, example {number}" if len(found) > 1 else where
+            raise ValueError(f"{at}: expected a JSON object, found a {type(record).__name__}")
+        yield record
+
+
+def kind_of(record: Record) -> str:
+    """What an example is for, by its keys; ValueError where they do not say."""
+    for kind, choices in KINDS.items():
+        if any(all(key in record for key in keys) for keys in choices):
+            return kind
+    known = "; ".join(
+        f"{kind}: {' or '.join(' + '.join(keys) for keys in choices)}"
+        for kind, choices in KINDS.items()
+    )
+    raise ValueError(f"an example with {', '.join(record) or 'no keys'}: expected {known}")
+
+
+def text_of(record: Record, key: str, where: str, default: str | None = None) -> str:
+    """The text under a key; ValueError, beginning with `where`, for what is no text."""
+    value = record.get(key, default)
+    if value is None and default is not None:
+        value = default
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} is {str(value)[:60]!r}; expected text")
+    return value

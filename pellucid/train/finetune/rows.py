@@ -1,0 +1,175 @@
+"""Examples in rows: what of each token is learnt, how long ones are cut, how rows are filled.
+
+one example    [prompt prompt prompt answer answer end]
+inputs          prompt prompt prompt answer answer
+targets           ·      ·    answer answer  end            · = IGNORED
+
+packed         |a a a a a b b b c c c ·|   several in a row, none looks into another
+apart          |a a a a a| |b b b · ·|     one in a row, padded to the longest of the batch
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pellucid.models import Model
+from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.objective import Objective
+from pellucid.train.order import Shuffle
+from pellucid.train.precision import device_of, precision
+
+PADDING = 0  # any token: nothing that counts can look at it
+
+
+class Example(NamedTuple):
+    """Token ids (N), and which of them the model is to learn to write, (N) bool."""
+
+    ids: Tensor
+    wanted: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What became of examples that are too long, or have nothing to learn."""
+
+    kept: int
+    truncated: int
+    refused: int
+
+    def __str__(self) -> str:
+        parts = [f"{self.kept:,} examples"]
+        parts += [f"{self.truncated:,} of them cut to the context"] if self.truncated else []
+        parts += [f"{self.refused:,} left out: no answer within the context"] * bool(self.refused)
+        return ", ".join(parts)
+
+
+def fitted(examples: Iterable[Example], context: int) -> tuple[list[Example], Cut]:
+    """Examples of at most `context` inputs: longer ones lose their end, and are counted.
+
+    One of which no wanted token is left is refused, and counted too.
+    """
+    kept: list[Example] = []
+    truncated = refused = 0
+    for ids, wanted in examples:
+        short = Example(ids[: context + 1], wanted[: context + 1])
+        if not short.wanted[1:].any():  # the first token has nothing before it to follow from
+            refused += 1
+            continue
+        truncated += len(ids) > len(short.ids)
+        kept.append(short)
+    return kept, Cut(kept=len(kept), truncated=truncated, refused=refused)
+
+
+class Rows:
+    """Rows of examples, shuffled anew in each epoch; `at(step)` needs no history.
+
+    packed  several examples in a row of `context` tokens, each in a world of its own; else one
+
+    Raises ValueError where there are no examples.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        context: int,
+        batch: int,
+        seed: int,
+        packed: bool = True,
+    ) -> None:
+        if not examples:
+            raise ValueError("no examples to train on: every one was refused, or there were none")
+        self.examples, self.batch, self.seed, self.packed = examples, batch, seed, packed
+        sizes = [len(example.ids) - 1 for example in examples]
+        assert max(sizes) <= context, "an example is longer than the context: `fitted` cuts them"
+        self.rows = filled(sizes, context) if packed else [[place] for place in range(len(sizes))]
+        self.width = max(sum(sizes[place] for place in row) for row in self.rows)
+
+    def __len__(self) -> int:
+        """Rows of one epoch."""
+        return len(self.rows)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step, padding included; at most that many if not packed."""
+        return self.batch * self.width
+
+    def steps(self, epochs: float) -> int:
+        """Optimiser steps that so many times all rows take, one at least."""
+        return max(1, round(epochs * len(self.rows) / self.batch))
+
+    def at(self, step: int) -> Batch:
+        """The rows of optimiser step `step` (from 0)."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        return self._batch([self.rows[shuffled(place, len(self), self.seed)] for place in places])
+
+    def in_order(self, rows: int = 4) -> Iterator[Batch]:
+        """Every row once, `rows` at a time."""
+        for first in range(0, len(self.rows), rows):
+            yield self._batch(self.rows[first : first + rows])
+
+    def _batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        length = self.width
+        if not self.packed:
+            length = max(len(self.examples[place].ids) - 1 for row in rows for place in row)
+        inputs = torch.full((len(rows), length), PADDING)
+        targets, documents = torch.full_like(inputs, IGNORED), torch.zeros_like(inputs)
+        for number, row in enumerate(rows):
+            begin = 0
+            for document, place in enumerate(row):
+                ids, wanted = self.examples[place]
+                inside = slice(begin, begin + len(ids) - 1)
+                inputs[number, inside] = ids[:-1]
+                targets[number, inside] = torch.where(wanted[1:], ids[1:], IGNORED)
+                documents[number, inside] = document
+                begin = inside.stop
+            documents[number, begin:] = len(row)  # the padding is nobody's
+        return Batch(inputs, targets, documents if self.packed else None)
+
+
+def shuffled(place: int, size: int, seed: int) -> int:
+    """Which of `size` things comes at a place of endless epochs, each in an order of its own."""
+    epoch, inside = divmod(place, size)
+    return Shuffle(size, seed * 1_000_003 + epoch)[inside]
+
+
+def filled(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Things of some sizes in as few bins as best-fit decreasing finds; bins of their places.
+
+    The largest first, each into the fullest bin that still has room for it (Johnson et al., 1974).
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), smallest first
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        found = bisect_left(rooms, (sizes[place], -1))
+        if found < len(rooms):
+            room, number = rooms.pop(found)
+        else:
+            room, number = capacity, len(bins)
+            bins.append([])
+        bins[number].append(place)
+        insort(rooms, (room - sizes[place], number))
+    return bins
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Model, batches: Iterable[Batch], objective: Objective, *, bfloat16: bool = False
+) -> float:
+    """Mean of an objective over batches; the mode is put back."""
+    training, device = model.training, device_of(model)
+    model.eval()
+    total, number = 0.0, 0
+    for inputs, targets, documents in batches:
+        documents = None if documents is None else documents.to(device)
+        with precision(device, bfloat16):
+            loss, count = objective(model, Batch(inputs.to(device), targets.to(device), documents))
+        total, number = total + loss.item(), number + count
+    model.train(training)
+    return total / number
