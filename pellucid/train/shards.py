@@ -18,9 +18,10 @@ import json
 import os
 import pickle
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -31,7 +32,7 @@ import numpy as np
 
 from pellucid.tokenizers import Tokenizer
 from pellucid.train.documents import Layout, find_files
-from pellucid.train.spans import HELD_OUT, TRAINING, Plan, Span, plan, shards
+from pellucid.train.spans import HELD_OUT, SPAN_BYTES, TRAINING, Plan, Span, plan, shards
 from pellucid.train.token_source import TokenFile, TokenFiles, token_dtype
 
 FORMAT = 1
@@ -109,14 +110,15 @@ def tokenise(
     if index is not None:
         _check_same(folder, index, asdict(request))
     if index is None or not _whole(folder, index["shards"]):
-        planned = plan(files, layout, hold_out)
+        planned = plan(files, layout, hold_out, min(SPAN_BYTES, shard_bytes))
         groups = shards(planned.spans, shard_bytes)
         if not groups:
             raise ValueError("no text to train on: expected files with text in them")
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
         writer = Writer(folder, tokenizer, begin, planned._replace(spans=[]))
-        _write_shards(writer, groups, workers, report)
+        with _naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
+            _write_shards(writer, groups, workers, report)
     return open_corpus(folder, tokenizer)
 
 
@@ -184,9 +186,6 @@ class Writer:
                 for split, begins, text in self.plan.pieces(span):
                     sides[split].add(self.tokenizer.encode(text), len(text.encode()), begins)
             counts = {split: side.close() for split, side in sides.items()}
-        except OSError as error:
-            where = error.filename or str(self.folder)
-            raise OSError(error.errno, error.strerror, where) from None
         finally:
             for side in sides.values():
                 side.abandon()
@@ -329,6 +328,17 @@ def _temporary(path: Path) -> Path:
 
 def _write_json(path: Path, value: object) -> None:
     _write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """A full disk raises an OSError that says where only if somebody adds it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from pellucid.train import Batches, held_out_windows
+from pellucid.train import Batches, TokenTensor, held_out_windows, tokenise
 from pellucid.train.batches import copy_passage
 
 
@@ -33,6 +35,87 @@ def test_a_batch_depends_on_its_step_and_the_seed_alone():
     back = [backwards.at(step)[0] for step in reversed(range(9))]
     assert all(torch.equal(a, b) for a, b in zip(there, reversed(back), strict=True))
     assert not torch.equal(there[0], batches(2).at(0)[0])
+
+
+def test_ranks_read_their_rows_of_the_same_batch():
+    stream = torch.arange(1000)
+    for copies in (0.0, 0.5):
+        batches = Batches(stream, context=20, batch=6, seed=1, copies=copies)
+        for step in (0, 7, 8, 9, 30):  # an epoch is 8.3 steps
+            whole = batches.at(step)
+            parts = [batches.at(step, slice(rank * 2, rank * 2 + 2)) for rank in range(3)]
+            assert torch.cat([part.inputs for part in parts]).equal(whole.inputs)
+            assert torch.cat([part.targets for part in parts]).equal(whole.targets)
+            strided = batches.at(step, slice(1, None, 3))
+            assert strided.inputs.equal(whole.inputs[1::3])
+
+
+def test_documents_name_the_place_in_the_row_where_each_begins():
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randint(1, 9, (400,), generator=generator)
+    stream[0] = 0
+    stream[torch.randint(0, 400, (40,), generator=generator)] = 0
+    batches = Batches(TokenTensor(stream, 0), context=16, batch=5, seed=2, documents=True)
+    wraps = 0
+    for step in range(20):
+        inputs, _, documents = batches.at(step)
+        assert documents is not None
+        for row, found in zip(inputs.tolist(), documents.tolist(), strict=True):
+            begin, expected = 0, []
+            for place, token in enumerate(row):
+                begin = place if token == 0 else begin
+                expected.append(begin)
+            assert found == expected
+        wraps += int((inputs == 0).sum())
+    assert wraps > 50
+    part = batches.at(3, slice(2, 4)).documents
+    assert part is not None
+    assert part.equal(batches.at(3).documents[2:4])
+    plain = Batches(TokenTensor(stream, 0), context=16, batch=5, seed=2)
+    assert plain.at(3).documents is None
+    assert plain.at(3).inputs.equal(batches.at(3).inputs)
+    with pytest.raises(ValueError, match="give copies or documents"):
+        Batches(stream, context=16, batch=5, seed=2, documents=True, copies=0.1)
+
+
+def test_the_ring_is_cut_between_documents():
+    """A row that runs on from the end of the stream to its beginning begins a document there."""
+    batches = Batches(torch.arange(17), context=16, batch=1, seed=0, documents=True)
+    for step in range(30):
+        inputs, targets, documents = batches.at(step)
+        assert documents is not None
+        [first] = (inputs[0] == 0).nonzero().flatten().tolist() or [16]
+        assert documents[0].tolist() == [0] * first + [first] * (16 - first)
+        assert targets.equal((inputs + 1) % 17)
+
+
+class Letters:
+    """A letter is a token."""
+
+    vocab_size, specials = 128, {}
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % 128 for letter in text]
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        return bytes(ids)
+
+
+def test_files_give_the_batches_of_the_same_tokens_in_memory(tmp_path: Path):
+    for number in range(30):
+        text = "".join(chr(97 + (place * number) % 26) for place in range(100 + number))
+        (tmp_path / f"{number}.txt").write_text(text)
+    corpus = tokenise([tmp_path], Letters(), tmp_path / "t", begin=0, workers=1, shard_bytes=500)
+    tokens = corpus.training.read(0, len(corpus.training))
+    options = {"context": 64, "batch": 4, "seed": 5, "documents": True}
+    mapped, memory = Batches(corpus.training, **options), Batches(TokenTensor(tokens, 0), **options)
+    for step in (0, 1, 10, 11, 12, 1000):
+        for a, b in zip(mapped.at(step), memory.at(step), strict=True):
+            assert a.equal(b)
+    held_out = corpus.held_out.read(0, len(corpus.held_out))
+    windows = held_out_windows(corpus.held_out, 16)
+    assert windows.equal(held_out_windows(held_out, 16))
+    assert held_out_windows(corpus.held_out, 16, 3).equal(held_out_windows(held_out, 16, 3))
 
 
 def test_a_copied_passage_stands_twice_and_the_rest_is_as_it_was():
