@@ -34,16 +34,19 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
     dialect: str | None = None,
+    stream: bool = False,
 ) -> LanguageModel:
     """Open a model: a folder in Meta's or Hugging Face's layout, ``owner/name``, or a demo.
 
     dtype    "float32", "bfloat16", …; None keeps the checkpoint's own, without a second copy
     dialect  whose rounding: "meta", "hf", "notebook"; None takes the layout's
+    stream   read each block's weights from the disk when it runs, for a model larger than memory
 
     Raises ValueError or OSError, in one clear line, for a checkpoint that is not whole.
     """
     checkpoint = checkpoints.open_checkpoint(source)
-    model = checkpoints.load_model(
+    load_model = checkpoints.stream_model if stream else checkpoints.load_model
+    model = load_model(
         checkpoint, dtype=as_dtype(dtype), device=torch.device(device), dialect=dialect
     )
     return LanguageModel(model, tokenizers.load(checkpoint.folder), checkpoint)
@@ -80,12 +83,12 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, and so of the activations."""
-        return self.model.embed.weight.dtype
+        return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.embed.weight.device
+        return self.model.norm.weight.device
 
     @property
     def name(self) -> str:
@@ -96,7 +99,12 @@ class LanguageModel:
         return f"LanguageModel({self.name!r}, {self.config.family}, {self.dtype}, {self.device})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LanguageModel:
-        """Weights of its own; the tokenizer and the open files are read only and shared."""
+        """Weights of its own; the tokenizer and the open files are read only and shared.
+
+        ValueError for streamed weights: there is nothing in memory that could be copied.
+        """
+        if checkpoints.is_streamed(self.model):
+            raise ValueError("a model whose weights are streamed has none to copy: load it again")
         return LanguageModel(deepcopy(self.model, memo), self.tokenizer, self.checkpoint)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -179,6 +187,8 @@ class LanguageModel:
         tokens = self.encode(prompt)
         if gradients and generate:
             raise ValueError("gradients are traced for one pass: leave out generate")
+        if gradients and checkpoints.is_streamed(self.model):
+            raise ValueError("gradients need the weights in memory: load without stream")
         self._guard(len(tokens), generate, only, max_bytes)
         batch = torch.tensor([tokens], device=self.device)
         with trace(self.model, only, edit=edit, gradients=gradients is not None) as seen:
@@ -201,15 +211,22 @@ class LanguageModel:
         tokens = self.encode(prompt)
         return walk(
             self.config,
-            self.model.state_dict(),
+            self._weights(),
             tokens,
             token_strings=[self.tokenizer.token_string(token) for token in tokens],
             specials=self.tokenizer.specials,
             dialect=self.model.dialect,
+            dtype=self.dtype,
             layer=layer,
             head=head,
             everything=everything,
         )
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        """Parameter name -> tensor; of streamed weights each is read when it is asked for."""
+        if self.checkpoint is not None and checkpoints.is_streamed(self.model):
+            return checkpoints.WeightsInOrder(self.checkpoint.weights)
+        return self.model.state_dict()
 
     def _decode(self, tokens: list[int], steps: int) -> list[int]:
         """Greedy tokens of so many decoding steps after the first pass, seen by an open trace."""

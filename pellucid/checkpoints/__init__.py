@@ -7,17 +7,21 @@ from pellucid.checkpoints.convert import Conversion, convert
 from pellucid.checkpoints.hub import fetch, resolve
 from pellucid.checkpoints.load import Checkpoint, load_model, open_checkpoint
 from pellucid.checkpoints.save import save
+from pellucid.checkpoints.streaming import WeightsInOrder, is_streamed, stream_model
 from pellucid.checkpoints.weights import Weights, parameter_shapes
 
 __all__ = [
     "Checkpoint",
     "Conversion",
     "Weights",
+    "WeightsInOrder",
     "convert",
     "fetch",
+    "is_streamed",
     "load_model",
     "open_checkpoint",
     "parameter_shapes",
     "resolve",
     "save",
+    "stream_model",
 ]

@@ -93,16 +93,17 @@ def load_model(
     model = empty_model(checkpoint.config, dialect or checkpoint.dialect)
     weights = checkpoint.weights.reopened()
     weights.check_redundant()
-    tensors = {name: _placed(weights[name], dtype, device) for name in weights}
+    tensors = {name: placed(weights[name], dtype, device) for name in weights}
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
 
 
-def _placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    placed = tensor.to(device=device, dtype=dtype)
-    if placed is not tensor:
+def placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A mapped tensor itself where dtype and device fit; else a copy, and the mapped one let go."""
+    moved = tensor.to(device=device, dtype=dtype)
+    if moved is not tensor:
         forget_pages(tensor)
-    return placed
+    return moved
 
 
 def _layout(folder: Path) -> str:

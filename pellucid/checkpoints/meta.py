@@ -115,6 +115,7 @@ def open_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
             shape=shape,
             shapes=_shard_shapes(entry, shape, len(shards), folder),
             make=_Join(entry, str(folder)),
+            dim=None if entry.heads else entry.dim,
         )
     assert recipes.keys() == shapes.keys(), "the name table and the model disagree"
     ordered = {name: recipes[name] for name in shapes}

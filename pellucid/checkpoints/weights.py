@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.files import Shape, TensorFile, forget_pages
+from pellucid.checkpoints.files import Shape, TensorFile, forget_pages, read_pages, single_rows
 from pellucid.models import Config, empty_model
 
 _NAMED = 6  # tensors an error message lists before it only counts
@@ -24,12 +25,14 @@ class Recipe:
     shape   of the parameter
     shapes  of the stored tensor, file by file
     make    from the tensors, file by file, to the parameter; a view of them where that is possible
+    dim     along which several files' tensors are joined, where that is all that `make` does
     """
 
     stored: str
     shape: Shape
     shapes: tuple[Shape, ...]
     make: Callable[[Sequence[Tensor]], Tensor]
+    dim: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +117,56 @@ class Weights(Mapping[str, Tensor]):
         """Names in the files of the tensors that the parameters come from."""
         return tuple(dict.fromkeys(recipe.stored for recipe in self._recipes.values()))
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, rows: slice | None = None) -> None:
         """Hand back the memory that reading a parameter took; nothing may have written into it."""
-        for file in self._files:
-            forget_pages(file.read(self._recipe(name).stored))
+        for part in self._parts(name, rows):
+            forget_pages(part)
+
+    def read_pages(self, name: str, rows: slice | None = None) -> None:
+        """Have the system read a parameter from the disk now, or some of its rows."""
+        for part in self._parts(name, rows):
+            read_pages(part)
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """``weights[name][rows]``, and no other row is read: a view of the file where it can be."""
+        parts = self._parts(name, rows)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=self._recipe(name).dim or 0)
+
+    def look_up(self, name: str, index: Tensor) -> Tensor:
+        """``weights[name][index]`` for whole numbers of any shape, and no other row is read."""
+        recipe, flat = self._recipe(name), index.flatten()
+        parts = self._parts(name, slice(None))
+        found = parts[0].new_empty(len(flat), *recipe.shape[1:])
+        row = column = 0  # where a part begins in the parameter
+        for part in parts:
+            here = (row <= flat) & (flat < row + len(part))
+            with single_rows(part):
+                found[here, column : column + part.shape[1]] = part[flat[here] - row]
+            forget_pages(part)
+            if recipe.dim == 1:
+                column += part.shape[1]
+            else:
+                row += len(part)
+        return found.view(*index.shape, *recipe.shape[1:])
+
+    def _parts(self, name: str, rows: slice | None) -> list[Tensor]:
+        """What the files hold of a parameter, mapped; of `rows`, what `make` would join."""
+        recipe = self._recipe(name)
+        stored = [file.read(recipe.stored) for file in self._files]
+        if rows is None:
+            return stored
+        if len(stored) == 1:
+            return [recipe.make(stored)[rows]]
+        assert recipe.dim is not None, f"{name} is more than its files' tensors joined"
+        if recipe.dim == 1:
+            return [part[rows] for part in stored]
+        begin, end, _ = rows.indices(recipe.shape[0])
+        firsts = accumulate((len(part) for part in stored), initial=0)
+        cut = [
+            part[max(begin - first, 0) : max(end - first, 0)]
+            for part, first in zip(stored, firsts, strict=False)
+        ]
+        return [part for part in cut if len(part)]
 
     def reopened(self) -> Weights:
         """The same parameters through file mappings of their own."""

@@ -27,6 +27,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dialect", help="whose rounding: meta, hf, notebook (default: the layout's)"
     )
+    group.add_argument(
+        "--stream-weights",
+        action="store_true",
+        help="read each block from the disk when it runs: for a model larger than memory",
+    )
 
 
 def load_model(arguments: argparse.Namespace) -> LanguageModel:
@@ -38,6 +43,7 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
         dtype=arguments.dtype,
         device=arguments.device,
         dialect=arguments.dialect,
+        stream=arguments.stream_weights,
     )
 
 

@@ -116,11 +116,12 @@ def _steps(
     token_strings: Sequence[str],
 ) -> Iterator[Step]:
     from pellucid import numerics, reference
+    from pellucid.checkpoints import WeightsInOrder
     from pellucid.language_model import as_dtype
 
     return reference.walk(
         checkpoint.config,
-        _placed(checkpoint.weights, arguments.device),
+        _placed(WeightsInOrder(checkpoint.weights), arguments.device),
         tokens,
         token_strings=token_strings,
         specials=tokenizer.specials,
