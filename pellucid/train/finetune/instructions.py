@@ -107,23 +107,29 @@ def answered(said: Sequence[dict[str, str]], chat: ChatFormat) -> list[Example]:
     Where a template writes earlier turns differently once later ones follow, the conversation
     becomes several examples, each as it stands when the model has to answer.
     """
-    whole = chat.encode(said, add_generation_prompt=False)
-    wanted = [False] * len(whole)
-    found: list[Example] = []
+    whole = torch.tensor(chat.encode(said, add_generation_prompt=False))
+    wanted = torch.zeros(len(whole), dtype=torch.bool)
+    apart: list[Example] = []
     for place, message in enumerate(said):
         if not _is_answer(message):
             continue
-        until = chat.encode(said[: place + 1], add_generation_prompt=False)
-        begin = _common(chat.encode(said[:place]), until)
-        if whole[: len(until)] == until:
-            wanted[begin : len(until)] = [True] * (len(until) - begin)
+        example = last_answer(said[: place + 1], chat)
+        length = len(example.ids)
+        if torch.equal(whole[:length], example.ids):
+            wanted[:length] |= example.wanted
         else:
-            found.append(_example(until, [i >= begin for i in range(len(until))]))
-    return [_example(whole, wanted), *found] if any(wanted) else found
+            apart.append(example)
+    return [Example(whole, wanted), *apart] if wanted.any() else apart
 
 
-def _example(ids: list[int], wanted: list[bool]) -> Example:
-    return Example(torch.tensor(ids), torch.tensor(wanted))
+def last_answer(said: Sequence[dict[str, str]], chat: ChatFormat) -> Example:
+    """A conversation in tokens, the last message wanted, with the token that ends it.
+
+    ValueError for a format that writes the messages before it otherwise once it follows.
+    """
+    whole = chat.encode(said, add_generation_prompt=False)
+    begin = _common(chat.encode(said[:-1]), whole)
+    return Example(torch.tensor(whole), torch.arange(len(whole)) >= begin)
 
 
 def _common(prompt: Sequence[int], whole: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pellucid.models import Model
 from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.loop import rows_to
 from pellucid.train.objective import Objective
 from pellucid.train.order import Shuffle
 from pellucid.train.precision import device_of, precision
@@ -166,10 +167,9 @@ def mean_loss(
     training, device = model.training, device_of(model)
     model.eval()
     total, number = 0.0, 0
-    for inputs, targets, documents in batches:
-        documents = None if documents is None else documents.to(device)
+    for batch in batches:
         with precision(device, bfloat16):
-            loss, count = objective(model, Batch(inputs.to(device), targets.to(device), documents))
+            loss, count = objective(model, rows_to(batch, slice(None), device))
         total, number = total + loss.item(), number + count
     model.train(training)
     return total / number

@@ -1,0 +1,139 @@
+"""Preference data: a prompt with two answers, the better one first, in rows of one pair each.
+
+Texts or messages:
+
+    {"prompt": "2 + 3 =", "chosen": " 5", "rejected": " 23"}
+    {"prompt": [{"role": "user", …}], "chosen": [{"role": "assistant", …}], "rejected": […]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from pellucid.tokenizers import ChatFormat, Tokenizer
+from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.finetune.instructions import last_answer
+from pellucid.train.finetune.records import Record, text_of
+from pellucid.train.finetune.rows import PADDING, Cut, Example, shuffled
+
+
+class Pair(NamedTuple):
+    """A prompt with each of its two answers; the answers are wanted."""
+
+    chosen: Example
+    rejected: Example
+
+
+def pairs(records: Iterable[Record], tokenizer: Tokenizer, chat: ChatFormat) -> Iterator[Pair]:
+    """The pairs in tokens.
+
+    Texts are taken as they are, an end token after each answer; messages are written in the chat
+    format. Raises ValueError, naming the example, for one that cannot be read.
+    """
+    for number, record in enumerate(records, start=1):
+        where = f"example {number}"
+        if isinstance(record.get("chosen"), list):
+            both = [_talk(record, key, chat, where) for key in Pair._fields]
+        else:
+            prompt = text_of(record, "prompt", where, "")
+            both = [
+                continued(prompt, text_of(record, key, where), tokenizer) for key in Pair._fields
+            ]
+        yield Pair(*both)
+
+
+def continued(prompt: str, answer: str, tokenizer: Tokenizer) -> Example:
+    """A text whose part after the prompt is wanted, its end token included."""
+    bos = tokenizer.adds_bos or (prompt == "" and tokenizer.bos_id is not None)
+    before = tokenizer.encode(prompt, bos=bos)
+    whole = tokenizer.encode(prompt + answer, bos=bos, eos=tokenizer.eos_id is not None)
+    same = zip(before, whole, strict=False)
+    begin = next((i for i, (one, other) in enumerate(same) if one != other), len(before))
+    return Example(torch.tensor(whole), torch.arange(len(whole)) >= begin)
+
+
+def _talk(record: Record, key: str, chat: ChatFormat, where: str) -> Example:
+    """Messages whose last answer is wanted; the answer may have the whole conversation in it."""
+    prompt, answer = record.get("prompt") or [], record[key]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(answer, list) or not all(isinstance(part, dict) for part in answer):
+        raise ValueError(f"{where}: {key!r} is no list of messages, as the other answer is")
+    if not answer or answer[-1].get("role") != "assistant":
+        raise ValueError(f"{where}: {key!r} does not end with a message of the assistant")
+    whole = [*prompt, *answer] if answer[0].get("role") == "assistant" else answer
+    said = [{name: text_of(part, name, where) for name in ("role", "content")} for part in whole]
+    try:
+        return last_answer(said, chat)
+    except ValueError as error:
+        raise ValueError(f"{where}: {key!r}: {error}") from None
+
+
+def fitted_pairs(found: Iterable[Pair], context: int) -> tuple[list[Pair], Cut]:
+    """Pairs whose texts have at most `context` inputs: longer ones lose their end, and are counted.
+
+    A pair of which an answer is gone, or whose answers are the same by then, is refused.
+    """
+    kept: list[Pair] = []
+    truncated = refused = 0
+    for pair in found:
+        short = Pair(*(Example(ids[: context + 1], want[: context + 1]) for ids, want in pair))
+        empty = any(not want[1:].any() for _, want in short)
+        if empty or torch.equal(short.chosen.ids, short.rejected.ids):
+            refused += 1
+            continue
+        truncated += any(len(a.ids) > len(b.ids) for a, b in zip(pair, short, strict=True))
+        kept.append(short)
+    return kept, Cut(kept=len(kept), truncated=truncated, refused=refused)
+
+
+class PairRows:
+    """Rows of one pair each, shuffled anew in each epoch; `at(step)` needs no history.
+
+        |chosen  ·  ·|rejected  ·|       two halves of the same length, padded on the right
+
+    `documents` numbers the halves over the whole data: 2 · pair, and 2 · pair + 1.
+    """
+
+    def __init__(self, found: Sequence[Pair], *, batch: int, seed: int) -> None:
+        if not found:
+            raise ValueError("no pairs to train on: every one was refused, or there were none")
+        self.pairs, self.batch, self.seed = found, batch, seed
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self.pairs)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimiser step, padding included, at most."""
+        longest = max(len(example.ids) - 1 for pair in self.pairs for example in pair)
+        return self.batch * 2 * longest
+
+    def steps(self, epochs: float) -> int:
+        """Optimiser steps that so many times all pairs take, one at least."""
+        return max(1, round(epochs * len(self) / self.batch))
+
+    def at(self, step: int) -> Batch:
+        """The rows of optimiser step `step` (from 0)."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        return self._batch([shuffled(place, len(self), self.seed) for place in places])
+
+    def in_order(self, rows: int = 4) -> Iterator[Batch]:
+        """Every pair once, `rows` at a time."""
+        for first in range(0, len(self), rows):
+            yield self._batch(range(first, min(first + rows, len(self))))
+
+    def _batch(self, numbers: Sequence[int]) -> Batch:
+        length = max(len(example.ids) - 1 for n in numbers for example in self.pairs[n])
+        inputs = torch.full((len(numbers), 2, length), PADDING)
+        targets, documents = torch.full_like(inputs, IGNORED), torch.empty_like(inputs)
+        for row, number in enumerate(numbers):
+            for half, (ids, wanted) in enumerate(self.pairs[number]):
+                inputs[row, half, : len(ids) - 1] = ids[:-1]
+                targets[row, half, : len(ids) - 1] = torch.where(wanted[1:], ids[1:], IGNORED)
+                documents[row, half] = 2 * number + half
+        return Batch(inputs.flatten(1), targets.flatten(1), documents.flatten(1))
