@@ -1,4 +1,4 @@
-"""Classification: the head sees the last real token, reports count right, and a small task is learnt."""
+"""Classification: the head sees the last real token, reports count right, a task is learnt."""
 
 from __future__ import annotations
 
