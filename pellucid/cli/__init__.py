@@ -23,7 +23,9 @@ VERBS = {
     "generate": ("pellucid.cli.text", "continue a prompt"),
     "chat": ("pellucid.cli.text", "talk with a model"),
     "info": ("pellucid.cli.info", "what a model is made of, counted, without loading it"),
+    "plan": ("pellucid.cli.plan", "what training takes on so many cards, nothing allocated"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),
+    "bench": ("pellucid.cli.bench", "how fast, against this machine's own limits"),
     "convert": ("pellucid.cli.convert", "between the layouts, with a proof that nothing was lost"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
 }

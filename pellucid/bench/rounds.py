@@ -1,0 +1,259 @@
+"""The turns: every engine once per measure and round, A B C A B C …, the limit read around each.
+
+A turn lasts a second or a few, so what the machine does meanwhile (another guest, a slower clock)
+falls on all engines alike, and a ratio of two of them means something even where neither number
+does. The limit of a turn is measured right before and right after it; the larger one counts.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pellucid.bench.candidates import Candidate, files_for, size_of, weight_files
+from pellucid.bench.crew import Crew, Worker, WorkerError
+from pellucid.bench.machine import cores
+from pellucid.models import Config
+
+MEASURES = ("decode", "prefill", "batched")
+_FIRST_PROMPT = 8  # tokens of the prompt whose first token ends the load time
+_OVERHEAD_BYTES = 600 << 20  # of a worker beside its weights: interpreter, libraries, activations
+_BLOCK = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured, how often.
+
+    rounds    turns of each engine and measure
+    loads     fresh starts of each engine, timed to the first token
+    prompt    tokens before decoding; `new` tokens are then decoded
+    prefill   tokens of the prompt whose prefill is timed
+    batch     rows that decode together; `batch_new` tokens each
+    repeats   readings of the bandwidth, before and after each turn
+    gemm      sizes of the matrix products
+    threads   of every engine and of the limits
+    """
+
+    rounds: int = 2
+    loads: int = 1
+    prompt: int = 128
+    new: int = 64
+    prefill: int = 512
+    batch: int = 8
+    batch_new: int = 32
+    repeats: int = 3
+    gemm: tuple[int, ...] = (1024, 2048, 4096)
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "prompt", "new", "prefill", "batch", "batch_new", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not self.threads:
+            object.__setattr__(self, "threads", cores())
+
+    def fitted(self, config: Config) -> Plan:
+        """The plan cut to a model's context; ValueError where not even a token fits."""
+        room = config.context_length
+        if room < 8:
+            raise ValueError(f"a context of {room} tokens is too short to measure: expected 8")
+        new = min(self.new, room // 4)
+        return replace(
+            self,
+            new=new,
+            batch_new=min(self.batch_new, new),
+            prompt=min(self.prompt, room - new - 2),
+            prefill=min(self.prefill, room - 3),
+        )
+
+
+QUICK = Plan(rounds=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
+
+
+class Rounds:
+    """One run of the bench: `run` fills `record`, which is plain data and complete at any time."""
+
+    def __init__(
+        self,
+        config: Config,
+        candidates: Sequence[Candidate],
+        plan: Plan,
+        home: Path,
+        budget: int,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """home    folder for the files of this shape
+        budget  bytes that the workers may take together
+        say     told what happens, for a progress line
+        """
+        self._config, self._home, self._say = config, home, say
+        self.plan = plan.fitted(config)
+        self._candidates = {candidate.spec.name: candidate for candidate in candidates}
+        self._paths: dict[str, Path] = {}
+        self._warm: set[tuple[Worker, str]] = set()
+        self._round = 0
+        sizes = {name: self._size(name) for name in self._candidates}
+        self._crew = Crew(self._start, sizes, budget)
+        self.record: dict[str, Any] = {
+            "settings": asdict(self.plan),
+            "limits": {},
+            "engines": {},
+            "skipped": {},
+            "turns": [],
+        }
+
+    def run(self) -> None:
+        """All rounds; an engine that fails is left out from there on and its words are kept."""
+        with closing(Worker("machine", self._home, self.plan.threads)) as self._machine:
+            try:
+                self._measure_limits()
+                self._write_files()
+                for number in range(self.plan.rounds):
+                    self._round = number
+                    self._one_round()
+            finally:
+                self._crew.close()
+
+    def _size(self, name: str) -> int:
+        numbers = _parameters(self._config)
+        return int(numbers * self._candidates[name].spec.bits / 8) + _OVERHEAD_BYTES
+
+    def _measure_limits(self) -> None:
+        self._say("the machine: bandwidth and matrix product")
+        limits = self.record["limits"]
+        limits["bandwidth"] = self._machine.ask("bandwidth", repeats=max(5, self.plan.repeats))
+        limits["gemm"] = {dtype: self._gemm(dtype, self.plan.gemm) for dtype in self._dtypes()}
+
+    def _dtypes(self) -> list[str]:
+        return sorted({candidate.spec.dtype for candidate in self._candidates.values()})
+
+    def _gemm(self, dtype: str, sizes: Sequence[int]) -> dict[str, Any]:
+        return self._machine.ask("gemm", dtype=dtype, sizes=list(sizes))
+
+    def _write_files(self) -> None:
+        for name in list(self._candidates):
+            self._say(f"{name}: its files")
+            try:
+                self._paths[name] = files_for(self._candidates[name], self._home, self._config)
+            except (ValueError, WorkerError) as error:
+                self._leave_out(name, error)
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self.record["skipped"][name] = str(error)
+        del self._candidates[name]
+        self._crew.dismiss(name)
+
+    def _one_round(self) -> None:
+        for measure in ("load", *MEASURES):
+            for name in list(self._candidates):
+                self._say(f"round {self._round + 1} of {self.plan.rounds}: {measure}, {name}")
+                try:
+                    if measure == "load":
+                        self._load(name)
+                    else:
+                        self._turn(name, measure)
+                except WorkerError as error:
+                    self._leave_out(name, error)
+
+    def _load(self, name: str) -> None:
+        if self._round < self.plan.loads:
+            self._crew.dismiss(name)
+            self._crew.worker(name)
+
+    def _start(self, name: str) -> Worker:
+        """A worker that has given a first token; the way there is a turn of its own."""
+        candidate, path = self._candidates[name], self._paths[name]
+        read_seconds = read_once(path)
+        worker = Worker(name, path, self.plan.threads, candidate.python)
+        try:
+            reply = worker.ask("load", rows=self._rows(1, _FIRST_PROMPT), new=1)
+        except WorkerError:
+            worker.close()
+            raise
+        known = self.record["engines"].setdefault(name, {})
+        known |= {
+            **reply.pop("facts"),
+            "dtype": candidate.spec.dtype,
+            "loads": candidate.spec.loads,
+            "python": candidate.python,
+            "file_bytes": size_of(path),
+        }
+        self._note(
+            name,
+            "load",
+            reply,
+            read_seconds=read_seconds,
+            start_seconds=worker.start_seconds,
+            imports_bytes=worker.resident_bytes,
+        )
+        return worker
+
+    def _turn(self, name: str, measure: str) -> None:
+        worker, plan = self._crew.worker(name), self.plan
+        rows, new, do = {
+            "decode": (self._rows(1, plan.prompt), plan.new, "decode"),
+            "prefill": (self._rows(1, plan.prefill), 1, "prefill"),
+            "batched": (self._rows(plan.batch, plan.prompt), plan.batch_new, "decode"),
+        }[measure]
+        if (worker, measure) not in self._warm:
+            worker.ask(do, rows=rows, new=min(2, new))
+            self._warm.add((worker, measure))
+        before = self._limit(name, measure)
+        reply = worker.ask(do, rows=rows, new=new)
+        after = self._limit(name, measure)
+        tokens = plan.prefill if measure == "prefill" else len(rows) * new
+        self._note(
+            name,
+            measure,
+            reply,
+            per_second=tokens / reply["seconds"],
+            limits=[before, after],
+        )
+
+    def _limit(self, name: str, measure: str) -> float:
+        """Bytes/s for what decodes, FLOP/s in the engine's number type for a prefill."""
+        if measure == "prefill":
+            size = min(2048, max(self.plan.gemm))
+            return self._gemm(self._candidates[name].spec.dtype, [size])["best"]
+        return self._machine.ask("bandwidth", repeats=self.plan.repeats)["best"]
+
+    def _rows(self, count: int, tokens: int) -> list[list[int]]:
+        """The same random token ids for every engine."""
+        draw = random.Random(f"{count} {tokens}")
+        return [
+            [draw.randrange(self._config.vocab_size) for _ in range(tokens)] for _ in range(count)
+        ]
+
+    def _note(self, name: str, measure: str, reply: dict[str, Any], **more: Any) -> None:
+        # The first turn's tokens tell whether engines agree; those of the others add nothing.
+        tokens = reply.pop("tokens", None)
+        if tokens is not None:
+            self.record["engines"][name].setdefault("tokens", {}).setdefault(measure, tokens)
+        turn = {"at": time.time(), "round": self._round, "engine": name, "measure": measure}
+        self.record["turns"].append({**turn, **reply, **more})
+
+
+def _parameters(config: Config) -> int:
+    from pellucid.analysis.census import census
+
+    return census(config).total
+
+
+def read_once(path: Path) -> float:
+    """Seconds to read the weight files once from the file cache (a first reading fills it)."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        for file in weight_files(path):
+            with file.open("rb", buffering=0) as opened:
+                block = bytearray(_BLOCK)
+                while opened.readinto(block):
+                    pass
+        seconds = time.perf_counter() - start
+    return seconds
