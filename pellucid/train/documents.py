@@ -52,7 +52,7 @@ class Layout:
 
     def delimiter(self, file: str | Path) -> bytes | None:
         """The bytes between the documents of a file, None where the file is one document."""
-        if Path(file).suffix == JSON_LINES:
+        if str(file).endswith(JSON_LINES):
             return b"\n"
         return self.separator.encode() if self.separator else None
 
@@ -65,7 +65,7 @@ class Layout:
             text = record.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8 text (byte {where + error.start})") from None
-        if Path(file).suffix == JSON_LINES:
+        if str(file).endswith(JSON_LINES):
             return self._of_line(text, f"{file} (line at byte {where})")
         return text.strip("\r\n") if self.separator else text
 

@@ -119,7 +119,7 @@ def tokenise(
             folder.mkdir(parents=True, exist_ok=True)
             _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
             _write_shards(writer, groups, workers, report)
-    return open_corpus(folder, tokenizer)
+    return _open(folder, request.tokenizer, verify=True)
 
 
 def open_corpus(folder: str | Path, tokenizer: Tokenizer, *, verify: bool = True) -> Corpus:
@@ -129,11 +129,14 @@ def open_corpus(folder: str | Path, tokenizer: Tokenizer, *, verify: bool = True
     without, only the sizes of the files are.
     Raises ValueError for a folder that is not whole, is damaged or belongs to another tokenizer.
     """
-    folder = Path(folder)
+    return _open(Path(folder), tokenizer_digest(tokenizer), verify=verify)
+
+
+def _open(folder: Path, tokenizer: str, *, verify: bool) -> Corpus:
     index = _read_index(folder)
     if index is None:
         raise ValueError(f"{folder} holds no tokenised text: expected {INDEX} in it")
-    _check_same(folder, index, {"format": FORMAT, "tokenizer": tokenizer_digest(tokenizer)})
+    _check_same(folder, index, {"format": FORMAT, "tokenizer": tokenizer})
     dtype = token_dtype(index["vocab_size"])
     found: dict[str, list[TokenFile]] = {TRAINING: [], HELD_OUT: []}
     for number in range(index["shards"]):
@@ -154,15 +157,13 @@ def open_corpus(folder: str | Path, tokenizer: Tokenizer, *, verify: bool = True
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """SHA-256 of what a tokenizer does: the text of every token, and how it cuts a probe."""
-    found = hashlib.sha256(repr(sorted(tokenizer.specials.items())).encode())
-    found.update(repr(tokenizer.encode(_PROBE)).encode())
+    parts = [sorted(tokenizer.specials.items()), tokenizer.encode(_PROBE)]
     for token in range(tokenizer.vocab_size):
         try:
-            data = tokenizer.decode_bytes([token])
+            parts.append(tokenizer.token_string(token))
         except ValueError:  # a gap
-            data = b""
-        found.update(b"%d:%b" % (len(data), data))
-    return found.hexdigest()
+            parts.append(None)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,10 @@ class _Side:
         self.tokens = self.text_bytes = 0
 
     def add(self, ids: list[int], text_bytes: int, begins: bool) -> None:
-        """Append the tokens of a text."""
+        """Append the tokens of a text; the list is taken over."""
         if begins:
             self._starts.append(self.tokens)
-            ids = [self.begin, *ids]
+            ids.insert(0, self.begin)
         # An array takes the list in half the time that numpy does: tokenising is no slower for it.
         data = np.frombuffer(array("I", ids), np.uint32).astype(self.dtype).tobytes()
         self._file.write(data)
@@ -281,7 +282,7 @@ def _files_digest(files: list[Path]) -> str:
     found = hashlib.sha256()
     for file in files:
         facts = file.stat()
-        found.update(f"{file.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+        found.update(f"{os.path.abspath(file)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
     return found.hexdigest()
 
 

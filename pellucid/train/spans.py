@@ -66,7 +66,7 @@ class Plan(NamedTuple):
 
     def pieces(self, span: Span) -> Iterator[Piece]:
         """The text of a span; documents without any are left out."""
-        with Path(span.file).open("rb") as file:
+        with open(span.file, "rb") as file:
             file.seek(span.start)
             data = file.read(span.stop - span.start)
         delimiter = self.layout.delimiter(span.file)
@@ -107,21 +107,9 @@ def plan(
     documents = 0
     spans: list[Span] = []
     for file in files:
-        if file.stat().st_size == 0:
-            continue
-        delimiter = layout.delimiter(file)
-        with (
-            file.open("rb") as opened,
-            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            if delimiter is None:
-                spans += _cut_document(str(file), data, documents, span_bytes)
-                documents += 1
-                continue
-            for start, stop in _cut_records(data, delimiter, span_bytes):
-                spans.append(Span(str(file), start, stop, documents, True, None))
-                documents += data[start:stop].count(delimiter)
-            documents += data[-len(delimiter) :] != delimiter  # the last one has none behind it
+        found, count = _spans_of(file, layout.delimiter(file), documents, span_bytes)
+        spans += found
+        documents += count
     planned = Plan(spans, documents, hold_out, layout)
     if planned.few:
         return planned._replace(spans=_split_each(spans, layout, span_bytes))
@@ -139,6 +127,26 @@ def shards(spans: Sequence[Span], shard_bytes: int) -> list[list[Span]]:
         groups[-1].append(span)
         room -= span.stop - span.start
     return groups
+
+
+def _spans_of(
+    file: Path, delimiter: bytes | None, first: int, span_bytes: int
+) -> tuple[list[Span], int]:
+    """The spans of one file and the number of its documents, counted on from `first`."""
+    size, name = file.stat().st_size, str(file)
+    if size == 0:
+        return [], 0
+    if delimiter is None and size <= span_bytes:
+        return [Span(name, 0, size, first, True, None)], 1
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if delimiter is None:
+            return list(_cut_document(name, data, first, span_bytes)), 1
+        spans, documents = [], first
+        for start, stop in _cut_records(data, delimiter, span_bytes):
+            spans.append(Span(name, start, stop, documents, True, None))
+            documents += data[start:stop].count(delimiter)
+        documents += data[-len(delimiter) :] != delimiter  # the last one has none behind it
+        return spans, documents - first
 
 
 def _cut_records(data: mmap.mmap, delimiter: bytes, span_bytes: int) -> Iterator[tuple[int, int]]:
