@@ -97,8 +97,8 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) % 128 for letter in text]
 
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        return bytes(ids)
+    def token_string(self, id: int) -> str:
+        return chr(id)
 
 
 def test_files_give_the_batches_of_the_same_tokens_in_memory(tmp_path: Path):
