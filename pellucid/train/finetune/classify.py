@@ -22,7 +22,6 @@ from pellucid.models import Model
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.finetune.records import Record, text_of
 from pellucid.train.finetune.rows import Cut, Example
-from pellucid.train.objective import document_starts
 from pellucid.train.precision import device_of, precision
 
 HEAD, TENSORS, LABELS = "score", "classifier.safetensors", "classifier.json"
@@ -77,19 +76,20 @@ def add_head(model: Model, labels: int, seed: int = 0) -> nn.Linear:
     """A head of random weights, trained from the beginning; ValueError for fewer than 2 labels."""
     if labels < 2:
         raise ValueError(f"{labels} label in the data: classification needs 2 or more")
-    weight = model.embed.weight
-    head = nn.Linear(model.config.width, labels, bias=False, device=weight.device)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * 0.02)
-    model.add_module(HEAD, head.to(weight.dtype))
+    weight = torch.randn(labels, model.config.width, generator=generator) * 0.02
+    like = model.embed.weight
+    head = nn.Linear(model.config.width, labels, bias=False, device="meta")
+    dtype = torch.promote_types(like.dtype, torch.float32)  # trained, whatever the model is in
+    head.weight = nn.Parameter(weight.to(like.device, dtype))
+    model.add_module(HEAD, head)
     return head
 
 
-def head_of(model: Model) -> nn.Module:
+def head_of(model: Model) -> nn.Linear:
     """The head; ValueError for a model without."""
     head = dict(model.named_children()).get(HEAD)
-    if head is None:
+    if not isinstance(head, nn.Linear):
         raise ValueError("this model has no classification head: fine-tune one, or load it")
     return head
 
@@ -97,8 +97,9 @@ def head_of(model: Model) -> nn.Module:
 def scores(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Scores (n, L) at the n positions that have a label, and the labels' numbers (n)."""
     labelled = batch.targets != IGNORED
-    hidden = model.hidden(batch.inputs, starts=document_starts(batch))  # (B, T, C)
-    found = head_of(model)(hidden[labelled])
+    hidden = model.hidden(batch.inputs, starts=batch.documents)  # (B, T, C)
+    head = head_of(model)
+    found = head(hidden[labelled].to(head.weight.dtype))
     return found.to(torch.promote_types(found.dtype, torch.float32)), batch.targets[labelled]
 
 

@@ -123,14 +123,14 @@ class Rows:
         targets, documents = torch.full_like(inputs, IGNORED), torch.zeros_like(inputs)
         for number, row in enumerate(rows):
             begin = 0
-            for document, place in enumerate(row):
+            for place in row:
                 ids, wanted = self.examples[place]
                 inside = slice(begin, begin + len(ids) - 1)
                 inputs[number, inside] = ids[:-1]
                 targets[number, inside] = torch.where(wanted[1:], ids[1:], IGNORED)
-                documents[number, inside] = document
+                documents[number, inside] = begin
                 begin = inside.stop
-            documents[number, begin:] = len(row)  # the padding is nobody's
+            documents[number, begin:] = begin  # the padding is nobody's
         return Batch(inputs, targets, documents if self.packed else None)
 
 

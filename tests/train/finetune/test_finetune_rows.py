@@ -42,7 +42,7 @@ def test_a_packed_row():
     assert both.inputs.tolist() == [[1, 2, 4, 5, 0]]
     assert both.targets.tolist() == [[2, 3, IGNORED, 6, IGNORED]]
     assert both.documents is not None
-    assert both.documents.tolist() == [[0, 0, 1, 1, 2]]
+    assert both.documents.tolist() == [[0, 0, 2, 2, 4]]
 
 
 @pytest.mark.parametrize("packed", [True, False])
