@@ -95,9 +95,9 @@ class SafetensorsWriter(_Writer):
         self._file.write(data)
 
     def _close(self, complete: bool) -> None:
-        if complete:
-            _to_disk(self._file)
-        self._file.close()
+        with self._file:
+            if complete:
+                _to_disk(self._file)
 
 
 class PthWriter(_Writer):

@@ -1,32 +1,48 @@
-"""A training run at the terminal: steps, samples, checkpoints, and what is shown of them."""
+"""A training run at the terminal: steps, samples, checkpoints, and what is written of them."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-from rich.table import Column
+import torch
 
-from pellucid.cli.common import console
+from pellucid import checkpoints
+from pellucid.cli.training_display import Display
+from pellucid.models import Model
+from pellucid.tokenizers import Tokenizer
+from pellucid.train import (
+    Batch,
+    LoaderBatches,
+    Progress,
+    TrainConfig,
+    TrainingDiverged,
+    TrainState,
+    bits_per_byte,
+    evaluate,
+    held_out_windows,
+    next_token_objective,
+    plain_next_token_objective,
+    run_folder,
+    train,
+)
+from pellucid.train.events import EventFile
+from pellucid.train.loop import Data
+from pellucid.train.loss_plot import COLUMNS as LOG_COLUMNS
+from pellucid.train.loss_plot import draw
+from pellucid.train.settings import dump
+from pellucid.train.token_source import TokenSource
+from pellucid.train.utilisation import flops_per_token, measured_peak
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pellucid.models import Model
-    from pellucid.tokenizers import Tokenizer
-    from pellucid.train import Batches, Progress, TrainConfig
-
-LOG_COLUMNS = ("step", "tokens", "seconds", "rate", "loss", "gradient_norm", "held_out_loss")
-EVALUATION_WINDOWS = 32  # between steps; the evaluation at the end reads all of the held-out text
+CONFIG, LOG, PLOT, EVENTS = "config.toml", "log.csv", "loss.png", "tensorboard"
+OURS = (CONFIG, LOG, PLOT, EVENTS, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
 SAMPLE_TOKENS = 100
 
 
@@ -60,141 +76,256 @@ def stopping() -> Iterator[Stop]:
 class Run:
     """One training run: what is trained, on what, and what has come of it so far."""
 
-    arguments: argparse.Namespace
+    settings: Namespace
+    out: Path
     model: Model
     tokenizer: Tokenizer
     tokenizer_folder: Path
-    begin: int  # the token before each document
-    batches: Batches
-    held_out: Tensor  # (N) token ids
+    begin_id: int | None  # the token before each document
+    batches: Data
+    training_tokens: int
+    held_out: TokenSource
     held_out_bytes: int
     config: TrainConfig
-    last: Progress | None = None
-    saved_step: int = 0
+    state: TrainState
+    quiet: bool
+    saved_step: int = -1
+    loss: float | None = None
     held_out_loss: float | None = None
+    training_sample_loss: float | None = None
+    stopped_early: bool = False
 
     def __post_init__(self) -> None:
-        self.display = Display(self.last_step, quiet=self.arguments.json)
+        self.display = Display(self.last_step, quiet=self.quiet)
+        self.events: EventFile | None = None
 
     @property
     def last_step(self) -> int:
         """The step to end after."""
-        return self.arguments.stop or self.arguments.steps
+        return self.settings.stop or self.config.schedule.steps
 
     @property
     def step(self) -> int:
         """Steps done."""
-        return self.last.step if self.last else 0
+        return self.state.step
+
+    def begin(self) -> None:
+        """Write the settings and the model as it begins."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        text = dump(vars(self.settings), "A training run; pellucid train --config takes this file.")
+        (self.out / CONFIG).write_text(text, encoding="utf-8")
+        self.save()
+
+    def restore(self) -> None:
+        """Go on from `state`, which was read from ``RUN/last``."""
+        extra = self.state.extra
+        if extra["training_tokens"] != self.training_tokens:
+            raise ValueError(
+                f"the text has {self.training_tokens:,} tokens now, and had "
+                f"{extra['training_tokens']:,}: a run goes on with the text it began with"
+            )
+        if isinstance(self.batches, LoaderBatches):
+            self.batches.restore(extra["batches"])
+        self.loss, self.held_out_loss = extra["loss"], extra["held_out_loss"]
+        self.saved_step = self.step
+        self.display.before = (self.step, self.state.tokens, self.state.seconds)
 
     def fit(self, stop: Stop) -> None:
         """Train to the end or until `stop`, then evaluate on all held-out text and save."""
-        from pellucid.train import TrainingDiverged, held_out_windows, train
-
-        context = self.model.config.context_length
-        few = held_out_windows(self.held_out, context, EVALUATION_WINDOWS)
-        self.display.opening(self)
-        with self._log() as log, self.display:
+        self._measure()
+        self.display.opening(self.summary(), self.config.bfloat16)
+        with ExitStack() as stack:
+            log = stack.enter_context(self._log())
+            if self.settings.tensorboard:
+                self.events = stack.enter_context(EventFile(self.out / EVENTS))
+            stack.enter_context(self.display)
             try:
-                for progress in train(self.model, self.batches, few, self.config):
-                    self.last = progress
-                    log.writerow(_log_row(progress))
-                    self._between_steps(progress)
-                    if stop.asked or progress.step == self.last_step:
-                        break
+                self._steps(stop, log)
             except TrainingDiverged as error:
-                kept = f"{self.arguments.out} holds the model after step {self.saved_step}"
-                raise TrainingDiverged(f"{error}; {kept}") from None
-        if self.step == self.last_step:
+                raise TrainingDiverged(f"{error}; {run_folder.kept(self.out)}") from None
+        if self.stopped_early or self.step >= self.last_step:
             self._evaluate_all()
         if self.saved_step != self.step:
             self.save()
+        if self.settings.plot and self.step:
+            draw(self.out / LOG, self.out / PLOT, str(self.out))
+
+    def _measure(self) -> None:
+        if self.quiet:
+            return
+        device = torch.device(self.settings.device)
+        dtype = torch.bfloat16 if self.config.bfloat16 else torch.float32
+        self.display.peak = measured_peak(device, dtype)
+        self.display.flops_per_token = flops_per_token(self.model, self.model.config.context_length)
+
+    def _steps(self, stop: Stop, log: Any) -> None:
+        if self.step >= self.last_step:
+            return
+        plain = self.settings.loss == "plain"
+        for progress in train(
+            self.model,
+            self.batches,
+            self._evaluation(),
+            self.config,
+            objective=plain_next_token_objective if plain else next_token_objective,
+            state=self.state,
+        ):
+            self.loss = progress.loss
+            log.writerow(_log_row(progress))
+            self._between_steps(progress)
+            self.stopped_early = progress.ending and progress.step < self.config.schedule.steps
+            if stop.asked or progress.step >= self.last_step:
+                break
+
+    def _evaluation(self) -> Any:
+        """Windows of held-out text; the book's loop evaluates on some training text as well."""
+        limit = self.settings.eval_windows or None
+        windows = held_out_windows(self.held_out, self.model.config.context_length, limit)
+        batches = self.batches
+        if not isinstance(batches, LoaderBatches):
+            return windows
+
+        def both(model: Model) -> float:
+            sample = batches.evaluation_sample(self.step)
+            if sample is not None:
+                losses = [evaluate(model, _joined(batch)) for batch in sample]
+                self.training_sample_loss = sum(losses) / len(losses)
+            return evaluate(model, windows, bfloat16=self.config.bfloat16)
+
+        return both
 
     def _between_steps(self, progress: Progress) -> None:
-        arguments = self.arguments
+        settings = self.settings
         if progress.held_out_loss is not None:
             self.held_out_loss = progress.held_out_loss
         self.display.step(progress)
-        if _due(progress.step, arguments.sample_every):
+        self._add_events(progress)
+        if self.training_sample_loss is not None and progress.held_out_loss is not None:
+            self.display.say(
+                f"step {progress.step}: training text {self.training_sample_loss:.3f}, "
+                f"held-out text {progress.held_out_loss:.3f}"
+            )
+        if _due(progress.step, settings.sample_every):
             self.display.say(f"{self.sample()}\n")
-        if _due(progress.step, arguments.save_every):
+        if progress.best:
+            run_folder.publish(self.out, run_folder.BEST, self.step, self._write_best)
+        if _due(progress.step, settings.save_every):
             self.save()
+
+    def _add_events(self, progress: Progress) -> None:
+        if self.events is None:
+            return
+        scalars = {
+            "loss/training": progress.loss,
+            "gradient norm": progress.gradient_norm,
+            "learning rate": progress.rate,
+            "tokens": progress.tokens,
+        }
+        if progress.held_out_loss is not None:
+            scalars["loss/held out"] = progress.held_out_loss
+        self.events.add(progress.step, scalars)
 
     @contextmanager
     def _log(self) -> Iterator[Any]:
-        out = self.arguments.out
-        path = self.arguments.log or out.with_name(f"{out.name}.csv")
+        """The log, with the lines of the steps that are done and none after them."""
+        path = self.out / LOG
+        lines: list[list[str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= self.step]
         with path.open("w", newline="", encoding="utf-8", buffering=1) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LOG_COLUMNS)
+            writer.writerows(lines)
             yield writer
 
     def save(self) -> None:
-        """Write the model as it is now, in Hugging Face's layout; the folder is replaced whole."""
-        import torch
+        """Write ``RUN/last``: the model in float32 and all it takes to go on."""
+        self.state.extra = {
+            "training_tokens": self.training_tokens,
+            "loss": self.loss,
+            "held_out_loss": self.held_out_loss,
+        }
+        if isinstance(self.batches, LoaderBatches):
+            self.state.extra["batches"] = self.batches.state()
+        run_folder.publish(self.out, run_folder.LAST, self.step, self._write_last)
+        self.saved_step = self.step
 
-        from pellucid import checkpoints
+    def _write_last(self, folder: Path) -> None:
+        self._write_model(folder, torch.float32)
+        self.state.save(folder, self.model)
 
-        arguments = self.arguments
+    def _write_best(self, folder: Path) -> None:
+        self._write_model(folder, getattr(torch, self.settings.dtype))
+
+    def _write_model(self, folder: Path, dtype: torch.dtype) -> None:
         checkpoints.save(
-            arguments.out,
+            folder,
             self.model.config,
             self.model.state_dict(),
             tokenizer_from=self.tokenizer_folder,
-            dtype=getattr(torch, arguments.dtype),
-            overwrite=arguments.overwrite or self.last is not None,
+            dtype=dtype,
         )
-        self.saved_step = self.step
 
     def sample(self) -> str:
         """The prompt and what the model writes after it, at temperature 0.8."""
         from pellucid.generate import Sampling, stream_text
 
-        prompt = self.arguments.prompt
-        ids = [self.begin, *self.tokenizer.encode(prompt)]
+        prompt = self.settings.prompt
+        begin = [] if self.begin_id is None else [self.begin_id]
+        ids = [*begin, *self.tokenizer.encode(prompt)]
         self.model.eval()
-        stream = stream_text(
-            self.model,
-            self.tokenizer,
-            [ids],
-            sampling=Sampling(temperature=0.8),
-            max_new_tokens=min(SAMPLE_TOKENS, self.model.config.context_length - len(ids)),
-            seed=self.arguments.seed,
-        )
-        text = prompt + stream.complete()[0].text
+        with torch.compiler.set_stance("force_eager"):
+            stream = stream_text(
+                self.model,
+                self.tokenizer,
+                [ids],
+                sampling=Sampling(temperature=0.8),
+                max_new_tokens=min(SAMPLE_TOKENS, self.model.config.context_length - len(ids)),
+                seed=self.settings.seed,
+            )
+            text = prompt + stream.complete()[0].text
         self.model.train()
         return text
 
     def _evaluate_all(self) -> None:
         """Loss over all held-out text, in float32."""
-        from pellucid.train import evaluate, held_out_windows
-
         windows = held_out_windows(self.held_out, self.model.config.context_length)
-        self.held_out_loss = evaluate(self.model, windows)
+        with torch.compiler.set_stance("force_eager"):
+            self.held_out_loss = evaluate(self.model, windows)
 
     def summary(self) -> dict[str, Any]:
         """What came of it; losses in nats per token."""
-        from pellucid.train import bits_per_byte
-
-        config, last, loss = self.model.config, self.last, self.held_out_loss
+        config, state, loss = self.model.config, self.state, self.held_out_loss
         tokens, text_bytes = len(self.held_out), self.held_out_bytes
+        best = run_folder.step_of(self.out / run_folder.BEST)
         return {
-            "out": str(self.arguments.out),
+            "out": str(self.out),
+            "model": str(self.out / (run_folder.LAST if best is None else run_folder.BEST)),
             "family": config.family,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "vocab_size": config.vocab_size,
             "context_length": config.context_length,
-            "training_tokens": len(self.batches.stream),
+            "training_tokens": self.training_tokens,
             "held_out_tokens": tokens,
             "held_out_bytes": text_bytes,
             "steps": self.step,
-            "interrupted": self.step != self.last_step,
-            "tokens": last.tokens if last else 0,
-            "seconds": last.seconds if last else 0.0,
-            "tokens_per_second": last.tokens / last.seconds if last else 0.0,
-            "loss": last.loss if last else None,
+            "interrupted": self.step < self.last_step and not self.stopped_early,
+            "stopped_early": self.stopped_early,
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "tokens_per_second": state.tokens / state.seconds if state.seconds else 0.0,
+            "loss": self.loss,
             "held_out_loss": loss,
             "bits_per_byte": loss and bits_per_byte(loss, tokens, text_bytes),
+            "best_step": best,
+            "best_loss": None if best is None else state.best_loss,
         }
+
+
+def _joined(batch: Batch) -> torch.Tensor:
+    """Inputs and the last target: windows (B, T + 1)."""
+    return torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
 
 
 def _due(step: int, every: int) -> bool:
@@ -208,79 +339,7 @@ def _log_row(progress: Progress) -> list[str]:
         str(progress.tokens),
         f"{progress.seconds:.1f}",
         f"{progress.rate:.4e}",
-        f"{progress.loss:.4f}",
-        f"{progress.gradient_norm:.4f}",
-        "" if held_out is None else f"{held_out:.4f}",
+        f"{progress.loss:.6f}",
+        f"{progress.gradient_norm:.6f}",
+        "" if held_out is None else f"{held_out:.6f}",
     ]
-
-
-class Display:
-    """A bar on a terminal, a line every tenth step in a pipe, nothing when `quiet`."""
-
-    def __init__(self, steps: int, *, quiet: bool) -> None:
-        self.steps, self.quiet = steps, quiet
-        self.console = console(stderr=quiet)
-        self._held_out = ""
-        self._bar: Bar | None = None
-
-    def __enter__(self) -> Display:
-        if self.console.is_terminal and not self.quiet:
-            facts = TextColumn(
-                "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")
-            )
-            done = TextColumn("{task.completed}/{task.total}")
-            self._bar = Bar(done, BarColumn(bar_width=10), facts, console=self.console)
-            self._bar.add_task("", total=self.steps)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def say(self, text: str) -> None:
-        """A line, above the bar where there is one."""
-        if not self.quiet:
-            self.console.print(text, markup=False)
-
-    def opening(self, run: Run) -> None:
-        """What is about to be trained, on what."""
-        facts = run.summary()
-        arithmetic = "bfloat16" if run.config.bfloat16 else "float32"
-        self.say(
-            f"{facts['family']}, {facts['parameters']:,} parameters, vocabulary "
-            f"{facts['vocab_size']:,}, context {facts['context_length']}, {arithmetic} products\n"
-            f"{facts['training_tokens']:,} tokens of text, {facts['held_out_tokens']:,} held out"
-        )
-
-    def step(self, progress: Progress) -> None:
-        """One step done."""
-        if progress.held_out_loss is not None:
-            self._held_out = f"  held out {progress.held_out_loss:.3f}"
-        speed = progress.tokens / progress.seconds
-        left = progress.seconds / progress.step * (self.steps - progress.step)
-        facts = (
-            f"{_clock(left)} left  loss {progress.loss:.3f}{self._held_out}  "
-            f"{speed:,.0f} tokens/s  rate {progress.rate:.1e}"
-        )
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=progress.step, description=facts)
-        elif progress.step % 10 == 0 or progress.step in (1, self.steps):
-            self.say(f"step {progress.step}/{self.steps}  {facts}")
-
-    def closing(self, summary: Mapping[str, Any]) -> None:
-        """How it ended."""
-        loss, bits = summary["held_out_loss"], summary["bits_per_byte"]
-        held_out = "" if loss is None else f", held out {loss:.3f} nats/token, {bits:.3f} bits/byte"
-        how = "interrupted" if summary["interrupted"] else "done"
-        self.say(
-            f"{how} after step {summary['steps']}: {summary['tokens']:,} tokens in "
-            f"{_clock(summary['seconds'])}{held_out}; the model is in {summary['out']}"
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

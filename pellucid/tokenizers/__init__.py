@@ -20,7 +20,7 @@ imported when a tokenizer needs it.
 from pellucid.tokenizers.base import StreamDecoder, Tokenizer
 from pellucid.tokenizers.chat import ChatFormat, Llama2Chat, Llama3Chat, TemplateChat
 from pellucid.tokenizers.detect import load
-from pellucid.tokenizers.train import train_bpe
+from pellucid.tokenizers.train import train_bpe, train_characters
 
 __all__ = [
     "ChatFormat",
@@ -31,4 +31,5 @@ __all__ = [
     "Tokenizer",
     "load",
     "train_bpe",
+    "train_characters",
 ]

@@ -177,10 +177,16 @@ class LibraryTokenizer(Tokenizer):
         return token.encode()
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._engine.encode(text, add_special_tokens=False).ids
+        return self._ids(self._engine, text)
 
     def _encode_specials(self, text: str) -> list[int]:
-        return self._reads_specials.encode(text, add_special_tokens=False).ids
+        return self._ids(self._reads_specials, text)
+
+    def _ids(self, engine: tokenizers.Tokenizer, text: str) -> list[int]:
+        try:
+            return engine.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # bare, as in `_make`: a word outside a closed vocabulary
+            raise ValueError(f"{self._name}: the text cannot be encoded: {error}") from None
 
     def _at_start(self, id: int, data: bytes) -> bytes:
         return data.removeprefix(b" ") if self._drops_space else data

@@ -1,4 +1,5 @@
-"""Training a byte-level BPE vocabulary (Sennrich et al. 2016; Radford et al. 2019)."""
+"""A vocabulary from a text: byte-level BPE (Sennrich et al. 2016; Radford et al. 2019);
+or simply its characters."""
 
 from __future__ import annotations
 
@@ -66,6 +67,30 @@ def train_bpe(
     folder.mkdir(parents=True, exist_ok=True)
     engine.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(_roles(specials), "utf-8")
+    return hf.from_file(folder / "tokenizer.json")
+
+
+def train_characters(texts: Iterable[str], folder: str | os.PathLike[str]) -> Tokenizer:
+    """One token for each character that occurs, in the order of Unicode; written to `folder`.
+
+    There are no special tokens, and text with any other character is a ValueError. It is the
+    vocabulary of small experiments, such as nanoGPT's on Shakespeare.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    characters = sorted(set().union(*map(valid_unicode, texts)))
+    if not characters:
+        raise ValueError("no text to take characters from")
+    engine = tokenizers.Tokenizer(
+        models.WordLevel({text: id for id, text in enumerate(characters)})
+    )
+    engine.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    engine.decoder = decoders.Fuse()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    engine.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(_roles(()), "utf-8")
     return hf.from_file(folder / "tokenizer.json")
 
 

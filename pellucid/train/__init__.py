@@ -9,6 +9,10 @@
 | start.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | objective.py, cross_entropy.py | the loss, without ever holding all logits |
+| recipe_batches.py | the batch orders of other trainers |
+| settings.py, settings_table.py, presets/ | every setting, as TOML and as flags; recipes |
+| run_folder.py | whole checkpoints, whatever happens |
+| events.py, loss_plot.py, utilisation.py | TensorBoard files, a picture, how busy the machine is |
 | loop.py | gradients, clipping, and the loop as a generator of steps |
 | state.py | what a run needs, beyond the weights, to go on bit for bit |
 | evaluation.py | loss on held-out text, bits per byte |
@@ -38,8 +42,9 @@ from pellucid.train.objective import (
 )
 from pellucid.train.optim import Schedule, adamw, parameter_groups
 from pellucid.train.ranks import Ranks
+from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
 from pellucid.train.shards import Corpus, open_corpus, tokenise
-from pellucid.train.start import begin
+from pellucid.train.start import begin, new_model
 from pellucid.train.state import TrainState
 from pellucid.train.token_source import TokenFiles, TokenSource, TokenTensor
 
@@ -50,8 +55,10 @@ __all__ = [
     "Corpus",
     "Document",
     "Layout",
+    "LoaderBatches",
     "Objective",
     "Progress",
+    "RandomBatches",
     "Ranks",
     "Schedule",
     "TokenFiles",
@@ -66,6 +73,7 @@ __all__ = [
     "evaluate",
     "held_out_windows",
     "hold_out",
+    "new_model",
     "next_token_objective",
     "open_corpus",
     "parameter_groups",

@@ -42,7 +42,7 @@ def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> N
         make_durable(place, deep=False)
         _link(run / name, final)
     except OSError as error:
-        raise type(error)(f"step {step} could not be saved: {error}; {kept(run, name)}") from None
+        raise type(error)(f"step {step} could not be saved: {error}; {kept(run)}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     for folder in place.iterdir():
@@ -70,10 +70,10 @@ def _link(link: Path, target: Path) -> None:
     make_durable(link.parent, deep=False)
 
 
-def kept(run: Path, name: str = LAST) -> str:
-    """What a run's folder has, for a message: ``RUN/last holds step 400``."""
-    found = step_of(run / name)
-    return f"{run / name} holds step {found}" if found is not None else f"{run} holds no checkpoint"
+def kept(run: Path) -> str:
+    """What a run can go on from, for a message: ``RUN/last holds step 400``."""
+    found = step_of(run / LAST)
+    return f"{run / LAST} holds step {found}" if found is not None else f"{run} holds no checkpoint"
 
 
 def step_of(link: Path) -> int | None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import tomllib
+from argparse import Namespace
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 from pellucid.train.settings_table import SECTIONS, SETTINGS, Setting, Value
 
+DEFAULT_STEPS = 1600
 BY_NAME = {setting.name: setting for setting in SETTINGS}
 _ELSEWHERE = {  # what other trainers call it
     "learning_rate": "lr",
@@ -137,3 +140,48 @@ def dump(settings: Mapping[str, Value], title: str = "") -> str:
                 lines.append(f"{setting.name} = {shown}")
         lines.append("")
     return "\n".join(lines)
+
+
+# Of a model that begins from random weights; with `init` all of it comes from that model.
+FROM_INIT = (
+    "family",
+    "width",
+    "layers",
+    "heads",
+    "kv_heads",
+    "hidden",
+    "context",
+    "qkv_bias",
+    "tied",
+    "start",
+    "tokenizer",
+)
+
+
+def resolve(given: Mapping[str, Value]) -> Namespace:
+    """All settings, the `given` ones over the defaults; ValueError where two exclude each other."""
+    whole = Namespace(**(defaults() | dict(given)))
+    if bool(whole.data) == whole.stdlib:
+        raise ValueError("what to train on: give either data, files and folders of text, or stdlib")
+    if whole.steps is not None and whole.epochs is not None:
+        raise ValueError(f"{whole.steps} steps and {whole.epochs} epochs: give one of them")
+    if whole.epochs is None and whole.steps is None:
+        whole.steps = DEFAULT_STEPS
+    if whole.init is not None:
+        for name in FROM_INIT:
+            if given.get(name) is not None:
+                flag = BY_NAME[name].flag
+                raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
+            setattr(whole, name, None)
+    return _absolute(whole)
+
+
+def _absolute(settings: Namespace) -> Namespace:
+    """Paths that lead to the same place wherever the run is resumed."""
+    if settings.data is not None:
+        settings.data = [os.path.abspath(path) for path in settings.data]
+    for name in ("tokenizer", "tokens", "init"):
+        path = getattr(settings, name)
+        if path is not None and (name == "tokens" or Path(path).exists()):
+            setattr(settings, name, os.path.abspath(path))
+    return settings

@@ -13,13 +13,13 @@ import torch
 from rich.console import Console
 
 from pellucid import checkpoints, tokenizers
-from pellucid.cli import main, training_run
+from pellucid.cli import main, training_display
 from pellucid.cli.training_run import LOG_COLUMNS, Run
 from pellucid.models import GPTConfig, LlamaConfig
 
 MODEL = ["--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=16"]
 STEPS = ["--steps=8", "--batch=4", "--warmup=2", "--precision=float32"]
-EVERY = ["--eval-every=4", "--sample-every=4", "--save-every=4"]
+EVERY = ["--eval-every=4", "--sample-every=4", "--save-every=4", "--no-tensorboard", "--no-plot"]
 
 
 @pytest.fixture
@@ -35,6 +35,11 @@ def text(tmp_path: Path) -> Path:
 
 def train(text: Path, out: Path, *more: str) -> int:
     return main(["train", "--data", str(text), "--out", str(out), *MODEL, *STEPS, *EVERY, *more])
+
+
+def file(run: Path, name: str) -> bytes:
+    """A file of a run's newest model."""
+    return (run / "last" / name).read_bytes()
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -53,18 +58,18 @@ def test_a_llama_from_a_folder_of_text(text: Path, tmp_path: Path, capsys):
     assert "step 8/8" in said
     assert "tokens/s" in said
     assert "\ndef" in said  # a sample
-    assert said.rstrip().endswith(f"the model is in {out}")
+    assert said.rstrip().endswith(f"the model is in {out / 'best'}")
 
-    opened = checkpoints.open_checkpoint(out)
+    opened = checkpoints.open_checkpoint(out / "last")
     assert isinstance(opened.config, LlamaConfig)
     assert (opened.config.n_kv_heads, opened.config.context_length) == (1, 16)
-    tokenizer = tokenizers.load(out)
+    tokenizer = tokenizers.load(out / "last")
     assert tokenizer.vocab_size == opened.config.vocab_size
     assert tokenizer.decode(tokenizer.encode("def ü():")) == "def ü():"
     logits = checkpoints.load_model(opened)(torch.tensor([tokenizer.encode("def one")]))
     assert torch.isfinite(logits).all()
 
-    with (tmp_path / "model.csv").open(newline="") as file:
+    with (out / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == LOG_COLUMNS
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
@@ -80,18 +85,19 @@ def test_a_gpt2_with_a_given_tokenizer_and_json_alone_on_stdout(text: Path, tmp_
     assert summary["tokens"] == 8 * 4 * 16
     assert summary["interrupted"] is False
     assert 0 < summary["bits_per_byte"] < 8
-    more = ("--family", "gpt2", "--tokenizer", str(first), "--dtype", "bfloat16", "--json")
+    more = ("--family", "gpt2", "--tokenizer", str(first / "last"), "--dtype=bfloat16", "--json")
     assert train(text, second, *more) == 0
-    opened = checkpoints.open_checkpoint(second)
+    opened = checkpoints.open_checkpoint(second / "best")
     assert isinstance(opened.config, GPTConfig)
     assert opened.dtype == torch.bfloat16
-    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert checkpoints.open_checkpoint(second / "last").dtype == torch.float32
+    assert file(second, "tokenizer.json") == file(first, "tokenizer.json")
 
 
 def test_the_same_seed_trains_the_same_model(text: Path, tmp_path: Path):
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert train(text, tmp_path / name, "--seed", seed, "--json") == 0
-    files = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    files = {name: file(tmp_path / name, "model.safetensors") for name in "abc"}
     assert files["a"] == files["b"]
     assert files["a"] != files["c"]
 
@@ -102,7 +108,7 @@ def test_stop_ends_early_on_the_schedule_of_all_steps(text: Path, tmp_path: Path
     assert train(text, tmp_path / "part", "--stop", "5", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["steps"], summary["interrupted"]) == (5, False)
-    logs = [(tmp_path / name).read_text().splitlines() for name in ("whole.csv", "part.csv")]
+    logs = [(tmp_path / name / "log.csv").read_text().splitlines() for name in ("whole", "part")]
     columns = [[line.split(",")[3:5] for line in log[:6]] for log in logs]  # rate and loss
     assert columns[0] == columns[1]
     assert len(logs[1]) == 6
@@ -114,17 +120,26 @@ def test_init_goes_on_from_the_weights_of_a_model(text: Path, tmp_path: Path, ca
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(text, first, "--family", "gpt2", "--json") == 0
     before = json.loads(capsys.readouterr().out)
-    original = (first / "model.safetensors").read_bytes()
-    options = ["train", "--data", str(text), "--out", str(second), "--init", str(first), *STEPS]
+    original = file(first, "model.safetensors")
+    options = [
+        "train",
+        "--data",
+        str(text),
+        "--out",
+        str(second),
+        "--init",
+        str(first / "last"),
+        *STEPS,
+    ]
     assert main([*options, "--lr", "0", "--json"]) == 0
     after = json.loads(capsys.readouterr().out)
     assert after["family"] == "gpt2"
     assert after["held_out_loss"] == before["held_out_loss"]  # at rate 0 it is the same model
-    assert (second / "model.safetensors").read_bytes() == original
-    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert file(second, "model.safetensors") == original
+    assert file(second, "tokenizer.json") == file(first, "tokenizer.json")
     assert main([*options, "--overwrite", "--json"]) == 0
-    assert (second / "model.safetensors").read_bytes() != original
-    assert (first / "model.safetensors").read_bytes() == original
+    assert file(second, "model.safetensors") != original
+    assert file(first, "model.safetensors") == original
     capsys.readouterr()
     assert main([*options, "--overwrite", "--width", "32"]) == 2
     assert "leave out --width" in one_line(capsys)
@@ -133,13 +148,13 @@ def test_init_goes_on_from_the_weights_of_a_model(text: Path, tmp_path: Path, ca
 def test_an_output_folder_with_something_in_it_is_kept(text: Path, tmp_path: Path, capsys):
     out = tmp_path / "model"
     assert train(text, out, "--json") == 0
-    before = (out / "model.safetensors").read_bytes()
+    before = file(out, "model.safetensors")
     capsys.readouterr()
     assert train(text, out, "--seed", "9") == 2
     assert "is not empty" in one_line(capsys)
-    assert (out / "model.safetensors").read_bytes() == before
+    assert file(out, "model.safetensors") == before
     assert train(text, out, "--seed", "9", "--json", "--overwrite") == 0
-    assert (out / "model.safetensors").read_bytes() != before
+    assert file(out, "model.safetensors") != before
 
 
 @pytest.mark.parametrize(
@@ -153,7 +168,13 @@ def test_an_output_folder_with_something_in_it_is_kept(text: Path, tmp_path: Pat
         (["--micro-batch", "3"], "does not divide into passes of 3"),
         (["--vocab", "100"], "vocab_size 100 is too small"),
         (["--tokenizer", "/nowhere"], "/nowhere does not exist"),
-        (["--hold-out", "1"], "expected 2 or more"),
+        (["--hold-out", "1"], "2 or more"),
+        (["--dropout", "0.1"], "is for gpt2"),
+        (["--stdlib"], "give either data, files and folders of text, or stdlib"),
+        (["--epochs", "2"], "8 steps and 2 epochs: give one of them"),
+        (["--preset", "book"], "no preset is called 'book'"),
+        (["--config", "/nowhere.toml"], "/nowhere.toml: no such config file"),
+        (["--no-begin", "--copies", "1", "--order", "random"], "need order seeded"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -161,7 +182,7 @@ def test_wrong_options_are_one_line(
 ):
     assert train(text, tmp_path / "model", *options) == 2
     assert message in one_line(capsys)
-    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "model" / "last").exists()
 
 
 def test_no_text_is_one_line(tmp_path: Path, capsys):
@@ -177,8 +198,8 @@ def test_a_diverging_run_keeps_the_last_checkpoint(text: Path, tmp_path: Path, c
     line = one_line(capsys)
     assert "step 2 has loss" in line
     assert "norm nan" in line
-    assert f"{out} holds the model after step 0" in line
-    weights = checkpoints.open_checkpoint(out).weights
+    assert f"{out / 'last'} holds step 0" in line
+    weights = checkpoints.open_checkpoint(out / "last").weights
     assert all(torch.isfinite(weights[name]).all() for name in weights)
 
 
@@ -201,7 +222,7 @@ def test_ctrl_c_finishes_the_step_and_saves(text: Path, tmp_path: Path, capsys, 
     # Three steps of a longer run: what was saved is not the model the run began with.
     untrained = tmp_path / "untrained"
     assert train(text, untrained, "--json", "--lr", "0") == 0
-    saved, begun = (checkpoints.open_checkpoint(each).weights for each in (out, untrained))
+    saved, begun = (checkpoints.open_checkpoint(each / "last").weights for each in (out, untrained))
     assert not torch.equal(saved["embed.weight"], begun["embed.weight"])
 
 
@@ -211,7 +232,7 @@ def test_a_terminal_gets_a_bar_and_the_samples_above_it(text: Path, tmp_path: Pa
     def terminal(*, stderr: bool = False) -> Console:
         return Console(file=screen, force_terminal=True, width=80, highlight=False)
 
-    monkeypatch.setattr(training_run, "console", terminal)
+    monkeypatch.setattr(training_display, "console", terminal)
     assert train(text, tmp_path / "model") == 0
     shown = screen.getvalue()
     assert "8/8" in shown

@@ -1,0 +1,315 @@
+"""What a training run needs before its first step: text, tokenizer, model, batches, settings."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pellucid import checkpoints, tokenizers
+from pellucid.checkpoints.save import copy_tokenizer
+from pellucid.cli.training_run import OURS, Run
+from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
+from pellucid.tokenizers import Tokenizer
+from pellucid.train import (
+    Batches,
+    Document,
+    LoaderBatches,
+    RandomBatches,
+    Schedule,
+    TrainConfig,
+    TrainState,
+    hold_out,
+    new_model,
+    read_documents,
+    run_folder,
+    stdlib_documents,
+    token_stream,
+)
+from pellucid.train.documents import Layout
+from pellucid.train.precision import has_bfloat16
+from pellucid.train.shards import tokenise
+from pellucid.train.token_source import TokenSource, TokenTensor
+
+if TYPE_CHECKING:
+    from pellucid.train.loop import Data
+
+
+TOKENS = "tokens"  # the folder of tokenised text in a run's folder
+
+
+class Text(NamedTuple):
+    """Tokens to train on, tokens held out, and how many bytes of text the latter are."""
+
+    training: TokenSource
+    held_out: TokenSource
+    held_out_bytes: int
+
+
+def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
+    """A run at step 0. A tokenizer that is learnt or copied goes to `folder`."""
+    check(settings)  # first what is quick to complain about
+    if settings.init is not None:
+        checkpoint = checkpoints.open_checkpoint(settings.init)
+        copy_tokenizer(checkpoint.folder, folder)
+        tokenizer = tokenizers.load(folder)
+        model = build(checkpoint.config, "meta")
+        model.load_state_dict(dict(checkpoint.weights))  # in float32, and apart from its file
+    else:
+        tokenizer = _tokenizer(settings, folder)
+        config = model_config(settings, tokenizer.vocab_size)
+        model = new_model(config, settings.seed, settings.start, settings.bias)
+    torch.manual_seed(settings.seed)  # for dropout
+    return _run(settings, out, model, tokenizer, folder, quiet)
+
+
+def go_on(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
+    """A run as it was when ``RUN/last`` was saved."""
+    last = out / run_folder.LAST
+    if not last.is_dir():
+        raise FileNotFoundError(f"--resume: {run_folder.kept(out)}")
+    checkpoint = checkpoints.open_checkpoint(last)
+    model = build(checkpoint.config, "meta")
+    model.load_state_dict(dict(checkpoint.weights))
+    if not settings.bias:
+        freeze_biases(model)
+    copy_tokenizer(last, folder)  # the checkpoint goes when the next one is saved
+    run = _run(settings, out, model, tokenizers.load(folder), folder, quiet)
+    run.state = TrainState.load(last, model, run.config)
+    run.restore()
+    return run
+
+
+def freeze_biases(model: Model) -> None:
+    """Leave them as they are."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.requires_grad_(False)
+
+
+def clear(out: Path, *names: str) -> None:
+    """Remove what an earlier run left in its folder, or these of it, and nothing else."""
+    for name in names or OURS:
+        path = out / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check(settings: Namespace) -> None:
+    """ValueError for settings that no text and no model can make right."""
+    steps = settings.steps or max(settings.warmup + settings.hold + 1, settings.epochs or 1)
+    train_config(settings, steps)
+    if settings.stop is not None and settings.steps and not 1 <= settings.stop <= settings.steps:
+        raise ValueError(f"--stop {settings.stop} is not one of the {settings.steps} steps")
+    if settings.epochs is not None and settings.epochs < 1:
+        raise ValueError(f"{settings.epochs} epochs: expected 1 or more")
+    if settings.init is None and settings.tokenizer is None:
+        model_config(settings, max(settings.vocab, 1))
+
+
+def _run(
+    settings: Namespace,
+    out: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    tokenizer_folder: Path,
+    quiet: bool,
+) -> Run:
+    text = read_text(settings, tokenizer, out)
+    batches, per_epoch = _batches(settings, text.training, model.config.context_length)
+    steps = settings.steps or settings.epochs * per_epoch
+    model.to(settings.device)
+    config = train_config(settings, steps)
+    return Run(
+        settings=settings,
+        out=out,
+        model=model,
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        begin_id=text_begin(tokenizer) if settings.begin else None,
+        batches=batches,
+        training_tokens=len(text.training),
+        held_out=text.held_out,
+        held_out_bytes=text.held_out_bytes,
+        config=config,
+        state=TrainState.begin(model, config),
+        quiet=quiet,
+    )
+
+
+# ── Text ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_text(settings: Namespace, tokenizer: Tokenizer, out: Path) -> Text:
+    """The text as tokens: mapped from files, or in memory where it is small or has no begin."""
+    if settings.data and settings.begin:
+        corpus = tokenise(
+            settings.data,
+            tokenizer,
+            Path(settings.tokens or out / TOKENS),
+            begin=text_begin(tokenizer),
+            layout=_layout(settings),
+            hold_out=settings.hold_out,
+        )
+        return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
+    training, held_out = hold_out(_documents(settings), settings.hold_out)
+    begin = text_begin(tokenizer) if settings.begin else None
+    return Text(
+        TokenTensor(_stream(training, tokenizer, begin), begin),
+        TokenTensor(_stream(held_out, tokenizer, begin), begin),
+        sum(len(document.text.encode()) for document in held_out),
+    )
+
+
+def _stream(documents: list[Document], tokenizer: Tokenizer, begin: int | None) -> Tensor:
+    if begin is not None:
+        return token_stream(documents, tokenizer.encode, begin)
+    return torch.cat([torch.tensor(tokenizer.encode(document.text)) for document in documents])
+
+
+def _layout(settings: Namespace) -> Layout:
+    return Layout(text_key=settings.text_key, separator=settings.separator)
+
+
+def _documents(settings: Namespace) -> list[Document]:
+    if settings.stdlib:
+        return stdlib_documents()
+    documents = read_documents(settings.data, _layout(settings))
+    if not documents:
+        given = " ".join(settings.data)
+        raise ValueError(f"no text to train on in {given}: expected files with text in them")
+    return documents
+
+
+def _tokenizer(settings: Namespace, folder: Path) -> Tokenizer:
+    """The tokenizer that is given, or one learnt from the text; its files go to `folder`."""
+    if settings.tokenizer not in (None, "characters"):
+        given = Path(settings.tokenizer)
+        tokenizer = tokenizers.load(given)
+        copy_tokenizer(given if given.is_dir() else given.parent, folder)
+        return tokenizer
+    documents = _documents(settings)
+    if settings.tokenizer == "characters":  # also those that only held-out text has
+        return tokenizers.train_characters((document.text for document in documents), folder)
+    training, _ = hold_out(documents, settings.hold_out)
+    return tokenizers.train_bpe((document.text for document in training), settings.vocab, folder)
+
+
+def text_begin(tokenizer: Tokenizer) -> int:
+    """The token that stands before each document: end of text, or beginning, where there is one."""
+    for token in (tokenizer.eos_id, tokenizer.bos_id):
+        if token is not None:
+            return token
+    raise ValueError(
+        "this tokenizer has no token that begins or ends a text: give another, or --no-begin"
+    )
+
+
+def _batches(settings: Namespace, source: TokenSource, context: int) -> tuple[Data, int]:
+    """Batches in the order that is asked for, and how many of them go once over the text."""
+    size = {"context": context, "batch": settings.batch}
+    if settings.order != "seeded" and (settings.copies or settings.documents == "masked"):
+        raise ValueError("copies and masked documents need order seeded")
+    if settings.order == "dataloader":
+        loader = LoaderBatches(
+            source,
+            **size,
+            eval_every=settings.eval_every,
+            eval_batches=max(1, settings.eval_windows // settings.batch),
+        )
+        return loader, loader.steps_per_epoch
+    per_epoch = math.ceil(len(source) // context / settings.batch)
+    if settings.order == "random":
+        return RandomBatches(source, **size, seed=settings.seed), per_epoch
+    batches = Batches(
+        source,
+        **size,
+        seed=settings.seed,
+        copies=settings.copies,
+        documents=settings.documents == "masked",
+    )
+    return batches, per_epoch
+
+
+# ── Model and training ───────────────────────────────────────────────────────────────────────────
+
+
+def model_config(settings: Namespace, vocab_size: int) -> Config:
+    """The shape of a model that begins from random weights."""
+    width, heads = settings.width, settings.heads
+    if settings.family == "gpt2":
+        if settings.kv_heads not in (None, heads):
+            raise ValueError("--kv-heads is for llama: in GPT-2 every head has its own keys")
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=settings.context,
+            width=width,
+            n_layers=settings.layers,
+            n_heads=heads,
+            hidden_width=settings.hidden or 0,
+            qkv_bias=settings.qkv_bias,
+            tied=settings.tied,
+            embed_dropout=settings.dropout,
+            attn_dropout=settings.dropout,
+            resid_dropout=settings.dropout,
+        )
+    if settings.dropout:
+        raise ValueError(f"--dropout {settings.dropout:g} is for gpt2: a Llama has none")
+    if heads < 1 or width % heads:
+        raise ValueError(f"--width {width} does not divide into --heads {heads}")
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        context_length=settings.context,
+        width=width,
+        n_layers=settings.layers,
+        n_heads=heads,
+        n_kv_heads=settings.kv_heads or heads,
+        head_dim=width // heads,
+        hidden_width=settings.hidden or _rounded(width * 8 / 3),
+        rope=RopeConfig(theta=10000.0),
+        tied=settings.tied,
+    )
+
+
+def _rounded(width: float, multiple: int = 32) -> int:
+    """`width` up to a multiple: three matrices of 8/3 are as many weights as GPT-2's two of 4."""
+    return -int(-width // multiple) * multiple
+
+
+def train_config(settings: Namespace, steps: int) -> TrainConfig:
+    """How to train, checked."""
+    peak = settings.lr
+    return TrainConfig(
+        schedule=Schedule(
+            peak=peak,
+            final=peak / 20 if settings.min_lr is None else settings.min_lr,
+            warmup=settings.warmup,
+            hold=settings.hold,
+            steps=steps,
+            shape=settings.schedule,
+        ),
+        batch=settings.batch,
+        micro_batch=settings.micro_batch or settings.batch,
+        weight_decay=settings.weight_decay,
+        decay_all=settings.decay_all,
+        betas=(settings.beta1, settings.beta2),
+        fused=settings.fused,
+        clip=settings.clip,
+        bfloat16=bfloat16(settings.precision, torch.device(settings.device)),
+        compile=settings.compile,
+        eval_every=settings.eval_every,
+        eval_first=settings.eval_first,
+        patience=settings.patience,
+    )
+
+
+def bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to multiply matrices in bfloat16; "auto" asks the processor for instructions."""
+    return has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
