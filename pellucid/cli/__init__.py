@@ -25,6 +25,8 @@ VERBS = {
     "info": ("pellucid.cli.info", "what a model is made of, counted, without loading it"),
     "plan": ("pellucid.cli.plan", "what training takes on so many cards, nothing allocated"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),
+    "finetune": ("pellucid.cli.finetune", "teach a model text, answers, labels or preferences"),
+    "eval": ("pellucid.cli.evaluate", "loss, perplexity and bits per byte over text"),
     "bench": ("pellucid.cli.bench", "how fast, against this machine's own limits"),
     "convert": ("pellucid.cli.convert", "between the layouts, with a proof that nothing was lost"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),

@@ -1,0 +1,59 @@
+"""Logits of the places that count, a few rows of the vocabulary at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.evaluate.windows import Rows
+from pellucid.models import Model
+
+LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB in float32
+
+
+@contextmanager
+def evaluating(*models: Model) -> Iterator[None]:
+    """Evaluation mode without gradients; each model's own mode is put back."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
+
+
+def hidden_of(model: Model, inputs: Tensor, scored: Tensor) -> Tensor:
+    """Of inputs (B, T), the normalised residual stream at the scored places, (N, C)."""
+    device = model.norm.weight.device
+    return model.hidden(inputs.to(device))[scored.to(device)]
+
+
+def wide_logits(model: Model, hidden: Tensor) -> Tensor:
+    """Logits (N, V) of hidden (N, C), at least in float32."""
+    logits = model.logits(hidden[None])[0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def rows_at_once(model: Model) -> int:
+    """How many rows of logits to hold at a time."""
+    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+
+
+def score_rows(model: Model, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Of each scored target, row by row: −ln p in nats, and whether it was the likeliest; (N)."""
+    chunk = rows_at_once(model)
+    hidden = hidden_of(model, rows.inputs, rows.scored)
+    wanted = rows.targets[rows.scored].to(hidden.device)
+    losses, hits = [], []
+    for some, targets in zip(hidden.split(chunk), wanted.split(chunk), strict=True):
+        logits = wide_logits(model, some)
+        losses.append(F.cross_entropy(logits, targets, reduction="none"))
+        hits.append(logits.argmax(-1) == targets)
+    return torch.cat(losses), torch.cat(hits)
