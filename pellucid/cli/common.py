@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,6 +23,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-m", "--model", default="demo", help="folder, owner/name, demo or demo-gpt2 (default demo)"
     )
+    group.add_argument("--adapter", metavar="DIR", help="a LoRA adapter to merge into it")
     group.add_argument("--dtype", choices=DTYPES, help="default: as stored")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 … (default cpu)")
     group.add_argument(
@@ -38,13 +40,32 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
     """The language model that `add_model_arguments` describe."""
     from pellucid.language_model import load
 
-    return load(
+    if arguments.adapter and arguments.stream_weights:
+        raise ValueError("--adapter changes weights that --stream-weights leaves on the disk")
+    lm = load(
         arguments.model,
         dtype=arguments.dtype,
         device=arguments.device,
         dialect=arguments.dialect,
         stream=arguments.stream_weights,
     )
+    if arguments.adapter:
+        merge_adapter(lm, arguments.adapter)
+    return lm
+
+
+def merge_adapter(lm: LanguageModel, folder: str) -> None:
+    """Put a PEFT folder's adapters into the weights; its chat template, where `lm` has none."""
+    from pellucid.checkpoints.hf import table
+    from pellucid.tokenizers import TemplateChat
+    from pellucid.train.finetune import lora
+    from pellucid.train.finetune.peft_format import apply_adapter, module_names
+
+    apply_adapter(lm.model, folder, module_names(table(lm.config)))
+    lora.fold(lm.model)
+    template = Path(folder) / "chat_template.jinja"
+    if lm.tokenizer.chat is None and template.is_file():
+        lm.tokenizer.chat = TemplateChat(lm.tokenizer, template.read_text(encoding="utf-8"))
 
 
 def print_json(value: Any) -> None:

@@ -1,0 +1,163 @@
+"""What a fine-tuning run needs before its first step: model, examples, what is trained and how."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid import checkpoints, tokenizers
+from pellucid.cli.finetune_run import FinetuneRun
+from pellucid.cli.training_setup import bfloat16
+from pellucid.models import Model
+from pellucid.tokenizers import Tokenizer
+from pellucid.train import Schedule, TrainConfig, TrainState, documents
+from pellucid.train.finetune import classify, freeze, lora, tasks
+from pellucid.train.finetune.lora import LoraConfig
+from pellucid.train.finetune.preferences import DPO
+from pellucid.train.finetune.records import kind_of, read_records
+from pellucid.train.finetune.tasks import Options, Task
+
+RECORD_SUFFIXES = (".json", ".jsonl", ".csv")
+MOST_CONTEXT = 1024  # tokens of a row, unless --context says more: memory grows with them
+
+
+def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
+    """A run at step 0: the model with its adapters or head, and the data as its task."""
+    settings.kind = kind_of_data(settings)
+    checkpoint = checkpoints.open_checkpoint(settings.model)
+    tokenizer = tokenizers.load(checkpoint.folder)
+    dtype = getattr(torch, settings.dtype) if settings.dtype else checkpoint.dtype
+    model = checkpoints.load_model(
+        checkpoint, dtype=dtype if settings.lora else torch.float32, device=settings.device
+    )
+    options = Options(
+        context=settings.context or min(model.config.context_length, MOST_CONTEXT),
+        batch=settings.batch,
+        seed=settings.seed,
+        packed=settings.pack,
+        bfloat16=bfloat16(settings.precision, torch.device(settings.device)),
+    )
+    if options.context > model.config.context_length:
+        raise ValueError(
+            f"--context {options.context}: the model has {model.config.context_length} positions"
+        )
+    task = make_task(settings, model, tokenizer, options)
+    _choose_trained(settings, model)
+    made = task()
+    config = _train_config(settings, made, options)
+    torch.manual_seed(settings.seed)  # for dropout
+    return FinetuneRun(
+        settings=settings,
+        out=out,
+        checkpoint=checkpoint,
+        model=model,
+        task=made,
+        config=config,
+        state=TrainState.begin(model, config),
+        quiet=quiet,
+    )
+
+
+def _choose_trained(settings: Namespace, model: Model) -> None:
+    if settings.lora is not None:
+        rank = settings.lora
+        config = LoraConfig(
+            rank=rank,
+            alpha=2.0 * rank if settings.alpha is None else settings.alpha,
+            dropout=settings.lora_dropout,
+            targets=tuple(settings.targets or ("all",)),
+        )
+        lora.inject(model, config, settings.seed)
+    elif settings.last_blocks is not None:
+        freeze.train_last_blocks(model, settings.last_blocks)
+    if settings.kind == "classification":
+        classify.head_of(model).requires_grad_(True)
+    if not freeze.trainable(model)[0]:
+        raise ValueError("--last-blocks 0 leaves nothing to train: only a classifier has a head")
+
+
+def _train_config(settings: Namespace, task: Task, options: Options) -> TrainConfig:
+    steps = settings.steps
+    if steps is None:
+        if not settings.epochs > 0:
+            raise ValueError(f"--epochs {settings.epochs:g}: expected a number above 0")
+        steps = max(1, round(settings.epochs * task.steps_per_epoch))
+    peak = settings.lr if settings.lr is not None else usual_rate(settings)
+    warmup = round(0.03 * steps) if settings.warmup is None else settings.warmup
+    return TrainConfig(
+        schedule=Schedule(peak=peak, final=peak / 10, warmup=warmup, steps=steps),
+        batch=settings.batch,
+        micro_batch=settings.micro_batch or settings.batch,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.999),
+        clip=settings.clip,
+        bfloat16=options.bfloat16,
+        eval_every=settings.eval_every or max(1, steps // 10),
+        patience=settings.patience,
+    )
+
+
+def usual_rate(settings: Namespace) -> float:
+    """A learning rate for models of some billion parameters; small ones bear ten times as much."""
+    rate = 2e-4 if settings.lora else 1e-3 if settings.last_blocks == 0 else 2e-5
+    return rate / 10 if settings.kind == "preferences" else rate
+
+
+def kind_of_data(settings: Namespace) -> str:
+    """What ``--as`` says, or the keys of the first example, or plain text."""
+    if settings.kind:
+        return settings.kind
+    first = Path(settings.data[0])
+    if first.suffix not in RECORD_SUFFIXES or first.is_dir():
+        return "text"
+    try:
+        return kind_of(read_records(first)[0])
+    except ValueError as error:
+        raise ValueError(f"{error}; or say with --as what {first} is") from None
+
+
+def make_task(
+    settings: Namespace, model: Model, tokenizer: Tokenizer, options: Options
+) -> Callable[[], Task]:
+    """Read and split the data, and give the model its head if it is to have one.
+
+    What this returns makes the task itself, once it is settled which of the model's parameters
+    are trained: a preference task looks at the model as it is then.
+    """
+    kind = settings.kind
+    if kind == "text":
+        training, held_out = _documents(settings)
+        return lambda: tasks.text_task(training, held_out, tokenizer, options)
+    examples, judged = _records(settings)
+    if kind == "instructions":
+        return lambda: tasks.instruction_task(examples, judged, tokenizer, options)
+    if kind == "preferences":
+        dpo = DPO(beta=settings.beta, smoothing=settings.label_smoothing)
+        return lambda: tasks.preference_task(examples, judged, tokenizer, options, dpo, model)
+    labels = classify.balance(examples)
+    classify.add_head(model, len(labels), settings.seed)
+    apart = replace(options, packed=False)  # texts of a kind have a length of a kind
+    return lambda: tasks.classification_task(examples, judged, labels, tokenizer, apart)
+
+
+def _documents(settings: Namespace) -> tuple[list[Any], list[Any]]:
+    read = documents.read_documents(settings.data)
+    if not read:
+        raise ValueError(f"no text to learn from in {' '.join(settings.data)}")
+    if settings.eval_data:
+        return read, documents.read_documents(settings.eval_data)
+    if not 0 < settings.hold_out <= 0.5:
+        raise ValueError(f"--hold-out {settings.hold_out}: expected a share above 0, at most 0.5")
+    return documents.hold_out(read, round(1 / settings.hold_out))
+
+
+def _records(settings: Namespace) -> tuple[list[Any], list[Any]]:
+    read = [record for path in settings.data for record in read_records(path)]
+    if settings.eval_data:
+        return read, [record for path in settings.eval_data for record in read_records(path)]
+    return tasks.split(read, settings.hold_out, settings.seed)
