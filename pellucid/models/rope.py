@@ -50,6 +50,10 @@ class RopeConfig:
             raise ValueError(f"rope scaling factor is {self.factor}: expected 1 or more")
         if self.type in ("dynamic", "llama3", "yarn") and not self.original_context:
             raise ValueError(f"rope type {self.type!r} needs the original context length")
+        if self.type == "llama3" and self.low_freq_factor <= 0:
+            raise ValueError(
+                f"rope low_freq_factor is {self.low_freq_factor}: expected a number above 0"
+            )
         if self.type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
             raise ValueError(
                 f"rope low_freq_factor {self.low_freq_factor} must lie below "

@@ -152,6 +152,10 @@ def test_angles_are_at_least_float32():
             {"type": "llama3", "original_context": 8192, "low_freq_factor": 4.0},
             "low_freq_factor 4.0 must lie below high_freq_factor 4.0",
         ),
+        (
+            {"type": "llama3", "original_context": 8192, "low_freq_factor": 0.0},
+            "low_freq_factor is 0.0: expected a number above 0",
+        ),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(wrong, message):
