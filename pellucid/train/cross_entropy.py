@@ -39,6 +39,10 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
+    if hasattr(weight, "device_mesh"):  # a DTensor: each rank has a slice of the vocabulary
+        from pellucid.train.parallel.vocabulary import split_linear_cross_entropy
+
+        return split_linear_cross_entropy(rows, weight, targets.reshape(-1), CHUNK_ELEMENTS)
     chunk = chunk or max(1, CHUNK_ELEMENTS // len(weight))
     return _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1), chunk)
 

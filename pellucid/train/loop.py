@@ -189,7 +189,6 @@ def accumulate_gradients(
     ranks = ranks or Ranks()
     device, nominal = device_of(model), batch.inputs.numel()
     mine = ranks.rows(batch)
-    parameters = [p for p in model.parameters() if p.requires_grad]
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of losses, count
     passes = range(0, len(mine.inputs), config.micro_batch)
     with precision(device, config.bfloat16):  # one context: each weight is cast once for all passes
@@ -200,6 +199,8 @@ def accumulate_gradients(
                 with torch.autocast(device.type, enabled=False):
                     (loss / nominal).backward()
             totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))
+    # Not before: a model that is sharded over ranks has other parameters while it computes.
+    parameters = [p for p in model.parameters() if p.requires_grad]
     ranks.add_gradients(parameters)
     total, count = ranks.sum(totals).tolist()
     if not count:

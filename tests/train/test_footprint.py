@@ -39,7 +39,7 @@ def test_the_line_through_two_depths_is_what_a_deep_model_allocates(
 
 
 def saved_bytes(config, layers: int) -> int:
-    """Bytes that autograd saves for backward, counted with its own hooks; weights not among them."""
+    """Bytes that autograd saves for backward, counted with its own hooks; no weights."""
     model = build(replace(config, n_layers=layers))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     tokens = random_tokens(config, ROWS, CONTEXT)

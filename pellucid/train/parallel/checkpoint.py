@@ -1,0 +1,174 @@
+"""Checkpoints of several ranks, each of which writes what it has, read again by any number of them.
+
+    sharded/
+      __0_0.distcp, __1_0.distcp …  a rank's slices of weights and of AdamW's two means
+      .metadata                     which slice of which tensor lies where
+      facts.json                    step, tokens, seconds, best loss …
+
+The files are torch.distributed.checkpoint's. Whoever reads asks for the slices it needs, so a run
+may go on with more ranks, fewer, one, or in another layout; `Consolidated` reads whole tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as read_slices
+from torch.distributed.checkpoint.state_dict_saver import save as write_slices
+
+from pellucid.models import Model
+from pellucid.train.state import TrainState, random_numbers
+
+FOLDER, FACTS = "sharded", "facts.json"
+_FACTS = ("step", "tokens", "seconds", "best_loss", "evaluations_since_best", "extra")
+_WEIGHTS = "model."
+_DAMAGE = (CheckpointException, UnpicklingError, EOFError, RuntimeError, KeyError)
+
+
+def _rank() -> tuple[int, int]:
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def save(folder: str | Path, model: Model, state: TrainState) -> None:
+    """Write ``folder/sharded``, all ranks together; the folder is the same for every rank."""
+    inside = Path(folder) / FOLDER
+    rank, world = _rank()
+    weights, optimizer = get_state_dict(model, state.optimizer)
+    random = {f"{rank}.{device}": numbers for device, numbers in random_numbers().items()}
+    content = {"model": weights, "optimizer": optimizer, "random": random}
+    write_slices(content, checkpoint_id=inside, no_dist=world == 1)
+    if rank == 0:
+        facts = {name: getattr(state, name) for name in _FACTS}
+        facts |= {"world": world, "best_loss": _finite(state.best_loss)}
+        (inside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    if world > 1:
+        dist.barrier()
+
+
+def load(folder: str | Path, model: Model, state: TrainState) -> None:
+    """Read ``folder/sharded`` into `model` and `state`, each rank what it has of them.
+
+    Random numbers go on where they were if there are as many ranks as then; else they are begun
+    anew from the step. Raises ValueError or OSError, in one line, for a checkpoint that is missing,
+    damaged or of another model.
+    """
+    inside = Path(folder) / FOLDER
+    rank, world = _rank()
+    facts, metadata = _facts(inside), _metadata(inside)
+    _check(inside, model, metadata)
+    weights, optimizer = get_state_dict(model, state.optimizer)
+    content: dict[str, Any] = {"model": weights, "optimizer": optimizer}
+    if facts["world"] == world:
+        content["random"] = {
+            f"{rank}.{device}": numbers
+            for device, numbers in random_numbers().items()
+            if f"random.{rank}.{device}" in metadata.state_dict_metadata
+        }
+    _read(content, inside, alone=world == 1)
+    set_state_dict(
+        model,
+        state.optimizer,
+        model_state_dict=content["model"],
+        optim_state_dict=content["optimizer"],
+    )
+    for name in _FACTS:
+        setattr(state, name, facts[name])
+    state.best_loss = math.inf if facts["best_loss"] is None else facts["best_loss"]
+    if "random" in content:
+        state.random = {name.split(".", 1)[1]: held for name, held in content["random"].items()}
+    else:
+        torch.manual_seed(state.step)
+
+
+class Consolidated(Mapping[str, Tensor]):
+    """The weights in ``folder/sharded`` as whole tensors, each read at the moment of access.
+
+    parameter name -> tensor, what `checkpoints.save` takes; no other rank is needed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.inside = Path(folder) / FOLDER
+        self._stored = {
+            key.removeprefix(_WEIGHTS): stored
+            for key, stored in _metadata(self.inside).state_dict_metadata.items()
+            if key.startswith(_WEIGHTS) and isinstance(stored, TensorStorageMetadata)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._stored[name]
+        tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+        _read({_WEIGHTS + name: tensor}, self.inside, alone=True)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def _read(content: dict[str, Any], inside: Path, *, alone: bool) -> None:
+    """Fill the tensors of `content` with what is stored of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is meant
+        try:
+            read_slices(content, checkpoint_id=inside, no_dist=alone)
+        except _DAMAGE as error:
+            raise ValueError(f"{inside} is damaged: {_first_line(error)}") from None
+
+
+def _facts(inside: Path) -> dict[str, Any]:
+    path = inside / FACTS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{inside}: no checkpoint of several ranks ({FACTS}) to resume from"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in (*_FACTS, "world") if name not in facts]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if missing:
+        raise ValueError(f"{path} is damaged: it does not say {missing[0]}")
+    return facts
+
+
+def _metadata(inside: Path) -> Metadata:
+    try:
+        return FileSystemReader(inside).read_metadata()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{inside}: no .metadata of a checkpoint in it") from None
+    except _DAMAGE as error:
+        raise ValueError(f"{inside}/.metadata is damaged: {_first_line(error)}") from None
+
+
+def _check(inside: Path, model: Model, metadata: Metadata) -> None:
+    stored = metadata.state_dict_metadata
+    for name, parameter in model.named_parameters():
+        found = stored.get(_WEIGHTS + name)
+        size = tuple(found.size) if isinstance(found, TensorStorageMetadata) else None
+        if size != tuple(parameter.shape):
+            raise ValueError(
+                f"{inside} has {name} {size or 'not at all'}, the model {tuple(parameter.shape)}"
+            )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,139 @@
+"""This process among others: joining them, its share of the rows, and sums over all.
+
+torchrun starts the processes and tells each of them who it is, in its environment; without torchrun
+a process is alone, and every sum is its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pellucid.models import Model
+from pellucid.train.parallel.layout import Layout
+from pellucid.train.ranks import Ranks
+
+TIMEOUT = 600.0  # seconds to wait for another rank
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks torchrun started, this one among them; 1 without torchrun."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[torch.device]:
+    """Join the ranks that torchrun started; the device of this one.
+
+    device   "cpu" (gloo), or "cuda" (nccl), where each rank takes the card of its local number
+    timeout  seconds that a rank waits for another before it gives up
+
+    Raises ConnectionError, in one line, when another rank is lost on the way: torchrun then stops
+    the others, and starts all of them again if it has ``--max-restarts``.
+    """
+    kind = torch.device(device).type
+    place = torch.device(device)
+    if kind == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    alone = "RANK" not in os.environ
+    limit = timedelta(seconds=timeout)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if alone:
+        store = HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
+    else:
+        dist.init_process_group(backend, timeout=limit)
+    try:
+        yield place
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise ConnectionError(
+            f"rank {os.environ.get('RANK', '0')} lost another rank and stops; the last checkpoint "
+            f"is whole ({str(error).splitlines()[0]})"
+        ) from error
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether an error says that a rank did not answer; gloo has no type of its own for it."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        words in said for words in ("gloo", "connection closed", "connection reset", "timed out")
+    )
+
+
+class DistributedRanks(Ranks):
+    """The seams of the loop for ranks in a `layout`: rows go by data rank, sums over those.
+
+    `rank` and `world` count data ranks: the tensor-parallel ranks of a group compute the same rows.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        if layout.ranks != dist.get_world_size():
+            raise ValueError(
+                f"{layout.data} × {layout.tensor} ranks are asked for, but "
+                f"{dist.get_world_size()} were started"
+            )
+        self.layout = layout
+        self.mesh: DeviceMesh = init_device_mesh(
+            device.type, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
+        )
+        self.rank = self.mesh.get_local_rank("data")
+        self.world = layout.data
+        self.model: Model | None = None
+        self.wrapped: DistributedDataParallel | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one rank that prints and writes."""
+        return dist.get_rank() == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """`values` added over the data ranks."""
+        total = values.clone()
+        dist.all_reduce(total, group=self.mesh.get_group("data"))
+        return total
+
+    def accumulating(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients stay with their rank until the `last` pass."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        elif self.wrapped is not None and not last:
+            return self.wrapped.no_sync()
+        return nullcontext()
+
+    def gradient_norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Euclidean norm of the whole gradient, wherever its parts are.
+
+        What several ranks hold alike is counted once: each of them adds its share of the square.
+        """
+        squares = torch.zeros((), dtype=torch.float64, device=self.mesh.device_type)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                part, copies = _part(parameter.grad)
+                squares += part.double().square().sum() / copies
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
+
+def _part(gradient: Tensor) -> tuple[Tensor, int]:
+    """What this rank holds of a gradient, and how many ranks hold the same."""
+    if not isinstance(gradient, DTensor):
+        return gradient, dist.get_world_size()
+    axes = zip(gradient.placements, gradient.device_mesh.shape, strict=True)
+    parts = prod(ranks for placement, ranks in axes if placement.is_shard())
+    return gradient.to_local(), dist.get_world_size() // parts
