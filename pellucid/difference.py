@@ -32,6 +32,7 @@ from pellucid.compare.sides import Batch, pad_left
 from pellucid.generate import encode_prompt
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
 from pellucid.models import GPT2, Config, Llama, Model, empty_model
+from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
     if options.copies < 1:
         raise ValueError(f"copies is {options.copies}: expected 1 or more")
     words = [
-        str(model.embed.weight.dtype).removeprefix("torch.") if options.dtype else "",
+        str(model.norm.weight.dtype).removeprefix("torch.") if options.dtype else "",
         options.dialect or "",
         "fused" if options.fused else "",
         f"{options.copies} copies" if options.copies > 1 else "",
@@ -275,9 +276,11 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
 
 def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:
     """The model in another dtype or dialect; what stays the same is shared, not copied."""
-    held, spoken = model.embed.weight.dtype, model.dialect.name
+    held, spoken = model.norm.weight.dtype, model.dialect.name
     if dtype in (None, held) and dialect in (None, spoken):
         return model
+    if is_quantised(model):
+        raise ValueError("a quantised model is taken as it is: load it in that dtype and dialect")
     other = empty_model(model.config, dialect or spoken)
     weights = {name: tensor.to(dtype or held) for name, tensor in model.state_dict().items()}
     other.load_state_dict(weights, assign=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 import pellucid
 from pellucid import checkpoints, tokenizers
 from pellucid.generate import Sampling, TextStream, encode_prompt, generate_tokens, stream_text
+from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         seed: int | None = None,
         slide: bool = False,
+        fast: bool | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
@@ -139,6 +141,7 @@ class LanguageModel:
         stop            strings before which the text ends
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
+        fast            decode in C: None where it can be done, True or an error, False never
         sampling        temperature (0: greedy), top_k, top_p, min_p, repetition_penalty
         """
         rows = self._stream(
@@ -147,6 +150,7 @@ class LanguageModel:
             stop=stop,
             seed=seed,
             slide=slide,
+            fast=fast,
             sampling=Sampling(**sampling),
         )
         return (piece for (piece,) in rows if piece)
@@ -155,7 +159,8 @@ class LanguageModel:
         self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = 128, **options: Any
     ) -> list[str]:
         """As `generate` for several prompts at once; each row's text is the one it has alone."""
-        known = {name: options.pop(name) for name in ("stop", "seed", "slide") if name in options}
+        own = ("stop", "seed", "slide", "fast")
+        known = {name: options.pop(name) for name in own if name in options}
         rows = [self.encode(prompt) for prompt in prompts]
         stream = self._stream(
             rows, max_new_tokens=max_new_tokens, sampling=Sampling(**options), **known
@@ -226,7 +231,7 @@ class LanguageModel:
         """Parameter name -> tensor; of streamed weights each is read when it is asked for."""
         if self.checkpoint is not None and checkpoints.is_streamed(self.model):
             return checkpoints.WeightsInOrder(self.checkpoint.weights)
-        return self.model.state_dict()
+        return FullWeights(self.model) if is_quantised(self.model) else self.model.state_dict()
 
     def _decode(self, tokens: list[int], steps: int) -> list[int]:
         """Greedy tokens of so many decoding steps after the first pass, seen by an open trace."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from pellucid.checkpoints import hf, meta
 from pellucid.checkpoints.files import forget_pages
 from pellucid.checkpoints.hub import resolve
+from pellucid.checkpoints.quantised import QuantisedWeights, open_quantised, quantised_format
 from pellucid.checkpoints.weights import Weights
 from pellucid.models import Config, Model, empty_model
 
@@ -62,7 +63,11 @@ def open_checkpoint(source: str | Path = "demo") -> Checkpoint:
     """
     folder = resolve(source)
     layout = _layout(folder)
-    config, weights = (hf if layout == "hf" else meta).open_folder(folder)
+    how = quantised_format(folder)
+    if how is not None:
+        config, weights = open_quantised(folder, how)
+    else:
+        config, weights = (hf if layout == "hf" else meta).open_folder(folder)
     return Checkpoint(
         source=str(source),
         folder=folder,
@@ -90,8 +95,10 @@ def load_model(
     weights, not another model loaded from it.
     """
     dtype, device = dtype or checkpoint.dtype, torch.device(device)
-    model = empty_model(checkpoint.config, dialect or checkpoint.dialect)
     weights = checkpoint.weights.reopened()
+    if isinstance(weights, QuantisedWeights):
+        return weights.load_model(dtype, device, dialect or checkpoint.dialect).eval()
+    model = empty_model(checkpoint.config, dialect or checkpoint.dialect)
     weights.check_redundant()
     tensors = {name: placed(weights[name], dtype, device) for name in weights}
     model.load_state_dict(tensors, strict=True, assign=True)

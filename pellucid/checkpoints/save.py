@@ -52,7 +52,7 @@ def save(
     """
     folder = Path(folder)
     if folder.exists():
-        _check_replaceable(folder, overwrite)
+        check_replaceable(folder, overwrite)
     check_weights(config, weights)
     dtypes = {name: dtype or _dtype(weights, name) for name in weights}
     tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))
@@ -80,7 +80,8 @@ def folder_beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """OSError where `folder` is something else than a model, or one that is to stay."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     there = sorted(path.name for path in folder.iterdir())

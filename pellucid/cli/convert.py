@@ -1,4 +1,4 @@
-"""``pellucid convert SRC DST --to hf|meta``: another layout, other files, the same model."""
+"""``pellucid convert SRC DST --to hf|meta|int8|int4``: another layout, or fewer bits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pellucid.cli.common import DTYPES, console, print_json
+from pellucid.cli.quantising import FORMATS, quantise, quantising_arguments
 
 if TYPE_CHECKING:
     from pellucid.checkpoints.convert import Conversion
@@ -26,8 +27,9 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        choices=("hf", "meta"),
-        help="hf: config.json and safetensors; meta: params.json and consolidated.*.pth (Llama)",
+        choices=("hf", "meta", *FORMATS),
+        help="hf: config.json and safetensors; meta: params.json and consolidated.*.pth (Llama); "
+        "int8, int4: quantised weights, which Pellucid reads",
     )
     split = parser.add_mutually_exclusive_group()
     split.add_argument(
@@ -46,11 +48,18 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="from meta to hf: what config.json states (params.json does not say)",
     )
+    quantising_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def convert(arguments: argparse.Namespace) -> None:
     """Convert, prove it, and say what was written."""
+    if arguments.to in FORMATS:
+        quantise(arguments)
+        return
+    for flag in ("group", "head_bits", "text"):
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} is for --to int8 and --to int4")
     from pellucid.checkpoints.convert import convert
     from pellucid.language_model import as_dtype
 

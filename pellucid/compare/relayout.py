@@ -347,31 +347,34 @@ def _shifted_groups(exact: Tensor, seen: Tensor, dtype: torch.dtype) -> Explanat
 def _quantised(exact: Tensor, seen: Tensor) -> Explanation | None:
     """Rows or groups of few distinct, evenly spaced values near A's: a quantised tensor.
 
-    Where most groups fit and some do not, those were dequantised wrongly.
+    Where most groups of 4 bits fit and some do not, those were dequantised wrongly.
     """
-    if exact.ndim != 2:
+    if exact.ndim != 2 or bool((exact == seen).all()):
         return None
-    columns = exact.shape[1]
-    for bits, group in ((8, columns), (4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (4, columns)):
-        if columns % group or group < 8:
+    columns, misfits = exact.shape[1], []
+    for bits, group in ((8, columns), (8, 32), (8, 64), (8, 128), (4, 32), (4, 64), (4, 128)):
+        whole = columns // group * group
+        if group < 8 or not whole:
             continue
-        a, b = exact.reshape(-1, group), seen.reshape(-1, group)
+        a, b = exact[:, :whole].reshape(-1, group), seen[:, :whole].reshape(-1, group)
         step = (a.amax(1) - a.amin(1)) / (2**bits - 1)
         # Symmetric int8 has half the levels for one-sided rows: allow twice the step. Rounding is
         # to either side, so a mean error of a good part of a step is no rounding.
         fits = (a - b).abs().amax(1) <= step * 1.1 + 1e-12
         fits &= (a - b).mean(1).abs() <= step * 0.35 + 1e-12
         share = float(fits.double().mean())
-        if share == 1.0 and bool((exact != seen).any()):
+        if share == 1.0:
             what = f"int{bits} in groups of {group}" if group != columns else f"int{bits} by rows"
             return "quantised weights", f"B's values are A's in {what}", "explained"
         if share > 0.9 and bits == 4:
             place = int((~fits).nonzero()[0])
-            row, column = divmod(place * group, columns)
+            row, column = divmod(place * group, whole)
             finding = (
                 f"int4 in groups of {group}, but {int((~fits).sum())} group(s) do not fit; "
                 f"the first at [{row}, {column}:{column + group}], off by "
                 f"{float((b - a)[place].mean()):.3g} on average"
             )
-            return "quantised group with a wrong zero point", finding, "fault"
-    return None
+            misfits.append((share, finding))
+    if not misfits:
+        return None
+    return "quantised group with a wrong zero point", max(misfits)[1], "fault"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.models import Cache
+from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.numerics import Dialect, dialect
 from pellucid.trace import Trace, set_step, trace
 
@@ -109,10 +110,10 @@ def from_model(
 
     return Side(
         label=label,
-        dtype=model.embed.weight.dtype,
+        dtype=model.norm.weight.dtype,
         config=model.config,
         dialect=model.dialect,
-        weights=dict(model.state_dict()),
+        weights=FullWeights(model) if is_quantised(model) else dict(model.state_dict()),
         encode=encode,
         run=run,
         bos_id=bos_id,
@@ -122,7 +123,7 @@ def from_model(
 
 def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> None:
     """One pass over the rows, then decoding steps with a cache: greedy, or along `following`."""
-    device = model.embed.weight.device
+    device = model.norm.weight.device
     tokens, padding = pad_left(rows)
     tokens = tokens.to(device)
     padding = None if padding is None else padding.to(device)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pellucid.compare.relayout import explain
+from pellucid.compare.relayout import Explanation, explain
 from pellucid.compare.sides import Side
+from pellucid.models.quantised import FullWeights
 
 Kind = Literal["fault", "explained"]
 
@@ -137,11 +138,33 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             yield from _absent(name, mine, theirs)
             continue
         if not same(mine[name], theirs[name]):
-            cause, finding, kind = explain(name, mine, theirs, a.config)
+            known = _rounded_to_levels(mine[name], theirs, name)
+            cause, finding, kind = known or explain(name, mine, theirs, a.config)
             yield Finding(stage="weights", name=name, finding=finding, cause=cause, kind=kind)
     for name in theirs:
         if name not in mine:
             yield from _extra(name, mine, theirs)
+
+
+def _rounded_to_levels(
+    original: Tensor, theirs: Mapping[str, Tensor], name: str
+) -> Explanation | None:
+    """Whether B's levels are A's numbers rounded, where B says what levels and scales it holds."""
+    matrix = theirs.quantised(name) if isinstance(theirs, FullWeights) else None
+    if matrix is None or original.shape != (matrix.rows, matrix.columns):
+        return None
+    wrong, group = matrix.misfits(original), matrix.group
+    if not wrong.any():
+        finding = f"B's values are A's in int{matrix.bits} in groups of {group}"
+        return "quantised weights", finding, "explained"
+    if wrong.float().mean() > 0.5:
+        return None  # another tensor, or another order: for the search to say
+    row, place = wrong.nonzero()[0].tolist()
+    finding = (
+        f"int{matrix.bits} in groups of {group}, but {int(wrong.sum())} group(s) are not A's "
+        f"numbers rounded; the first at [{row}, {place * group}:{(place + 1) * group}]"
+    )
+    return "quantised group with a wrong zero point", finding, "fault"
 
 
 def same(a: Tensor, b: Tensor) -> bool:

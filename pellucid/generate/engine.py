@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pellucid import trace
+from pellucid.generate.fast import FastSteps
 from pellucid.generate.sample import Sampling, next_tokens, row_generators
 from pellucid.models import Cache, Config, LlamaConfig, Model
 
@@ -109,6 +110,7 @@ class Generation(Iterator[list[int | None]]):
         stop_ids: frozenset[int],
         vocab_size: int | None,
         kept: KeptCache | None,
+        fast: bool | None,
     ) -> None:
         """`rows` are the prompts, and grow; `room` is the number of tokens each may still get."""
         self._model, self._sampling, self._generators = model, sampling, generators
@@ -119,6 +121,8 @@ class Generation(Iterator[list[int | None]]):
         self._device = next(model.parameters()).device
         self._seen = self._first_seen() if sampling.repetition_penalty != 1 else None
         self._step = 0
+        longest = max((len(row) + left for row, left in zip(rows, room, strict=True)), default=0)
+        self._fast = FastSteps(model, min(longest, self._window), fast)
         self._align()
         if kept is not None:
             self._cache = kept.begin(rows[0], model.config.n_layers)
@@ -165,6 +169,11 @@ class Generation(Iterator[list[int | None]]):
             padding, tokens = self._padding[row], self._rows[row]
             start = max(len(tokens) - self._window, held - padding, 0)
             feed[row] = [_FILL] * max(padding - held, 0) + tokens[start:]
+        if held and columns - held == 1:
+            logits = self._fast.step([row[0] for row in feed], self._cache, self._padding)
+            if logits is not None:
+                self._keep()
+                return logits
         # Only a trace that asks for gradients leaves them on; it has then been opened around us.
         with torch.set_grad_enabled(torch.is_grad_enabled() and trace.is_open()):
             logits = self._model(
@@ -228,6 +237,7 @@ def generate_tokens(
     slide: bool = False,
     kept: KeptCache | None = None,
     vocab_size: int | None = None,
+    fast: bool | None = None,
 ) -> Generation:
     """Continue each prompt: an iterator of one token per row and step, None for finished rows.
 
@@ -242,9 +252,12 @@ def generate_tokens(
     slide           let a Llama go on past its context over the last tokens, as GPT-2 always does
     kept            the cache of a row to begin from and to leave for the next generation
     vocab_size      never choose ids from here on (embeddings are often padded beyond the tokenizer)
+    fast            decode in C: None wherever it can and as soon as it is compiled, True or an
+                    error, False never. The logits are the same up to rounding
 
     Raises ValueError, at once: an empty prompt, an id outside the vocabulary, a Llama whose prompt
-    and new tokens exceed its context without `slide`, a model in training mode.
+    and new tokens exceed its context without `slide`, a model in training mode, `fast` where that
+    cannot be.
     """
     _check_prompts(prompts, model.config.vocab_size)
     if model.training:
@@ -261,6 +274,7 @@ def generate_tokens(
         stop_ids=frozenset(stop_ids),
         vocab_size=vocab_size,
         kept=kept,
+        fast=fast,
     )
 
 

@@ -139,6 +139,7 @@ def stream_text(
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
     kept: KeptCache | None = None,
+    fast: bool | None = None,
 ) -> TextStream:
     """Continue prompts of token ids: an iterator of one piece of text per row and step.
 
@@ -157,6 +158,7 @@ def stream_text(
         slide=slide,
         kept=kept,
         vocab_size=tokenizer.vocab_size,
+        fast=fast,
     )
     completions = [Completion(prompt=list(prompt)) for prompt in prompts]
     return TextStream(generation, completions, tokenizer, stop=stop, stop_ids=ids)

@@ -30,6 +30,13 @@ class LayerCache:
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def reserve(self, length: int) -> None:
+        """Room for `length` tokens, row by row in memory, for code that writes there itself."""
+        if self.k is None or self.v is None:
+            return
+        if length > self.k.shape[2] or not (self.k.is_contiguous() and self.v.is_contiguous()):
+            self.k, self.v = self._grown(self.k, length), self._grown(self.v, length)
+
     def _joined(self, past: Tensor | None, new: Tensor) -> Tensor:
         # A copy even of the first keys: after `crop` the buffer is written again, and whoever else
         # holds this tensor (an open trace) must not see that.
@@ -58,6 +65,11 @@ class Cache:
         """Bytes held by keys and values, spare capacity included."""
         held = (tensor for layer in self.layers for tensor in (layer.k, layer.v))
         return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+    def reserve(self, length: int) -> None:
+        """Room for `length` tokens in every layer, row by row in memory."""
+        for layer in self.layers:
+            layer.reserve(max(length, layer.length))
 
     def crop(self, length: int) -> None:
         """Forget everything after the first `length` tokens."""

@@ -101,7 +101,8 @@ class GPT2(nn.Module):
         """tokens (B, T) -> logits (B, T, V), or (B, 1, V) of the last token with `last`.
 
         `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T), says
-        where in its row a text begins, after padding or after another text. ValueError past `context_length`.
+        where in its row a text begins, after padding or after another text. ValueError past
+        `context_length`.
         """
         x = self.hidden(tokens, cache=cache, starts=starts)
         # A row with the strides of a longer text multiplies 40 times slower in bfloat16: copy it.

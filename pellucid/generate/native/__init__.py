@@ -1,0 +1,23 @@
+"""Decoding in C: the model's own step, near the speed at which weights can be read.
+
+| file | holds |
+|---|---|
+| decode.c | one decoding step: norms, products, rotation, attention, on threads of its own |
+| kernels.h | a matrix times a few vectors, for AVX-512, AVX2, NEON and anything else |
+| build.py | compiles them once for this processor |
+| decoder.py | hands the model's tensors to the library, and a step's logits back |
+"""
+
+from pellucid.generate.native.build import NotBuilt, building, instruction_sets, library
+from pellucid.generate.native.decoder import MOST_ROWS, Decoder, Recording, unsupported
+
+__all__ = [
+    "MOST_ROWS",
+    "Decoder",
+    "NotBuilt",
+    "Recording",
+    "building",
+    "instruction_sets",
+    "library",
+    "unsupported",
+]

@@ -1,0 +1,332 @@
+"""The C decoder on a model: pointers in, logits out. The structures are those of ``decode.c``."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.models import GPT2, Cache, Model
+from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
+
+MOST_ROWS = 16  # of a batch
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_QUANTISED_KINDS = {8: 3, 4: 4}
+_GELU = {"fused": 0, "composed": 1, "erf": 2}
+
+
+class _Matrix(Structure):
+    _fields_ = (
+        ("weights", c_void_p),
+        ("scales", c_void_p),
+        ("bias", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("kind", c_int32),
+        ("group", c_int32),
+    )
+
+
+class _Layer(Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *(
+            (name, c_void_p)
+            for name in ("attn_norm", "attn_norm_bias", "mlp_norm", "mlp_norm_bias")
+        ),
+    )
+
+
+class _Model(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("n_layers", "width", "n_heads", "n_kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("hidden_width", "vocab_size", "is_llama", "dtype")),
+        ("rope_in_x", c_int32),
+        ("gelu", c_int32),
+        ("norm_eps", c_float),
+        ("embed", _Matrix),
+        ("unembed", _Matrix),
+        *((name, c_void_p) for name in ("pos_embed", "norm", "norm_bias", "cos", "sin")),
+        ("layers", POINTER(_Layer)),
+    )
+
+
+class _Step(Structure):
+    _fields_ = (
+        ("batch", c_int32),
+        ("tokens", c_void_p),
+        ("starts", c_void_p),
+        ("seen", c_int64),
+        ("capacity", c_int64),
+        *((name, c_void_p) for name in ("keys", "values", "logits", "recorded", "embedded")),
+        ("final", c_void_p),
+    )
+
+
+def unsupported(model: Model) -> str | None:
+    """Why the C decoder cannot run this model as it is now; None where it can."""
+    dtype, dialect = model.norm.weight.dtype, model.dialect
+    if dtype not in _KINDS:
+        return f"weights in {dtype}: expected float32, bfloat16 or float16"
+    if dtype != torch.float32 and (not dialect.fusible or dialect.norm == "x"):
+        return f"the {dialect.name} dialect rounds in places of its own"
+    if model.norm.weight.device.type != "cpu":
+        return f"the model is on {model.norm.weight.device}"
+    rope = getattr(model.config, "rope", None)
+    if rope is not None and rope.type == "dynamic":
+        return "dynamic RoPE turns every position anew as the text grows"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"{name or 'the model'} has forward hooks"
+        wrong = _unknown(name, module, dtype)
+        if wrong:
+            return wrong
+    return None
+
+
+def _unknown(name: str, module: nn.Module, dtype: torch.dtype) -> str | None:
+    if name.endswith("_proj") and type(module) not in (nn.Linear, QuantisedLinear):
+        return f"{name} is a {type(module).__name__}"
+    for what, tensor in (
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ):
+        if tensor.is_meta:
+            return f"{name}.{what} holds no values"
+        if not isinstance(module, QuantisedMatrix) and tensor.dtype != dtype:
+            return f"{name}.{what} is {tensor.dtype}, others are {dtype}"
+        if not tensor.is_contiguous():
+            return f"{name}.{what} does not lie row by row in memory"
+    return None
+
+
+class Decoder:
+    """Decoding steps of one model; holds its tensors, reads them in place, and has threads.
+
+    Changes of the weights in place are seen, but for biases, norms and position embeddings of a
+    model that is not in float32: those were copied.
+    """
+
+    def __init__(
+        self, made: ctypes.CDLL, model: Model, *, length: int, threads: int | None = None
+    ) -> None:
+        """`length`: the longest text, in tokens; `unsupported(model)` must be None."""
+        assert unsupported(model) is None, "asked for a model that the C decoder cannot run"
+        self.model = model
+        self._kept: list[Any] = []  # whatever the C side points to
+        self._made = made
+        self._given = self._described(length)
+        self._process = os.getpid()
+        handle = made.pellucid_open(ctypes.byref(self._given), threads or available_threads())
+        self._handle = c_void_p(handle)
+        self._close = weakref.finalize(self, _close, made, handle, self._process, self._kept)
+
+    def close(self) -> None:
+        """End the threads; done at the end of its life otherwise."""
+        self._close()
+
+    @torch.no_grad()
+    def step(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        starts: Sequence[int] | None = None,
+        recording: Recording | None = None,
+    ) -> Tensor:
+        """One token per row (B) after what `cache` holds -> logits (B, V), float32.
+
+        The cache must have room for it (`Cache.reserve`); it is one token longer afterwards.
+        starts: padding tokens before each row, (B).
+        """
+        assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
+        rows, config = len(tokens), self.model.config
+        assert 0 < rows <= MOST_ROWS, f"{rows} rows: expected 1 … {MOST_ROWS}"
+        keys, values, capacity = _pointers(cache)
+        logits = torch.empty(rows, config.vocab_size)
+        step = _Step(
+            batch=rows,
+            tokens=ctypes.cast((c_int64 * rows)(*tokens), c_void_p),
+            starts=ctypes.cast((c_int32 * rows)(*(starts or [0] * rows)), c_void_p),
+            seen=cache.length,
+            capacity=capacity,
+            keys=ctypes.cast(keys, c_void_p),
+            values=ctypes.cast(values, c_void_p),
+            logits=logits.data_ptr(),
+        )
+        if recording is not None:
+            recording.prepare(step, config, rows)
+        self._made.pellucid_step(self._handle, ctypes.byref(step))
+        for layer in cache.layers:
+            layer.length += 1
+        return logits
+
+    def _described(self, length: int) -> _Model:
+        model, config = self.model, self.model.config
+        is_llama = not isinstance(model, GPT2)
+        dialect, dtype = model.dialect, model.norm.weight.dtype
+        gelu = "erf" if getattr(config, "gelu", "tanh") == "erf" else dialect.gelu
+        layers = (_Layer * config.n_layers)(*(self._layer(layer) for layer in model.layers))
+        head = model.embed if model.unembed is None else model.unembed
+        described = _Model(
+            n_layers=config.n_layers,
+            width=config.width,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            hidden_width=config.hidden_width,
+            vocab_size=config.vocab_size,
+            is_llama=is_llama,
+            dtype=_KINDS[dtype],
+            rope_in_x=is_llama and dialect.rope == "x" and dtype != torch.float32,
+            gelu=_GELU[gelu],
+            norm_eps=config.norm_eps,
+            embed=self._matrix(model.embed),
+            unembed=self._matrix(head),
+            norm=self._floats(model.norm.weight),
+            norm_bias=self._floats(getattr(model.norm, "bias", None)),
+            layers=layers,
+        )
+        if isinstance(model, GPT2):
+            described.pos_embed = self._floats(model.pos_embed.weight)
+        else:
+            cos, sin = model.rope(torch.arange(length), dtype)
+            described.cos, described.sin = self._floats(cos), self._floats(sin)
+        self._kept += [layers, described]
+        return described
+
+    def _layer(self, layer: Any) -> _Layer:
+        attn, mlp = layer.attn, layer.mlp
+        return _Layer(
+            **{name: self._matrix(getattr(attn, f"{name}_proj")) for name in ("q", "k", "v", "o")},
+            gate=self._matrix(mlp.gate_proj) if hasattr(mlp, "gate_proj") else _Matrix(),
+            up=self._matrix(mlp.up_proj),
+            down=self._matrix(mlp.down_proj),
+            attn_norm=self._floats(layer.attn_norm.weight),
+            attn_norm_bias=self._floats(getattr(layer.attn_norm, "bias", None)),
+            mlp_norm=self._floats(layer.mlp_norm.weight),
+            mlp_norm_bias=self._floats(getattr(layer.mlp_norm, "bias", None)),
+        )
+
+    def _matrix(self, module: nn.Module) -> _Matrix:
+        bias = self._floats(getattr(module, "bias", None))
+        if isinstance(module, QuantisedMatrix):
+            self._kept += [module.packed, module.scales]
+            return _Matrix(
+                weights=module.packed.data_ptr(),
+                scales=module.scales.data_ptr(),
+                bias=bias,
+                rows=module.rows,
+                columns=module.columns,
+                kind=_QUANTISED_KINDS[module.bits],
+                group=module.group,
+            )
+        weight = module.weight
+        assert isinstance(weight, Tensor), "a matrix has a weight"
+        self._kept.append(weight)
+        rows, columns = weight.shape
+        return _Matrix(
+            weights=weight.data_ptr(),
+            bias=bias,
+            rows=rows,
+            columns=columns,
+            kind=_KINDS[weight.dtype],
+        )
+
+    def _floats(self, tensor: Tensor | None) -> int | None:
+        """Pointer to float32 numbers: the tensor's own, or a copy's."""
+        if tensor is None:
+            return None
+        wide = tensor.detach().float().contiguous()
+        self._kept.append(wide)
+        return wide.data_ptr()
+
+
+class Recording:
+    """The named tensors of a step that the C code computed; float32, under the names of a trace."""
+
+    # In the order of decode.c: leaf, and what its last axis is made of.
+    _LEAVES = (
+        ("resid_pre", "width"),
+        ("attn_norm", "width"),
+        ("attn.q", "heads"),
+        ("attn.k", "kv_heads"),
+        ("attn.v", "kv_heads"),
+        ("attn.q_rotated", "heads"),
+        ("attn.k_rotated", "kv_heads"),
+        ("attn.z", "heads"),
+        ("attn_out", "width"),
+        ("resid_mid", "width"),
+        ("mlp_norm", "width"),
+        ("mlp.gate", "hidden"),
+        ("mlp.up", "hidden"),
+        ("mlp.act", "hidden"),
+        ("mlp.hidden", "hidden"),
+        ("mlp_out", "width"),
+        ("resid_post", "width"),
+    )
+    _ONLY_LLAMA = ("attn.q_rotated", "attn.k_rotated", "mlp.gate", "mlp.hidden")
+
+    def prepare(self, step: _Step, config: Any, rows: int) -> None:
+        """Room for everything, and the pointers to it."""
+        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        sizes = {"width": config.width, "heads": heads, "kv_heads": kv_heads}
+        sizes["hidden"] = config.hidden_width
+        self._config = config
+        self._buffers = {
+            leaf: torch.zeros(config.n_layers, rows, sizes[kind]) for leaf, kind in self._LEAVES
+        }
+        self._ends = {name: torch.zeros(rows, config.width) for name in ("embed", "final_norm")}
+        pointers = [buffer.data_ptr() for buffer in self._buffers.values()]
+        self._pointers = (c_void_p * len(pointers))(*pointers)
+        step.recorded = ctypes.cast(self._pointers, c_void_p)
+        step.embedded = self._ends["embed"].data_ptr()
+        step.final = self._ends["final_norm"].data_ptr()
+
+    def named(self) -> dict[str, Tensor]:
+        """Name -> tensor, in the order in which a forward pass computes them."""
+        found = {"embed": self._ends["embed"][:, None]}
+        for layer in range(self._config.n_layers):
+            for leaf, buffers in self._buffers.items():
+                name = leaf
+                if self._config.family == "gpt2":
+                    if leaf in self._ONLY_LLAMA:
+                        continue
+                    name = "mlp.pre" if leaf == "mlp.up" else leaf  # its product is not gated
+                value = buffers[layer][:, None]  # (B, 1, width)
+                if leaf.startswith("attn."):
+                    value = value.unflatten(-1, (-1, self._config.head_dim)).transpose(1, 2)
+                found[f"layers.{layer}.{name}"] = value
+        return found | {"final_norm": self._ends["final_norm"][:, None]}
+
+
+def available_threads() -> int:
+    """Threads to compute with: PyTorch's number, but never more than cores this process may use."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), cores))
+
+
+def _pointers(cache: Cache) -> tuple[Any, Any, int]:
+    """Pointers to each layer's keys and values, and the room they have."""
+    pairs = [(layer.k, layer.v) for layer in cache.layers]
+    keys, values = (c_void_p * len(pairs))(), (c_void_p * len(pairs))()
+    capacity = 0
+    for place, (k, v) in enumerate(pairs):
+        assert k is not None and v is not None, "a decoding step follows a first pass"
+        assert k.is_contiguous() and v.is_contiguous() and k.shape[2] > cache.length
+        keys[place], values[place], capacity = k.data_ptr(), v.data_ptr(), k.shape[2]
+    return keys, values, capacity
+
+
+def _close(made: ctypes.CDLL, handle: int, process: int, kept: list[Any]) -> None:
+    if os.getpid() == process:  # a forked child has none of the threads
+        made.pellucid_close(c_void_p(handle))
+    kept.clear()

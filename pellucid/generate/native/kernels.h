@@ -1,0 +1,341 @@
+/* Products of a matrix with a few vectors, and nothing else: the part of decoding that takes the time.
+ *
+ * A vector `v` has LANES floats: 16 with AVX-512, 8 with AVX2, 4 with NEON or SSE. GCC's and Clang's
+ * vector types compile for all of them; intrinsics appear only where one instruction does more:
+ * vdpbf16ps (pairs of bfloat16) and vpdpbusd (fours of bytes).
+ */
+#ifndef PELLUCID_KERNELS_H
+#define PELLUCID_KERNELS_H
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define BATCH 4  /* vectors that share one pass over a row */
+#define ROWS 4   /* rows in flight at a time */
+#define TILE 16  /* rows of a quantised matrix that lie side by side */
+
+typedef float v __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
+
+typedef struct {
+    const void *weights;    /* (rows, columns); INT8 and INT4: tiles, see quantised.py */
+    const uint16_t *scales; /* bfloat16 (rows / TILE, groups, TILE), quantised only */
+    const float *bias;      /* (rows) or NULL */
+    int64_t rows, columns;
+    int32_t kind, group;
+} Matrix;
+
+/* One vector in the forms the kernels read it in; columns padded with zeros to a whole group. */
+typedef struct {
+    float *wide;     /* (padded) */
+    uint16_t *half;  /* (padded) bfloat16 */
+    int8_t *high, *low;  /* (padded): value = step * (128 * high + low), 15 bits of it */
+    float *step;     /* (groups) */
+    int32_t *sum;    /* (groups) of 128 * high + low */
+} Vector;
+
+/* ── Numbers of 16 bits ───────────────────────────────────────────────────────────────────────── */
+
+INLINE float from_bfloat16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint16_t to_bfloat16(float x) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float from_float16(uint16_t x) {
+    _Float16 half;
+    memcpy(&half, &x, 2);
+    return (float)half;
+}
+
+INLINE uint16_t to_float16(float x) {
+    _Float16 half = (_Float16)x;
+    uint16_t bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}
+
+/* ── Vectors ──────────────────────────────────────────────────────────────────────────────────── */
+
+INLINE v load_float32(const float *p) {
+    v x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+INLINE v load_bfloat16(const uint16_t *p) {
+    vh x;
+    memcpy(&x, p, sizeof x);
+    return (v)(__builtin_convertvector(x, vu) << 16);
+}
+
+INLINE v load_float16(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+    return (v)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    v x;
+    for (int i = 0; i < LANES; i++) x[i] = from_float16(p[i]);
+    return x;
+#endif
+}
+
+INLINE float add_up(v x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+#endif
+}
+
+/* ── Matrices as they are stored: rows ────────────────────────────────────────────────────────── */
+
+/* `rows` rows of `k` numbers with `batch` vectors, out (rows, BATCH); both are constants when inlined. */
+#define DEFINE_TILE(NAME, WEIGHT, LOAD, ONE)                                                          \
+    INLINE void NAME(const WEIGHT *w, int64_t k, const float *const *x, int rows, int batch,         \
+                     float out[ROWS][BATCH]) {                                                       \
+        v sums[ROWS][BATCH] = {{{0}}};                                                               \
+        int64_t i = 0;                                                                               \
+        for (; i + LANES <= k; i += LANES) {                                                         \
+            v here[BATCH];                                                                           \
+            for (int b = 0; b < batch; b++) here[b] = load_float32(x[b] + i);                        \
+            for (int r = 0; r < rows; r++) {                                                         \
+                v row = LOAD(w + r * k + i);                                                         \
+                for (int b = 0; b < batch; b++) sums[r][b] += row * here[b];                         \
+            }                                                                                        \
+        }                                                                                            \
+        for (int r = 0; r < rows; r++)                                                               \
+            for (int b = 0; b < batch; b++) {                                                        \
+                float sum = add_up(sums[r][b]);                                                      \
+                for (int64_t j = i; j < k; j++) sum += ONE(w[r * k + j]) * x[b][j];                  \
+                out[r][b] = sum;                                                                     \
+            }                                                                                        \
+    }
+
+#define AS_IT_IS(x) (x)
+DEFINE_TILE(tile_float32, float, load_float32, AS_IT_IS)
+DEFINE_TILE(tile_float16, uint16_t, load_float16, from_float16)
+#if !defined(__AVX512BF16__)
+DEFINE_TILE(tile_bfloat16, uint16_t, load_bfloat16, from_bfloat16)
+#endif
+
+#if defined(__AVX512BF16__)
+INLINE void tile_pairs(const uint16_t *w, int64_t k, const uint16_t *const *x, int rows, int batch,
+                       float out[ROWS][BATCH]) {
+    __m512 sums[ROWS][BATCH];
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < batch; b++) sums[r][b] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < k; i += 32) {
+        __mmask32 there = k - i >= 32 ? 0xffffffffu : (1u << (k - i)) - 1;
+        __m512i here[BATCH];
+        for (int b = 0; b < batch; b++) here[b] = _mm512_loadu_si512(x[b] + i); /* padded */
+        for (int r = 0; r < rows; r++) {
+            __m512i row = _mm512_maskz_loadu_epi16(there, w + r * k + i);
+            for (int b = 0; b < batch; b++)
+                sums[r][b] = _mm512_dpbf16_ps(sums[r][b], (__m512bh)row, (__m512bh)here[b]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < batch; b++) out[r][b] = _mm512_reduce_add_ps(sums[r][b]);
+}
+#endif
+
+/* ── Quantised matrices: tiles of 16 rows ─────────────────────────────────────────────────────── */
+
+/* One tile with one to BATCH vectors, out (TILE, BATCH). `bits` is 8 or 4, a constant when inlined.
+ *
+ * A group of INT8 lies as (group / 4, TILE, 4) bytes, value + 128; of INT4 as (group / 8, TILE, 4)
+ * bytes that hold a weight of the group's first half in their low bits and one of its second half in
+ * their high bits, each value + 8.
+ */
+#if defined(__AVX512VNNI__)
+INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
+                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
+    const int offset = bits == 8 ? 128 : 8;
+    const __m512i low_bits = _mm512_set1_epi8(15);
+    __m512 sums[BATCH];
+    for (int b = 0; b < batch; b++) sums[b] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < groups; g++) {
+        __m512i high[BATCH], low[BATCH];
+        for (int b = 0; b < batch; b++) {
+            high[b] = _mm512_setzero_si512();
+            low[b] = _mm512_set1_epi32(-offset * x[b].sum[g]);
+        }
+        for (int s = 0; s < loads; s++, w += 64) {
+            __m512i packed = _mm512_loadu_si512(w);
+            __m512i first = bits == 8 ? packed : _mm512_and_si512(packed, low_bits);
+            __m512i second = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+            for (int b = 0; b < batch; b++) {
+                const int32_t *h = (const int32_t *)(x[b].high + g * group);
+                const int32_t *l = (const int32_t *)(x[b].low + g * group);
+                high[b] = _mm512_dpbusd_epi32(high[b], first, _mm512_set1_epi32(h[s]));
+                low[b] = _mm512_dpbusd_epi32(low[b], first, _mm512_set1_epi32(l[s]));
+                if (bits == 4) {
+                    high[b] = _mm512_dpbusd_epi32(high[b], second, _mm512_set1_epi32(h[s + loads]));
+                    low[b] = _mm512_dpbusd_epi32(low[b], second, _mm512_set1_epi32(l[s + loads]));
+                }
+            }
+        }
+        __m512 scale = (__m512)load_bfloat16(scales + g * TILE);
+        for (int b = 0; b < batch; b++) {
+            __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high[b], 7), low[b]);
+            __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x[b].step[g]));
+            sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), factor, sums[b]);
+        }
+    }
+    for (int b = 0; b < batch; b++)
+        for (int r = 0; r < TILE; r++) out[r][b] = ((v)sums[b])[r];
+}
+#else
+INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
+                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
+    const int offset = bits == 8 ? 128 : 8, mask = bits == 8 ? 255 : 15;
+    v sums[BATCH][TILE / LANES] = {{{0}}};
+    for (int64_t g = 0; g < groups; g++) {
+        v inside[BATCH][TILE / LANES] = {{{0}}};
+        for (int s = 0; s < loads; s++, w += 4 * TILE)
+            for (int part = 0; part < TILE / LANES; part++) {
+                vu packed;
+                memcpy(&packed, w + 4 * LANES * part, sizeof packed);
+                for (int j = 0; j < 4; j++)
+                    for (int half = 0; half < 8 / bits; half++) {
+                        vi level = (vi)((packed >> (8 * j + 4 * half)) & mask) - offset;
+                        v row = __builtin_convertvector(level, v);
+                        int64_t k = g * group + 4 * (s + half * loads) + j;
+                        for (int b = 0; b < batch; b++) inside[b][part] += row * x[b].wide[k];
+                    }
+            }
+        for (int part = 0; part < TILE / LANES; part++) {
+            v scale = load_bfloat16(scales + g * TILE + part * LANES);
+            for (int b = 0; b < batch; b++) sums[b][part] += inside[b][part] * scale;
+        }
+    }
+    for (int b = 0; b < batch; b++)
+        for (int r = 0; r < TILE; r++) out[r][b] = sums[b][r / LANES][r % LANES];
+}
+#endif
+
+/* ── Any matrix ───────────────────────────────────────────────────────────────────────────────── */
+
+/* Forms of a vector that this matrix's kernel reads; `wide` (padded with zeros) is there already. */
+static void prepare(const Matrix *m, Vector *x) {
+    int64_t k = m->columns;
+    if (m->kind == BFLOAT16) {
+#if defined(__AVX512BF16__)
+        for (int64_t i = 0; i < k; i++) x->half[i] = to_bfloat16(x->wide[i]);
+        for (int64_t i = k; i < (k + 31) / 32 * 32; i++) x->half[i] = 0;
+#endif
+        return;
+    }
+    if (m->kind != INT8 && m->kind != INT4) return;
+    int64_t padded = (k + m->group - 1) / m->group * m->group;
+    for (int64_t i = k; i < padded; i++) x->wide[i] = 0;
+#if defined(__AVX512VNNI__)
+    for (int64_t g = 0; g < padded / m->group; g++) {
+        const float *in = x->wide + g * m->group;
+        int8_t *high = x->high + g * m->group, *low = x->low + g * m->group;
+        float most = 0;
+        for (int i = 0; i < m->group; i++) most = in[i] > most ? in[i] : -in[i] > most ? -in[i] : most;
+        float step = most / 16319.0f, per = most > 0 ? 16319.0f / most : 0;
+        int32_t sum = 0;
+        for (int i = 0; i < m->group; i++) {
+            int32_t level = (int32_t)__builtin_rintf(in[i] * per);
+            int32_t top = (level + 64) >> 7;
+            high[i] = (int8_t)top;
+            low[i] = (int8_t)(level - 128 * top);
+            sum += level;
+        }
+        x->step[g] = step;
+        x->sum[g] = sum;
+    }
+#endif
+}
+
+INLINE void rows_of(const Matrix *m, int64_t row, int rows, const Vector *x, int batch,
+                    float out[ROWS][BATCH]) {
+    const float *wide[BATCH];
+    for (int b = 0; b < batch; b++) wide[b] = x[b].wide;
+    if (m->kind == FLOAT32)
+        tile_float32((const float *)m->weights + row * m->columns, m->columns, wide, rows, batch, out);
+    else if (m->kind == FLOAT16)
+        tile_float16((const uint16_t *)m->weights + row * m->columns, m->columns, wide, rows, batch,
+                     out);
+    else {
+        const uint16_t *w = (const uint16_t *)m->weights + row * m->columns;
+#if defined(__AVX512BF16__)
+        const uint16_t *half[BATCH];
+        for (int b = 0; b < batch; b++) half[b] = x[b].half;
+        tile_pairs(w, m->columns, half, rows, batch, out);
+#else
+        tile_bfloat16(w, m->columns, wide, rows, batch, out);
+#endif
+    }
+}
+
+/* Rows first … last - 1 times `batch` prepared vectors: out[b * stride + row]. Quantised matrices are
+ * cut at multiples of TILE. */
+static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector *x, int batch,
+                     float *out, int64_t stride) {
+    for (int done = 0; done < batch; done += BATCH) {
+        int some = batch - done < BATCH ? batch - done : BATCH;
+        const Vector *here = x + done;
+        float *to = out + done * stride;
+        if (m->kind == INT8 || m->kind == INT4) {
+            int64_t groups = (m->columns + m->group - 1) / m->group;
+            int64_t bytes = groups * m->group * TILE / (m->kind == INT8 ? 1 : 2);
+            for (int64_t row = first; row < last; row += TILE) {
+                float tile[TILE][BATCH];
+                const uint8_t *w = (const uint8_t *)m->weights + row / TILE * bytes;
+                const uint16_t *scales = m->scales + row * groups;
+#define QUANTISED(B, BITS) tile_quantised(w, scales, groups, m->group, here, B, BITS, tile)
+#define EACH(B) m->kind == INT8 ? QUANTISED(B, 8) : QUANTISED(B, 4)
+                if (some == 1) EACH(1); else if (some == 2) EACH(2);
+                else if (some == 3) EACH(3); else EACH(4);
+                for (int64_t r = row; r < row + TILE && r < last; r++)
+                    for (int b = 0; b < some; b++) to[b * stride + r] = tile[r - row][b];
+            }
+            continue;
+        }
+        for (int64_t row = first; row < last; row += ROWS) {
+            int rows = last - row < ROWS ? (int)(last - row) : ROWS;
+            float tile[ROWS][BATCH];
+#define STORED(B) \
+    do { if (rows == ROWS) rows_of(m, row, ROWS, here, B, tile); \
+         else for (int r = 0; r < rows; r++) rows_of(m, row + r, 1, here, B, tile + r); } while (0)
+            if (some == 1) STORED(1); else if (some == 2) STORED(2);
+            else if (some == 3) STORED(3); else STORED(4);
+            for (int r = 0; r < rows; r++)
+                for (int b = 0; b < some; b++) to[b * stride + row + r] = tile[r][b];
+        }
+    }
+}
+
+#endif
