@@ -1,0 +1,223 @@
+"""``pellucid finetune`` as a user runs it: every kind of data, going on, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import GPT, LLAMA, random_model
+
+import pellucid
+from pellucid import checkpoints
+from pellucid.checkpoints.hf import table
+from pellucid.cli import finetune_run, main
+from pellucid.models import Model, initialise
+from pellucid.train.finetune import classify, lora
+from pellucid.train.finetune.peft_format import apply_adapter, module_names
+
+DEMO = Path(pellucid.__file__).parent / "demos" / "llama"
+STEPS = ["--steps=6", "--batch=4", "--eval-every=3", "--lr=5e-3", "--precision=float32"]
+WORDS = ("import", "return", "class", "def", "print")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny random model of each family, with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    for config in (LLAMA, GPT):
+        config = replace(config, vocab_size=2048, context_length=48, width=16 * 4)
+        model = random_model(config, torch.float32)
+        initialise(model, torch.Generator().manual_seed(0))
+        path = folder / config.family
+        checkpoints.save(path, config, model.state_dict(), tokenizer_from=DEMO)
+    return {family: str(folder / family) for family in ("llama", "gpt2")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A file of each kind."""
+    folder = tmp_path_factory.mktemp("data")
+    talks = [{"instruction": f"Say {word}", "input": "", "output": word} for word in WORDS * 5]
+    labels = [
+        {"text": f"{number} {word}", "label": "d" if word == "def" else "other"}
+        for number, word in enumerate(WORDS * 5)
+    ]
+    chosen = [
+        {"prompt": f"{word} ", "chosen": f"{number}", "rejected": "no"}
+        for number, word in enumerate(WORDS * 5)
+    ]
+    texts = "\n".join(f"def {word}_{n}(x): return x" for n, word in enumerate(WORDS * 20))
+    (folder / "text.txt").write_text(texts)
+    examples = {"instructions": talks, "classification": labels, "preferences": chosen}
+    for name, rows in examples.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+def finetune(model: str, data: str, out: Path, *more: str) -> int:
+    return main(["finetune", model, "--data", data, "--out", str(out), *STEPS, *more])
+
+
+def log(out: Path) -> list[dict[str, str]]:
+    with (out / "log.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint's folder."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.name} {name}": t for file in files for name, t in load_file(file).items()}
+
+
+WAYS = [
+    ("llama", "text", []),
+    ("gpt2", "instructions", ["--lora=2", "--lora-dropout=0.1", "--no-pack"]),
+    ("llama", "classification", ["--last-blocks=1"]),
+    ("llama", "preferences", ["--lora=2", "--targets", "attention"]),
+]
+
+
+@pytest.mark.parametrize(("family", "kind", "more"), WAYS, ids=[way[1] for way in WAYS])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(
+    family, kind, more, models, data, tmp_path: Path, capsys, monkeypatch
+):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert finetune(models[family], data[kind], whole, "--save-every=2", "--json", *more) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["kind"] == kind
+    assert summary["steps"] == 6
+    assert summary["interrupted"] is False
+    assert summary["held_out_loss"] < summary["held_out_loss_before"]
+    assert summary["trained"] < summary["parameters"] or kind == "text"
+
+    steps = finetune_run.train
+
+    def killed(*arguments, **options):
+        for progress in steps(*arguments, **options):
+            yield progress
+            if progress.step == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune_run, "train", killed)
+    assert finetune(models[family], data[kind], cut, "--save-every=2", "--json", *more) == 130
+    monkeypatch.undo()
+    assert main(["finetune", "--out", str(cut), "--resume", "--json"]) == 0
+    assert log(cut) == log(whole)
+    assert len(log(whole)) == 6
+    for name in ("last", "best"):
+        one, other = tensors(whole / name), tensors(cut / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one if "random" not in key)
+
+
+def loaded(folder: str | Path) -> Model:
+    return checkpoints.load_model(checkpoints.open_checkpoint(folder))
+
+
+def test_adapters_merge_into_a_model_and_talk(models, data, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert finetune(models["llama"], data["instructions"], out, "--lora=2", "--merge") == 0
+    said = capsys.readouterr().out
+    assert "to learn from: 23 examples\nto judge by: 2 examples\n" in said
+    assert "written in the chat format plain" in said
+    assert said.rstrip().endswith(f"the model is in {out / 'merged'}")
+    model, tokens = loaded(models["llama"]), torch.tensor([[5, 6, 7]])
+    before = model(tokens)
+    apply_adapter(model, out / "adapter", module_names(table(model.config)))
+    lora.fold(model)
+    assert torch.equal(loaded(out / "merged")(tokens), model(tokens))
+    assert not torch.equal(model(tokens), before)
+
+    greedy = ["--temperature=0", "-n=4", "--json"]
+    assert main(["generate", "def", "-m", str(out / "merged"), *greedy]) == 0
+    merged = json.loads(capsys.readouterr().out)["tokens"]
+    adapter = ["-m", models["llama"], "--adapter", str(out / "adapter")]
+    assert main(["generate", "def", *adapter, *greedy]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == merged
+    assert main(["generate", "def", *adapter, "--stream-weights"]) == 2
+    assert "--adapter changes weights" in capsys.readouterr().err
+    assert pellucid.load(out / "merged").tokenizer.chat is not None
+
+
+def test_a_classifier_is_saved_with_its_labels(models, data, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert finetune(models["gpt2"], data["classification"], out, "--last-blocks=0") == 0
+    said = capsys.readouterr().out
+    assert "labels: d × " in said
+    assert "128 of " in said  # two labels on a width of 64
+    assert "label  precision  recall     f1  examples\nd " in said
+    model = loaded(out / "best")
+    assert classify.load_head(out / "best", model) == ["d", "other"]
+    assert classify.classify(model, [[5, 6], [7]]).shape == (2, 2)
+    before = load_file(Path(models["gpt2"]) / "model.safetensors")
+    after = load_file(out / "best" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_preferences_say_margins(models, data, tmp_path: Path, capsys):
+    assert finetune(models["gpt2"], data["preferences"], tmp_path / "out", "--beta=0.5") == 0
+    said = capsys.readouterr().out
+    assert "step 6: held out " in said
+    assert "the better answer is preferred in " in said
+    rows = log(tmp_path / "out")
+    assert [bool(row["reward_margin"]) for row in rows] == [False, False, True] * 2
+    assert float(rows[-1]["reward_margin"]) > 0
+
+
+def test_what_the_data_is_may_be_said_and_judged_by_another_file(models, data, tmp_path, capsys):
+    lines = Path(data["classification"])
+    more = ("--as=text", "--eval-data", str(lines), "--json", "--context=16")
+    assert finetune(models["llama"], str(lines), tmp_path / "out", *more) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--lora=2", "--last-blocks=1"], "two ways to train a part"),
+        (["--alpha=2"], "--alpha is about adapters: give --lora RANK"),
+        (["--lora=0"], "LoRA rank is 0"),
+        (["--lora=2", "--targets", "nothing"], "'nothing' matches no layer"),
+        (["--last-blocks=9"], "9 blocks to train: the model has 2"),
+        (["--last-blocks=0"], "leaves nothing to train"),
+        (["--context=99"], "--context 99: the model has 48 positions"),
+        (["--hold-out=1.5"], "1.5 of the examples held out"),
+        (["--steps=0"], "0 training steps: expected 1 or more"),
+        (["--as=preferences"], "example 1: 'chosen' is 'None'; expected text"),
+        (["--data", "/nowhere.jsonl"], "/nowhere.jsonl: no such file of examples"),
+    ],
+)
+def test_what_cannot_be(more, said, models, data, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    assert finetune(models["llama"], data["instructions"], out, *more) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_folders_in_use_and_runs_that_changed(models, data, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+
+    def error(*more: str) -> str:
+        assert main(["finetune", "--out", str(out), *more]) == 2
+        return capsys.readouterr().err
+
+    assert "nothing to learn from: give --data FILE" in error()
+    assert "holds no run (no config.toml in it)" in error("--resume")
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(Path(data["instructions"]).read_text())
+    assert finetune(models["llama"], str(lines), out, "--lora=2", "--json") == 0
+    assert "is not empty: give a new folder" in error("--data", str(lines))
+    assert "where lr is 0.005, not 0.1: leave it out" in error("--resume", "--lr=0.1")
+    lines.write_text(lines.read_text().replace("Say class", "Say " + "class " * 60))
+    assert "is not what it was" in error("--resume")
+    (out / "mine.txt").write_text("kept")
+    assert finetune(models["llama"], data["text"], out, "--overwrite", "--json") == 0
+    assert (out / "mine.txt").exists()
+    assert not (out / "adapter").exists()
