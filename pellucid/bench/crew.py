@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,18 +23,18 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process that answers commands.
+    """A process that answers commands as `pellucid.bench.worker.serve` does.
 
     start_seconds   until it was ready: the interpreter and its imports
     resident_bytes  what it took by then
     """
 
-    def __init__(self, name: str, path: Path, threads: int, python: str = sys.executable) -> None:
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self.name = name
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by `close`
         start = time.perf_counter()
         self._process = subprocess.Popen(
-            [python, "-m", "pellucid.bench.worker", name, str(path), str(threads)],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -87,6 +87,12 @@ class Worker:
             for pipe in (self._process.stdin, self._process.stdout, self._log):
                 if pipe is not None:
                     pipe.close()
+
+
+def engine_worker(name: str, path: Path, threads: int, python: str = sys.executable) -> Worker:
+    """A worker for one of the engines, or for the engine called "machine"."""
+    command = [python, "-m", "pellucid.bench.worker", name, str(path), str(threads)]
+    return Worker(name, command, threads)
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.bench.candidates import Candidate, files_for, size_of, weight_files
-from pellucid.bench.crew import Crew, Worker, WorkerError
+from pellucid.bench.crew import Crew, Worker, WorkerError, engine_worker
 from pellucid.bench.machine import cores
 from pellucid.models import Config
 
@@ -110,7 +110,7 @@ class Rounds:
 
     def run(self) -> None:
         """All rounds; an engine that fails is left out from there on and its words are kept."""
-        with closing(Worker("machine", self._home, self.plan.threads)) as self._machine:
+        with closing(engine_worker("machine", self._home, self.plan.threads)) as self._machine:
             try:
                 self._measure_limits()
                 self._write_files()
@@ -170,7 +170,7 @@ class Rounds:
         """A worker that has given a first token; the way there is a turn of its own."""
         candidate, path = self._candidates[name], self._paths[name]
         read_seconds = read_once(path)
-        worker = Worker(name, path, self.plan.threads, candidate.python)
+        worker = engine_worker(name, path, self.plan.threads, candidate.python)
         try:
             reply = worker.ask("load", rows=self._rows(1, _FIRST_PROMPT), new=1)
         except WorkerError:

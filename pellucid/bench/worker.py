@@ -123,20 +123,27 @@ def peak_memory() -> int:
         return peak if sys.platform == "darwin" else peak << 10
 
 
-def main(argv: Sequence[str]) -> None:
-    """Serve the engine that the command line names, on the standard streams."""
-    name, path, threads = argv[0], Path(argv[1]), int(argv[2])
+def answer(begin: Callable[[], Any]) -> None:
+    """Say that it is ready, or why not, then serve what `begin` makes on the standard streams."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not stand between the replies
     try:
-        machine = name == "machine"
-        commands = _MachineCommands(threads) if machine else _EngineCommands(name, path, threads)
+        commands = begin()
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return
     replies.write(json.dumps({"ready": True, "resident_bytes": peak_memory()}) + "\n")
     replies.flush()
     serve(commands, sys.stdin, replies)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serve the engine that the command line names."""
+    name, path, threads = argv[0], Path(argv[1]), int(argv[2])
+    if name == "machine":
+        answer(lambda: _MachineCommands(threads))
+    else:
+        answer(lambda: _EngineCommands(name, path, threads))
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ def test_every_line_gets_one_reply_and_close_ends_it():
 
 def test_a_worker_that_cannot_begin_says_why(tmp_path):
     with pytest.raises(crew.WorkerError, match="KeyError: 'no/such/engine'"):
-        crew.Worker("no/such/engine", tmp_path, 1)
+        crew.engine_worker("no/such/engine", tmp_path, 1)
 
 
 def test_a_worker_that_dies_is_told_with_its_last_words(tmp_path):
     with pytest.raises(crew.WorkerError, match="exit status 1: .*ValueError"):
-        crew.Worker("machine", tmp_path, "many")
+        crew.engine_worker("machine", tmp_path, "many")
 
 
 class Pretended:
