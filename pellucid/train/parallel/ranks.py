@@ -135,5 +135,5 @@ def _part(gradient: Tensor) -> tuple[Tensor, int]:
     if not isinstance(gradient, DTensor):
         return gradient, dist.get_world_size()
     axes = zip(gradient.placements, gradient.device_mesh.shape, strict=True)
-    parts = prod(ranks for placement, ranks in axes if placement.is_shard())
+    parts = prod(ranks for placement, ranks in axes if not placement.is_replicate())
     return gradient.to_local(), dist.get_world_size() // parts

@@ -43,6 +43,10 @@ def split_matrices(model: Model, mesh: DeviceMesh) -> None:
     if model.unembed is None:
         head: Any = _TiedHead(model.embed, mesh)
         model.unembed = head
+    # FSDP2 hangs a hook on what a model returns, and a view could lose it: these two are no views.
+    for module in (model.norm, model.unembed):
+        assert module is not None, "a tensor-parallel model has a head of its own"
+        module.register_forward_hook(lambda _, inputs, output: output.clone())
 
 
 class Copied(ParallelStyle):
