@@ -1,4 +1,4 @@
-"""``pellucid eval``: how well a model predicts text, how far another is from it, and tasks."""
+"""``pellucid eval``: how well a model predicts text, how far another is from it, tasks, labels."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
         help="the fortieth of this Python's standard library that train --stdlib holds out",
     )
     source.add_argument("--tasks", nargs="+", metavar="TASK", help="of lm-evaluation-harness")
+    source.add_argument(
+        "--labels", metavar="FILE", help="texts and labels, for a model fine-tuned to classify"
+    )
     group.add_argument("--text-key", default="text", metavar="KEY", help="of JSON lines (text)")
     group.add_argument("--task-path", metavar="DIR", help="where task files of your own are")
     group.add_argument("--limit", type=int, metavar="N", help="the first N texts, or task examples")
@@ -57,6 +60,11 @@ def eval(arguments: argparse.Namespace) -> None:
         raise ValueError("--batch and --limit: expected 1 or more")
     if arguments.tasks:
         _tasks(arguments)
+        return
+    if arguments.labels:
+        from pellucid.cli.evaluate_labels import evaluate_labels
+
+        evaluate_labels(arguments)
         return
     documents = _documents(arguments)
     lm = load_model(arguments)

@@ -303,18 +303,22 @@ def _report(summary: dict[str, Any]) -> Iterator[str]:
             f"reward margin {summary['reward_margin']:.3f}, the better answer is preferred in "
             f"{summary['reward_accuracy']:.1%} of the pairs"
         )
-    if "per_label" in summary:
+    if "classes" in summary:
+        yield from class_lines(summary)
+
+
+def class_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """A classifier's report in lines."""
+    rows = report["classes"]
+    most = max(row["support"] for row in rows) / report["count"]
+    yield f"accuracy {report['accuracy']:.1%} (always the most frequent label: {most:.1%})"
+    width = max(len("label"), *(len(row["name"]) for row in rows))
+    yield f"{'label':<{width}}  precision  recall     f1  examples"
+    for row in rows:
         yield (
-            f"accuracy {summary['accuracy']:.1%} (always the most frequent label: "
-            f"{summary['largest_class']:.1%})"
+            f"{row['name']:<{width}}  {row['precision']:>9.1%}  {row['recall']:>6.1%}  "
+            f"{row['f1']:>5.1%}  {row['support']:>8,}"
         )
-        width = max(len("label"), *map(len, summary["per_label"]))
-        yield f"{'label':<{width}}  precision  recall     f1  examples"
-        for label, row in summary["per_label"].items():
-            yield (
-                f"{label:<{width}}  {row['precision']:>9.1%}  {row['recall']:>6.1%}  "
-                f"{row['f1']:>5.1%}  {row['examples']:>8.0f}"
-            )
 
 
 def _without_head(model: Model) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from pellucid import checkpoints, tokenizers
 from pellucid.cli.finetune_run import FinetuneRun
 from pellucid.cli.training_setup import bfloat16
+from pellucid.evaluate import class_report
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import Schedule, TrainConfig, TrainState, documents
@@ -142,7 +143,9 @@ def make_task(
     labels = classify.balance(examples)
     classify.add_head(model, len(labels), settings.seed)
     apart = replace(options, packed=False)  # texts of a kind have a length of a kind
-    return lambda: tasks.classification_task(examples, judged, labels, tokenizer, apart)
+    return lambda: tasks.classification_task(
+        examples, judged, labels, tokenizer, apart, lambda *found: class_report(*found).as_dict()
+    )
 
 
 def _documents(settings: Namespace) -> tuple[list[Any], list[Any]]:

@@ -154,9 +154,29 @@ def test_a_classifier_is_saved_with_its_labels(models, data, tmp_path: Path, cap
     model = loaded(out / "best")
     assert classify.load_head(out / "best", model) == ["d", "other"]
     assert classify.classify(model, [[5, 6], [7]]).shape == (2, 2)
+    report = ["eval", str(out / "best"), "--labels", data["classification"]]
+    assert main([*report, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["count"], len(found["classes"])) == (25, 2)
+    assert main(report) == 0
+    assert f"accuracy {found['accuracy']:.1%} (always the most frequent" in capsys.readouterr().out
     before = load_file(Path(models["gpt2"]) / "model.safetensors")
     after = load_file(out / "best" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_classifier_by_adapters(models, data, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    more = ("--lora=2", "--merge", "--json")
+    assert finetune(models["llama"], data["classification"], out, *more) == 0
+    capsys.readouterr()
+    labels = ["--labels", data["classification"], "--json"]
+    assert main(["eval", models["llama"], "--adapter", str(out / "adapter"), *labels]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(out / "merged"), *labels]) == 0
+    assert json.loads(capsys.readouterr().out) | {"model": found["model"]} == found
+    assert main(["eval", models["llama"], *labels]) == 2
+    assert "no classification head: classifier.json is missing" in capsys.readouterr().err
 
 
 def test_preferences_say_margins(models, data, tmp_path: Path, capsys):

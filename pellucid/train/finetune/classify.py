@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -130,54 +129,10 @@ def classify(
     return torch.cat(found)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """How often a classifier is right.
-
-    labels   names, in the order of the rows and columns
-    matrix   (L, L) examples by true label (rows) and found label (columns)
-    """
-
-    labels: tuple[str, ...]
-    matrix: Tensor
-
-    @classmethod
-    def of(cls, labels: Sequence[str], wanted: Tensor, found: Tensor) -> Report:
-        """From the numbers of true and found labels, (N) both."""
-        pairs = wanted * len(labels) + found
-        counts = torch.bincount(pairs, minlength=len(labels) ** 2)
-        return cls(labels=tuple(labels), matrix=counts.view(len(labels), len(labels)))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of examples whose label was found."""
-        return float(self.matrix.trace() / self.matrix.sum())
-
-    @property
-    def largest_share(self) -> float:
-        """What always answering the most frequent label would reach."""
-        return float(self.matrix.sum(1).max() / self.matrix.sum())
-
-    def per_label(self) -> dict[str, dict[str, float]]:
-        """Label -> precision, recall, F1 and number of examples; 0 where nothing was found."""
-        found: dict[str, dict[str, float]] = {}
-        for number, label in enumerate(self.labels):
-            hits = float(self.matrix[number, number])
-            there, called = float(self.matrix[number].sum()), float(self.matrix[:, number].sum())
-            found[label] = {
-                "precision": hits / called if called else 0.0,
-                "recall": hits / there if there else 0.0,
-                "f1": 2 * hits / (there + called) if there + called else 0.0,
-                "examples": there,
-            }
-        return found
-
-
-def report(model: Model, examples: Sequence[Example], labels: Sequence[str]) -> Report:
-    """What the classifier makes of labelled examples."""
+def examined(model: Model, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """What the classifier makes of labelled examples: probabilities (N, L) and true labels (N)."""
     texts = [example.ids[:-1].tolist() for example in examples]
-    wanted = torch.stack([example.ids[-1] for example in examples])
-    return Report.of(labels, wanted, classify(model, texts).argmax(-1))
+    return classify(model, texts), torch.stack([example.ids[-1] for example in examples])
 
 
 def save_head(folder: str | Path, model: Model, labels: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pellucid.models import Model
 from pellucid.tokenizers import TemplateChat, Tokenizer
@@ -136,7 +137,8 @@ def instruction_task(
         steps_per_epoch=len(rows[0]) / options.batch,
         objective=objective,
         held_out=lambda model: _loss(model, rows[1], objective, options),
-        facts=_facts(*cuts) | {"rows": len(rows[0]), "chat_format": "plain" if plain else chat.name},
+        facts=_facts(*cuts)
+        | {"rows": len(rows[0]), "chat_format": "plain" if plain else chat.name},
         template=chat.template if plain and isinstance(chat, TemplateChat) else None,
     )
 
@@ -147,8 +149,14 @@ def classification_task(
     labels: Mapping[str, int],
     tokenizer: Tokenizer,
     options: Options,
+    report: Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Any]],
 ) -> Task:
-    """Texts with labels; `labels` as `classify.balance` gives them. The model needs its head."""
+    """Texts with labels. The model needs its head.
+
+    labels  as `classify.balance` gives them
+    report  probabilities (N, L), true labels (N) and their names -> accuracy and more, such as
+            ``pellucid.evaluate.class_report``
+    """
     names = list(labels)
 
     def encode(text: str) -> list[int]:
@@ -160,13 +168,7 @@ def classification_task(
     objective = classify.classification_objective
 
     def measures(model: Model) -> dict[str, Any]:
-        report = classify.report(model, judged, names)
-        return {
-            "accuracy": report.accuracy,
-            "largest_class": report.largest_share,
-            "per_label": report.per_label(),
-            "confusion": report.matrix.tolist(),
-        }
+        return {**report(*classify.examined(model, judged), names)}
 
     return Task(
         kind="classification",
