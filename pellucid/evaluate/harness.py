@@ -6,7 +6,9 @@
 `Answers` is what the requests come down to and needs nothing of the harness; `harness_model` wraps
 it in the harness's own class (``pip install 'pellucid[lm-eval]'``). Special tokens and the begin
 token are treated as the harness treats a transformers model, so that both give the same numbers
-(Gao et al., "The Language Model Evaluation Harness").
+(Gao et al., "The Language Model Evaluation Harness"). One thing differs: where a tokenizer adds the
+begin token, the harness puts a second one before a whole text and scores the first; here it is
+context only.
 """
 
 from __future__ import annotations
