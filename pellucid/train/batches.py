@@ -74,6 +74,7 @@ class Batches:
         self.context, self.batch, self.seed = context, batch, seed
         self.copies, self.documents = copies, documents
         self.windows = len(self.stream) // context
+        self._epoch, self._shift, self._order = -1, 0, Shuffle(1, 0)  # of the epoch read last
 
     @property
     def tokens_per_step(self) -> int:
@@ -95,15 +96,16 @@ class Batches:
     def _start(self, row: int) -> int:
         """Where on the ring the window of a row begins; rows count on over steps and epochs."""
         epoch, place = divmod(row, self.windows)
-        shift, order = self._epoch(epoch)
-        return (shift + order[place] * self.context) % len(self.stream)
-
-    def _epoch(self, epoch: int) -> tuple[int, Shuffle]:
-        seed = mix(mix(self.seed) ^ epoch)
-        return seed % self.context, Shuffle(self.windows, seed)
+        if epoch != self._epoch:
+            seed = mix(mix(self.seed) ^ epoch)
+            self._epoch, self._shift = epoch, seed % self.context
+            self._order = Shuffle(self.windows, seed)
+        return (self._shift + self._order[place] * self.context) % len(self.stream)
 
     def _read(self, start: int) -> Tensor:
         """context + 1 tokens from `start` on, (T + 1), round the ring."""
+        if start + self.context < len(self.stream):
+            return self.stream.read(start, start + self.context + 1)
         return torch.cat([self.stream.read(first, last) for first, last, _ in self._arcs(start)])
 
     def _documents(self, start: int) -> Tensor:

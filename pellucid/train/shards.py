@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pickle
+import secrets
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -324,7 +325,8 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.part")
+    """A name that no other process takes, on this machine or another that shares the disk."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -344,9 +346,12 @@ def _naming(folder: Path) -> Iterator[None]:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     temporary = _temporary(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        _settle(file, temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            _settle(file, temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _settle(file: BinaryIO, temporary: Path, path: Path) -> None:

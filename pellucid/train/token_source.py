@@ -132,7 +132,8 @@ class TokenFiles:
     def read(self, start: int, stop: int) -> Tensor:
         """Token ids start … stop - 1."""
         parts = [self._tokens(number)[a:b] for number, a, b in self._within(start, stop)]
-        return torch.from_numpy(np.concatenate([*parts, np.empty(0, self.dtype)]).astype(np.int64))
+        whole = parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, self.dtype)])
+        return torch.from_numpy(whole.astype(np.int64))
 
     def document_starts(self, start: int, stop: int) -> Tensor:
         """Those of the places start … stop - 1 at which a document begins."""
@@ -167,7 +168,7 @@ class TokenFiles:
 def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, mode="r")
+    return np.asarray(np.memmap(path, dtype, mode="r"))  # a plain array is sliced in half the time
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
