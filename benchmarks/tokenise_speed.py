@@ -69,9 +69,7 @@ def lines() -> Iterator[str]:
             spent = seconds(lambda b=batches: [b.at(step) for step in range(STEPS)]) / STEPS
             what = "masked documents" if documents else "packed"
             rate = ROWS * CONTEXT / spent / 1e6
-            print(
-                f"batch of {ROWS} x {CONTEXT}, {what:16} {spent * 1e3:6.3f} ms, {rate:.0f} M tokens/s"
-            )
+            yield f"batch {ROWS} x {CONTEXT}, {what:16} {spent * 1e3:.3f} ms, {rate:.0f} M tokens/s"
 
 
 if __name__ == "__main__":
