@@ -54,20 +54,11 @@ def available(
     found: dict[str, str | None] = {}
     candidates, skipped = [], {}
     for spec in chosen:
-        if spec.module == "ours":
-            from pellucid.bench.engines.ours import missing
-
-            reason = missing(**spec.options)
-            python = None if reason else sys.executable
-        else:
-            if spec.package not in found:
-                found[spec.package] = _interpreter_with(
-                    spec.package, [sys.executable, *peer_pythons]
-                )
-            python = found[spec.package]
-            reason = f"no {spec.package} in this interpreter (or give --peer-python)"
+        if spec.package not in found:
+            found[spec.package] = _interpreter_with(spec.package, [sys.executable, *peer_pythons])
+        python = found[spec.package]
         if python is None:
-            skipped[spec.name] = reason
+            skipped[spec.name] = f"no {spec.package} in this interpreter (or give --peer-python)"
         else:
             candidates.append(Candidate(spec=spec, python=python))
     return candidates, skipped

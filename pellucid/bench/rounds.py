@@ -127,7 +127,7 @@ class Rounds:
     def _measure_limits(self) -> None:
         self._say("the machine: bandwidth and matrix product")
         limits = self.record["limits"]
-        limits["bandwidth"] = self._machine.ask("bandwidth", repeats=max(5, self.plan.repeats))
+        limits["bandwidth"] = self._machine.ask("bandwidth", repeats=self.plan.repeats + 2)
         limits["gemm"] = {dtype: self._gemm(dtype, self.plan.gemm) for dtype in self._dtypes()}
 
     def _dtypes(self) -> list[str]:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.models import Config, LlamaConfig, RopeConfig
+from pellucid.models.quantised import Format, quantise
 from pellucid.models.shapes import SHAPES as WELL_KNOWN
 
+_BITS = {"int8": 8, "int4": 4}
 # The tiny one is that of the stories15M checkpoint (Karpathy, llama2.c), where overhead rules.
 SHAPES: dict[str, Config] = {
     "gpt2-124m": WELL_KNOWN["gpt2"].config,
@@ -72,9 +74,18 @@ def model_home(work: Path, title: str, config: Config) -> Path:
 
 
 def hf_folder(home: Path, config: Config, dtype: str) -> Path:
-    """The random model as a Hugging Face folder in "float32" or "bfloat16", written if need be."""
+    """The random model as a Hugging Face folder, written if need be.
+
+    dtype  "float32" or "bfloat16"; "int8" or "int4" for Pellucid's own quantised folder
+    """
     folder = home / dtype
-    if not folder.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        return folder
+    home.mkdir(parents=True, exist_ok=True)
+    if dtype in _BITS:
+        how = Format(bits=_BITS[dtype])
+        source = checkpoints.open_checkpoint(hf_folder(home, config, "bfloat16"))
+        checkpoints.save_quantised(folder, quantise(checkpoints.load_model(source), how), how)
+    else:
         checkpoints.save(folder, config, RandomWeights(config, getattr(torch, dtype)))
     return folder

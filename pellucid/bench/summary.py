@@ -21,8 +21,9 @@ def summarise(record: Mapping[str, Any], flops: int, baseline: str | None) -> di
 
     decode, prefill and batched have "median", "min", "max" (tokens/s), "ratio" and "percent"; load
     has "median" and so on in seconds and "to_reading", its ratio to reading the files once; then
-    "peak_bytes" after load and decoding, "idle_share" and "agrees": how many greedy tokens of the
-    first decoding are those of Pellucid's plain passes in the same number type, before they part
+    "peak_bytes" after load and decoding, "peak_to_files", what of it came after the imports over
+    the size of the weight files, "idle_share" and "agrees": how many greedy tokens of the first
+    decoding are those of Pellucid's plain passes in the same number type, before they part
     (None: not known; weights are random, so a nearly equal pair of logits comes soon).
     """
     engines = {name: _turns(record, name) for name in record["engines"]}
@@ -49,6 +50,8 @@ def summarise(record: Mapping[str, Any], flops: int, baseline: str | None) -> di
             }
         if turns.get("decode"):
             figures["peak_bytes"] = min(turn["peak_bytes"] for turn in turns["decode"])
+            imports = max(turn["imports_bytes"] for turn in turns["load"])
+            figures["peak_to_files"] = (figures["peak_bytes"] - imports) / facts["file_bytes"]
             figures["idle_share"] = max(turn["idle_share"] for turn in turns["decode"])
         figures["agrees"] = _agrees(record["engines"], name)
         table[name] = figures

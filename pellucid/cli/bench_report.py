@@ -11,7 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-_WIDE = 104  # characters that the whole table takes
+_WIDE = 112  # characters that the whole table takes
 _WIDE_ONLY = (2, 9)
 _SPIN = 0.05  # of a core: an idle worker that takes more disturbs the others' turns
 
@@ -35,7 +35,8 @@ def report(out: Console, result: dict[str, Any]) -> None:
         f"prefill: {settings['prefill']} tokens; % of a matrix product's FLOP/s in the same type\n"
         f"{settings['batch']} rows: decoding together. load: seconds to a first token, files in "
         "the cache (× reading them once); without imports\n"
-        "GiB: largest resident set after load and decoding, mapped files included",
+        "GiB: largest resident set after load and decoding, mapped files included (× the weight "
+        "files, imports taken off)",
         style="dim",
     )
     for name, why in result["skipped"].items():
@@ -94,7 +95,7 @@ def _cells(name: str, figures: dict[str, Any]) -> list[str]:
         _speed(batched),
         _ratio(batched),
         _load(figures.get("load")),
-        f"{figures['peak_bytes'] / 2**30:.2f}" if "peak_bytes" in figures else "–",
+        _peak(figures),
     ]
 
 
@@ -113,3 +114,9 @@ def _ratio(figures: dict[str, Any] | None) -> str:
 
 def _load(figures: dict[str, Any] | None) -> str:
     return f"{figures['median']:.2f} ({figures['to_reading']:.0f}×)" if figures else "–"
+
+
+def _peak(figures: dict[str, Any]) -> str:
+    if "peak_bytes" not in figures:
+        return "–"
+    return f"{figures['peak_bytes'] / 2**30:.2f} ({figures['peak_to_files']:.1f}×)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def shape(tmp_path) -> str:
 @pytest.mark.slow
 def test_a_run_from_end_to_end(shape, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    engines = "pellucid/eager/float32,pellucid/eager/bfloat16"
+    monkeypatch.setattr(rounds, "QUICK", replace(rounds.QUICK, new=4, repeats=1, gemm=(64,)))
+    engines = "pellucid/eager/float32,pellucid/eager/int8"
     options = ["--quick", "--threads", "1", "--engines", engines, "--work", str(tmp_path / "work")]
     saved = ["--save", "tiny", "--plot", "tiny.png"]
     assert main(["bench", "--shape", shape, *options, *saved, "--json"]) == 0
@@ -43,7 +45,7 @@ def test_a_run_from_end_to_end(shape, tmp_path, monkeypatch, capsys):
     assert len(tokens) == result["settings"]["new"]
     # printed again from the file, without measuring
     assert main(["bench", "--show", "benchmarks/results/tiny.json"]) == 0
-    assert "pellucid/eager/bfloat16" in capsys.readouterr().out
+    assert "pellucid/eager/int8" in capsys.readouterr().out
 
 
 def test_the_names_can_be_listed(capsys):

@@ -30,7 +30,16 @@ def turn(engine, measure, number, per_second, limits=(1e9, 2e9), **more):
 
 
 def load(engine, number, seconds, read):
-    return turn(engine, "load", number, 0, seconds=seconds, read_seconds=read, start_seconds=2.0)
+    return turn(
+        engine,
+        "load",
+        number,
+        0,
+        seconds=seconds,
+        read_seconds=read,
+        start_seconds=2.0,
+        imports_bytes=1 << 29,
+    )
 
 
 def record():
@@ -40,7 +49,13 @@ def record():
         turns += [turn(plain, "decode", number, ours), turn(peer, "decode", number, theirs)]
         turns += [turn(plain, "prefill", number, 100, (4e9, 5e9))]
         turns += [turn(peer, "batched", number, 80, peak_bytes=1 << 31)]
-    facts = {"decode_bytes": 50_000_000, "settings": "", "loads": True, "dtype": "float32"}
+    facts = {
+        "decode_bytes": 50_000_000,
+        "settings": "",
+        "loads": True,
+        "dtype": "float32",
+        "file_bytes": 1 << 28,
+    }
     tokens = {"decode": [[1], [2], [3]]}
     return {
         "settings": SETTINGS,
@@ -76,6 +91,7 @@ def test_figures_by_hand():
     assert theirs["batched"]["ratio"] is None  # the baseline has no such turn
     assert ours["load"]["to_reading"] == 2
     assert theirs["peak_bytes"] == 1 << 30  # of decoding, not of eight rows
+    assert theirs["peak_to_files"] == 2  # half a GiB beyond the imports for a quarter of weights
     assert (ours["agrees"], theirs["agrees"]) == (None, 2)
 
 

@@ -73,14 +73,14 @@ _GGUF = {"f32": 32, "bf16": 16, "f16": 16, "q8_0": 8.5, "q4_0": 5}
 
 def _specs() -> Iterator[Spec]:
     for dtype in ("float32", "bfloat16", "int8", "int4"):
-        stored = "float32" if dtype == "float32" else "bfloat16"
+        working = "float32" if dtype == "float32" else "bfloat16"
         for mode in ("eager", "fast"):
             yield Spec(
                 name=f"pellucid/{mode}/{dtype}",
                 module="ours",
                 package="torch",
-                files=f"hf:{stored}",
-                dtype=stored,
+                files=f"hf:{dtype}",
+                dtype=working,
                 options={"dtype": dtype, "fast": mode == "fast"},
                 bits=_BITS[dtype],
             )
