@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pellucid.train.documents import Layout, tenth_from_end
+from pellucid.train.documents import Layout, find_files, tenth_from_end
 
 SPAN_BYTES = 1 << 20
+LEARN_BYTES = 256 << 20
 TRAINING, HELD_OUT = "training", "held_out"
 _SEARCH = 1 << 16  # bytes looked through for a place to cut
 _LINE_END, _SPACE = re.compile(r"(?<=\S)\n(?=\S)"), re.compile(r"(?<=\S) (?=\S)")
@@ -114,6 +115,22 @@ def plan(
     if planned.few:
         return planned._replace(spans=_split_each(spans, layout, span_bytes))
     return planned
+
+
+def training_texts(
+    paths: Iterable[str | Path], layout: Layout, hold_out: int, limit: int = LEARN_BYTES
+) -> Iterator[str]:
+    """The training side of the text in pieces, for a tokenizer to learn from.
+
+    Of more than `limit` bytes only some spans are read, evenly spread over all of it: a vocabulary
+    needs no more, and learning one holds every distinct word in memory.
+    """
+    planned = plan(find_files(paths), layout, hold_out)
+    total = sum(span.stop - span.start for span in planned.spans)
+    for span in planned.spans[:: max(1, -(-total // limit))]:
+        for piece in planned.pieces(span):
+            if piece.split == TRAINING:
+                yield piece.text
 
 
 def shards(spans: Sequence[Span], shard_bytes: int) -> list[list[Span]]:

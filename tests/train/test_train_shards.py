@@ -135,6 +135,21 @@ def test_documents_apart_by_a_separator(tokenizer: Tokenizer, tmp_path: Path):
         Layout(separator="\n")
 
 
+def test_a_vocabulary_is_learnt_from_pieces_as_from_whole_documents(text: Path, tmp_path: Path):
+    from pellucid.train.spans import plan, training_texts
+
+    documents, _ = hold_out(read_documents([text]))
+    tokenizers.train_bpe((document.text for document in documents), 500, tmp_path / "documents")
+    tokenizers.train_bpe(training_texts([text], Layout(), 40), 500, tmp_path / "pieces")
+    learnt = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("documents", "pieces")]
+    assert learnt[0] == learnt[1]
+    some = sum(len(piece.encode()) for piece in training_texts([text], Layout(), 40, 200_000))
+    whole = sum(file.stat().st_size for file in text.iterdir())
+    assert whole > 800_000
+    assert 100_000 < some < 300_000
+    assert len(plan([], Layout(), 40).spans) == 0
+
+
 def test_nothing_is_held_out_with_0(text: Path, tokenizer: Tokenizer, tmp_path: Path):
     corpus = tokenise([text / "00.py"], tokenizer, tmp_path, begin=0, hold_out=0)
     whole = [0, *tokenizer.encode((text / "00.py").read_text(encoding="utf-8"))]
