@@ -32,7 +32,7 @@ def finetune(arguments: Namespace) -> int:
     if arguments.resume:
         settings = resumed(arguments)
     else:
-        settings = Namespace(**(defaults() | given(arguments)), model=arguments.model or "demo")
+        settings = Namespace(**(defaults() | given(arguments)))
         check(settings, out, arguments.overwrite)
     run = prepare(settings, out, quiet=arguments.json)
     if arguments.resume:

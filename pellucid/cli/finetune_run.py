@@ -37,10 +37,12 @@ from pellucid.train import (
     run_folder,
     train,
 )
+from pellucid.train.documents import find_files
 from pellucid.train.finetune import classify, freeze, lora
 from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
+from pellucid.train.state import digest
 
 LOG, ADAPTER, MERGED = "log.csv", "adapter", "merged"
 OURS = (CONFIG, LOG, ADAPTER, MERGED, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
@@ -92,7 +94,7 @@ class FinetuneRun:
         self._load_weights(last)
         self.state = TrainState.load(last, self.model, self.config)
         extra = self.state.extra
-        if extra["facts"] != self._facts():
+        if extra["data"] != self._fingerprint():
             raise ValueError(
                 f"--resume: the data in {' '.join(self.settings.data)} is not what it was"
             )
@@ -101,8 +103,10 @@ class FinetuneRun:
         self.saved_step = self.state.step
         self.display.before = (self.state.step, self.state.tokens, self.state.seconds)
 
-    def _facts(self) -> str:
-        return repr(sorted(self.task.facts.items()))
+    def _fingerprint(self) -> dict[str, str]:
+        """File -> SHA-256 of everything that examples came from."""
+        given = [*self.settings.data, *(self.settings.eval_data or [])]
+        return {str(file): digest(file) for file in find_files(given)}
 
     def fit(self, stop: Stop) -> None:
         """Train to the end or until `stop`, and save."""
@@ -153,15 +157,16 @@ class FinetuneRun:
             run_folder.publish(self.out, run_folder.BEST, progress.step, self._write_best)
 
     def _scalars(self, progress: Progress) -> dict[str, float]:
-        names = SCALARS.get(self.task.kind, ())
-        return {name: self.measures[name] for name in names} if progress.held_out_loss else {}
+        if progress.held_out_loss is None:
+            return {}
+        return {name: self.measures[name] for name in SCALARS.get(self.task.kind, ())}
 
     # ── Files ────────────────────────────────────────────────────────────────────────────────────
 
     def save(self) -> None:
         """Write ``OUT/last``: what was trained, in float32, and all it takes to go on."""
         self.state.extra = {
-            "facts": self._facts(),
+            "data": self._fingerprint(),
             "loss": self.loss,
             "first_loss": self.first_loss,
             "held_out_loss": self.held_out_loss,

@@ -119,17 +119,19 @@ def _groups() -> list[str]:
 
 
 def given(arguments: Namespace) -> dict[str, Any]:
-    """The settings that stand on the command line."""
+    """The settings that stand on the command line, the model among them."""
     found = {s.name: getattr(arguments, s.name) for s in SETTINGS if hasattr(arguments, s.name)}
-    for name, value in found.items():
-        if name in ("data", "eval_data"):
-            found[name] = [str(Path(path).resolve()) for path in value]  # for a later --resume
+    for name in found.keys() & {"data", "eval_data"}:
+        found[name] = [str(Path(path).resolve()) for path in found[name]]  # for a later --resume
+    if arguments.model is not None:
+        folder = Path(arguments.model)
+        found["model"] = str(folder.resolve()) if folder.is_dir() else arguments.model
     return found
 
 
 def defaults() -> dict[str, Any]:
     """Every setting as it is where nobody says anything."""
-    return {setting.name: setting.default for setting in SETTINGS}
+    return {"model": "demo"} | {setting.name: setting.default for setting in SETTINGS}
 
 
 def dump(settings: Mapping[str, Any]) -> str:
@@ -159,8 +161,7 @@ def read(path: Path) -> dict[str, Any]:
 def resumed(arguments: Namespace) -> Namespace:
     """The settings of the run in ``--out``; flags may change only what changes no step."""
     written = read(arguments.out / CONFIG)
-    asked = given(arguments) | ({"model": arguments.model} if arguments.model else {})
-    for name, value in asked.items():
+    for name, value in given(arguments).items():
         if name not in MAY_CHANGE and value != written[name]:
             raise ValueError(
                 f"--resume goes on with {arguments.out / CONFIG}, where {name} is "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,15 +48,14 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
         )
     task = make_task(settings, model, tokenizer, options)
     _choose_trained(settings, model)
-    made = task()
-    config = _train_config(settings, made, options)
+    config = _train_config(settings, task, options)
     torch.manual_seed(settings.seed)  # for dropout
     return FinetuneRun(
         settings=settings,
         out=out,
         checkpoint=checkpoint,
         model=model,
-        task=made,
+        task=task,
         config=config,
         state=TrainState.begin(model, config),
         quiet=quiet,
@@ -122,28 +120,21 @@ def kind_of_data(settings: Namespace) -> str:
         raise ValueError(f"{error}; or say with --as what {first} is") from None
 
 
-def make_task(
-    settings: Namespace, model: Model, tokenizer: Tokenizer, options: Options
-) -> Callable[[], Task]:
-    """Read and split the data, and give the model its head if it is to have one.
-
-    What this returns makes the task itself, once it is settled which of the model's parameters
-    are trained: a preference task looks at the model as it is then.
-    """
+def make_task(settings: Namespace, model: Model, tokenizer: Tokenizer, options: Options) -> Task:
+    """Read and split the data, and give the model its head if it is to have one."""
     kind = settings.kind
     if kind == "text":
-        training, held_out = _documents(settings)
-        return lambda: tasks.text_task(training, held_out, tokenizer, options)
+        return tasks.text_task(*_documents(settings), tokenizer, options)
     examples, judged = _records(settings)
     if kind == "instructions":
-        return lambda: tasks.instruction_task(examples, judged, tokenizer, options)
+        return tasks.instruction_task(examples, judged, tokenizer, options)
     if kind == "preferences":
         dpo = DPO(beta=settings.beta, smoothing=settings.label_smoothing)
-        return lambda: tasks.preference_task(examples, judged, tokenizer, options, dpo, model)
+        return tasks.preference_task(examples, judged, tokenizer, options, dpo, model)
     labels = classify.balance(examples)
     classify.add_head(model, len(labels), settings.seed)
     apart = replace(options, packed=False)  # texts of a kind have a length of a kind
-    return lambda: tasks.classification_task(
+    return tasks.classification_task(
         examples, judged, labels, tokenizer, apart, lambda *found: class_report(*found).as_dict()
     )
 

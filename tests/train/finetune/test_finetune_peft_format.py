@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_finetune_lora import adapted
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
+from pellucid.checkpoints import load_model, open_checkpoint
 from pellucid.checkpoints.hf import table
 from pellucid.train.finetune import lora
 from pellucid.train.finetune.lora import LoraConfig
@@ -176,3 +177,17 @@ def test_a_file_that_is_missing_or_cut_short(tmp_path: Path):
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="no adapter weights"):
         apply_adapter(model, tmp_path, names)
+
+
+@pytest.mark.assets
+def test_an_adapter_fits_both_layouts_of_a_real_model(assets: Path, tmp_path: Path):
+    """Meta's q and k are stored in another order of rows; adapters never see it."""
+    folders = [assets / "stories260K" / layout for layout in ("meta", "hf")]
+    meta, hf = (open_checkpoint(folder) for folder in folders)
+    names = module_names(table(meta.config))
+    model = adapted(load_model(meta, torch.float64, dialect="hf"))
+    save_adapter(tmp_path, model, names)
+    other = load_model(hf, torch.float64)
+    apply_adapter(other, tmp_path, names)
+    tokens = torch.arange(1, 12)[None]
+    torch.testing.assert_close(other(tokens), model(tokens), rtol=0, atol=1e-10)
