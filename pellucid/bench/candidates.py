@@ -17,10 +17,10 @@ from pellucid.bench.gguf_model import write_model
 from pellucid.bench.shapes import RandomWeights, hf_folder
 from pellucid.models import Config
 
-# Without a choice: what people would run. The eager quantised models are the fast ones' oracles.
+# Without a choice: what people would run, in a minute or so.
 DEFAULT = (
-    "pellucid/*/float32", "pellucid/*/bfloat16", "pellucid/fast/int*",
-    "transformers/float32", "transformers/bfloat16", "litgpt/*", "llama.cpp/*",
+    "pellucid/eager/bfloat16", "pellucid/fast/*", "transformers/bfloat16", "litgpt/bfloat16",
+    "llama.cpp/*",
 )  # fmt: skip
 _GGUF_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 

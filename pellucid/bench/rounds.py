@@ -46,7 +46,7 @@ class Plan:
     new: int = 64
     prefill: int = 512
     batch: int = 8
-    batch_new: int = 32
+    batch_new: int = 16
     repeats: int = 3
     gemm: tuple[int, ...] = (1024, 2048, 4096)
     threads: int = 0
@@ -113,7 +113,7 @@ class Rounds:
         with closing(engine_worker("machine", self._home, self.plan.threads)) as self._machine:
             try:
                 self._measure_limits()
-                self._write_files()
+                self.write_files()
                 for number in range(self.plan.rounds):
                     self._round = number
                     self._one_round()
@@ -136,7 +136,8 @@ class Rounds:
     def _gemm(self, dtype: str, sizes: Sequence[int]) -> dict[str, Any]:
         return self._machine.ask("gemm", dtype=dtype, sizes=list(sizes))
 
-    def _write_files(self) -> None:
+    def write_files(self) -> None:
+        """Everything the engines read, unless it is there; those it cannot be written for go."""
         for name in list(self._candidates):
             self._say(f"{name}: its files")
             try:

@@ -35,6 +35,9 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: what is installed)",
     )
     parser.add_argument("--list", action="store_true", help="name the engines and stop")
+    parser.add_argument(
+        "--prepare", action="store_true", help="write the files the engines read, and stop"
+    )
     parser.add_argument("--baseline", metavar="NAME", help="divide by this engine (default: first)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each engine (default 2)")
     parser.add_argument("--loads", type=int, metavar="N", help="timed fresh starts (default 1)")
@@ -72,6 +75,11 @@ def bench(arguments: argparse.Namespace) -> int:
         _print_names()
         return 0
     result = _read(arguments.show) if arguments.show else _measure(arguments)
+    if arguments.prepare:
+        print(arguments.work)
+        for name, why in result["skipped"].items():
+            print(f"left out: {name}: {why}")
+        return 0
     if arguments.save:
         _save(result, arguments.save)
     if arguments.plot:
@@ -153,7 +161,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             status.update if sys.stderr.isatty() else lambda text: None,
         )
         try:
-            rounds.run()
+            rounds.write_files() if arguments.prepare else rounds.run()
         except KeyboardInterrupt:
             progress.print("stopped: what has been measured follows")
     record = rounds.record
