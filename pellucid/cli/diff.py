@@ -42,6 +42,7 @@ def diff_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--copies", type=_count, default=1, metavar="N", help="each row of B so often in one batch"
     )
+    group.add_argument("--fast", action="store_true", help="B decodes in C (with --steps)")
     group = parser.add_argument_group("how to read a recording")
     group.add_argument(
         "--map",
@@ -121,6 +122,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             dialect_b=arguments.dialect_b,
             fused=arguments.fused,
             copies=arguments.copies,
+            fast=arguments.fast,
             name_map=arguments.map,
             progress=progress,
             keep=None if maps is None else maps.keep,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.compare.ops import Setting, apply, inner_length, inputs, leaf
-from pellucid.compare.statistics import Measure, beyond, explained_error, measure, roundoff
+from pellucid.compare.statistics import (
+    MASKED,
+    Measure,
+    beyond,
+    explained_error,
+    measure,
+    roundoff,
+)
 from pellucid.models.attention import positions_and_mask
 
 # Read over all steps so far when a KV cache is on: what an earlier pass put there.
@@ -106,7 +114,21 @@ class Replay:
         """
         inner = inner_length(self.setting, name, self.arguments(name))
         dtypes = [self.setting.dtype, dtype or self.setting.dtype]
-        return explained_error(max(dtypes, key=lambda held: torch.finfo(held).eps), inner)
+        unit = explained_error(max(dtypes, key=lambda held: torch.finfo(held).eps), inner)
+        return math.hypot(unit, self._from_unseen_scores(name))
+
+    def _from_unseen_scores(self, name: str) -> float:
+        """What rounding scores in float32 does to z, where a kernel shows only z.
+
+        Softmax turns an absolute error of a score into a relative one of its weight, so large
+        scores cost more than z's own summation.
+        """
+        pattern = name.removesuffix("z") + "pattern"
+        if leaf(name) != "attn.z" or pattern in self.observed:
+            return 0.0
+        scores = self.value(name.removesuffix("z") + "masked_scores")
+        largest = float(torch.where(scores > MASKED, scores, 0).abs().max())
+        return largest * explained_error(torch.float32, self.setting.config.head_dim)
 
     def arguments(self, name: str) -> tuple[Tensor, ...]:
         """Inputs of the named tensor's operation, keys and values of earlier steps joined in."""

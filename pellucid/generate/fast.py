@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pellucid import trace
@@ -64,26 +65,34 @@ class FastSteps:
         return self._decoder.step(tokens, cache, starts, recording)
 
 
-def trace_fast(model: Model, prompt: Sequence[int], tokens: Sequence[int]) -> Trace:
-    """Every tensor the C decoder names while it runs `tokens` after `prompt`.
+def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace:
+    """Every tensor of `rows` and of decoding steps after them, the steps as the C decoder computes.
 
-    The prompt's own pass is the model's code and is recorded as step 0; token i is step i + 1. The
-    C code computes attention without writing down scores and pattern, so these are not in it.
-    Raises ValueError where the fast engine cannot run the model.
+    The rows' own pass is the model's code, step 0. Steps are greedy, or along ``rows.following``
+    where rows have it: tokens (B, steps). The C code does not write down attention's scores and
+    pattern, so they are not in it. ValueError where the fast engine cannot run the model.
     """
-    import torch
-
-    cache, length = Cache(model.config.n_layers), len(prompt) + len(tokens)
-    steps = FastSteps(model, length, wanted=True)
+    longest = max(map(len, rows))
+    starts = [longest - len(row) for row in rows]
+    tokens = torch.tensor(
+        [[0] * start + list(row) for start, row in zip(starts, rows, strict=True)]
+    )
+    cache, dtype = Cache(model.config.n_layers), model.norm.weight.dtype
+    engine = FastSteps(model, longest + steps, wanted=True)
+    following: Sequence[Sequence[int]] | None = getattr(rows, "following", None)
     with trace.trace(model, fused=True) as seen:
-        model(torch.tensor([list(prompt)]), cache=cache)
-    for number, token in enumerate(tokens, 1):
+        padding = torch.tensor(starts) if any(starts) else None
+        logits = model(tokens, cache=cache, starts=padding)[:, -1]
+    for step in range(steps):
+        chosen = [row[step] for row in following] if following else logits.argmax(-1).tolist()
         recording, place = native.Recording(), cache.length
-        logits = steps.step([token], cache, [0], recording)
+        logits = engine.step(chosen, cache, starts, recording)
         assert logits is not None, "a model that was accepted is decoded"
-        found = {"tokens": torch.tensor([[token]]), "positions": torch.tensor([place])}
-        found |= recording.named() | {"logits": logits[:, None]}
+        positions = torch.tensor([[place - start] for start in starts])
+        found = {"tokens": torch.tensor(chosen)[:, None]}
+        found["positions"] = positions if any(starts) else positions[0]
+        computed = recording.named() | {"logits": logits[:, None]}
+        found |= {name: value.to(dtype) for name, value in computed.items()}
         for name, value in found.items():
-            value = value if name in ("tokens", "positions") else value.to(model.norm.weight.dtype)
-            seen[f"step.{number}.{name}"] = value
+            seen[f"step.{step + 1}.{name}"] = value
     return seen

@@ -78,9 +78,9 @@ class QuantisedMatrix(nn.Module):
         return rows.to(self.dtype).view(*places.shape, self.columns)
 
     def misfits(self, weight: Tensor) -> Tensor:
-        """Of groups (rows, groups): whether a level is not the one nearest to weight (rows, columns).
+        """Whether a group has a level that is not the one nearest to weight (rows, columns).
 
-        What rounding to these scales explains has none; a damaged level or scale shows.
+        Returns (rows, groups) of bool. What rounding to these scales explains has none; a damaged level or scale shows.
         """
         groups, found = self.scales.shape[1], []
         for tile in range(0, len(self.packed), 64):  # a slice at a time, as in `quantise_`

@@ -243,30 +243,31 @@ static void attend(Decoder *d, int layer, int row, int head, Scratch *mine) {
     memcpy(q->wide, d->q + row * width + (int64_t)head * D, D * sizeof(float));
     prepare(&keys, q);
     multiply(&keys, 0, n, q, 1, mine->scores, n);
-    float most = -INFINITY, total = 0, scale = 1.0f / sqrtf((float)D);
+    float most = -INFINITY, scale = 1.0f / sqrtf((float)D);
+    double total = 0;
     for (int64_t i = 0; i < n; i++) most = mine->scores[i] > most ? mine->scores[i] : most;
     for (int64_t i = 0; i < n; i++) total += mine->scores[i] = expf((mine->scores[i] - most) * scale);
+    for (int64_t i = 0; i < n; i++) mine->scores[i] = (float)(mine->scores[i] / total);
     float *z = d->z + row * width + (int64_t)head * D;
-    for (int at_once = 0; at_once < D; at_once += LANES) {
-        if (D - at_once < LANES) { /* the end of a head that LANES does not divide */
-            for (int j = at_once; j < D; j++) {
-                float sum = 0;
-                for (int64_t i = 0; i < n; i++) sum += mine->scores[i] * at(m->dtype, values, i * D + j);
-                z[j] = sum;
-            }
-            break;
-        }
-        v sum = {0};
+    int whole = D / LANES * LANES;
+    for (int j = 0; j < whole; j += LANES) {
+        v sums[4] = {{0}}; /* short sums round less than one long one, and need not wait in line */
         for (int64_t i = 0; i < n; i++) {
-            int64_t place = i * D + at_once;
+            int64_t place = i * D + j;
             v value = m->dtype == FLOAT32 ? load_float32((const float *)values + place)
                     : m->dtype == BFLOAT16 ? load_bfloat16((const uint16_t *)values + place)
                                            : load_float16((const uint16_t *)values + place);
-            sum += value * mine->scores[i];
+            sums[i % 4] += value * mine->scores[i];
         }
-        memcpy(z + at_once, &sum, sizeof sum);
+        v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        memcpy(z + j, &sum, sizeof sum);
     }
-    for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j] / total);
+    for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
+        double sum = 0;
+        for (int64_t i = 0; i < n; i++) sum += mine->scores[i] * at(m->dtype, values, i * D + j);
+        z[j] = (float)sum;
+    }
+    for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
     record(d, Z, layer, width, row, (int64_t)head * D, z, D);
 }
 

@@ -101,8 +101,6 @@ def _unknown(name: str, module: nn.Module, dtype: torch.dtype) -> str | None:
             return f"{name}.{what} holds no values"
         if not isinstance(module, QuantisedMatrix) and tensor.dtype != dtype:
             return f"{name}.{what} is {tensor.dtype}, others are {dtype}"
-        if not tensor.is_contiguous():
-            return f"{name}.{what} does not lie row by row in memory"
     return None
 
 
@@ -227,7 +225,9 @@ class Decoder:
                 group=module.group,
             )
         weight = module.weight
-        assert isinstance(weight, Tensor), "a matrix has a weight"
+        assert isinstance(weight, nn.Parameter), "a matrix has a weight"
+        if not weight.is_contiguous():  # GPT-2's files hold matrices column by column
+            weight.data = weight.data.contiguous()  # once: the model keeps this layout
         self._kept.append(weight)
         rows, columns = weight.shape
         return _Matrix(

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pellucid import checkpoints, names, tokenizers
-from pellucid.checkpoints.hf import table
-from pellucid.checkpoints.hf_config import read_config
+from pellucid import names
 from pellucid.compare import Report, Side, compare, from_model, from_trace
-from pellucid.compare.foreign import from_transformers
 from pellucid.compare.maps import UnknownNames, load_map
 from pellucid.compare.ops import SOURCES, leaf
 from pellucid.compare.propose import as_yaml, propose_map
@@ -29,9 +24,11 @@ from pellucid.compare.recordings import (
     named,
 )
 from pellucid.compare.sides import Batch, pad_left
-from pellucid.generate import encode_prompt
+from pellucid.difference.live import LIVE, live_folder, live_side
+from pellucid.difference.options import Options
+from pellucid.generate.fast import trace_fast
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
-from pellucid.models import GPT2, Config, Llama, Model, empty_model
+from pellucid.models import GPT2, Llama, Model, empty_model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
@@ -40,32 +37,6 @@ if TYPE_CHECKING:
     from pellucid.compare.judge import Keep
 
 DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
-LIVE = "hf:"  # before a path: run it in transformers
-LLAMAS_BY_ANOTHER_NAME = ("mistral", "qwen2")  # within their sliding window, if they have one
-LLAMA_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-    "rope_scaling", "rope_parameters", "tie_word_embeddings", "hidden_act",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a side is to be run or read; None leaves it as it is.
-
-    dtype, dialect  of one of our own models; dtype also of ``hf:PATH``
-    fused           attention in one kernel: scaled_dot_product_attention
-    copies          of our own model: every row so many times in one batch
-    name_map        of a recording: a shipped map's name, or a YAML file
-    config          of the model that a recording is of, where the other side knows it
-    """
-
-    dtype: str | torch.dtype | None = None
-    dialect: str | None = None
-    fused: bool = False
-    copies: int = 1
-    name_map: str | Path | None = None
-    config: Config | None = None
 
 
 def diff(
@@ -80,6 +51,7 @@ def diff(
     dialect_b: str | None = None,
     fused: bool = False,
     copies: int = 1,
+    fast: bool = False,
     name_map: str | Path | None = None,
     progress: Progress = lambda stage: None,
     keep: Keep | None = None,
@@ -95,6 +67,7 @@ def diff(
     dtype_a, dtype_b, dialect_a, dialect_b  run that side in another dtype or dialect
     fused      B takes its attention in one kernel
     copies     B, one of our models, runs every row so many times in one batch
+    fast       B, one of our models, takes the decoding steps in C
     name_map   what a recording's names mean: transformers, meta, transformerlens, gguf, litgpt,
                or a YAML file; None finds out
     keep       is given each judged tensor of B: name, R, what was observed
@@ -103,7 +76,16 @@ def diff(
     compared or nothing was.
     """
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
-    right = Options(dtype=dtype_b, dialect=dialect_b, fused=fused, copies=copies, name_map=name_map)
+    right = Options(
+        dtype=dtype_b,
+        dialect=dialect_b,
+        fused=fused,
+        copies=copies,
+        fast=fast,
+        name_map=name_map,
+    )
+    if fast and not steps:
+        raise ValueError("fast is about decoding: ask for steps of it (steps=8, --steps 8)")
     sides = _both_sides(((a, left), (b, right)), as_rows(prompt))
     recorded = [side.recorded for side in sides if side.recorded is not None]
     if name_map and not recorded:
@@ -146,7 +128,7 @@ def as_side(source: Any, label: str, options: Options | None = None) -> Side:
         return _guarded(_from_own(source, label, options))
     fixed = options
     if isinstance(source, str | Path):
-        side = _from_live_folder(str(source), options)
+        side = live_folder(str(source), options)
         fixed = replace(options, dtype=None, fused=False)
     elif isinstance(source, Side):
         side = source
@@ -156,10 +138,10 @@ def as_side(source: Any, label: str, options: Options | None = None) -> Side:
         raise ValueError(
             f"{label} is a {type(source).__name__}: expected a model, a trace, or a path to one"
         )
-    if fixed.dtype or fixed.dialect or fixed.fused or fixed.copies != 1:
+    if fixed.dtype or fixed.dialect or fixed.fused or fixed.copies != 1 or fixed.fast:
         raise ValueError(
-            f"{side.label} is taken as it is: dtype, dialect, fused and copies are for Pellucid's "
-            "own models, dtype and fused also for hf:PATH"
+            f"{side.label} is taken as it is: dtype, dialect, fused, copies and fast are for "
+            "Pellucid's own models, dtype and fused also for hf:PATH"
         )
     return _guarded(side)
 
@@ -168,84 +150,6 @@ def is_recording(source: Any) -> bool:
     """Whether a side is a Trace or a trace file, something that cannot be run."""
     path = isinstance(source, str | Path) and str(source).endswith((".safetensors", ".npz"))
     return isinstance(source, Trace) or path
-
-
-def live_side(model: Any, label: str) -> Side:
-    """A side that runs a transformers model as it is, with its config and weights in our terms.
-
-    Nothing is copied. GPT-2, Llama, and the families that compute exactly what a Llama does; of
-    others only the names are known, and their sides have neither config nor weights. ValueError
-    for a config that says what Pellucid does not have.
-    """
-    stated = json.loads(model.config.to_json_string())
-    if model.config.model_type in LLAMAS_BY_ANOTHER_NAME:
-        whole = model.config.to_dict()
-        stated = {key: whole[key] for key in LLAMA_KEYS if key in whole} | {"model_type": "llama"}
-    if stated["model_type"] not in ("gpt2", "llama"):
-        return from_transformers(model, label)
-    config = read_config(stated, f"{label}: config")
-    weights = _canonical(config, model.state_dict(), label)
-    return from_transformers(model, label, config=config, weights=weights)
-
-
-def _canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
-    """transformers' parameters under our names, as views."""
-    found: dict[str, Tensor] = {}
-    for entry in table(config):
-        if entry.stored not in state:
-            raise ValueError(
-                f"{label} has no {entry.stored}: expected a …LMHeadModel or …ForCausalLM whose "
-                "parameters carry transformers' names"
-            )
-        upright = state[entry.stored].t() if entry.transposed else state[entry.stored]
-        if entry.parameters:
-            parts = upright.chunk(len(entry.parameters))
-            found |= dict(zip(entry.parameters, parts, strict=True))
-        bias = entry.stored.removesuffix("weight") + "bias"
-        if config.family == "llama" and bias in state:  # Qwen2: of q, k and v, but not of o
-            found[entry.parameters[0].removesuffix("weight") + "bias"] = state[bias]
-    head = state.get("lm_head.weight")
-    if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
-        found["unembed.weight"] = head  # the config says it is the embedding, it is not
-    return found
-
-
-def _from_live_folder(source: str, options: Options) -> Side:
-    """``hf:PATH``: the folder in transformers, with eager attention unless `fused` is asked for."""
-    try:
-        transformers = import_module("transformers")  # an extra: absent from most installations
-    except ImportError:
-        raise ValueError(
-            f"{source} needs transformers, which is not installed: pip install transformers"
-        ) from None
-    folder = checkpoints.resolve(source.removeprefix(LIVE))
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{source}: {folder} has no config.json: transformers reads Hugging Face's layout only"
-        )
-    logging = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=as_dtype(options.dtype) or "auto",
-            attn_implementation="sdpa" if options.fused else "eager",
-            local_files_only=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{source}: transformers cannot load it: {line}") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    tokenizer = tokenizers.load(folder)
-    return replace(
-        live_side(model, source),
-        encode=partial(encode_prompt, tokenizer),
-        bos_id=tokenizer.bos_id,
-        specials=tokenizer.specials,
-    )
 
 
 def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Side:
@@ -260,10 +164,11 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
         options.dialect or "",
         "fused" if options.fused else "",
         f"{options.copies} copies" if options.copies > 1 else "",
+        "fast" if options.fast else "",
     ]
     said = ", ".join(word for word in words if word)
     name = whole.name if whole else f"{label} ({model.config.family})"
-    return from_model(
+    side = from_model(
         model,
         f"{name} ({said})" if said else name,
         encode=whole.encode if whole else None,
@@ -272,6 +177,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
         fused=options.fused,
         copies=options.copies,
     )
+    return replace(side, run=partial(trace_fast, model)) if options.fast else side
 
 
 def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:
@@ -288,8 +194,10 @@ def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Mod
 
 
 def _from_recording(source: Any, label: str, options: Options) -> Side:
-    if options.dtype or options.dialect or options.fused or options.copies != 1:
-        raise ValueError(f"{label} is a recording: dtype, dialect, fused and copies do not apply")
+    if options.dtype or options.dialect or options.fused or options.copies != 1 or options.fast:
+        raise ValueError(
+            f"{label} is a recording: dtype, dialect, fused, copies and fast do not apply"
+        )
     if isinstance(source, Trace):
         seen, label = source, f"{label} (trace)"
     elif Path(source).is_file():
