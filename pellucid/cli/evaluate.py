@@ -169,38 +169,29 @@ def _bar(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], None] |
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    out = console()
-    out.print(
-        f"{found['model']} on {found['texts']:,} {'text' if found['texts'] == 1 else 'texts'}, "
-        f"context {found['context']:,}, stride {found['stride']:,}",
-        markup=False,
-    )
-    table = Table(box=box.SIMPLE)
-    cells = {
+    texts = "1 text" if found["texts"] == 1 else f"{found['texts']:,} texts"
+    windows = f"context {found['context']:,}, stride {found['stride']:,}"
+    lines = {
         "tokens": f"{found['tokens']:,}",
         "bytes": f"{found['bytes']:,}",
-        "loss (nats)": f"{found['loss']:.4f}",
+        "loss": f"{found['loss']:.4f} nats per token",
         "perplexity": f"{found['perplexity']:.4g}",
         "bits per byte": f"{found['bits_per_byte']:.4f}",
-        "tokens/s": f"{found['tokens_per_second']:,.0f}",
-        "seconds": f"{found['seconds']:.1f}",
+        "time": f"{found['seconds']:.1f} s, {found['tokens_per_second']:,.0f} tokens/s",
     }
-    for name in cells:
-        table.add_column(name, justify="right")
-    table.add_row(*cells.values())
-    out.print(table)
     if "against" in found:
-        against = found["against"]
-        out.print(
-            f"against {against['model']}: KL {against['kl_mean']:.3g} nats per token in the mean, "
-            f"{against['kl_max']:.3g} at most; the same likeliest token at {against['top1']:.2%}; "
-            f"perplexity {against['perplexity_a']:.4g} and {against['perplexity_b']:.4g} "
-            "over windows side by side",
-            markup=False,
-        )
+        other = found["against"]
+        lines |= {
+            "against": f"{other['model']}, over windows side by side",
+            "KL mean": f"{other['kl_mean']:.3g} nats per token",
+            "KL max": f"{other['kl_max']:.3g} nats",
+            "same likeliest": f"{other['top1']:.2%} of the tokens",
+            "perplexities": f"{other['perplexity_a']:.4g}, {other['perplexity_b']:.4g}",
+        }
+    out = console()
+    out.print(f"{found['model']} on {texts}, {windows}", markup=False)
+    for name, value in lines.items():
+        out.print(f"{name:<16}{value}", markup=False)
 
 
 def _tasks(arguments: argparse.Namespace) -> None:
