@@ -66,3 +66,25 @@ def test_theirs_in_pellucid(config, more, tmp_path: Path):
         torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
         lora.fold(model)
         torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+def test_the_same_gradients(config, tmp_path: Path):
+    """Of GPT-2's joined q, k and v too: three adapters that share their A collect its gradient."""
+    torch.manual_seed(0)
+    arguments = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear"}
+    arguments |= {"fan_in_fan_out": config is GPT, "init_lora_weights": False}
+    reference = peft.get_peft_model(theirs(config, tmp_path / "base"), peft.LoraConfig(**arguments))
+    reference.save_pretrained(tmp_path / "adapter")
+    model, tokens = random_model(config, torch.float32), random_tokens(config, 2, 9)
+    names = module_names(table(config))
+    made = apply_adapter(model, tmp_path / "adapter", names)
+    reference.eval()(tokens).logits.logsumexp(-1).mean().backward()
+    model(tokens).logsumexp(-1).mean().backward()
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+    for module, paths in names.items():
+        a, b = (expected[f"base_model.model.{module}.lora_{x}.default.weight"] for x in "AB")
+        found = torch.cat([made[path].b.grad for path in paths])
+        torch.testing.assert_close(found, b, rtol=1e-4, atol=1e-6)
+        assert len({id(made[path].a) for path in paths}) == 1
+        torch.testing.assert_close(made[paths[0]].a.grad, a, rtol=1e-4, atol=1e-6)
