@@ -79,3 +79,20 @@ def console(*, stderr: bool = False) -> Console:
     piped = not (sys.stderr if stderr else sys.stdout).isatty()
     width = 120 if piped and "COLUMNS" not in os.environ else None  # rich would take 80 and fold
     return Console(stderr=stderr, highlight=False, soft_wrap=piped, width=width)
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal while work goes on; in a pipe, or when `quiet`, None.
+
+    Gives a function of what is done and of all there is to do.
+    """
+    from rich.progress import Progress
+
+    out = console(stderr=True)
+    if quiet or not out.is_terminal:
+        yield None
+        return
+    with Progress(console=out, transient=True) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

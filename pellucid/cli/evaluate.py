@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json
+from pellucid.cli.common import add_model_arguments, console, load_model, print_json, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +101,7 @@ def _score(
 
     texts = _encoded(lm, documents)
     began = time.perf_counter()
-    with _bar(arguments) as report:
+    with progress_bar("tokens", quiet=arguments.json) as report:
         score = evaluate_texts(
             lm.model, texts, context=context, stride=stride, batch=arguments.batch, report=report
         )
@@ -152,20 +150,6 @@ def _windows(texts: list[list[int]], context: int) -> Tensor:
     from pellucid.train import held_out_windows
 
     return held_out_windows(torch.tensor(list(chain.from_iterable(texts))), context)
-
-
-@contextmanager
-def _bar(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal, nothing in a pipe or with --json."""
-    from rich.progress import Progress
-
-    out = console(stderr=True)
-    if arguments.json or not out.is_terminal:
-        yield None
-        return
-    with Progress(console=out, transient=True) as progress:
-        task = progress.add_task("tokens")
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print(found: dict[str, Any]) -> None:
