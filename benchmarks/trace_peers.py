@@ -10,6 +10,7 @@ own; in every round each side runs its own plain pass and its traced pass, in al
     pellucid           every name, attention in named steps      plain: the fused pass
     pellucid fused     every name but scores and patterns        plain: the fused pass
     pellucid decode    every name of a decoding step             plain: the step without a trace
+    pellucid fast      the same step of the C decoder            plain: its step, nothing written
     hooks              outputs of all modules of transformers    plain: its pass with SDPA
     hooks, clones      the same, each tensor copied
     transformer_lens   TransformerBridge.run_with_cache          plain: the bridge's own pass
@@ -156,6 +157,27 @@ class PellucidDecode(Pellucid):
         return self._held
 
 
+class PellucidFastDecode(PellucidDecode):
+    """One decoding step of the C decoder, which writes down what it computes where asked."""
+
+    def begin(self) -> None:
+        from pellucid.generate.fast import FastSteps
+
+        super().begin()
+        self._steps = FastSteps(self.model, self.tokens.shape[1] + 8, wanted=True)
+        self._token = self.tokens[0, :1].tolist()
+
+    def plain(self) -> Any:
+        return self._steps.step(self._token, self._cache(), [0])
+
+    def traced(self) -> Any:
+        from pellucid.generate.native import Recording
+
+        recording = Recording()
+        logits = self._steps.step(self._token, self._cache(), [0], recording)
+        return {**recording.named(), "logits": logits}
+
+
 class Hooks(Side):
     """Forward hooks on every module of transformers' model."""
 
@@ -231,6 +253,7 @@ SIDES: dict[str, tuple[type[Side], str]] = {
     "pellucid": (Pellucid, "torch"),
     "pellucid fused": (PellucidFused, "torch"),
     "pellucid decode": (PellucidDecode, "torch"),
+    "pellucid fast": (PellucidFastDecode, "torch"),
     "hooks": (Hooks, "transformers"),
     "hooks, clones": (HooksCloned, "transformers"),
     "transformer_lens": (TransformerLens, "transformer_lens"),

@@ -11,6 +11,7 @@ import torch
 from pellucid import checkpoints
 from pellucid.bench.limits import decode_bytes
 from pellucid.generate import Sampling, generate_tokens
+from pellucid.generate.native.build import instruction_sets
 
 _QUANTISED = ("int8", "int4")
 
@@ -29,7 +30,9 @@ class Runner:
         self._model = checkpoints.load_model(checkpoint, dtype=stored)
         held = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
         sizes = {name: tensor.nbytes for name, tensor in held.items()}
-        mode = "generate_tokens(fast=True)" if self._fast else "plain passes, fused attention"
+        mode = "plain passes, fused attention"
+        if self._fast:
+            mode = f"the decoder in C, {instruction_sets()[0]}"
         return {"decode_bytes": decode_bytes(sizes), "settings": mode}
 
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
