@@ -57,35 +57,42 @@ class Recorder:
         self.fused = fused
         self.seen = Trace()
         self.step = 0  # decoding step; steps after the first prefix their names
+        self._names: dict[tuple[int, str], str | None] = {}
         self._wanted: dict[str, bool] = {}
         self._unused = set(self.edits)
 
     def name(self, module: nn.Module, leaf: str) -> str | None:
-        """Full name of a leaf, or None for a module that is no part of the traced model."""
-        path = self.paths.get(id(module))
-        if path is None:
-            return None
-        name = f"{path}.{leaf}" if path else leaf
-        return f"step.{self.step}.{name}" if self.step else name
+        """Name of a leaf without its step, None for a module that is no part of the traced model.
 
-    def keeps(self, name: str) -> bool:
-        """Whether `name` matches a glob of `only`, with or without its step prefix."""
-        if name not in self._wanted:
-            plain = names.without_step(name)
-            self._wanted[name] = any(
-                fnmatchcase(name, glob) or fnmatchcase(plain, glob) for glob in self.only
-            )
-        return self._wanted[name]
+        Decoding asks for the same names in every step: they are put together once.
+        """
+        key = (id(module), leaf)
+        if key not in self._names:
+            path = self.paths.get(id(module))
+            self._names[key] = f"{path}.{leaf}" if path else (leaf if path == "" else None)
+        return self._names[key]
+
+    def keeps(self, name: str, plain: str) -> bool:
+        """Whether a glob of `only` matches `name`, or `plain`, which is `name` without its step."""
+        if plain not in self._wanted:
+            self._wanted[plain] = self._matches(plain)
+        return self._wanted[plain] or (name != plain and self._matches(name))
+
+    def _matches(self, name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in self.only)
 
     def record(self, module: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
         """Edit and keep `tensor`; called by `tap`."""
-        name = self.name(module, leaf)
-        if name is None:
+        plain = self.name(module, leaf)
+        if plain is None:
             return tensor
-        edit = self._edit_of(name)
-        if edit is not None:
-            tensor = _edited(name, tensor, edit)
-        if self.keeps(name):
+        name = f"step.{self.step}.{plain}" if self.step else plain
+        for key in (name, plain) if self.edits else ():
+            if key in self.edits:
+                self._unused.discard(key)
+                tensor = _edited(name, tensor, self.edits[key])
+                break
+        if self.keeps(name, plain):
             if name in self.seen:
                 raise RuntimeError(
                     f"{name} was seen twice in one pass: a trace needs exactly one forward pass, "
@@ -95,14 +102,6 @@ class Recorder:
                 tensor.retain_grad()
             self.seen[name] = tensor if self.gradients else tensor.detach()
         return tensor
-
-    def _edit_of(self, name: str) -> Edit | None:
-        plain = names.without_step(name)
-        for key in (name, plain):
-            if key in self.edits:
-                self._unused.discard(key)
-                return self.edits[key]
-        return None
 
     def close(self) -> None:
         """Complain about edits whose name never came by: a silent no-op would be a wrong result."""
