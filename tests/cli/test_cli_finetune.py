@@ -206,6 +206,7 @@ def test_what_the_data_is_may_be_said_and_judged_by_another_file(models, data, t
         (["--last-blocks=9"], "9 blocks to train: the model has 2"),
         (["--last-blocks=0"], "leaves nothing to train"),
         (["--context=99"], "--context 99: the model has 48 positions"),
+        (["--context=4"], "none of 23 examples has an answer within the context of 4 tokens"),
         (["--hold-out=1.5"], "1.5 of the examples held out"),
         (["--steps=0"], "0 training steps: expected 1 or more"),
         (["--as=preferences"], "example 1: 'chosen' is 'None'; expected text"),

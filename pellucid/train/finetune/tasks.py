@@ -128,6 +128,7 @@ def instruction_task(
     for records in (training, held_out):
         found = instructions.examples(records, chat, plain=plain)
         examples, cut = fitted(found, options.context)
+        _check_some_left(cut, options)
         rows.append(_rows(examples, options))
         cuts.append(cut)
     objective = next_token_objective
@@ -196,6 +197,7 @@ def preference_task(
     for records in (training, held_out):
         found = pairs.pairs(records, tokenizer, chat)
         fitting, cut = pairs.fitted_pairs(found, options.context)
+        _check_some_left(cut, options)
         rows.append(pairs.PairRows(fitting, batch=options.batch, seed=options.seed))
         starts.append(preferences.reference(model, rows[-1], bfloat16=options.bfloat16))
         cuts.append(cut)
@@ -231,6 +233,14 @@ def _rows(examples: Sequence[Any], options: Options) -> Rows:
         seed=options.seed,
         packed=options.packed,
     )
+
+
+def _check_some_left(cut: Cut, options: Options) -> None:
+    if not cut.kept:
+        raise ValueError(
+            f"none of {cut.refused:,} examples has an answer within the context of "
+            f"{options.context:,} tokens: give more context, or examples with answers"
+        )
 
 
 def _loss(model: Model, rows: Rows | pairs.PairRows, objective: Objective, o: Options) -> float:
