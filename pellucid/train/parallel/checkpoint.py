@@ -15,6 +15,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,14 +26,21 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as read_slices
 from torch.distributed.checkpoint.state_dict_saver import save as write_slices
 
 from pellucid.models import Model
+from pellucid.train.parallel import SHARDED
 from pellucid.train.state import TrainState, random_numbers
 
-FOLDER, FACTS = "sharded", "facts.json"
+FACTS = "facts.json"
 _FACTS = ("step", "tokens", "seconds", "best_loss", "evaluations_since_best", "extra")
 _WEIGHTS = "model."
 _DAMAGE = (CheckpointException, UnpicklingError, EOFError, RuntimeError, KeyError)
@@ -43,13 +51,18 @@ def _rank() -> tuple[int, int]:
 
 
 def save(folder: str | Path, model: Model, state: TrainState) -> None:
-    """Write ``folder/sharded``, all ranks together; the folder is the same for every rank."""
-    inside = Path(folder) / FOLDER
+    """Write ``folder/sharded``, all ranks together; the folder is the same for every rank.
+
+    ``folder/sharded`` must not be there yet; it is whole when this returns.
+    """
+    inside = Path(folder) / SHARDED
     rank, world = _rank()
-    weights, optimizer = get_state_dict(model, state.optimizer)
-    random = {f"{rank}.{device}": numbers for device, numbers in random_numbers().items()}
-    content = {"model": weights, "optimizer": optimizer, "random": random}
-    write_slices(content, checkpoint_id=inside, no_dist=world == 1)
+    content: dict[str, Any] = {"model": get_model_state_dict(model)}
+    content["random"] = {f"{rank}.{device}": held for device, held in random_numbers().items()}
+    if state.optimizer.state:  # else asking for it would make AdamW believe in a first step
+        content["optimizer"] = get_optimizer_state_dict(model, state.optimizer)
+    with _alone_is_meant():
+        write_slices(content, checkpoint_id=inside, no_dist=world == 1)
     if rank == 0:
         facts = {name: getattr(state, name) for name in _FACTS}
         facts |= {"world": world, "best_loss": _finite(state.best_loss)}
@@ -61,16 +74,17 @@ def save(folder: str | Path, model: Model, state: TrainState) -> None:
 def load(folder: str | Path, model: Model, state: TrainState) -> None:
     """Read ``folder/sharded`` into `model` and `state`, each rank what it has of them.
 
-    Random numbers go on where they were if there are as many ranks as then; else they are begun
-    anew from the step. Raises ValueError or OSError, in one line, for a checkpoint that is missing,
+    Random numbers go on where they were if there are as many ranks as then; else they stay as they
+    are. Raises ValueError or OSError, in one line, for a checkpoint that is missing,
     damaged or of another model.
     """
-    inside = Path(folder) / FOLDER
+    inside = Path(folder) / SHARDED
     rank, world = _rank()
     facts, metadata = _facts(inside), _metadata(inside)
     _check(inside, model, metadata)
-    weights, optimizer = get_state_dict(model, state.optimizer)
-    content: dict[str, Any] = {"model": weights, "optimizer": optimizer}
+    content: dict[str, Any] = {"model": get_model_state_dict(model)}
+    if any(key.startswith("optimizer.") for key in metadata.state_dict_metadata):
+        content["optimizer"] = get_optimizer_state_dict(model, state.optimizer)
     if facts["world"] == world:
         content["random"] = {
             f"{rank}.{device}": numbers
@@ -78,19 +92,30 @@ def load(folder: str | Path, model: Model, state: TrainState) -> None:
             if f"random.{rank}.{device}" in metadata.state_dict_metadata
         }
     _read(content, inside, alone=world == 1)
-    set_state_dict(
-        model,
-        state.optimizer,
-        model_state_dict=content["model"],
-        optim_state_dict=content["optimizer"],
-    )
+    set_model_state_dict(model, content["model"])
+    if "optimizer" in content:
+        set_optimizer_state_dict(model, state.optimizer, content["optimizer"])
     for name in _FACTS:
         setattr(state, name, facts[name])
     state.best_loss = math.inf if facts["best_loss"] is None else facts["best_loss"]
     if "random" in content:
         state.random = {name.split(".", 1)[1]: held for name, held in content["random"].items()}
-    else:
-        torch.manual_seed(state.step)
+
+
+def whole_optimizer(model: Model, state: TrainState) -> dict[str, Any]:
+    """The optimiser's numbers by parameter name, of a model that is not spread (yet)."""
+    return get_optimizer_state_dict(model, state.optimizer) if state.optimizer.state else {}
+
+
+def take_over(
+    optimizer: dict[str, Any], there: TrainState, model: Model, state: TrainState
+) -> None:
+    """Go on, spread over ranks, where one process stopped: `there`, and its `whole_optimizer`."""
+    options = StateDictOptions(full_state_dict=True)
+    if optimizer:
+        set_optimizer_state_dict(model, state.optimizer, optimizer, options=options)
+    for name in _FACTS:
+        setattr(state, name, getattr(there, name))
 
 
 class Consolidated(Mapping[str, Tensor]):
@@ -100,7 +125,7 @@ class Consolidated(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.inside = Path(folder) / FOLDER
+        self.inside = Path(folder) / SHARDED
         self._stored = {
             key.removeprefix(_WEIGHTS): stored
             for key, stored in _metadata(self.inside).state_dict_metadata.items()
@@ -122,12 +147,18 @@ class Consolidated(Mapping[str, Tensor]):
 
 def _read(content: dict[str, Any], inside: Path, *, alone: bool) -> None:
     """Fill the tensors of `content` with what is stored of them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is meant
+    with _alone_is_meant():
         try:
             read_slices(content, checkpoint_id=inside, no_dist=alone)
         except _DAMAGE as error:
             raise ValueError(f"{inside} is damaged: {_first_line(error)}") from None
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def _facts(inside: Path) -> dict[str, Any]:

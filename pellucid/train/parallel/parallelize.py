@@ -72,6 +72,7 @@ def parallelize(
         for module in model.modules():
             if isinstance(module, FSDPModule):  # the loop divides, by what counts over all ranks
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
         for method in ("hidden", "logits"):  # called apart from forward by objectives
             register_fsdp_forward_method(model, method)
     elif layout.data > 1:

@@ -7,8 +7,9 @@ a process is alone, and every sum is its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
 
@@ -22,20 +23,34 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pellucid.models import Model
+from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.ranks import Ranks
 
-TIMEOUT = 600.0  # seconds to wait for another rank
+TIMEOUT = 600.0  # seconds to wait for another rank in a step
+PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks torchrun started, this one among them; 1 without torchrun."""
-    return int(environment.get("WORLD_SIZE", "1"))
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """The ranks that torchrun started, joined. `device` is this one's."""
+
+    device: torch.device
+    patient: dist.ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one rank that prints, prepares and writes."""
+        return dist.get_rank() == 0
+
+    def wait(self) -> None:
+        """Go on when every rank is here, however long one of them prepares or writes."""
+        dist.barrier(group=self.patient)
 
 
 @contextmanager
-def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[torch.device]:
-    """Join the ranks that torchrun started; the device of this one.
+def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
+    """Join the ranks that torchrun started; a process alone joins itself.
 
     device   "cpu" (gloo), or "cuda" (nccl), where each rank takes the card of its local number
     timeout  seconds that a rank waits for another before it gives up
@@ -48,16 +63,17 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[torch.devi
     if kind == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
-    alone = "RANK" not in os.environ
     limit = timedelta(seconds=timeout)
     backend = "nccl" if kind == "cuda" else "gloo"
-    if alone:
+    if not ranks_launched():
         store = HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
     else:
         dist.init_process_group(backend, timeout=limit)
     try:
-        yield place
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
+        yield Joined(device=place, patient=patient)
     except RuntimeError as error:
         if not _lost(error):
             raise
@@ -72,7 +88,8 @@ def _lost(error: RuntimeError) -> bool:
     """Whether an error says that a rank did not answer; gloo has no type of its own for it."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(
-        words in said for words in ("gloo", "connection closed", "connection reset", "timed out")
+        words in said
+        for words in ("gloo/transport", "connection closed", "connection reset", "timed out")
     )
 
 
@@ -96,11 +113,6 @@ class DistributedRanks(Ranks):
         self.world = layout.data
         self.model: Model | None = None
         self.wrapped: DistributedDataParallel | None = None
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the one rank that prints and writes."""
-        return dist.get_rank() == 0
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` added over the data ranks."""

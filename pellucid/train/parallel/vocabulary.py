@@ -21,11 +21,11 @@ from pellucid.train.batches import IGNORED
 
 
 def split_linear_cross_entropy(
-    rows: Tensor, weight: Tensor, targets: Tensor, chunk_elements: int
+    rows: Tensor, weight: Tensor, targets: Tensor, chunk_bytes: int
 ) -> Tensor:
     """`linear_cross_entropy` of rows (N, C), alike on every rank, and a weight (V, C) cut along V.
 
-    targets (N); at most `chunk_elements` logits at a time on a rank. The same scalar on each rank.
+    targets (N); at most `chunk_bytes` of logits at a time on a rank. The same scalar on each rank.
     """
     assert isinstance(weight, DTensor), "a weight that several ranks hold is a DTensor"
     (placement,) = weight.placements
@@ -33,13 +33,13 @@ def split_linear_cross_entropy(
     mesh = weight.device_mesh
     largest = -(-weight.shape[0] // mesh.size())  # DTensor cuts like torch.chunk
     first = min(mesh.get_local_rank() * largest, weight.shape[0])
-    chunk = max(1, chunk_elements // largest)
+    chunk = max(1, chunk_bytes // (largest * rows.element_size()))
     slice_ = weight.to_local()
     return _Split.apply(rows, slice_, targets, first, chunk, mesh.get_group())
 
 
 class _Split(torch.autograd.Function):
-    """rows (N, C), weight (v, C) of the tokens from `first` on, both in the products' dtype."""
+    """rows (N, C) in the products' dtype, weight (v, C) of the tokens from `first` on in its own."""
 
     @staticmethod
     def forward(
@@ -57,14 +57,15 @@ class _Split(torch.autograd.Function):
         grad_rows = torch.zeros_like(rows) if grads else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if grads else None
         with torch.autocast(rows.device.type, enabled=False):
+            narrow = weight.to(rows.dtype)
             for begin in range(0, len(rows), chunk):
                 some, wanted = rows[begin : begin + chunk], targets[begin : begin + chunk]
-                loss, errors = _chunk(F.linear(some, weight).to(wide), wanted, first, group)
+                loss, errors = _chunk(F.linear(some, narrow).to(wide), wanted, first, group)
                 total += loss
                 if grad_rows is None or grad_weight is None:
                     continue
                 errors = errors.to(rows.dtype)
-                grad_rows[begin : begin + chunk] = errors @ weight
+                grad_rows[begin : begin + chunk] = errors @ narrow
                 grad_weight += errors.t() @ some
         if grad_rows is not None:
             dist.all_reduce(grad_rows, group=group)  # each rank knows its slice's part of the sum

@@ -1,0 +1,214 @@
+"""``torchrun … -m pellucid train``: the same run on several ranks, the first of which speaks."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pellucid import checkpoints
+from pellucid.cli import USER_ERRORS
+from pellucid.cli.training_run import Run, Stop
+from pellucid.cli.training_setup import clear
+from pellucid.train import Progress, TrainState, run_folder, train
+from pellucid.train.objective import Objective
+from pellucid.train.parallel import SHARDED, checkpoint
+from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.parallelize import parallelize
+from pellucid.train.parallel.ranks import DistributedRanks, Joined
+
+
+def layout(settings: Namespace, ranks: int) -> Layout:
+    """How `ranks` share the work, as the settings say.
+
+    ValueError where they do not divide, or the rows of a batch among them.
+    """
+    tensor = ranks if settings.parallel == "tp" else settings.tensor
+    if tensor < 1 or ranks % tensor:
+        raise ValueError(f"--tensor {tensor}: expected a divisor of {ranks}, the number of ranks")
+    found = Layout(
+        data=ranks // tensor,
+        tensor=tensor,
+        sharded=settings.parallel == "fsdp" and ranks > tensor,
+    )
+    if settings.batch % found.data:
+        raise ValueError(
+            f"a batch of {settings.batch} rows does not divide among {found.data} ranks: "
+            f"choose a multiple of {found.data}"
+        )
+    return found
+
+
+def go_on_if_restarted(arguments: Namespace) -> None:
+    """Where torchrun started all ranks again after one was lost: on from the last checkpoint."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        arguments.resume = run_folder.step_of(arguments.out / run_folder.LAST) is not None
+        arguments.overwrite = True  # what there is, is of the attempt before
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """What every rank would complain about, the first does."""
+    try:
+        yield
+    except USER_ERRORS:
+        if os.environ["RANK"] == "0":
+            raise
+        raise SystemExit(2) from None
+
+
+def on_ranks(
+    settings: Namespace,
+    out: Path,
+    joined: Joined,
+    prepare: Callable[[], Run],
+    *,
+    resume: bool,
+) -> RanksRun:
+    """`prepare` in turn, for what the first finds or makes the others only read; then `spread`."""
+    shared = layout(settings, dist.get_world_size())
+    run = prepare() if joined.first else None
+    joined.wait()
+    run = run or prepare()
+    if joined.first and not resume:
+        clear(out)
+    whole = spread(run, shared, joined, resume=resume)
+    if not resume:
+        whole.begin()
+    return whole
+
+
+def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRun:
+    """`run` on all ranks: its model spread, its state read if it goes on; it is used up."""
+    last, model, settings = run.out / run_folder.LAST, run.model, run.settings
+    sharded = (last / SHARDED).is_dir()
+    alone = TrainState.load(last, model, run.config) if resume and not sharded else None
+    optimizer = checkpoint.whole_optimizer(model, alone) if alone else {}
+    ranks = DistributedRanks(layout, joined.device)
+    if not layout.sharded and layout.tensor == 1:
+        model.to(joined.device)  # what is cut goes there in parts
+    bfloat16 = run.config.bfloat16
+    through = parallelize(
+        model,
+        ranks,
+        run.objective,
+        recompute=settings.recompute,
+        compile=settings.compile,
+        bfloat16=bfloat16,
+    )
+    config = replace(run.config, compile=False, bfloat16=bfloat16 and not layout.sharded)
+    kept = {field.name: getattr(run, field.name) for field in fields(run)}
+    kept |= {"config": config, "state": TrainState.begin(model, config)}
+    kept["quiet"] = run.quiet or not joined.first
+    whole = RanksRun(**kept, joined=joined, ranks=ranks, through=through)
+    if alone:
+        checkpoint.take_over(optimizer, alone, model, whole.state)
+    elif resume:
+        checkpoint.load(last, model, whole.state)
+    if resume:
+        whole.restore()
+    # For dropout: ranks with other rows draw other numbers. A state that has its own puts it back.
+    torch.manual_seed(settings.seed + 1_000_003 * ranks.rank + whole.step)
+    return whole
+
+
+@dataclass(kw_only=True)
+class RanksRun(Run):
+    """A run of which every rank has a part. All of them take each step and each save together;
+    only the first shows anything, and writes what one can write."""
+
+    joined: Joined
+    ranks: DistributedRanks
+    through: Objective
+
+    def begin(self) -> None:
+        """Write the settings and the model as it begins."""
+        if self.joined.first:
+            self._write_settings()
+        self.joined.wait()
+        self.save()
+
+    def fit(self, stop: Stop) -> None:
+        """As for one process; files beside the checkpoints are the first rank's."""
+        if not self.joined.first:
+            self.settings = Namespace(**vars(self.settings) | {"tensorboard": False, "plot": False})
+        super().fit(stop)
+
+    def _measure(self) -> None:
+        super()._measure()
+        self.display.peak *= dist.get_world_size()
+
+    def _training(self) -> Iterator[Progress]:
+        return train(
+            self.model,
+            self.batches,
+            self._evaluation(),
+            self.config,
+            objective=self.through,
+            state=self.state,
+            ranks=self.ranks,
+        )
+
+    def _stops(self, stop: Stop) -> bool:
+        """Whether any rank was asked to stop: all of them stop after the same step."""
+        asked = torch.tensor(float(stop.asked), device=self.ranks.mesh.device_type)
+        dist.all_reduce(asked)
+        return bool(asked)
+
+    @contextmanager
+    def _log(self) -> Iterator[Any]:
+        if self.joined.first:
+            with super()._log() as writer:
+                yield writer
+            return
+        with open(os.devnull, "w", newline="", encoding="utf-8") as nowhere:
+            yield csv.writer(nowhere)
+
+    def _publish(self, name: str, write: Callable[[Path], None]) -> None:
+        """The first rank makes the folder and moves it to its place; all write into it."""
+        if self.joined.first:
+
+            def together(folder: Path) -> None:
+                dist.broadcast_object_list([str(folder)])
+                write(folder)
+
+            run_folder.publish(self.out, name, self.step, together)
+        else:
+            told: list[Any] = [None]
+            dist.broadcast_object_list(told)
+            write(Path(told[0]))
+        self.joined.wait()
+
+    def _write_last(self, folder: Path) -> None:
+        aside = self._write_both(folder, torch.float32)
+        if self.joined.first:
+            (aside / SHARDED).rename(folder / SHARDED)
+            aside.rmdir()
+
+    def _write_best(self, folder: Path) -> None:
+        aside = self._write_both(folder, getattr(torch, self.settings.dtype))
+        if self.joined.first:
+            shutil.rmtree(aside)
+
+    def _write_both(self, folder: Path, dtype: torch.dtype) -> Path:
+        """What every rank has, beside `folder`; in `folder` the model that they make together."""
+        aside = folder.with_name(f"{folder.name}.{SHARDED}")
+        checkpoint.save(aside, self.model, self.state)
+        if self.joined.first:
+            checkpoints.save(
+                folder,
+                self.model.config,
+                checkpoint.Consolidated(aside),
+                tokenizer_from=self.tokenizer_folder,
+                dtype=dtype,
+            )
+        return aside

@@ -1,0 +1,122 @@
+"""Small training runs that several ranks and one process do alike, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny import CONFIGS, LLAMA, random_model, random_tokens
+from torch.distributed.tensor import DTensor
+
+from pellucid.models import Config, Model
+from pellucid.train import Schedule, TrainConfig, TrainState, next_token_objective, train
+from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.parallel import checkpoint
+from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.parallelize import parallelize
+from pellucid.train.parallel.ranks import DistributedRanks
+
+STEPS, ROWS = 4, 8
+SHAPES: dict[str, Config] = {
+    **CONFIGS,
+    "llama-tied": replace(LLAMA, tied=True),
+    "llama-4": replace(LLAMA, n_kv_heads=4),
+}
+LAYOUTS = {
+    "alone": Layout(),
+    "ddp": Layout(data=2),
+    "fsdp": Layout(data=2, sharded=True),
+    "tp": Layout(tensor=2),
+    "fsdp4": Layout(data=4, sharded=True),
+    "fsdp2tp2": Layout(data=2, tensor=2, sharded=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run: where it begins (a checkpoint of another run), and where it saves after two steps."""
+
+    layout: str
+    shape: str = "llama-gqa"
+    recompute: bool = False
+    compile: bool = False
+    micro_batch: int = 1
+    load: str = ""
+    save: str = ""
+
+
+class Rows:
+    """Random rows, some targets of which do not count: not the same number on every rank."""
+
+    tokens_per_step = ROWS * 16
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def at(self, step: int) -> Batch:
+        """Inputs and targets of `step`."""
+        tokens = random_tokens(self.config, ROWS, 17, seed=step)
+        targets = tokens[:, 1:].clone()
+        targets[0, : 3 + step] = IGNORED
+        return Batch(tokens[:, :-1], targets)
+
+
+def run(job: Job, folder: Path) -> dict:
+    """Train as `job` says, in float64; losses, norms, held-out losses and the size of a rank."""
+    config = SHAPES[job.shape]
+    model: Model = random_model(config)
+    settings = TrainConfig(
+        schedule=Schedule(peak=1e-2, final=1e-3, warmup=1, steps=STEPS),
+        batch=ROWS,
+        micro_batch=job.micro_batch,
+        eval_every=2,
+    )
+    layout, ranks, objective = LAYOUTS[job.layout], None, next_token_objective
+    if dist.is_initialized():
+        ranks = DistributedRanks(layout, torch.device("cpu"))
+        objective = parallelize(
+            model, ranks, objective, recompute=job.recompute, compile=job.compile
+        )
+    held = sum(_local(parameter).numel() for parameter in model.parameters())
+    state = TrainState.begin(model, settings)
+    if job.save:  # before the first step too, which must not change the next
+        checkpoint.save(folder / f"{job.save}-begin", model, state)
+    if job.load:
+        checkpoint.load(folder / job.load, model, state)
+    windows = random_tokens(config, 5, 17, seed=99)
+    found: dict = {"job": asdict(job), "losses": [], "norms": [], "held_out": [], "held": held}
+    steps = train(
+        model, Rows(config), windows, settings, objective=objective, state=state, ranks=ranks
+    )
+    for progress in steps:
+        found["losses"].append(progress.loss)
+        found["norms"].append(progress.gradient_norm)
+        if progress.held_out_loss is not None:
+            found["held_out"].append(progress.held_out_loss)
+        if job.save and progress.step == 2:
+            checkpoint.save(folder / job.save, model, state)
+    found["weights"] = sum(_whole(p.detach()).abs().sum().item() for p in model.parameters())
+    with torch.no_grad():
+        found["logits"] = model(random_tokens(config, 1, 9)).abs().sum().item()
+    return found
+
+
+def alone(shape: str, folder: Path, **fields: str) -> dict:
+    """The same run in this process."""
+    return run(Job(layout="alone", shape=shape, **fields), folder)
+
+
+def write(found: list[dict], folder: Path) -> None:
+    """What this rank found, for the test."""
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
