@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pellucid.cli.common import print_json
 
 if TYPE_CHECKING:
+    from pellucid.cli.training_run import Run
     from pellucid.train.settings_table import Setting, Value
 
 # What may be changed when a run goes on: nothing that changes its steps.
 MAY_CHANGE = {"stop", "device", "save_every", "sample_every", "prompt", "tensorboard", "plot"}
+MAY_CHANGE |= {"parallel", "tensor", "recompute", "rank_timeout"}  # who computes what, not what
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,26 +62,71 @@ def _default(setting: Setting) -> str:
 
 def train(arguments: argparse.Namespace) -> int:
     """Train and save; 130 when interrupted, with what there is saved."""
-    from pellucid.cli.training_run import stopping
-    from pellucid.cli.training_setup import TOKENS, clear, go_on, prepare
+    from pellucid.train.parallel import ranks_launched
 
-    out: Path = arguments.out
-    if arguments.resume:
-        settings = resumed(arguments)
-    else:
-        settings = resolved(arguments)
-        check_out(out, arguments.overwrite)
-        if arguments.overwrite and settings.tokens is None:
-            clear(out, TOKENS)  # of an earlier run with another tokenizer
+    if ranks_launched():
+        return _train_on_ranks(arguments)
+    from pellucid.cli.training_run import stopping
+    from pellucid.cli.training_setup import clear
+
+    settings = _settings(arguments)
+    _make_room(arguments, settings)
     with TemporaryDirectory() as folder:
-        if arguments.resume:
-            run = go_on(settings, out, Path(folder), quiet=arguments.json)
-        else:
-            run = prepare(settings, out, Path(folder), quiet=arguments.json)
-            clear(out)
+        run = _prepared(arguments, settings, Path(folder))
+        if not arguments.resume:
+            clear(arguments.out)
             run.begin()  # a folder that cannot be written shows now, not after an hour
         with stopping() as stop:
             run.fit(stop)
+    return _closing(arguments, run)
+
+
+def _train_on_ranks(arguments: argparse.Namespace) -> int:
+    """One of the processes of ``torchrun … -m pellucid train``."""
+    from pellucid.cli.training_ranks import go_on_if_restarted, on_ranks, quiet_unless_first
+    from pellucid.cli.training_run import stopping
+    from pellucid.train.parallel.ranks import joined
+
+    with quiet_unless_first():
+        go_on_if_restarted(arguments)
+        settings = _settings(arguments)
+    with joined(settings.device, settings.rank_timeout) as ranks, TemporaryDirectory() as folder:
+        if ranks.first:
+            _make_room(arguments, settings)
+        run = on_ranks(
+            settings,
+            arguments.out,
+            ranks,
+            lambda: _prepared(arguments, settings, Path(folder)),
+            resume=arguments.resume,
+        )
+        with stopping() as stop:
+            run.fit(stop)
+        return _closing(arguments, run) if ranks.first else 0
+
+
+def _settings(arguments: argparse.Namespace) -> argparse.Namespace:
+    return resumed(arguments) if arguments.resume else resolved(arguments)
+
+
+def _make_room(arguments: argparse.Namespace, settings: argparse.Namespace) -> None:
+    from pellucid.cli.training_setup import TOKENS, clear
+
+    if arguments.resume:
+        return
+    check_out(arguments.out, arguments.overwrite)
+    if arguments.overwrite and settings.tokens is None:
+        clear(arguments.out, TOKENS)  # of an earlier run with another tokenizer
+
+
+def _prepared(arguments: argparse.Namespace, settings: argparse.Namespace, folder: Path) -> Run:
+    from pellucid.cli.training_setup import go_on, prepare
+
+    begin = go_on if arguments.resume else prepare
+    return begin(settings, arguments.out, folder, quiet=arguments.json)
+
+
+def _closing(arguments: argparse.Namespace, run: Run) -> int:
     summary = run.summary()
     if arguments.json:
         print_json(summary)

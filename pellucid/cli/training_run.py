@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from pellucid.train.events import EventFile
 from pellucid.train.loop import Data
 from pellucid.train.loss_plot import COLUMNS as LOG_COLUMNS
 from pellucid.train.loss_plot import draw
+from pellucid.train.objective import Objective
 from pellucid.train.settings import dump
 from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import flops_per_token, measured_peak
@@ -111,10 +112,13 @@ class Run:
 
     def begin(self) -> None:
         """Write the settings and the model as it begins."""
+        self._write_settings()
+        self.save()
+
+    def _write_settings(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         text = dump(vars(self.settings), "A training run; pellucid train --config takes this file.")
         (self.out / CONFIG).write_text(text, encoding="utf-8")
-        self.save()
 
     def restore(self) -> None:
         """Go on from `state`, which was read from ``RUN/last``."""
@@ -161,21 +165,31 @@ class Run:
     def _steps(self, stop: Stop, log: Any) -> None:
         if self.step >= self.last_step:
             return
-        plain = self.settings.loss == "plain"
-        for progress in train(
-            self.model,
-            self.batches,
-            self._evaluation(),
-            self.config,
-            objective=plain_next_token_objective if plain else next_token_objective,
-            state=self.state,
-        ):
+        for progress in self._training():
             self.loss = progress.loss
             log.writerow(_log_row(progress))
             self._between_steps(progress)
             self.stopped_early = progress.ending and progress.step < self.config.schedule.steps
-            if stop.asked or progress.step >= self.last_step:
+            if self._stops(stop) or progress.step >= self.last_step:
                 break
+
+    def _training(self) -> Iterator[Progress]:
+        return train(
+            self.model,
+            self.batches,
+            self._evaluation(),
+            self.config,
+            objective=self.objective,
+            state=self.state,
+        )
+
+    @property
+    def objective(self) -> Objective:
+        """What is made smaller."""
+        return plain_next_token_objective if self.settings.loss == "plain" else next_token_objective
+
+    def _stops(self, stop: Stop) -> bool:
+        return stop.asked
 
     def _evaluation(self) -> Any:
         """Windows of held-out text; the book's loop evaluates on some training text as well."""
@@ -208,7 +222,7 @@ class Run:
         if _due(progress.step, settings.sample_every):
             self.display.say(f"{self.sample()}\n")
         if progress.best:
-            run_folder.publish(self.out, run_folder.BEST, self.step, self._write_best)
+            self._publish(run_folder.BEST, self._write_best)
         if _due(progress.step, settings.save_every):
             self.save()
 
@@ -248,8 +262,11 @@ class Run:
         }
         if isinstance(self.batches, LoaderBatches):
             self.state.extra["batches"] = self.batches.state()
-        run_folder.publish(self.out, run_folder.LAST, self.step, self._write_last)
+        self._publish(run_folder.LAST, self._write_last)
         self.saved_step = self.step
+
+    def _publish(self, name: str, write: Callable[[Path], None]) -> None:
+        run_folder.publish(self.out, name, self.step, write)
 
     def _write_last(self, folder: Path) -> None:
         self._write_model(folder, torch.float32)

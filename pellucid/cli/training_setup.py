@@ -32,6 +32,8 @@ from pellucid.train import (
     token_stream,
 )
 from pellucid.train.documents import Layout
+from pellucid.train.parallel import SHARDED, ranks_launched
+from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
 from pellucid.train.shards import tokenise
 from pellucid.train.token_source import TokenSource, TokenTensor
@@ -80,9 +82,21 @@ def go_on(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
         freeze_biases(model)
     copy_tokenizer(last, folder)  # the checkpoint goes when the next one is saved
     run = _run(settings, out, model, tokenizers.load(folder), folder, quiet)
-    run.state = TrainState.load(last, model, run.config)
-    run.restore()
+    if not ranks_launched():  # they take their parts of the state once the model is spread
+        run.state = saved_state(last, model, run.config)
+        run.restore()
     return run
+
+
+def saved_state(last: Path, model: Model, config: TrainConfig) -> TrainState:
+    """The state of a checkpoint, of one process or of several."""
+    if not (last / SHARDED).is_dir():
+        return TrainState.load(last, model, config)
+    from pellucid.train.parallel import checkpoint
+
+    state = TrainState.begin(model, config)
+    checkpoint.load(last, model, state)
+    return state
 
 
 def freeze_biases(model: Model) -> None:
@@ -125,7 +139,10 @@ def _run(
     text = read_text(settings, tokenizer, out)
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
     steps = settings.steps or settings.epochs * per_epoch
-    model.to(settings.device)
+    if not ranks_launched():  # they place and prepare it when it is spread over them
+        model.to(settings.device)
+        if settings.recompute:
+            recompute_blocks(model)
     config = train_config(settings, steps)
     return Run(
         settings=settings,

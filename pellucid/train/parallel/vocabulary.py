@@ -39,7 +39,7 @@ def split_linear_cross_entropy(
 
 
 class _Split(torch.autograd.Function):
-    """rows (N, C) in the products' dtype, weight (v, C) of the tokens from `first` on in its own."""
+    """rows (N, C) in the products' dtype; weight (v, C), the tokens from `first` on, in its own."""
 
     @staticmethod
     def forward(
