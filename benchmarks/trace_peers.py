@@ -272,7 +272,7 @@ def write_model(folder: Path) -> None:
     from pellucid.bench.shapes import SHAPES, RandomWeights
 
     config = SHAPES["gpt2-124m"]
-    checkpoints.save(folder, config, RandomWeights(config, torch.float32))
+    checkpoints.save(folder, config, RandomWeights(config), dtype=torch.float32)
     words = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
     words |= dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer"))
     words |= dict.fromkeys(("post_processor", "decoder")) | {"added_tokens": []}

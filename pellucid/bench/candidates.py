@@ -14,7 +14,8 @@ import torch
 from pellucid.bench.crew import WorkerError, worker_environment
 from pellucid.bench.engines import Spec, specs
 from pellucid.bench.gguf_model import write_model
-from pellucid.bench.shapes import RandomWeights, hf_folder
+from pellucid.bench.shapes import hf_folder
+from pellucid.checkpoints import open_checkpoint
 from pellucid.models import Config
 
 # Without a choice: what people would run, in a minute or so.
@@ -90,14 +91,13 @@ def files_for(candidate: Candidate, home: Path, config: Config) -> Path:
     path = home / f"model-{dtype}.gguf"
     if path.exists():
         return path
-    home.mkdir(parents=True, exist_ok=True)
+    weights = open_checkpoint(hf_folder(home, config, "bfloat16")).weights
     if dtype in _GGUF_DTYPES:
-        stored = getattr(torch, _GGUF_DTYPES[dtype])
-        write_model(path, config, RandomWeights(config, stored), _GGUF_DTYPES[dtype])
+        write_model(path, config, weights, _GGUF_DTYPES[dtype])
         return path
     source = home / "model-bf16.gguf"
     if not source.exists():
-        write_model(source, config, RandomWeights(config, torch.bfloat16), "bfloat16")
+        write_model(source, config, weights, "bfloat16")
     _quantise(candidate.python, source, path, dtype)
     return path
 

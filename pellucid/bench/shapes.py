@@ -37,27 +37,26 @@ SHAPES: dict[str, Config] = {
 
 
 class RandomWeights(Mapping[str, Tensor]):
-    """Parameter name -> random tensor, made when it is asked for; the same at every asking.
+    """Parameter name -> random bfloat16 tensor, made when asked for; the same at every asking.
 
     Matrices are normal with standard deviation 0.02, those that add to the residual stream scaled
     down by sqrt(2 · layers) (GPT-2, section 2.3), norms are 1 and biases 0: no value that a real
     model would not have, so that no kernel meets denormals or overflow.
     """
 
-    def __init__(self, config: Config, dtype: torch.dtype) -> None:
-        self._shapes, self._dtype = checkpoints.parameter_shapes(config), dtype
+    def __init__(self, config: Config) -> None:
+        self._shapes = checkpoints.parameter_shapes(config)
         self._residual = 0.02 / (2 * config.n_layers) ** 0.5
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
         if len(shape) == 1:
             value = 0.0 if name.endswith("bias") else 1.0
-            return torch.full(shape, value, dtype=self._dtype)
+            return torch.full(shape, value, dtype=torch.bfloat16)
         adds = name.endswith(("o_proj.weight", "down_proj.weight"))
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         values = torch.randn(shape, generator=generator)
-        # By way of bfloat16, so that the files of every dtype hold the same model.
-        return values.mul_(self._residual if adds else 0.02).bfloat16().to(self._dtype)
+        return values.mul_(self._residual if adds else 0.02).bfloat16()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -76,16 +75,20 @@ def model_home(work: Path, title: str, config: Config) -> Path:
 def hf_folder(home: Path, config: Config, dtype: str) -> Path:
     """The random model as a Hugging Face folder, written if need be.
 
-    dtype  "float32" or "bfloat16"; "int8" or "int4" for Pellucid's own quantised folder
+    dtype  "bfloat16", or "float32" with the same values; "int8" or "int4" for Pellucid's own
+           quantised folder of them
     """
     folder = home / dtype
     if folder.is_dir():
         return folder
-    home.mkdir(parents=True, exist_ok=True)
+    if dtype == "bfloat16":
+        home.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(folder, config, RandomWeights(config))
+        return folder
+    source = checkpoints.open_checkpoint(hf_folder(home, config, "bfloat16"))
     if dtype in _BITS:
         how = Format(bits=_BITS[dtype])
-        source = checkpoints.open_checkpoint(hf_folder(home, config, "bfloat16"))
         checkpoints.save_quantised(folder, quantise(checkpoints.load_model(source), how), how)
     else:
-        checkpoints.save(folder, config, RandomWeights(config, getattr(torch, dtype)))
+        checkpoints.save(folder, config, source.weights, dtype=getattr(torch, dtype))
     return folder

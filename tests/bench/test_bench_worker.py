@@ -139,16 +139,29 @@ def test_a_plan_is_cut_to_the_context():
         Plan(rounds=0)
 
 
-def test_random_weights_are_the_same_at_every_asking_and_in_every_dtype(tmp_path):
-    wide, narrow = RandomWeights(LLAMA, torch.float32), RandomWeights(LLAMA, torch.bfloat16)
-    for name in wide:
-        torch.testing.assert_close(wide[name], wide[name], rtol=0, atol=0)
-        torch.testing.assert_close(wide[name], narrow[name].float(), rtol=0, atol=0)
-    assert (wide["norm.weight"] == 1).all()
-    assert not torch.equal(wide["layers.0.attn.o_proj.weight"], wide["layers.1.attn.o_proj.weight"])
-    folder = hf_folder(model_home(tmp_path, "my/shape", LLAMA), LLAMA, "bfloat16")
-    assert open_checkpoint(folder).config == LLAMA
-    assert folder == hf_folder(model_home(tmp_path, "my/shape", LLAMA), LLAMA, "bfloat16")
+def test_random_weights_are_the_same_at_every_asking_and_in_every_file(tmp_path):
+    weights, home = RandomWeights(LLAMA), model_home(tmp_path, "my/shape", LLAMA)
+    assert (weights["norm.weight"] == 1).all()
+    here, there = (weights[f"layers.{layer}.attn.o_proj.weight"] for layer in (0, 1))
+    assert not torch.equal(here, there)
+    for dtype in ("bfloat16", "float32"):
+        folder = hf_folder(home, LLAMA, dtype)
+        assert folder == hf_folder(home, LLAMA, dtype)
+        stored = open_checkpoint(folder)
+        assert (stored.config, stored.dtype) == (LLAMA, getattr(torch, dtype))
+        for name in weights:
+            torch.testing.assert_close(
+                stored.weights[name].bfloat16(), weights[name], rtol=0, atol=0
+            )
+
+
+def test_quantised_folders_run(tmp_path):
+    engine = make(
+        "pellucid/eager/int4", hf_folder(tmp_path, LLAMA, "int4"), torch.get_num_threads()
+    )
+    plain = make("pellucid/eager/bfloat16", tmp_path / "bfloat16", torch.get_num_threads())
+    assert engine.prepare()["decode_bytes"] < plain.prepare()["decode_bytes"]
+    assert len(engine.prefill([[1, 2, 3]], new=2) + engine.decode(2)) == 3
 
 
 def test_our_engine_writes_what_the_plain_loop_writes(tmp_path):
@@ -159,7 +172,7 @@ def test_our_engine_writes_what_the_plain_loop_writes(tmp_path):
     steps = [engine.prefill(rows, new=6), *engine.decode(6)]
     engine.close()
     model = random_model(LLAMA, torch.float32)
-    model.load_state_dict(dict(RandomWeights(LLAMA, torch.float32)))
+    model.load_state_dict(dict(RandomWeights(LLAMA)))
     for row, prompt in enumerate(rows):
         greedy = generate_plain(model, prompt, sampling=Sampling(temperature=0.0), max_new_tokens=7)
         assert [step[row] for step in steps] == greedy
