@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints.save import copy_tokenizer
+from pellucid.cli.common import progress_bar
 from pellucid.cli.training_run import OURS, Run
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
 from pellucid.tokenizers import Tokenizer
@@ -36,6 +37,7 @@ from pellucid.train.parallel import SHARDED, ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
 from pellucid.train.shards import tokenise
+from pellucid.train.spans import training_texts
 from pellucid.train.token_source import TokenSource, TokenTensor
 
 if TYPE_CHECKING:
@@ -136,7 +138,7 @@ def _run(
     tokenizer_folder: Path,
     quiet: bool,
 ) -> Run:
-    text = read_text(settings, tokenizer, out)
+    text = read_text(settings, tokenizer, out, quiet=quiet)
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
     steps = settings.steps or settings.epochs * per_epoch
     if not ranks_launched():  # they place and prepare it when it is spread over them
@@ -164,17 +166,19 @@ def _run(
 # ── Text ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_text(settings: Namespace, tokenizer: Tokenizer, out: Path) -> Text:
+def read_text(settings: Namespace, tokenizer: Tokenizer, out: Path, *, quiet: bool = True) -> Text:
     """The text as tokens: mapped from files, or in memory where it is small or has no begin."""
     if settings.data and settings.begin:
-        corpus = tokenise(
-            settings.data,
-            tokenizer,
-            Path(settings.tokens or out / TOKENS),
-            begin=text_begin(tokenizer),
-            layout=_layout(settings),
-            hold_out=settings.hold_out,
-        )
+        with progress_bar("bytes of text to tokens", quiet=quiet) as report:
+            corpus = tokenise(
+                settings.data,
+                tokenizer,
+                Path(settings.tokens or out / TOKENS),
+                begin=text_begin(tokenizer),
+                layout=_layout(settings),
+                hold_out=settings.hold_out,
+                report=report,
+            )
         return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
     training, held_out = hold_out(_documents(settings), settings.hold_out)
     begin = text_begin(tokenizer) if settings.begin else None
@@ -212,11 +216,15 @@ def _tokenizer(settings: Namespace, folder: Path) -> Tokenizer:
         tokenizer = tokenizers.load(given)
         copy_tokenizer(given if given.is_dir() else given.parent, folder)
         return tokenizer
-    documents = _documents(settings)
     if settings.tokenizer == "characters":  # also those that only held-out text has
-        return tokenizers.train_characters((document.text for document in documents), folder)
-    training, _ = hold_out(documents, settings.hold_out)
-    return tokenizers.train_bpe((document.text for document in training), settings.vocab, folder)
+        texts = (document.text for document in _documents(settings))
+        return tokenizers.train_characters(texts, folder)
+    if settings.data:
+        texts = training_texts(settings.data, _layout(settings), settings.hold_out)
+    else:
+        training, _ = hold_out(_documents(settings), settings.hold_out)
+        texts = (document.text for document in training)
+    return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 
 def text_begin(tokenizer: Tokenizer) -> int:

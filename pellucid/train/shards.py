@@ -244,7 +244,7 @@ def _write_shards(
     missing = [n for n in range(len(groups)) if not _record_path(writer.folder, n).exists()]
     sizes = [sum(span.stop - span.start for span in spans) for spans in groups]
     done, total = sum(sizes) - sum(sizes[n] for n in missing), sum(sizes)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
+    workers = min(workers or _processors(), len(missing))
     if workers < 2:
         for number in missing:
             done += writer.write(number, groups[number])
@@ -267,6 +267,11 @@ def _write_shards(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _processors() -> int:
+    """How many this process may use; macOS does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(pickled: bytes, number: int, spans: list[Span]) -> int:

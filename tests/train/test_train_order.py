@@ -9,7 +9,7 @@ import pytest
 from pellucid.train.order import Shuffle, mix
 
 
-@pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 4095, 4096, 4097, 65537])
+@pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 4095, 4096, 4097, 9999])
 def test_each_place_comes_once(size: int):
     for seed in (0, 1):
         shuffle = Shuffle(size, seed)
