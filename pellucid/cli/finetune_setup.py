@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pellucid import checkpoints, tokenizers
+from pellucid.checkpoints.quantised import QuantisedWeights
 from pellucid.cli.finetune_run import FinetuneRun
 from pellucid.cli.training_setup import bfloat16
 from pellucid.evaluate import class_report
@@ -30,6 +31,8 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
     """A run at step 0: the model with its adapters or head, and the data as its task."""
     settings.kind = kind_of_data(settings)
     checkpoint = checkpoints.open_checkpoint(settings.model)
+    if isinstance(checkpoint.weights, QuantisedWeights):
+        raise ValueError(f"{settings.model} is quantised: fine-tune the model it was made from")
     tokenizer = tokenizers.load(checkpoint.folder)
     dtype = getattr(torch, settings.dtype) if settings.dtype else checkpoint.dtype
     model = checkpoints.load_model(

@@ -222,6 +222,17 @@ def test_what_cannot_be(more, said, models, data, tmp_path: Path, capsys):
     assert not out.exists()
 
 
+def test_a_quantised_model_is_refused(models, data, tmp_path: Path, capsys):
+    small, out = str(tmp_path / "small"), tmp_path / "out"
+    assert main(["convert", models["llama"], small, "--to", "int8"]) == 0
+    assert finetune(models["llama"], data["instructions"], out, "--lora=2", "--json") == 0
+    capsys.readouterr()
+    assert finetune(small, data["instructions"], tmp_path / "more", "--lora=2") == 2
+    assert "is quantised: fine-tune the model it was made from" in capsys.readouterr().err
+    assert main(["generate", "def", "-m", small, "--adapter", str(out / "adapter")]) == 2
+    assert "is quantised and carries no adapter: merge it" in capsys.readouterr().err
+
+
 def test_folders_in_use_and_runs_that_changed(models, data, tmp_path: Path, capsys):
     out = tmp_path / "out"
 

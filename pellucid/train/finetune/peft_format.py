@@ -172,9 +172,7 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
     for module, (a, b) in found.items():
         paths = _paths(module, names, where)
         alpha = scale(config, module, len(a), where) * len(a)
-        layers = [model.get_submodule(path) for path in paths]
-        assert all(isinstance(layer, nn.Linear) for layer in layers), f"{paths}: no linear layers"
-        linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        linears = [_linear(model, path) for path in paths]
         try:
             parts = _apart(a, b, linears, ranks.get(module), alpha, config["lora_dropout"])
         except ValueError as error:
@@ -182,6 +180,16 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
         made |= {path: part for path, part in zip(paths, parts, strict=True) if part is not None}
     lora.attach(model, made)
     return made
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear:
+    layer = model.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"{path} is quantised and carries no adapter: merge it into the model as it was, and "
+            "quantise that"
+        )
+    return layer
 
 
 def _apart(
