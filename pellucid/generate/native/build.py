@@ -26,7 +26,7 @@ FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
     "baseline": (),  # on ARM processors that is NEON
 }
-_OPTIMISE = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
+_OPTIMISE = ("-O2", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
 
 
 class NotBuilt(RuntimeError):
@@ -102,6 +102,8 @@ def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
     made.pellucid_step.restype = None
     made.pellucid_close.argtypes = [ctypes.c_void_p]
     made.pellucid_close.restype = None
+    made.pellucid_multiply.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int, ctypes.c_void_p]
+    made.pellucid_multiply.restype = None
     made.pellucid_instructions.restype = ctypes.c_char_p
     return made
 

@@ -329,7 +329,7 @@ static void normalised(Decoder *d, const Matrix *w, const float *weight, const f
 
 /* A matrix of another kind than the one the inputs were prepared for, when only some are quantised. */
 static void prepare_again(Decoder *d, const Matrix *before, const Matrix *now, Vector *x) {
-    if (before->kind == now->kind && before->group == now->group) return;
+    if (before->kind == now->kind && before->group == now->group && before->exact == now->exact) return;
     for (int b = 0; b < d->step->batch; b++) prepare(now, &x[b]);
 }
 
@@ -428,6 +428,21 @@ static void *zeroed(int64_t bytes) {
     return memory;
 }
 
+static void open_vectors(Vector *x, int count, int64_t wide) {
+    for (int b = 0; b < count; b++) {
+        x[b].wide = zeroed(wide * 4), x[b].half = zeroed(wide * 2);
+        x[b].high = zeroed(wide), x[b].low = zeroed(wide);
+        x[b].step = zeroed(wide * 4), x[b].sum = zeroed(wide * 4);
+    }
+}
+
+static void close_vectors(Vector *x, int count) {
+    for (int b = 0; b < count; b++) {
+        free(x[b].wide), free(x[b].half), free(x[b].high);
+        free(x[b].low), free(x[b].step), free(x[b].sum);
+    }
+}
+
 static int64_t widest(const Model *m) {
     int64_t most = m->width, heads = (int64_t)m->n_heads * m->head_dim;
     most = heads > most ? heads : most;
@@ -458,10 +473,7 @@ void pellucid_close(Decoder *d) {
     pthread_mutex_unlock(&d->lock);
     for (int t = 1; t < d->n_threads; t++) pthread_join(d->threads[t], NULL);
     for (int t = 0; t < d->n_threads; t++) {
-        for (int b = 0; b < MOST_ROWS; b++) {
-            Vector *x = &d->scratch[t].x[b];
-            free(x->wide), free(x->half), free(x->high), free(x->low), free(x->step), free(x->sum);
-        }
+        close_vectors(d->scratch[t].x, MOST_ROWS);
         free(d->scratch[t].x), free(d->scratch[t].scores);
     }
     free(d->stream), free(d->q), free(d->z), free(d->out), free(d->hidden), free(d->gate), free(d->kv);
@@ -480,11 +492,7 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     int64_t wide = widest(model), head_rows = (int64_t)MOST_ROWS * model->n_heads * model->head_dim;
     for (int t = 0; t < n_threads; t++) {
         Vector *x = d->scratch[t].x = zeroed(MOST_ROWS * sizeof *x);
-        for (int b = 0; b < MOST_ROWS; b++) {
-            x[b].wide = zeroed(wide * 4), x[b].half = zeroed(wide * 2);
-            x[b].high = zeroed(wide), x[b].low = zeroed(wide);
-            x[b].step = zeroed(wide * 4), x[b].sum = zeroed(wide * 4);
-        }
+        open_vectors(x, MOST_ROWS, wide);
     }
     d->stream = zeroed((int64_t)MOST_ROWS * model->width * 4);
     d->out = zeroed((int64_t)MOST_ROWS * model->width * 4);
@@ -518,4 +526,16 @@ void pellucid_step(Decoder *d, const Step *step) {
     pthread_cond_broadcast(&d->wake);
     pthread_mutex_unlock(&d->lock);
     run(d, 0);
+}
+
+/* One matrix times `batch` vectors (batch, columns) -> out (batch, rows), on this thread. */
+void pellucid_multiply(const Matrix *m, const float *x, int batch, float *out) {
+    Vector vectors[MOST_ROWS];
+    open_vectors(vectors, batch, m->columns + 1024);
+    for (int b = 0; b < batch; b++) {
+        memcpy(vectors[b].wide, x + b * m->columns, m->columns * sizeof(float));
+        prepare(m, &vectors[b]);
+    }
+    multiply(m, 0, m->rows, vectors, batch, out, m->rows);
+    close_vectors(vectors, batch);
 }

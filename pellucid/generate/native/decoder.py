@@ -30,6 +30,7 @@ class _Matrix(Structure):
         ("columns", c_int64),
         ("kind", c_int32),
         ("group", c_int32),
+        ("exact", c_int32),
     )
 
 
@@ -212,31 +213,10 @@ class Decoder:
         )
 
     def _matrix(self, module: nn.Module) -> _Matrix:
-        bias = self._floats(getattr(module, "bias", None))
-        if isinstance(module, QuantisedMatrix):
-            self._kept += [module.packed, module.scales]
-            return _Matrix(
-                weights=module.packed.data_ptr(),
-                scales=module.scales.data_ptr(),
-                bias=bias,
-                rows=module.rows,
-                columns=module.columns,
-                kind=_QUANTISED_KINDS[module.bits],
-                group=module.group,
-            )
-        weight = module.weight
-        assert isinstance(weight, nn.Parameter), "a matrix has a weight"
-        if not weight.is_contiguous():  # GPT-2's files hold matrices column by column
-            weight.data = weight.data.contiguous()  # once: the model keeps this layout
-        self._kept.append(weight)
-        rows, columns = weight.shape
-        return _Matrix(
-            weights=weight.data_ptr(),
-            bias=bias,
-            rows=rows,
-            columns=columns,
-            kind=_KINDS[weight.dtype],
-        )
+        described, kept = described_matrix(module)
+        described.bias = self._floats(getattr(module, "bias", None))
+        self._kept += kept
+        return described
 
     def _floats(self, tensor: Tensor | None) -> int | None:
         """Pointer to float32 numbers: the tensor's own, or a copy's."""
@@ -245,6 +225,38 @@ class Decoder:
         wide = tensor.detach().float().contiguous()
         self._kept.append(wide)
         return wide.data_ptr()
+
+
+def described_matrix(module: nn.Module) -> tuple[_Matrix, list[Tensor]]:
+    """A linear layer or embedding for the C side, without its bias; and what must stay alive."""
+    if isinstance(module, QuantisedMatrix):
+        described = _Matrix(
+            weights=module.packed.data_ptr(),
+            scales=module.scales.data_ptr(),
+            rows=module.rows,
+            columns=module.columns,
+            kind=_QUANTISED_KINDS[module.bits],
+            group=module.group,
+            exact=module.dtype == torch.float32,
+        )
+        return described, [module.packed, module.scales]
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter), "a matrix has a weight"
+    if not weight.is_contiguous():  # GPT-2's files hold matrices column by column
+        weight.data = weight.data.contiguous()  # once: the model keeps this layout
+    rows, columns = weight.shape
+    kind = _KINDS[weight.dtype]
+    return _Matrix(weights=weight.data_ptr(), rows=rows, columns=columns, kind=kind), [weight.data]
+
+
+def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
+    """x (B, columns) float32 times a layer's matrix by the C kernels -> (B, rows); B at most 16."""
+    described, kept = described_matrix(module)
+    x = x.contiguous()
+    out = torch.empty(len(x), described.rows)
+    made.pellucid_multiply(ctypes.byref(described), x.data_ptr(), len(x), out.data_ptr())
+    del kept
+    return out
 
 
 class Recording:

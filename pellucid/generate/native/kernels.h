@@ -38,6 +38,7 @@ typedef struct {
     const float *bias;      /* (rows) or NULL */
     int64_t rows, columns;
     int32_t kind, group;
+    int32_t exact;          /* quantised: take the vector as it is, not in 15 bits */
 } Matrix;
 
 /* One vector in the forms the kernels read it in; columns padded with zeros to a whole group. */
@@ -175,7 +176,7 @@ INLINE void tile_pairs(const uint16_t *w, int64_t k, const uint16_t *const *x, i
  * their high bits, each value + 8.
  */
 #if defined(__AVX512VNNI__)
-INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
+INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
                            const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
     const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
     const int offset = bits == 8 ? 128 : 8;
@@ -213,8 +214,10 @@ INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t gro
     for (int b = 0; b < batch; b++)
         for (int r = 0; r < TILE; r++) out[r][b] = ((v)sums[b])[r];
 }
-#else
-INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
+#endif
+
+/* The same with the vector in float32: for models in float32, and where bytes cannot be multiplied. */
+INLINE void tile_widened(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
                            const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
     const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
     const int offset = bits == 8 ? 128 : 8, mask = bits == 8 ? 255 : 15;
@@ -241,7 +244,17 @@ INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t gro
     for (int b = 0; b < batch; b++)
         for (int r = 0; r < TILE; r++) out[r][b] = sums[b][r / LANES][r % LANES];
 }
+
+INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, const Matrix *m,
+                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+#if defined(__AVX512VNNI__)
+    if (!m->exact) {
+        tile_bytes(w, scales, groups, m->group, x, batch, bits, out);
+        return;
+    }
 #endif
+    tile_widened(w, scales, groups, m->group, x, batch, bits, out);
+}
 
 /* ── Any matrix ───────────────────────────────────────────────────────────────────────────────── */
 
@@ -259,6 +272,7 @@ static void prepare(const Matrix *m, Vector *x) {
     int64_t padded = (k + m->group - 1) / m->group * m->group;
     for (int64_t i = k; i < padded; i++) x->wide[i] = 0;
 #if defined(__AVX512VNNI__)
+    if (m->exact) return;
     for (int64_t g = 0; g < padded / m->group; g++) {
         const float *in = x->wide + g * m->group;
         int8_t *high = x->high + g * m->group, *low = x->low + g * m->group;
@@ -300,8 +314,7 @@ INLINE void rows_of(const Matrix *m, int64_t row, int rows, const Vector *x, int
     }
 }
 
-/* Rows first … last - 1 times `batch` prepared vectors: out[b * stride + row]. Quantised matrices are
- * cut at multiples of TILE. */
+/* Rows first … last - 1 times `batch` prepared vectors: out[b * stride + row]. */
 static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector *x, int batch,
                      float *out, int64_t stride) {
     for (int done = 0; done < batch; done += BATCH) {
@@ -311,15 +324,15 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector 
         if (m->kind == INT8 || m->kind == INT4) {
             int64_t groups = (m->columns + m->group - 1) / m->group;
             int64_t bytes = groups * m->group * TILE / (m->kind == INT8 ? 1 : 2);
-            for (int64_t row = first; row < last; row += TILE) {
+            for (int64_t row = first / TILE * TILE; row < last; row += TILE) {
                 float tile[TILE][BATCH];
                 const uint8_t *w = (const uint8_t *)m->weights + row / TILE * bytes;
                 const uint16_t *scales = m->scales + row * groups;
-#define QUANTISED(B, BITS) tile_quantised(w, scales, groups, m->group, here, B, BITS, tile)
+#define QUANTISED(B, BITS) tile_quantised(w, scales, groups, m, here, B, BITS, tile)
 #define EACH(B) m->kind == INT8 ? QUANTISED(B, 8) : QUANTISED(B, 4)
                 if (some == 1) EACH(1); else if (some == 2) EACH(2);
                 else if (some == 3) EACH(3); else EACH(4);
-                for (int64_t r = row; r < row + TILE && r < last; r++)
+                for (int64_t r = row < first ? first : row; r < row + TILE && r < last; r++)
                     for (int b = 0; b < some; b++) to[b * stride + r] = tile[r - row][b];
             }
             continue;
