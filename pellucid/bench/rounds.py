@@ -55,6 +55,9 @@ class Plan:
         for name in ("rounds", "prompt", "new", "prefill", "batch", "batch_new", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        for name in ("loads", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
         if not self.threads:
             object.__setattr__(self, "threads", cores())
 
