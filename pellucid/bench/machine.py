@@ -131,15 +131,17 @@ class Machine:
         self._floats = torch.full((read_bytes // 4,), 1.0)
 
     def bandwidth(self, repeats: int = 5) -> dict[str, float]:
-        """Bytes/s that plain sums over a large buffer read: the best and the median of `repeats`.
+        """Bytes/s that plain reductions of a large buffer read: best and median of `repeats`.
 
-        The sum is done in two ways (one vector; a block per thread) and the faster one counts:
-        what is wanted is how fast memory can be read, not how fast one kernel adds.
+        A sum, a sum in blocks, a maximum: what is wanted is how fast memory can be read, not how
+        fast one kernel adds, so the fastest of them counts.
         """
-        blocks = self._floats[: len(self._floats) // self._threads * self._threads]
+        rows = 16 * self._threads
+        blocks = self._floats[: len(self._floats) // rows * rows].view(rows, -1)
         ways: list[Callable[[], object]] = [
             self._floats.sum,
-            lambda: blocks.view(self._threads, -1).sum(-1),
+            lambda: blocks.sum(-1),
+            self._floats.amax,
         ]
         rates = [[self._floats.nbytes / _seconds(way) for _ in range(repeats)] for way in ways]
         fastest = max(rates, key=max)
