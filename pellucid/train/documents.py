@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.tokenizers.base import valid_unicode
+
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
 JSON_LINES = ".jsonl"
 # Folders of the standard library that are no part of it, or lists of values rather than text.
@@ -79,7 +81,7 @@ class Layout:
         if not isinstance(found, dict) or not isinstance(found.get(self.text_key), str):
             keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
             raise ValueError(f"{place} has no text under {self.text_key!r}: found {keys or 'none'}")
-        return found[self.text_key]
+        return valid_unicode(found[self.text_key])  # escapes can spell half a character
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:

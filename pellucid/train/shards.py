@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import secrets
+import signal
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -253,7 +254,7 @@ def _write_shards(
         return
     # Started afresh, not forked: a fork copies threads' locks as they happen to be.
     pickled = pickle.dumps(writer)
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts) as pool:
         pending = [pool.submit(_write, pickled, number, groups[number]) for number in missing]
         try:
             for future in as_completed(pending):
@@ -272,6 +273,11 @@ def _write_shards(
 def _processors() -> int:
     """How many this process may use; macOS does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; only the first acts on it, after whole shards."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write(pickled: bytes, number: int, spans: list[Span]) -> int:

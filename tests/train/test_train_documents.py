@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.train import Document, hold_out, read_documents, stdlib_documents, token_stream
+from pellucid.train import (
+    Document,
+    Layout,
+    hold_out,
+    read_documents,
+    stdlib_documents,
+    token_stream,
+)
 
 
 def test_a_folder_is_read_in_order_of_names_and_a_named_file_whatever_its_ending(tmp_path: Path):
@@ -59,3 +66,25 @@ def test_the_stream_puts_the_end_token_before_each_document():
     documents = [Document("a", "ab"), Document("b", "c")]
     stream = token_stream(documents, lambda text: [ord(letter) for letter in text], 0)
     assert stream.tolist() == [0, 97, 98, 0, 99]
+
+
+def test_half_a_character_in_an_escape_is_replaced_as_everywhere(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d"}\n{"text": "\\ud83d\\ude42"}\n')
+    assert [document.text for document in read_documents([tmp_path])] == ["a\ufffd", "\U0001f642"]
+
+
+def test_lines_of_json_and_separated_texts_are_documents_with_a_place(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"n": 1, "body": "one"}\n\n{"body": "two"}', encoding="utf-8"
+    )
+    (tmp_path / "b.txt").write_text("x\n---\ny\n---\n", encoding="utf-8")
+    found = read_documents([tmp_path], Layout(text_key="body", separator="---"))
+    assert [document.text for document in found] == ["one", "two", "x", "y"]
+    assert [document.name.rpartition("/")[2] for document in found] == [
+        "a.jsonl:1",
+        "a.jsonl:3",
+        "b.txt:1",
+        "b.txt:2",
+    ]
+    with pytest.raises(ValueError, match=r"a.jsonl \(line at byte 0\) has no text under 'text'"):
+        read_documents([tmp_path])
