@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel
 
 MAX_NEW_TOKENS = 128
+FAST = {"auto": None, "fast": True, "plain": False}  # --engine
 COMMANDS = """\
 /system TEXT  how the model should behave from now on; without TEXT, nothing special
 /reset        forget the conversation, keep the system message
@@ -99,6 +100,13 @@ def _add_text_arguments(parser: argparse.ArgumentParser, length: str) -> None:
         action="store_true",
         help="past the context, go on from the last tokens (GPT-2 always does)",
     )
+    group.add_argument(
+        "--engine",
+        choices=("auto", "fast", "plain"),
+        default="auto",
+        help="plain: only the model's own code; fast: steps in C, on a GPU as CUDA graphs; "
+        "auto: fast on a CPU as soon as it is compiled (default)",
+    )
 
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
@@ -135,6 +143,7 @@ def generate(arguments: argparse.Namespace) -> None:
         stop=arguments.stop,
         seed=seed,
         slide=arguments.slide,
+        fast=FAST[arguments.engine],
     )
     if arguments.json:
         results = [
@@ -240,6 +249,7 @@ def _answer(
         stop=arguments.stop,
         seed=arguments.seed,
         slide=arguments.slide,
+        fast=FAST[arguments.engine],
     )
     try:
         with contextlib.closing(pieces):

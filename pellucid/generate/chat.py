@@ -55,6 +55,7 @@ class Conversation:
         stop: Collection[str] = (),
         seed: int | None = None,
         slide: bool = False,
+        fast: bool | None = None,
     ) -> Generator[str, None, None]:
         """Ask, and yield the answer in pieces; both are then part of the conversation.
 
@@ -74,6 +75,7 @@ class Conversation:
                 seed=None if seed is None else row_seed(seed, len(self.turns) // 2),
                 slide=slide,
                 kept=self._kept,
+                fast=fast,
             )
         except BaseException:
             self.turns.pop()

@@ -1,8 +1,14 @@
-"""Decoding steps by the fast way where there is one, and the reason where there is none."""
+"""Decoding steps by the fast way where there is one, and the reason where there is none.
+
+On the CPU that is the decoder in C (`generate/native`). On a GPU it is the model's own code, compiled
+and replayed as a CUDA graph (`generate/compiled.py`); compiling takes a while, so only who asks for
+it gets it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +33,10 @@ class FastSteps:
         """
         self._model, self._length = model, length
         self._decoder: native.Decoder | None = None
-        self._possible = wanted is not False
-        if not self._possible:
+        self._compiled: Any = None
+        self._on_gpu = model.norm.weight.device.type == "cuda"
+        self._possible = bool(wanted) if self._on_gpu else wanted is not False
+        if not self._possible or self._on_gpu:
             return
         problem = native.unsupported(model)
         if wanted and problem:
@@ -51,7 +59,14 @@ class FastSteps:
 
         An open trace is for the model's own code, which names its steps.
         """
-        if not self._possible or trace.is_open() or len(tokens) > native.MOST_ROWS:
+        if not self._possible or trace.is_open() or cache.length >= self._length:
+            return None
+        if self._on_gpu:
+            from pellucid.generate.compiled import CompiledSteps  # imports torch's compiler
+
+            self._compiled = self._compiled or CompiledSteps(self._model, cache, self._length)
+            return self._compiled.step(tokens, cache, starts)
+        if len(tokens) > native.MOST_ROWS:
             return None
         if self._decoder is None:
             made = native.building().ready()
@@ -59,8 +74,6 @@ class FastSteps:
                 return None
             self._decoder = native.Decoder(made, self._model, length=self._length)
         seen = cache.length
-        if seen >= self._length:
-            return None
         cache.reserve(min(self._length, max(seen + 64, 2 * seen)))
         return self._decoder.step(tokens, cache, starts, recording)
 
