@@ -133,8 +133,9 @@ def _compare(
     """Both models over windows side by side."""
     from pellucid.evaluate import compare_models
 
-    arguments.model = arguments.against
+    arguments.model, arguments.adapter = arguments.against, None
     other = load_model(arguments)
+    context = min(context, other.config.context_length)
     if other.tokenizer.encode(documents[0].text) != lm.tokenizer.encode(documents[0].text):
         raise ValueError(f"{other.name} has another tokenizer than {lm.name}: nothing to compare")
     windows = _windows([text.ids for text in _encoded(lm, documents)], context)

@@ -93,7 +93,7 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder to train on")
+            raise FileNotFoundError(f"{path}: no such file or folder of text")
         inside = path.rglob("*") if path.is_dir() else [path]
         files = [file for file in inside if file.suffix in TEXT_SUFFIXES or file == path]
         found += sorted(file for file in files if file.is_file())
