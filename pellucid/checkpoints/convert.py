@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.checkpoints.beside import folder_beside, move
 from pellucid.checkpoints.keys import read_json
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
 from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
 from pellucid.checkpoints.save import (
     MAX_SHARD_BYTES,
     config_json,
-    folder_beside,
     hf_files,
-    move,
     write_weights,
 )
 from pellucid.checkpoints.save_meta import meta_files, write_params, write_shards

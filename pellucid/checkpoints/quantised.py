@@ -17,16 +17,11 @@ import torch
 from torch import Tensor
 
 from pellucid import tokenizers
+from pellucid.checkpoints.beside import folder_beside, move
 from pellucid.checkpoints.files import SafetensorsFile, Shape, Stored
 from pellucid.checkpoints.hf_config import read_config
 from pellucid.checkpoints.keys import read_json
-from pellucid.checkpoints.save import (
-    check_replaceable,
-    config_json,
-    copy_tokenizer,
-    folder_beside,
-    move,
-)
+from pellucid.checkpoints.save import check_replaceable, config_json, copy_tokenizer
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import SafetensorsWriter
 from pellucid.models import Config, Model
@@ -178,8 +173,11 @@ class QuantisedWeights(Weights):
         """Names of the file's tensors."""
         return tuple(self._file.entries)
 
-    def forget(self, name: str, rows: slice | None = None) -> None:
-        """Nothing to hand back: what a parameter is computed from is small and shared."""
+    def _parts(self, name: str, rows: slice | None) -> list[Tensor]:
+        """The mapped tensors that a parameter is computed from."""
+        stored = self.stored_name(name)
+        both = (stored, stored.removesuffix("packed") + "scales") if self._module(name) else (name,)
+        return [self._file.read(each) for each in both]
 
     def reopened(self) -> QuantisedWeights:
         """The same parameters through a mapping of their own."""

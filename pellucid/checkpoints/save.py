@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid import tokenizers
+from pellucid.checkpoints.beside import folder_beside, move
 from pellucid.checkpoints.files import Shape, Stored
 from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES, Entry, joined, stored_shape, table
 from pellucid.checkpoints.hf_config import write_config
@@ -67,17 +66,6 @@ def save(
             copy_tokenizer(Path(tokenizer_from), beside)
         (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
         move(beside, folder)
-
-
-@contextmanager
-def folder_beside(folder: Path) -> Iterator[Path]:
-    """A new hidden folder next to `folder` to write into; afterwards it is gone or was moved."""
-    beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -244,14 +232,3 @@ def copy_tokenizer(source: Path, folder: Path) -> list[str]:
     for name in there:
         shutil.copyfile(source / name, folder / name)
     return there
-
-
-def move(beside: Path, folder: Path) -> None:
-    """Put the complete folder in its place; a model that is there steps aside until it is done."""
-    if not folder.exists():
-        beside.rename(folder)
-        return
-    aside = beside.with_suffix(".old")
-    folder.rename(aside)
-    beside.rename(folder)
-    shutil.rmtree(aside)

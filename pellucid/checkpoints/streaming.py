@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.checkpoints.load import Checkpoint, placed
+from pellucid.checkpoints.quantised import QuantisedWeights
 from pellucid.checkpoints.weights import Weights
 from pellucid.models import Model, empty_model
 
@@ -86,9 +87,14 @@ def stream_model(
     Its results are those of `load_model`, bit for bit (in float64, up to the rounding of the head's
     product). It generates and can be traced and edited; it cannot be trained or copied. Its
     ``state_dict`` has no values for what is streamed: they are in ``checkpoint.weights``.
-    ValueError where `keep` is not a number of blocks.
+    ValueError where `keep` is not a number of blocks, and for quantised weights.
     """
     config, weights = checkpoint.config, checkpoint.weights.reopened()
+    if isinstance(weights, QuantisedWeights):
+        raise ValueError(
+            f"{checkpoint.source}: quantised weights are not streamed: stream the model they were "
+            "made from, or load these"
+        )
     if not 0 <= keep <= config.n_layers:
         raise ValueError(f"keep {keep}: expected 0 to {config.n_layers}, the number of blocks")
     dtype, device = dtype or checkpoint.dtype, torch.device(device)

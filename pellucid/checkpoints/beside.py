@@ -1,0 +1,91 @@
+"""A folder appears whole or not at all: it is written beside its place and moved there.
+
+What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is cleared away by whoever next writes
+into the same parent. A folder that is being written is locked (``flock``), and the system lets the
+lock go when its process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+
+
+@contextmanager
+def folder_beside(folder: Path) -> Iterator[Path]:
+    """A new hidden folder next to `folder` to write into; afterwards it is gone or was moved."""
+    clear_unfinished(folder.parent)
+    beside, lock = _locked_folder(folder)
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def move(beside: Path, folder: Path) -> None:
+    """Put the complete folder in its place; a model that is there steps aside until it is done."""
+    if not folder.exists():
+        beside.rename(folder)
+        return
+    aside = beside.with_suffix(".old")
+    folder.rename(aside)
+    beside.rename(folder)
+    shutil.rmtree(aside)
+
+
+def clear_unfinished(parent: Path) -> None:
+    """Remove what processes that are gone had begun to write into `parent`."""
+    if not parent.is_dir():
+        return
+    for path in parent.iterdir():
+        if not _UNFINISHED.fullmatch(path.name) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):  # still locked, or cleared by another process meanwhile
+            lock = _lock(path)
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, int | None]:
+    """A new folder and the lock on it."""
+    while True:
+        beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        beside.mkdir(parents=True)
+        try:
+            lock = _lock(beside)
+        except OSError:
+            continue  # it was cleared away before it could be locked
+        if beside.exists():
+            return beside, lock
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder: a file descriptor, to be closed. None where the system has no such locks.
+
+    OSError where another process holds it, or the folder is not there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
