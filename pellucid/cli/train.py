@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pellucid.cli.common import print_json
+from pellucid.cli.common import console, print_json
 
 if TYPE_CHECKING:
     from pellucid.cli.training_run import Run
@@ -28,6 +28,9 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file")
     group.add_argument("--resume", action="store_true", help="go on from RUN/last, bit for bit")
     group.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    group.add_argument(
+        "--tokenise-only", action="store_true", help="write RUN/tokens, which a later run maps"
+    )
     group.add_argument("--json", action="store_true", help="a summary as JSON instead of progress")
     for section in SECTIONS:
         group = parser.add_argument_group(f"[{section}]")
@@ -64,6 +67,8 @@ def train(arguments: argparse.Namespace) -> int:
     """Train and save; 130 when interrupted, with what there is saved."""
     from pellucid.train.parallel import ranks_launched
 
+    if arguments.tokenise_only:
+        return _tokenise_only(arguments)
     if ranks_launched():
         return _train_on_ranks(arguments)
     from pellucid.cli.training_run import stopping
@@ -79,6 +84,36 @@ def train(arguments: argparse.Namespace) -> int:
         with stopping() as stop:
             run.fit(stop)
     return _closing(arguments, run)
+
+
+def _tokenise_only(arguments: argparse.Namespace) -> int:
+    """Tokenise, and leave the rest to a run with the same text and tokenizer."""
+    from pellucid.cli.training_setup import TOKENS, read_text, tokenizer_for
+    from pellucid.train.parallel import ranks_launched
+
+    settings = _settings(arguments)
+    if not (settings.data and settings.begin):
+        raise ValueError("--tokenise-only is for --data: other text is tokenised in memory")
+    if ranks_launched():
+        raise ValueError("--tokenise-only starts processes of its own: leave out torchrun")
+    with TemporaryDirectory() as folder:
+        tokenizer = tokenizer_for(settings, Path(folder))
+        text = read_text(settings, tokenizer, arguments.out, quiet=arguments.json)
+    summary = {
+        "folder": str(settings.tokens or arguments.out / TOKENS),
+        "vocab_size": tokenizer.vocab_size,
+        "training_tokens": len(text.training),
+        "held_out_tokens": len(text.held_out),
+    }
+    if arguments.json:
+        print_json(summary)
+    else:
+        console().print(
+            f"{summary['training_tokens']:,} tokens of text and {summary['held_out_tokens']:,} "
+            f"held out, of {summary['vocab_size']:,} kinds, in {summary['folder']}",
+            markup=False,
+        )
+    return 0
 
 
 def _train_on_ranks(arguments: argparse.Namespace) -> int:

@@ -58,14 +58,12 @@ class Text(NamedTuple):
 def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
     """A run at step 0. A tokenizer that is learnt or copied goes to `folder`."""
     check(settings)  # first what is quick to complain about
+    tokenizer = tokenizer_for(settings, folder)
     if settings.init is not None:
         checkpoint = checkpoints.open_checkpoint(settings.init)
-        copy_tokenizer(checkpoint.folder, folder)
-        tokenizer = tokenizers.load(folder)
         model = build(checkpoint.config, "meta")
         model.load_state_dict(dict(checkpoint.weights))  # in float32, and apart from its file
     else:
-        tokenizer = _tokenizer(settings, folder)
         config = model_config(settings, tokenizer.vocab_size)
         model = new_model(config, settings.seed, settings.start, settings.bias)
     torch.manual_seed(settings.seed)  # for dropout
@@ -209,8 +207,14 @@ def _documents(settings: Namespace) -> list[Document]:
     return documents
 
 
-def _tokenizer(settings: Namespace, folder: Path) -> Tokenizer:
-    """The tokenizer that is given, or one learnt from the text; its files go to `folder`."""
+def tokenizer_for(settings: Namespace, folder: Path) -> Tokenizer:
+    """The tokenizer of ``--init``, one that is given, or one learnt from the text.
+
+    Its files go to `folder`.
+    """
+    if settings.init is not None:
+        copy_tokenizer(checkpoints.open_checkpoint(settings.init).folder, folder)
+        return tokenizers.load(folder)
     if settings.tokenizer not in (None, "characters"):
         given = Path(settings.tokenizer)
         tokenizer = tokenizers.load(given)
