@@ -59,9 +59,8 @@ def test_text_that_is_not_tokenised_into_files_is_refused(
 ):
     assert main(["train", "--stdlib", "--out", str(tmp_path / "run"), "--tokenise-only"]) == 2
     assert "--tokenise-only is for --data" in capsys.readouterr().err
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     command = ["train", "--data", str(text), "--out", str(tmp_path / "run"), "--tokenise-only"]
     assert main(command) == 2
     assert "leave out torchrun" in capsys.readouterr().err
