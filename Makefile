@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-peers train-demos lint format clean
+.PHONY: help venv demo test test-peers bench-train train-demos lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,14 +37,17 @@ test-peers: venv lint  ## everything, also against other implementations (instal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 
+bench-train: venv  ## training against nanoGPT's model compiled: speed, MFU, memory
+	$(BIN)/python benchmarks/train_speed.py
+
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/pellucid train --micro-batch 8
 train-demos: venv  ## train models like the two that ship (docs/demos.md), into runs/; over an hour
 	$(TRAIN) --stdlib --family llama --kv-heads 2 --copies 0.15 --steps 1800 --hold 1000 \
 		--dtype bfloat16 --out runs/llama
 	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 719 --out runs/gpt2-stage1
-	$(TRAIN) --stdlib --init runs/gpt2-stage1 --copies 1 --lr 0.002 --warmup 40 --seed 2 \
+	$(TRAIN) --stdlib --init runs/gpt2-stage1/last --copies 1 --lr 0.002 --warmup 40 --seed 2 \
 		--steps 850 --stop 800 --hold 470 --out runs/gpt2-stage2
-	$(TRAIN) --stdlib --init runs/gpt2-stage2 --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
+	$(TRAIN) --stdlib --init runs/gpt2-stage2/last --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
 
 lint: venv  ## ruff and pyright

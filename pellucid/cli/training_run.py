@@ -38,6 +38,7 @@ from pellucid.train.loop import Data
 from pellucid.train.loss_plot import COLUMNS as LOG_COLUMNS
 from pellucid.train.loss_plot import draw
 from pellucid.train.objective import Objective
+from pellucid.train.precision import keep_freed_memory
 from pellucid.train.settings import dump
 from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import flops_per_token, measured_peak
@@ -136,6 +137,8 @@ class Run:
 
     def fit(self, stop: Stop) -> None:
         """Train to the end or until `stop`, then evaluate on all held-out text and save."""
+        if torch.device(self.settings.device).type == "cpu":
+            keep_freed_memory()
         self._measure()
         self.display.opening(self.summary(), self.config.bfloat16)
         with ExitStack() as stack:

@@ -191,14 +191,13 @@ def accumulate_gradients(
     mine = ranks.rows(batch)
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of losses, count
     passes = range(0, len(mine.inputs), config.micro_batch)
-    with precision(device, config.bfloat16):  # one context: each weight is cast once for all passes
-        for first in passes:
-            some = rows_to(mine, slice(first, first + config.micro_batch), device)
-            with ranks.accumulating(last=first == passes[-1]):
+    for first in passes:
+        some = rows_to(mine, slice(first, first + config.micro_batch), device)
+        with ranks.accumulating(last=first == passes[-1]):
+            with precision(device, config.bfloat16):
                 loss, count = objective(model, some)
-                with torch.autocast(device.type, enabled=False):
-                    (loss / nominal).backward()
-            totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))
+            (loss / nominal).backward()
+        totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))
     # Not before: a model that is sharded over ranks has other parameters while it computes.
     parameters = [p for p in model.parameters() if p.requires_grad]
     ranks.add_gradients(parameters)
