@@ -208,14 +208,13 @@ def _split_each(spans: list[Span], layout: Layout, span_bytes: int) -> list[Span
     places: dict[str, int] = {}
     for span in spans:
         if layout.delimiter(span.file) is not None:
-            cut.append(span)
+            cut.append(span)  # its documents are cut when they are read
             continue
-        place = places.setdefault(span.file, -1)
-        if place < 0:
-            place = places[span.file] = _last_tenth(Path(span.file), span_bytes)
+        if span.file not in places:
+            places[span.file] = _last_tenth(Path(span.file), span_bytes)
+        place = places[span.file]
         if span.start < place:
-            stop = min(span.stop, place)
-            cut.append(span._replace(stop=stop, split=TRAINING))
+            cut.append(span._replace(stop=min(span.stop, place), split=TRAINING))
         if span.stop > place:
             start = max(span.start, place)
             cut.append(span._replace(start=start, begins=start == place, split=HELD_OUT))
