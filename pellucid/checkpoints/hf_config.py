@@ -70,10 +70,12 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
     family = keys.text("model_type")
     if family not in ("llama", "gpt2"):
         raise ValueError(f"{where}: model_type is {family!r}; Pellucid has 'llama' and 'gpt2'")
-    if keys.table("quantization_config") is not None:
+    how = keys.table("quantization_config")
+    if how is not None and how.get("quant_method") != "pellucid":  # ours: see quantised.py
         raise ValueError(
             f"{where}: the weights are quantised (quantization_config); Pellucid reads float32, "
-            "bfloat16 and float16: take the repository the quantised one was made from"
+            "bfloat16, float16 and its own int8 and int4: take the repository the quantised one "
+            "was made from"
         )
     keys.must_be("is_encoder_decoder", False)
     keys.must_be("add_cross_attention", False)

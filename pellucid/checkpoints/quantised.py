@@ -95,8 +95,7 @@ def quantised_format(folder: Path) -> Format | None:
 def open_quantised(folder: Path, how: Format) -> tuple[Config, QuantisedWeights]:
     """Config and weights of a quantised folder, every key and tensor accounted for."""
     path = folder / "config.json"
-    stated = {key: each for key, each in read_json(path).items() if key != "quantization_config"}
-    config = read_config(stated, str(path))
+    config = read_config(read_json(path), str(path))
     file = SafetensorsFile(folder / FILE)
     weights = QuantisedWeights(file, config, how)
     wanted = {name: tuple(each.shape) for name, each in weights.skeleton.state_dict().items()}

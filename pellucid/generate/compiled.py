@@ -70,7 +70,7 @@ class CompiledSteps:
         backend: of ``torch.compile``; None is its own with CUDA graphs.
         """
         device = model.norm.weight.device
-        self._model = model
+        self._model, self.cache = model, cache
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._layers = [FixedLayer(layer, room, self._position) for layer in cache.layers]
         how: dict[str, Any] = {"backend": backend} if backend else {"mode": "reduce-overhead"}

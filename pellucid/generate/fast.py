@@ -1,8 +1,8 @@
 """Decoding steps by the fast way where there is one, and the reason where there is none.
 
-On the CPU that is the decoder in C (`generate/native`). On a GPU it is the model's own code, compiled
-and replayed as a CUDA graph (`generate/compiled.py`); compiling takes a while, so only who asks for
-it gets it.
+On the CPU that is the decoder in C (`generate/native`). On a GPU it is the model's own code,
+compiled and replayed as a CUDA graph (`generate/compiled.py`); compiling takes a while, so only who
+asks for it gets it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class FastSteps:
         if self._on_gpu:
             from pellucid.generate.compiled import CompiledSteps  # imports torch's compiler
 
-            self._compiled = self._compiled or CompiledSteps(self._model, cache, self._length)
+            if self._compiled is None or self._compiled.cache is not cache:
+                self._compiled = CompiledSteps(self._model, cache, self._length)
             return self._compiled.step(tokens, cache, starts)
         if len(tokens) > native.MOST_ROWS:
             return None

@@ -80,7 +80,8 @@ class QuantisedMatrix(nn.Module):
     def misfits(self, weight: Tensor) -> Tensor:
         """Whether a group has a level that is not the one nearest to weight (rows, columns).
 
-        Returns (rows, groups) of bool. What rounding to these scales explains has none; a damaged level or scale shows.
+        Returns (rows, groups) of bool. What rounding to these scales explains has none; a damaged
+        level or scale shows.
         """
         groups, found = self.scales.shape[1], []
         for tile in range(0, len(self.packed), 64):  # a slice at a time, as in `quantise_`

@@ -1,0 +1,144 @@
+"""Weights in 8 and 4 bits: levels, scales, their order in memory, and models made of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CONFIGS, random_model, random_tokens
+
+from pellucid.models.quantised import (
+    TILE,
+    Format,
+    FullWeights,
+    QuantisedMatrix,
+    packed,
+    quantise,
+    quantised_empty,
+    unpacked,
+)
+from pellucid.trace import trace
+
+
+def filled(weight: torch.Tensor, bits: int, group: int = 32) -> QuantisedMatrix:
+    matrix = QuantisedMatrix(*weight.shape, bits=bits, group=group, dtype=torch.float32)
+    matrix.quantise_(weight)
+    return matrix
+
+
+def random_weight(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows + columns))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bytes_lie_as_the_drawing_says(bits):
+    group, low = 16, -(2 ** (bits - 1))
+    levels = torch.randint(
+        low, -low, (2, TILE, 3, group), generator=torch.Generator().manual_seed(1)
+    )
+    stored = packed(levels.float(), bits)
+    assert torch.equal(unpacked(stored, bits), levels.float())
+    tile, row, place, column = 1, 5, 2, 13
+    value = int(levels[tile, row, place, column]) - low
+    if bits == 8:
+        assert stored[tile, place, column // 4, row, column % 4] == value
+    else:  # column 13 is in the second half of its group: the high bits of column 5's byte
+        assert int(stored[tile, place, 5 // 4, row, 5 % 4]) >> 4 == value
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (17, 50), (1, 8), (40, 200)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_weight_is_near(bits, shape):
+    weight = random_weight(*shape)
+    matrix = filled(weight, bits)
+    assert matrix.weight.shape == weight.shape
+    largest = torch.stack([part.abs().amax(1) for part in weight.split(32, dim=1)], dim=1)
+    step = largest / (127 if bits == 8 else 7.4)  # the widest scale that is tried
+    off = (matrix.weight - weight).abs()
+    # Half a step. With 4 bits large weights may be cut off, to 7 / 8.6 of the largest.
+    allowed = step.repeat_interleave(32, dim=1)[:, : shape[1]] * (0.51 if bits == 8 else 1.4)
+    assert (off <= allowed).all()
+    assert not matrix.misfits(weight).any()
+
+
+def test_eight_bits_are_finer_than_four_and_smaller_groups_than_larger():
+    weight = random_weight(64, 256)
+    error = {
+        (bits, group): float((filled(weight, bits, group).weight - weight).square().mean())
+        for bits in (8, 4)
+        for group in (32, 64, 128)
+    }
+    for bits in (8, 4):
+        assert error[bits, 32] < error[bits, 64] < error[bits, 128]
+    assert error[8, 128] < error[4, 32] / 50
+
+
+def test_the_chosen_scale_beats_the_plain_one():
+    weight = random_weight(64, 256)
+    groups = weight.view(64, 8, 32)
+    largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    plain = (groups / (largest / -8)).round().clamp(-8, 7) * (largest / -8)
+    chosen = filled(weight, 4).weight.view_as(groups)
+    assert (chosen - groups).square().mean() < 0.97 * (plain - groups).square().mean()
+
+
+def test_zeros_stay_zeros():
+    weight = random_weight(20, 64)
+    weight[3], weight[:, 32:] = 0, 0
+    for bits in (8, 4):
+        assert (filled(weight, bits).weight[weight == 0] == 0).all()
+
+
+def test_rows_of_an_embedding_are_rows_of_the_table():
+    matrix = filled(random_weight(50, 40), 8)
+    places = torch.tensor([[0, 49], [17, 17]])
+    assert torch.equal(matrix.rows_at(places), matrix.weight[places])
+
+
+def test_a_damaged_level_or_scale_does_not_fit():
+    weight = random_weight(40, 96)
+    for bits in (8, 4):
+        matrix = filled(weight, bits)
+        matrix.packed[1, 2, 0, 5, 0] ^= 1
+        wrong = matrix.misfits(weight)
+        assert wrong.sum() == 1 and wrong[TILE + 5, 2]
+        matrix.packed[1, 2, 0, 5, 0] ^= 1
+        matrix.scales[0, 1, 7] *= 1.5
+        wrong = matrix.misfits(weight)
+        assert wrong.sum() == 1 and wrong[7, 1]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_quantised_model_computes_with_what_its_levels_stand_for(kind):
+    original = random_model(CONFIGS[kind], torch.float32)
+    expected = random_model(CONFIGS[kind], torch.float32)
+    quantised = quantise(original, Format(bits=4, group=32))
+    weights = FullWeights(quantised)
+    assert list(weights).sort() == list(expected.state_dict()).sort()
+    expected.load_state_dict(dict(weights))
+    tokens = random_tokens(expected.config, 2, 7)
+    with torch.no_grad():
+        assert torch.equal(quantised(tokens), expected(tokens))
+    with trace(quantised) as seen:
+        quantised(tokens)
+    assert "layers.1.attn.pattern" in seen
+    norms = [name for name in weights if "norm" in name]
+    assert norms and all(weights.quantised(name) is None for name in norms)
+
+
+def test_the_skeleton_takes_the_state():
+    quantised = quantise(random_model(CONFIGS["gpt2"], torch.float32), Format(bits=8))
+    empty = quantised_empty(quantised.config, Format(bits=8))
+    empty.load_state_dict(quantised.state_dict(), assign=True)
+    tokens = random_tokens(quantised.config, 1, 5)
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(tokens), quantised(tokens))
+
+
+def test_wrong_formats_are_refused():
+    with pytest.raises(ValueError, match="3 bits: expected 8 or 4"):
+        Format(bits=3)
+    with pytest.raises(ValueError, match="groups of 48 weights: expected 32, 64 or 128"):
+        Format(group=48)
+    quantised = quantise(random_model(CONFIGS["gpt2"], torch.float32), Format())
+    with pytest.raises(ValueError, match="quantised already"):
+        quantise(quantised, Format())
