@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny import GPT, LLAMA, random_model
 
-from pellucid.train import Batches, TokenTensor, held_out_windows, tokenise
+from pellucid.models import Config
+from pellucid.train import (
+    Batches,
+    TokenTensor,
+    held_out_windows,
+    next_token_objective,
+    tokenise,
+)
 from pellucid.train.batches import copy_passage
 
 
@@ -167,3 +176,24 @@ def test_held_out_windows_lie_side_by_side():
     assert held_out_windows(torch.arange(3), context=5).tolist() == [[0, 1, 2]]
     with pytest.raises(ValueError, match="1 tokens long"):
         held_out_windows(torch.arange(1), context=5)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt2"])
+def test_the_loss_of_masked_rows_is_that_of_each_document_alone(config: Config):
+    model = random_model(config)
+    stream = torch.randint(1, 97, (300,), generator=torch.Generator().manual_seed(1))
+    stream[torch.arange(0, 300, 11)] = 0
+    batches = Batches(TokenTensor(stream, 0), context=30, batch=3, seed=1, documents=True)
+    batch = batches.at(2)
+    total, count = next_token_objective(model, batch)
+    assert batch.documents is not None
+    expected = 0.0
+    for inputs, targets, documents in zip(*batch, strict=True):
+        for begin in documents.unique().tolist():
+            own = documents == begin
+            logits = model(inputs[own][None])[0]
+            expected += F.cross_entropy(logits, targets[own], reduction="sum").item()
+    assert count == 90
+    assert total.item() == pytest.approx(expected, rel=1e-10)
+    plain, _ = next_token_objective(model, batch._replace(documents=None))
+    assert abs(plain.item() - expected) > 1
