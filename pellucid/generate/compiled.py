@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from pellucid.models import GPT2, Cache, Model
@@ -30,8 +29,10 @@ class FixedLayer(LayerCache):
         self.k[:, :, past.length :] = 0  # looked at through the mask: numbers, though unused
         self.v[:, :, past.length :] = 0
         self.position, self.room = position, room
+        from torch._dynamo import mark_static_address
+
         for held in (self.k, self.v):  # a CUDA graph may write into what never moves
-            torch._dynamo.mark_static_address(held)
+            mark_static_address(held)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, Hkv, 1, D) of this step; return the whole room, (B, Hkv, room, D)."""
