@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ def rows_to(batch: Batch, rows: slice, device: torch.device) -> Batch:
     return Batch(inputs[rows].to(device), targets[rows].to(device), documents)
 
 
-def compile_blocks(model: Model) -> None:
+def compile_blocks(model: Model, **options: Any) -> None:
     """torch.compile on every block, in place: they share one graph, and taps still work."""
     for layer in model.layers:
-        layer.compile()
+        layer.compile(**options)

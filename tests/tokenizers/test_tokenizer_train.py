@@ -64,3 +64,20 @@ def test_transformers_reads_it(trained_folder: Path) -> None:
     assert peer.encode(CORPUS) == ours.encode(CORPUS)
     assert peer.decode(peer.encode(CORPUS)) == CORPUS
     assert (peer.bos_token_id, peer.eos_token_id) == (ours.bos_id, ours.eos_id)
+
+
+def test_characters_as_tokens(tmp_path: Path) -> None:
+    text = "to be, or\nnot to be: that's  \u00e9"
+    made = tokenizers.train_characters([text[:9], text[9:]], tmp_path)
+    tokenizer = tokenizers.load(tmp_path)
+    characters = sorted(set(text))
+    assert tokenizer.vocab_size == made.vocab_size == len(characters)
+    assert tokenizer.encode(text) == [characters.index(character) for character in text]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids) == (None, None, set())
+    stream = tokenizer.stream()
+    assert [stream.push(id) for id in tokenizer.encode("to \u00e9")] == ["t", "o", " ", "\u00e9"]
+    with pytest.raises(ValueError, match="the text cannot be encoded"):
+        tokenizer.encode("Zzz")
+    with pytest.raises(ValueError, match="no text to take characters from"):
+        tokenizers.train_characters([""], tmp_path)

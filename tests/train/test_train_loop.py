@@ -14,18 +14,21 @@ from torch import Tensor, nn
 from pellucid import checkpoints
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, build, initialise
 from pellucid.train import (
+    IGNORED,
     Batch,
     Batches,
     Progress,
+    Ranks,
     Schedule,
     TrainConfig,
     TrainingDiverged,
+    TrainState,
     bits_per_byte,
     evaluate,
     held_out_windows,
     train,
 )
-from pellucid.train.loop import accumulate_gradients
+from pellucid.train.loop import accumulate_gradients, compile_blocks
 
 TEXT = torch.tensor(list(b"the cat sat on the mat and the dog sat on the log; " * 8))
 LLAMA = LlamaConfig(
@@ -189,3 +192,114 @@ def test_a_batch_that_does_not_divide_is_refused():
         settings(1, micro_batch=3)
     with pytest.raises(ValueError, match="eval_every is 0"):
         settings(1, eval_every=0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler's own looking
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_compiled_blocks_share_one_graph_and_evaluation_runs_as_written(config: Config):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, compiled = model_of(config), model_of(config)
+    compile_blocks(compiled, backend=backend)
+    wanted = list(run(plain, settings(6, eval_every=2)))
+    # A held-out text of other lengths would be other graphs.
+    done = list(
+        train(
+            compiled,
+            Batches(TEXT, context=16, batch=8, seed=0),
+            held_out_windows(TEXT, 16, 3),
+            settings(6, eval_every=2),
+        )
+    )
+    assert [step.loss for step in done] == pytest.approx([step.loss for step in wanted], rel=1e-5)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+class Half(Ranks):
+    """One of two ranks; the other's gradients and sums are added by hand."""
+
+    world = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_rows_of_two_ranks_add_up_to_those_of_one(monkeypatch: pytest.MonkeyPatch):
+    tokens = TEXT[: 8 * 17].view(8, 17)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    targets[0, 3:] = IGNORED  # the ranks count differently many
+    batch = Batch(inputs, targets, torch.zeros_like(inputs))
+    config = settings(1, micro_batch=2, clip=0.0)
+
+    model = model_of(GPT2).double()
+    loss, norm = accumulate_gradients(model, batch, config)
+    whole = [parameter.grad for parameter in model.parameters()]
+
+    sums, parts = [], []
+    for rank in range(2):
+        model = model_of(GPT2).double()
+        half = Half(rank)
+        monkeypatch.setattr(half, "sum", lambda values: sums.append(values.clone()) or values)
+        assert len(half.rows(batch).inputs) == 4
+        accumulate_gradients(model, batch, config, ranks=half)
+        # Each rank divided by its own count here; undo it, as a real sum over ranks would.
+        share = sums[-1][1].item() / batch.inputs.numel()
+        parts.append([parameter.grad * share for parameter in model.parameters()])
+    total, count = sum(sums).tolist()
+    assert count == 8 * 16 - 13
+    assert total / count == pytest.approx(loss, abs=1e-12)
+    for one, other, want in zip(*parts, whole, strict=True):
+        got = (one + other) * batch.inputs.numel() / count
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+    assert norm > 0
+
+
+def test_a_state_that_is_saved_and_loaded_trains_on_as_if_nothing_happened(tmp_path: Path):
+    config = GPTConfig(**{**vars(GPT2), "resid_dropout": 0.3})
+    torch.manual_seed(1)
+    wanted = [step.loss for step in run(model_of(config), settings(8))]
+
+    torch.manual_seed(1)
+    model = model_of(config)
+    state = TrainState.begin(model, settings(8))
+    batches, windows = Batches(TEXT, context=16, batch=8, seed=0), held_out_windows(TEXT, 16)
+    steps = train(model, batches, windows, settings(8), state=state)
+    losses = [next(steps).loss for _ in range(3)]
+    state.extra = {"mine": [1, "two"]}
+    state.save(tmp_path, model)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    next(steps)  # goes on, and spoils the random numbers and the optimiser for what follows
+
+    other = model_of(config, seed=9)
+    other.load_state_dict(weights)
+    loaded = TrainState.load(tmp_path, other, settings(8))
+    assert (loaded.step, loaded.tokens, loaded.extra) == (3, 3 * 8 * 16, {"mine": [1, "two"]})
+    losses += [p.loss for p in train(other, batches, windows, settings(8), state=loaded)]
+    assert losses == wanted
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path):
+    model = model_of(GPT2)
+    state = TrainState.begin(model, settings(2))
+    batches, windows = Batches(TEXT, context=16, batch=8, seed=0), held_out_windows(TEXT, 16)
+    list(train(model, batches, windows, settings(2), state=state))
+    state.save(tmp_path, model)
+    wider = model_of(GPTConfig(**{**vars(GPT2), "width": 32, "hidden_width": 0}))
+    with pytest.raises(ValueError, match="training state has exp_avg"):
+        TrainState.load(tmp_path, wider, settings(2))
+    deeper = model_of(GPTConfig(**{**vars(GPT2), "n_layers": 1}))
+    with pytest.raises(ValueError, match="this model not"):
+        TrainState.load(tmp_path, deeper, settings(2))
+
+
+def test_a_batch_with_nothing_to_predict_is_refused():
+    inputs = torch.zeros(8, 16, dtype=torch.long)
+    batch = Batch(inputs, torch.full_like(inputs, IGNORED))
+    with pytest.raises(ValueError, match="no target to predict"):
+        accumulate_gradients(model_of(GPT2), batch, settings(1))

@@ -29,6 +29,16 @@ def test_a_held_peak_postpones_the_cosine():
     assert [schedule.rate(step) for step in range(8)] == pytest.approx(wanted, abs=1e-15)
 
 
+def test_the_other_ways_down():
+    def rates(shape: str, hold: int = 0) -> list[float]:
+        schedule = Schedule(peak=1.0, final=0.2, warmup=2, steps=7, hold=hold, shape=shape)
+        return [schedule.rate(step) for step in range(7)]
+
+    assert rates("linear") == pytest.approx([0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+    assert rates("linear", hold=2) == pytest.approx([0.5, 1, 1, 1, 1, 0.6, 0.2])  # WSD
+    assert rates("constant") == [0.5, 1, 1, 1, 1, 1, 1]
+
+
 def test_no_warm_up_and_a_single_step():
     assert Schedule(peak=1.0, final=0.0, warmup=0, steps=1).rate(0) == 1.0
 
@@ -41,6 +51,7 @@ def test_no_warm_up_and_a_single_step():
         ({"warmup": 3, "hold": 7}, "3 warm-up steps and 7 at the peak"),
         ({"final": 2.0}, "from 1 down to 2"),
         ({"peak": float("nan")}, "from nan"),
+        ({"shape": "cubic"}, "schedule 'cubic': expected one of cosine, linear, constant"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(change: dict, message: str):
@@ -76,3 +87,8 @@ def test_a_step_decays_a_matrix_by_rate_times_decay_and_leaves_a_bias():
 
 def test_betas_are_those_of_language_models():
     assert adamw(nn.Linear(2, 2)).defaults["betas"] == (0.9, 0.95)
+
+
+def test_everything_decays_where_that_is_asked_for():
+    groups = parameter_groups(nn.Linear(2, 2), 0.1, decay_all=True)
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.1)]
