@@ -16,9 +16,10 @@ from math import prod
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,11 +66,8 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
         torch.cuda.set_device(place)
     limit = timedelta(seconds=timeout)
     backend = "nccl" if kind == "cuda" else "gloo"
-    if not ranks_launched():
-        store = HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
-    else:
-        dist.init_process_group(backend, timeout=limit)
+    store, rank, world = _meeting_place(limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
     try:
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
@@ -79,9 +77,22 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
             raise
         raise ConnectionError(
             f"rank {os.environ.get('RANK', '0')} lost another rank and stops; the last checkpoint "
-            f"is whole ({str(error).splitlines()[0]})"
+            f"is whole ({str(error).splitlines()[0].split('. ')[0]})"
         ) from error
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _meeting_place(limit: timedelta) -> tuple[Store, int, int]:
+    """The store where ranks find each other, the number of this one, and of all.
+
+    torchrun keeps one store for all attempts: each gets names of its own in it, so that nobody
+    waits for a rank of the attempt before.
+    """
+    if not ranks_launched():
+        return HashStore(), 0, 1
+    store, rank, world = next(rendezvous("env://", timeout=limit))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt {attempt}", store), rank, world
 
 
 def _lost(error: RuntimeError) -> bool:
