@@ -139,6 +139,7 @@ def _run(
     text = read_text(settings, tokenizer, out, quiet=quiet)
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
     steps = settings.steps or settings.epochs * per_epoch
+    _check_prompt(settings, tokenizer, model.config.context_length)
     if not ranks_launched():  # they place and prepare it when it is spread over them
         model.to(settings.device)
         if settings.recompute:
@@ -159,6 +160,13 @@ def _run(
         state=TrainState.begin(model, config),
         quiet=quiet,
     )
+
+
+def _check_prompt(settings: Namespace, tokenizer: Tokenizer, context: int) -> None:
+    """A prompt that cannot be sampled from shows now, not in the middle of the run."""
+    length = len(tokenizer.encode(settings.prompt)) if settings.sample_every else 0
+    if length + 1 >= context:
+        raise ValueError(f"the prompt has {length} tokens, and {context} are in view: shorten it")
 
 
 # ── Text ─────────────────────────────────────────────────────────────────────────────────────────
