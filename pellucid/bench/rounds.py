@@ -38,6 +38,7 @@ class Plan:
     repeats   readings of the bandwidth, before and after each turn
     gemm      sizes of the matrix products
     threads   of every engine and of the limits
+    measures  which of MEASURES
     """
 
     rounds: int = 2
@@ -50,8 +51,12 @@ class Plan:
     repeats: int = 3
     gemm: tuple[int, ...] = (1024, 2048, 4096)
     threads: int = 0
+    measures: tuple[str, ...] = MEASURES
 
     def __post_init__(self) -> None:
+        for measure in self.measures:
+            if measure not in MEASURES:
+                raise ValueError(f"unknown measure {measure!r}: expected {', '.join(MEASURES)}")
         for name in ("rounds", "prompt", "new", "prefill", "batch", "batch_new", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
@@ -154,7 +159,7 @@ class Rounds:
         self._crew.dismiss(name)
 
     def _one_round(self) -> None:
-        for measure in ("load", *MEASURES):
+        for measure in ("load", *self.plan.measures):
             for name in list(self._candidates):
                 self._say(f"round {self._round + 1} of {self.plan.rounds}: {measure}, {name}")
                 try:

@@ -41,6 +41,9 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", metavar="NAME", help="divide by this engine (default: first)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each engine (default 2)")
     parser.add_argument("--loads", type=int, metavar="N", help="timed fresh starts (default 1)")
+    parser.add_argument(
+        "--measures", metavar="NAME,…", help="decode, prefill, batched (default: all three)"
+    )
     parser.add_argument("--quick", action="store_true", help="one short round, for a first look")
     parser.add_argument("--threads", type=int, default=0, help="default: the cores that are free")
     parser.add_argument(
@@ -122,7 +125,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     from pellucid.bench.rounds import QUICK, Plan
 
     given = {name: getattr(arguments, name) for name in ("rounds", "loads", "threads")}
-    stated = {name: value for name, value in given.items() if value is not None}
+    stated: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if arguments.measures:
+        stated["measures"] = tuple(arguments.measures.split(","))
     return replace(QUICK if arguments.quick else Plan(), **stated)
 
 

@@ -60,6 +60,7 @@ def test_the_names_can_be_listed(capsys):
         (["--shape", "no-such-shape"], "no-such-shape"),
         (["--rounds", "0"], "rounds is 0"),
         (["--threads", "-1"], "threads is -1"),
+        (["--measures", "decode,speed"], "unknown measure 'speed': expected decode, prefill"),
         (["--baseline", "x"], "baseline 'x' is not among"),
     ],
 )
