@@ -13,6 +13,7 @@ import mmap
 import pickle
 import sys
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,15 +77,17 @@ class SafetensorsFile:
 
         self.path, self.paths = path, (path,)
         _refuse_pointer(path)
-        names = _tensor_names(path)
+        self._places = _places(path)
         try:
-            self._handle: Any = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as handle:
+                self.entries = {name: self._stored(handle, name) for name in self._places}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-        self.entries = {name: self._stored(name) for name in names}
+        self._size = path.stat().st_size
+        self._bytes = self._mapped()
 
-    def _stored(self, name: str) -> Stored:
-        stored = self._handle.get_slice(name)
+    def _stored(self, handle: Any, name: str) -> Stored:
+        stored = handle.get_slice(name)
         dtype = stored.get_dtype()
         if dtype not in _DTYPES:
             raise ValueError(
@@ -93,12 +96,22 @@ class SafetensorsFile:
         return Stored(tuple(stored.get_shape()), _DTYPES[dtype])
 
     def read(self, name: str) -> Tensor:
-        """The tensor, mapped; nothing else is read."""
-        return self._handle.get_tensor(name)
+        """The tensor, mapped, not a byte of it read yet (the library's own reads the first)."""
+        stored, (begin, end) = self.entries[name], self._places[name]
+        if end == begin:
+            return torch.empty(stored.shape, dtype=stored.dtype)
+        nothing = torch.empty(0, dtype=stored.dtype, device="cpu")
+        return nothing.set_(self._bytes[begin:end]).view(stored.shape)
 
     def reopened(self) -> SafetensorsFile:
         """The same file through a mapping of its own."""
-        return SafetensorsFile(self.path)
+        fresh = copy(self)
+        fresh._bytes = self._mapped()
+        return fresh
+
+    def _mapped(self) -> Any:
+        """The whole file in memory, private (not shared): not a byte of it is read yet."""
+        return torch.UntypedStorage.from_file(str(self.path), False, self._size)
 
 
 class SafetensorsFolder:
@@ -176,8 +189,10 @@ def _refuse_pointer(path: Path) -> None:
             raise ValueError(f"{path}: only a Git LFS pointer; fetch the file itself: git lfs pull")
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Names in a safetensors header; ValueError where the header does not fit the file's size.
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> where a tensor begins and ends in a safetensors file, in bytes.
+
+    ValueError where the header does not fit the file's size.
 
     The library finds that too, but without the numbers; it also finds holes and overlaps.
     """
@@ -192,9 +207,12 @@ def _tensor_names(path: Path) -> list[str]:
         try:
             stated = json.loads(file.read(length))
             stated.pop("__metadata__", None)
-            expected = (
-                8 + length + max((each["data_offsets"][1] for each in stated.values()), default=0)
-            )
+            first = 8 + length
+            places = {
+                name: (first + each["data_offsets"][0], first + each["data_offsets"][1])
+                for name, each in stated.items()
+            }
+            expected = max((end for _, end in places.values()), default=first)
             wrong = size != expected
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(f"{path}: its header is not a safetensors header") from None
@@ -203,7 +221,7 @@ def _tensor_names(path: Path) -> list[str]:
             f"{path}: {size:,} bytes, but its header describes {expected:,}; "
             f"{'the download was cut short' if size < expected else 'something was appended'}"
         )
-    return list(stated)
+    return places
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -229,6 +247,8 @@ def read_pages(tensor: Tensor) -> None:
     The kernel then reads far ahead and maps large pieces at once. Touching the pages one after the
     other, as a matrix product does, reads a file that is not in memory at half the speed or less.
     """
+    if not tensor.is_contiguous():  # a transposed matrix: all of what it is a view of
+        tensor = torch.empty(0, dtype=torch.uint8, device="cpu").set_(tensor.untyped_storage())
     if not _advise(tensor, _POPULATE_READ):
         _advise(tensor, _WILLNEED)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pellucid.checkpoints import hf, meta
-from pellucid.checkpoints.files import forget_pages
+from pellucid.checkpoints.files import forget_pages, read_pages
 from pellucid.checkpoints.hub import resolve
 from pellucid.checkpoints.quantised import QuantisedWeights, open_quantised, quantised_format
 from pellucid.checkpoints.weights import Weights
@@ -91,6 +93,7 @@ def load_model(
 
     The model is built without memory, then each parameter is the mapped tensor itself where dtype
     and device are as stored, and is converted on its own otherwise, so nothing is held twice.
+    Mapping takes no time; the bytes are read in the background, in the order of the forward pass.
     Training in place changes the memory of this model only: not the file, not the checkpoint's
     weights, not another model loaded from it.
     """
@@ -102,7 +105,21 @@ def load_model(
     weights.check_redundant()
     tensors = {name: placed(weights[name], dtype, device) for name in weights}
     model.load_state_dict(tensors, strict=True, assign=True)
+    if device.type == "cpu":
+        # the embedding last: the first tokens want a few of its rows, a tied head all of them
+        order = sorted(tensors, key=lambda name: name == "embed.weight")
+        arguments = (weakref.ref(model), [tensors[name] for name in order])
+        threading.Thread(target=_read_ahead, args=arguments, daemon=True).start()
     return model.eval()
+
+
+def _read_ahead(model: weakref.ref[Model], tensors: list[Tensor]) -> None:
+    """Read the mapped weights from the disk, in the order in which the first pass wants them.
+
+    The pass itself would wait for each page as it comes to it. Ends when the model is let go.
+    """
+    while tensors and model() is not None:
+        read_pages(tensors.pop(0))
 
 
 def placed(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

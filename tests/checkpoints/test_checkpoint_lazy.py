@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pellucid import checkpoints
-from pellucid.checkpoints import files
+from pellucid.checkpoints import files, load
 
 LAYOUTS = ("hf", "meta", "meta2")
 
@@ -46,6 +46,16 @@ def test_only_the_tensor_asked_for_is_read(folder, monkeypatch):
     tensor = weights[name]
     assert set(read) == {weights.stored_name(name)}
     assert tuple(tensor.shape) == shapes[name]
+
+
+@in_each_layout
+def test_weights_are_read_ahead_in_the_background(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(load, "read_pages", lambda tensor: read.append(tensor.data_ptr()))
+    monkeypatch.setattr(load.threading.Thread, "start", load.threading.Thread.run)
+    model = checkpoints.load_model(checkpoints.open_checkpoint(folder))
+    names = [*list(model.state_dict())[1:], "embed.weight"]  # the embedding last
+    assert read == [model.state_dict()[name].data_ptr() for name in names]
 
 
 @in_each_layout
@@ -142,6 +152,8 @@ def test_forgotten_pages_come_back_from_the_file(tmp_path):
     files.forget_pages(a)
     files.forget_pages(a[:10])  # less than a page: nothing to do
     files.forget_pages(torch.empty(0))
+    for tensor in (a, a[:10], a.view(1000, 100).t(), torch.empty(0)):
+        files.read_pages(tensor)
     assert torch.equal(a, large)
     assert torch.equal(file.read("b"), large + 1)
 
