@@ -101,7 +101,7 @@ class FinetuneRun:
         self.loss, self.held_out_loss = extra["loss"], extra["held_out_loss"]
         self.first_loss = extra["first_loss"]
         self.saved_step = self.state.step
-        self.display.before = (self.state.step, self.state.tokens, self.state.seconds)
+        self.display.begin_at(self.state.step, self.state.tokens, self.state.seconds)
 
     def _fingerprint(self) -> dict[str, str]:
         """File -> SHA-256 of everything that examples came from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from pellucid.train import Progress
 
 
+RECENT = 20  # steps over which speed is taken, so that compiling in the first soon is forgotten
+
+
 class Display:
     """A bar on a terminal, a line every tenth step in a pipe, nothing when `quiet`.
 
@@ -24,7 +28,7 @@ class Display:
     def __init__(self, steps: int, *, quiet: bool) -> None:
         self.steps, self.quiet = steps, quiet
         self.flops_per_token, self.peak = 0, 0.0
-        self.before: tuple[int, int, float] = (0, 0, 0.0)  # step, tokens, seconds of earlier runs
+        self._recent = deque([(0, 0, 0.0)], maxlen=RECENT)  # step, tokens, seconds
         self.console = console(stderr=quiet)
         self._held_out = ""
         self._bar: Bar | None = None
@@ -36,7 +40,7 @@ class Display:
             )
             done = TextColumn("{task.completed}/{task.total}")
             self._bar = Bar(done, BarColumn(bar_width=10), facts, console=self.console)
-            self._bar.add_task("", total=self.steps, completed=self.before[0])
+            self._bar.add_task("", total=self.steps, completed=self._recent[0][0])
             self._bar.start()
         return self
 
@@ -49,6 +53,11 @@ class Display:
         """A line, above the bar where there is one."""
         if not self.quiet:
             self.console.print(text, markup=False)
+
+    def begin_at(self, step: int, tokens: int, seconds: float) -> None:
+        """A run that goes on: what was done before is in no speed."""
+        self._recent.clear()
+        self._recent.append((step, tokens, seconds))
 
     def opening(self, facts: Mapping[str, Any], bfloat16: bool) -> None:
         """What is about to be trained, on what."""
@@ -71,7 +80,8 @@ class Display:
         """One step done."""
         if progress.held_out_loss is not None:
             self._held_out = f"  held out {progress.held_out_loss:.3f}"
-        step, tokens, seconds = self.before
+        step, tokens, seconds = self._recent[0]
+        self._recent.append((progress.step, progress.tokens, progress.seconds))
         took = progress.seconds - seconds
         speed = (progress.tokens - tokens) / took
         left = took / (progress.step - step) * (self.steps - progress.step)

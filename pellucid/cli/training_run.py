@@ -133,7 +133,7 @@ class Run:
             self.batches.restore(extra["batches"])
         self.loss, self.held_out_loss = extra["loss"], extra["held_out_loss"]
         self.saved_step = self.step
-        self.display.before = (self.step, self.state.tokens, self.state.seconds)
+        self.display.begin_at(self.step, self.state.tokens, self.state.seconds)
 
     def fit(self, stop: Stop) -> None:
         """Train to the end or until `stop`, then evaluate on all held-out text and save."""
@@ -240,6 +240,9 @@ class Run:
         }
         if progress.held_out_loss is not None:
             scalars["loss/held out"] = progress.held_out_loss
+            scalars["bits per byte"] = bits_per_byte(
+                progress.held_out_loss, len(self.held_out), self.held_out_bytes
+            )
         self.events.add(progress.step, scalars)
 
     @contextmanager

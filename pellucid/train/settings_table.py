@@ -65,7 +65,7 @@ SETTINGS: tuple[Setting, ...] = (
             "stands between two documents of a text file | a file is one",
         ),
         ("tokenizer", str, None, "a tokenizer to use, or 'characters' | a BPE is learnt"),
-        ("tokens", str, None, "folder of tokenised text, to share between runs | OUT/tokens"),
+        ("tokens", str, None, "folder of tokenised text, to share between runs | RUN/tokens"),
         ("vocab", int, 2048, "tokens of the byte-level BPE that is learnt"),
         ("begin", bool, True, "put the tokenizer's begin or end token before each document"),
         ("hold_out", int, 40, "hold out each N-th document; of fewer, the last tenth of each"),
@@ -132,7 +132,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("sample_every", int, 200, "steps between samples; 0: none"),
         ("prompt", str, "def", "where samples begin"),
         ("dtype", str, "float32", "of the best model's file | one of: float32, bfloat16"),
-        ("tensorboard", bool, True, "write event files into OUT/tensorboard"),
-        ("plot", bool, True, "draw the losses into OUT/loss.png"),
+        ("tensorboard", bool, True, "write event files into RUN/tensorboard"),
+        ("plot", bool, True, "draw the losses into RUN/loss.png"),
     ),
 )
