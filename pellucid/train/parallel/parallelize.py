@@ -76,12 +76,7 @@ def parallelize(
         for method in ("hidden", "logits"):  # called apart from forward by objectives
             register_fsdp_forward_method(model, method)
     elif layout.data > 1:
-        ranks.wrapped = DistributedDataParallel(
-            _Step(model, objective),
-            process_group=mesh.get_group("data"),
-            gradient_as_bucket_view=True,  # gradients lie in the buckets, not a second time
-        )
-        ranks.wrapped.register_comm_hook(mesh.get_group("data"), _summed)
+        ranks.wrapped = _copied(_Step(model, objective), mesh.get_group("data"))
         return _through(ranks.wrapped)
     return objective
 
@@ -97,6 +92,13 @@ class _Step(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Sum of losses and their number."""
         return self.objective(self.model, batch)
+
+
+def _copied(step: _Step, group: dist.ProcessGroup) -> DistributedDataParallel:
+    # Gradients as views of the buckets that are exchanged: no second copy of them.
+    wrapped = DistributedDataParallel(step, process_group=group, gradient_as_bucket_view=True)
+    wrapped.register_comm_hook(group, _summed)
+    return wrapped
 
 
 def _through(wrapped: DistributedDataParallel) -> Objective:

@@ -1,0 +1,80 @@
+"""Activation checkpointing: the same gradients, nothing but inputs kept, and no tracing with it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import CONFIGS, random_model, random_tokens
+
+from pellucid.cli.training_ranks import layout
+from pellucid.trace import trace
+from pellucid.train.batches import Batch
+from pellucid.train.objective import next_token_objective
+from pellucid.train.parallel import ranks_launched
+from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.settings import resolve
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_gradients_are_the_same_to_the_bit(kind):
+    config = CONFIGS[kind]
+    plain, again = random_model(config), random_model(config)
+    recompute_blocks(again)
+    assert [name for name, _ in again.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    tokens = random_tokens(config, 2, 9)
+    for model in (plain, again):
+        next_token_objective(model, Batch(tokens, tokens))[0].backward()
+    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_a_trace_with_gradients_is_refused_and_one_without_is_not():
+    config = CONFIGS["llama-gqa"]
+    model, plain = random_model(config), random_model(config)
+    recompute_blocks(model)
+    tokens = random_tokens(config, 1, 5)
+    refused = pytest.raises(ValueError, match="activation checkpointing.*switch one of the two off")
+    with refused, trace(model, gradients=True):
+        model(tokens)
+    with trace(model) as seen:
+        model(tokens)
+    with trace(plain) as wanted:
+        plain(tokens)
+    assert list(seen) == list(wanted)
+    assert torch.equal(seen["logits"], wanted["logits"])
+
+
+def settings(**given):
+    return resolve({"stdlib": True, "batch": 8, **given})
+
+
+def test_settings_make_a_layout():
+    assert layout(settings(), 4) == Layout(data=4)
+    assert layout(settings(parallel="fsdp"), 2) == Layout(data=2, sharded=True)
+    assert layout(settings(parallel="tp"), 4) == Layout(tensor=4)
+    wide = Layout(data=2, tensor=2, sharded=True)
+    assert layout(settings(parallel="fsdp", tensor=2), 4) == wide
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "message"),
+    [
+        ({"parallel": "fsdp", "tensor": 3}, 4, "--tensor 3: expected a divisor of 4"),
+        ({"tensor": 2}, 4, "DDP does not take split matrices"),
+        ({}, 3, "a batch of 8 rows does not divide among 3 ranks: choose a multiple of 3"),
+    ],
+)
+def test_settings_that_do_not_divide(given, ranks, message):
+    with pytest.raises(ValueError, match=message):
+        layout(settings(**given), ranks)
+
+
+def test_without_torchrun_there_are_no_ranks():
+    assert ranks_launched({}) == 0
+    assert ranks_launched({"WORLD_SIZE": "4"}) == 0  # some schedulers set that alone
+    assert ranks_launched({"WORLD_SIZE": "4", "RANK": "2"}) == 4
