@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 import pellucid
 from pellucid import checkpoints, tokenizers
-from pellucid.generate import Sampling, TextStream, encode_prompt, generate_tokens, stream_text
+from pellucid.generate import (
+    Sampling,
+    TextStream,
+    encode_prompt,
+    generate_tokens,
+    stream_text,
+    usual_length,
+)
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
 
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from pellucid.tokenizers import Tokenizer
 
 Prompt = str | Sequence[int]
+Length = int | Literal["usual"] | None
 
 
 def load(
@@ -120,7 +128,7 @@ class LanguageModel:
         check_tokens(tokens, self.config)
         return tokens
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: int | None = 128, **options: Any) -> str:
+    def generate(self, prompt: Prompt, *, max_new_tokens: Length = "usual", **options: Any) -> str:
         """The text that follows `prompt`; the options are those of `stream`."""
         return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, **options))
 
@@ -128,7 +136,7 @@ class LanguageModel:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int | None = 128,
+        max_new_tokens: Length = "usual",
         stop: Sequence[str] = (),
         seed: int | None = None,
         slide: bool = False,
@@ -137,7 +145,8 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
 
-        max_new_tokens  None: until the model stops or its context is full
+        max_new_tokens  "usual": 128, fewer where the context ends before; None: until the model
+                        stops or its context is full
         stop            strings before which the text ends
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
@@ -156,7 +165,7 @@ class LanguageModel:
         return (piece for (piece,) in rows if piece)
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: int | None = 128, **options: Any
+        self, prompts: Sequence[Prompt], *, max_new_tokens: Length = "usual", **options: Any
     ) -> list[str]:
         """As `generate` for several prompts at once; each row's text is the one it has alone."""
         own = ("stop", "seed", "slide", "fast")
@@ -167,8 +176,15 @@ class LanguageModel:
         )
         return [completion.text for completion in stream.complete()]
 
-    def _stream(self, rows: Sequence[Sequence[int]], **options: Any) -> TextStream:
-        return stream_text(self.model, self.tokenizer, rows, **options)
+    def _stream(
+        self, rows: Sequence[Sequence[int]], *, max_new_tokens: Length, **options: Any
+    ) -> TextStream:
+        if max_new_tokens == "usual":
+            slide = options.get("slide", False)
+            max_new_tokens = usual_length(self.config, rows, slide=slide)
+        return stream_text(
+            self.model, self.tokenizer, rows, max_new_tokens=max_new_tokens, **options
+        )
 
     def trace(
         self,

@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING
 from pellucid.cli.common import add_model_arguments, console, load_model, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pellucid.generate import Completion, Conversation, Sampling
-    from pellucid.language_model import LanguageModel
 
-MAX_NEW_TOKENS = 128
 FAST = {"auto": None, "fast": True, "plain": False}  # --engine
 COMMANDS = """\
 /system TEXT  how the model should behave from now on; without TEXT, nothing special
@@ -35,7 +31,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="text to continue, - for standard input; several make a batch, none starts a new text",
     )
-    _add_text_arguments(parser, f"{MAX_NEW_TOKENS}, less where the context ends before")
+    _add_text_arguments(parser, "128, less where the context ends before")
     parser.add_argument("--no-bos", action="store_true", help="do not begin with the bos token")
     parser.add_argument(
         "--specials",
@@ -123,7 +119,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Continue one prompt, streaming, or several at once."""
-    from pellucid.generate import encode_prompt, stream_text
+    from pellucid.generate import encode_prompt, stream_text, usual_length
 
     sampling = _sampling(arguments)
     prompts = [_from_stdin() if prompt == "-" else prompt for prompt in arguments.prompt]
@@ -134,12 +130,15 @@ def generate(arguments: argparse.Namespace) -> None:
         encode_prompt(lm.tokenizer, prompt, bos=bos, specials=arguments.specials)
         for prompt in prompts
     ]
+    length = arguments.max_new_tokens
+    if length is None:
+        length = usual_length(lm.config, ids, slide=arguments.slide)
     stream = stream_text(
         lm.model,
         lm.tokenizer,
         ids,
         sampling=sampling,
-        max_new_tokens=_max_new_tokens(arguments, lm, ids),
+        max_new_tokens=length,
         stop=arguments.stop,
         seed=seed,
         slide=arguments.slide,
@@ -161,21 +160,6 @@ def generate(arguments: argparse.Namespace) -> None:
     else:
         for prompt, completion in zip(prompts, stream.complete(), strict=True):
             _write(f"{prompt}{completion.text}\n\n")
-
-
-def _max_new_tokens(
-    arguments: argparse.Namespace, lm: LanguageModel, prompts: Sequence[Sequence[int]]
-) -> int:
-    """What was asked for; else as many as usual, or as few as the context has room for."""
-    from pellucid.generate import context_limit
-
-    if arguments.max_new_tokens is not None:
-        return arguments.max_new_tokens
-    if arguments.slide or lm.config.family == "gpt2":
-        return MAX_NEW_TOKENS
-    # At least one, so that a prompt that fills the context is refused with the numbers.
-    room = context_limit(lm.config) - max(map(len, prompts))
-    return max(1, min(MAX_NEW_TOKENS, room))
 
 
 def _from_stdin() -> str:

@@ -9,6 +9,7 @@ from pellucid.generate.engine import (
     context_limit,
     generate_plain,
     generate_tokens,
+    usual_length,
 )
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import (
@@ -31,4 +32,5 @@ __all__ = [
     "generate_tokens",
     "row_seed",
     "stream_text",
+    "usual_length",
 ]

@@ -23,6 +23,7 @@ from pellucid.generate.fast import FastSteps
 from pellucid.generate.sample import Sampling, next_tokens, row_generators
 from pellucid.models import Cache, Config, LlamaConfig, Model
 
+MAX_NEW_TOKENS = 128  # where nobody says how many
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
 
 
@@ -32,6 +33,17 @@ def context_limit(config: Config) -> int:
         original = config.rope.original_context or config.context_length
         return max(config.context_length, int(original * config.rope.factor))
     return config.context_length
+
+
+def usual_length(config: Config, prompts: Sequence[Sequence[int]], *, slide: bool = False) -> int:
+    """New tokens where nobody says how many: `MAX_NEW_TOKENS`, or what the context has room for.
+
+    At least one, so that a prompt that fills the context is refused with the numbers.
+    """
+    if slide or config.family == "gpt2":  # the context slides
+        return MAX_NEW_TOKENS
+    room = context_limit(config) - max(map(len, prompts), default=0)
+    return max(1, min(MAX_NEW_TOKENS, room))
 
 
 def generate_plain(
