@@ -42,8 +42,8 @@ class Job:
     layout: str
     shape: str = "llama-gqa"
     recompute: bool = False
-    compile: bool = False
     micro_batch: int = 1
+    bfloat16: bool = False
     load: str = ""
     save: str = ""
 
@@ -65,9 +65,9 @@ class Rows:
 
 
 def run(job: Job, folder: Path) -> dict:
-    """Train as `job` says, in float64; losses, norms, held-out losses and the size of a rank."""
+    """Train as `job` says: losses, norms, held-out losses, and the numbers that a rank holds."""
     config = SHAPES[job.shape]
-    model: Model = random_model(config)
+    model: Model = random_model(config, torch.float32 if job.bfloat16 else torch.float64, "meta")
     settings = TrainConfig(
         schedule=Schedule(peak=1e-2, final=1e-3, warmup=1, steps=STEPS),
         batch=ROWS,
@@ -78,7 +78,11 @@ def run(job: Job, folder: Path) -> dict:
     if dist.is_initialized():
         ranks = DistributedRanks(layout, torch.device("cpu"))
         objective = parallelize(
-            model, ranks, objective, recompute=job.recompute, compile=job.compile
+            model,
+            ranks,
+            objective,
+            recompute=job.recompute,
+            bfloat16=job.bfloat16,
         )
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     state = TrainState.begin(model, settings)

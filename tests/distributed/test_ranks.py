@@ -34,6 +34,7 @@ TWO = [
     Job(layout="fsdp", shape="gpt2", load="four"),
     Job(layout="tp", shape="gpt2", load="one", recompute=True),
     Job(layout="ddp", shape="gpt2", load="one"),
+    Job(layout="fsdp", shape="llama-gqa", recompute=True, bfloat16=True),
 ]
 
 
@@ -65,6 +66,12 @@ def test_ranks_compute_what_one_process_does(found: Found, count, place):
     job = (FOUR if count == 4 else TWO)[place]
     one = found.alone[job.shape]
     after = 2 if job.load else 0  # a resumed run has the rest of the steps
+    if job.bfloat16:
+        assert of_job[0]["losses"] == pytest.approx(one["losses"], rel=1e-2)
+        assert of_job[0]["norms"] == pytest.approx(
+            one["norms"], rel=5e-2
+        )  # 4 steps of rounding at 2^-8
+        return
     for rank in of_job:
         assert rank["losses"] == pytest.approx(one["losses"][after:], rel=1e-11)
         assert rank["norms"] == pytest.approx(one["norms"][after:], rel=1e-11)

@@ -66,6 +66,7 @@ def parallelize(
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if bfloat16 else None,
             reduce_dtype=torch.float32 if bfloat16 else None,
+            cast_forward_inputs=False,  # cos and sin stay float32; the rest has the weights' dtype
         )
         for module in (*model.layers, model):
             fully_shard(module, mesh=mesh["data"], mp_policy=policy)
