@@ -99,7 +99,12 @@ def from_model(
     fused   watch the fused attention kernel instead of the named steps
     copies  run every row so many times in one batch, and look at the first: other kernels, the
             same numbers
+
+    ValueError for a model that has no values for some of its weights.
     """
+
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{label}: a diff needs the weights in memory: load without stream")
 
     def run(rows: Batch, steps: int) -> Trace:
         repeated = [row for _ in range(copies) for row in rows]

@@ -311,6 +311,8 @@ def test_what_streamed_weights_cannot_do():
         lm.trace("a", gradients=lambda logits: logits.sum())
     with pytest.raises(ValueError, match="has none to copy"):
         deepcopy(lm)
+    with pytest.raises(ValueError, match="a diff needs the weights in memory"):
+        pellucid.diff(lm, pellucid.load("demo"), prompt="a")
 
 
 def test_quantised_weights_walk_in_order_and_are_not_streamed(tmp_path):
