@@ -181,11 +181,10 @@ class Generation(Iterator[list[int | None]]):
             padding, tokens = self._padding[row], self._rows[row]
             start = max(len(tokens) - self._window, held - padding, 0)
             feed[row] = [_FILL] * max(padding - held, 0) + tokens[start:]
-        if held and columns - held == 1:
-            logits = self._fast.step([row[0] for row in feed], self._cache, self._padding)
-            if logits is not None:
-                self._keep()
-                return logits
+        logits = self._fast.step(feed, self._cache, self._padding)
+        if logits is not None:
+            self._keep()
+            return logits
         # Only a trace that asks for gradients leaves them on; it has then been opened around us.
         with torch.set_grad_enabled(torch.is_grad_enabled() and trace.is_open()):
             logits = self._model(

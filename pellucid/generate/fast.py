@@ -16,6 +16,7 @@ from torch import Tensor
 from pellucid import trace
 from pellucid.generate import native
 from pellucid.models import Cache, Model
+from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
 
@@ -50,33 +51,56 @@ class FastSteps:
 
     def step(
         self,
-        tokens: Sequence[int],
+        tokens: Sequence[Sequence[int]],
         cache: Cache,
         starts: Sequence[int],
         recording: native.Recording | None = None,
     ) -> Tensor | None:
-        """One token per row after what `cache` holds -> logits (B, V), or None: not this way.
+        """Tokens (B, T) after what `cache` holds -> logits (B, V), or None: not this way.
 
-        An open trace is for the model's own code, which names its steps.
+        One token per row is a decoding step. More are a prompt, which PyTorch's products of whole
+        matrices take in faster; only quantised matrices go through it here, as they are. An open
+        trace is for the model's own code, which names its steps.
         """
-        if not self._possible or trace.is_open() or cache.length >= self._length:
+        rows, length = len(tokens), len(tokens[0])
+        if not self._possible or trace.is_open() or cache.length + length > self._length:
             return None
         if self._on_gpu:
-            from pellucid.generate.compiled import CompiledSteps  # imports torch's compiler
-
-            if self._compiled is None or self._compiled.cache is not cache:
-                self._compiled = CompiledSteps(self._model, cache, self._length)
-            return self._compiled.step(tokens, cache, starts)
-        if len(tokens) > native.MOST_ROWS:
+            return (
+                self._on_gpu_step(tokens, cache, starts) if length == 1 and cache.length else None
+            )
+        if rows > native.MOST or (length > 1 and not is_quantised(self._model)):
             return None
         if self._decoder is None:
             made = native.building().ready()
             if made is None:
                 return None
             self._decoder = native.Decoder(made, self._model, length=self._length)
-        seen = cache.length
-        cache.reserve(min(self._length, max(seen + 64, 2 * seen)))
-        return self._decoder.step(tokens, cache, starts, recording)
+        room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
+        self._begin(cache, rows, room)
+        logits, at_once = None, native.MOST // rows
+        for first in range(0, length, at_once):
+            some = [row[first : first + at_once] for row in tokens]
+            last = first + at_once >= length
+            logits = self._decoder.step(some, cache, starts, recording, wanted=last)
+        return logits
+
+    def _begin(self, cache: Cache, rows: int, room: int) -> None:
+        """Room in the cache, also of one that holds nothing yet."""
+        config, like = self._model.config, self._model.norm.weight
+        for layer in cache.layers:
+            if layer.k is None:
+                layer.begin(rows, config.n_kv_heads, room, like.detach(), config.head_dim)
+        cache.reserve(room)
+
+    def _on_gpu_step(
+        self, tokens: Sequence[Sequence[int]], cache: Cache, starts: Sequence[int]
+    ) -> Tensor:
+        from pellucid.generate.compiled import CompiledSteps  # imports torch's compiler
+
+        if self._compiled is None or self._compiled.cache is not cache:
+            self._compiled = CompiledSteps(self._model, cache, self._length)
+        return self._compiled.step([row[0] for row in tokens], cache, starts)
 
 
 def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace:
@@ -100,7 +124,7 @@ def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace
     for step in range(steps):
         chosen = [row[step] for row in following] if following else logits.argmax(-1).tolist()
         recording, place = native.Recording(), cache.length
-        logits = engine.step(chosen, cache, starts, recording)
+        logits = engine.step([[token] for token in chosen], cache, starts, recording)
         assert logits is not None, "a model that was accepted is decoded"
         positions = torch.tensor([[place - start] for start in starts])
         found = {"tokens": torch.tensor(chosen)[:, None]}

@@ -30,6 +30,11 @@ class LayerCache:
         self.length = end
         return self.k[:, :, :end], self.v[:, :, :end]
 
+    def begin(self, batch: int, kv_heads: int, room: int, like: Tensor, width: int) -> None:
+        """Empty keys and values (B, Hkv, room, D) in the dtype and place of `like`."""
+        self.k = like.new_empty(batch, kv_heads, room, width)
+        self.v = like.new_empty(batch, kv_heads, room, width)
+
     def reserve(self, length: int) -> None:
         """Room for `length` tokens, row by row in memory, for code that writes there itself."""
         if self.k is None or self.v is None:

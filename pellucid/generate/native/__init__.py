@@ -9,10 +9,10 @@
 """
 
 from pellucid.generate.native.build import NotBuilt, building, instruction_sets, library
-from pellucid.generate.native.decoder import MOST_ROWS, Decoder, Recording, unsupported
+from pellucid.generate.native.decoder import MOST, Decoder, Recording, unsupported
 
 __all__ = [
-    "MOST_ROWS",
+    "MOST",
     "Decoder",
     "NotBuilt",
     "Recording",

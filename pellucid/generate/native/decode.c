@@ -1,4 +1,4 @@
-/* One decoding step of a Llama or GPT-2: a token per row in, logits out, the KV cache grown by one.
+/* One step of a Llama or GPT-2: a few tokens per row in, logits out, the KV cache grown by them.
  *
  *   embed ─┬─ norm ─ q k v ─┃─ attention ─┃─ o ─ + ─┃─┬─ norm ─ gate up ─┃─ down ─ + ─┃─ … ─ norm ─ unembed
  *          └────────────────────────────────────────┘ └────────────────────────────────┘
@@ -19,7 +19,7 @@
 #include <stdlib.h>
 
 enum { GELU_TANH, GELU_COMPOSED, GELU_ERF };
-enum { MOST_ROWS = 16, SPINS = 1 << 14 };
+enum { MOST = 64, SPINS = 1 << 14, PIECE_BYTES = 1 << 18 };
 
 /* What a step records for whoever traces it, in the order of Recorder in decoder.py. */
 enum { RESID_PRE, ATTN_NORM, Q, K, V, Q_ROTATED, K_ROTATED, Z, ATTN_OUT, RESID_MID, MLP_NORM,
@@ -42,18 +42,18 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int32_t batch;
-    const int64_t *tokens;    /* (batch) */
-    const int32_t *starts;    /* (batch) padding before each row */
+    int32_t batch, length;    /* tokens in all, at most MOST, and of one row: batch / length rows */
+    const int64_t *tokens;    /* (rows, length) */
+    const int32_t *starts;    /* (rows) padding before each row */
     int64_t seen, capacity;   /* tokens in the cache before this step, and its room */
-    void *const *keys, *const *values; /* per layer (batch, n_kv_heads, capacity, head_dim), model's dtype */
-    float *logits;            /* (batch, vocab_size) */
+    void *const *keys, *const *values; /* per layer (rows, n_kv_heads, capacity, head_dim), model's dtype */
+    float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
     float *const *recorded;   /* LEAVES pointers to (n_layers, batch, that leaf's width), or NULL */
     float *embedded, *final;  /* (batch, width), if recorded */
 } Step;
 
 typedef struct {
-    Vector *x;       /* (MOST_ROWS) this thread's own inputs of a product */
+    Vector *x;       /* (MOST) this thread's own inputs of a product */
     float *scores;   /* (score_room) */
     int64_t score_room;
 } Scratch;
@@ -63,7 +63,7 @@ typedef struct Decoder {
     int n_threads;
     pthread_t *threads;
     Scratch *scratch;                 /* per thread */
-    float *stream, *q, *z, *out, *hidden, *gate, *kv; /* (MOST_ROWS, …) shared */
+    float *stream, *q, *z, *out, *hidden, *gate, *kv; /* (MOST, …) shared */
     const Step *step;
     atomic_int arrived, generation, begun, ended;
     atomic_llong *handed;             /* per phase: units handed out */
@@ -94,13 +94,17 @@ static void meet(Decoder *d) {
 }
 
 /* The next piece [first, last) of `count` units of a phase; false when all are handed out. */
-static int next_piece(Decoder *d, int phase, int64_t count, int64_t unit, int64_t *first, int64_t *last) {
-    int64_t piece = count / (8 * d->n_threads) / unit * unit;
-    if (d->n_threads == 1) piece = count;
-    if (piece < unit) piece = unit;
+static int next_units(Decoder *d, int phase, int64_t count, int64_t piece, int64_t *first, int64_t *last) {
     *first = atomic_fetch_add(&d->handed[phase], piece);
     *last = *first + piece < count ? *first + piece : count;
     return *first < count;
+}
+
+/* The same for rows of a matrix: pieces that stay in a core's cache while several vectors pass. */
+static int next_piece(Decoder *d, int phase, const Matrix *m, int64_t count, int64_t *first, int64_t *last) {
+    int64_t piece = count / (8 * d->n_threads), most = PIECE_BYTES / (m->columns * 2) + 1;
+    piece = (piece < most ? piece : most) / TILE * TILE;
+    return next_units(d, phase, count, piece < TILE ? TILE : piece, first, last);
 }
 
 /* ── Arithmetic that is not a product ─────────────────────────────────────────────────────────── */
@@ -133,15 +137,21 @@ static void normalise(const Model *m, const float *x, const float *weight, const
     else layer_norm(m, x, weight, bias, out);
 }
 
+INLINE v silu(v x) { return x / (1.0f + exponential(-x)); }
+
+/* 0.5 x (1 + tanh(u)) is x / (1 + e^-2u); the second form has nothing to cancel. */
+INLINE v gelu_tanh(v x) {
+    v u = 0.79788456080286536f * (x + 0.044715f * x * x * x); /* sqrt(2 / π) */
+    return x / (1.0f + exponential(-2.0f * u));
+}
+
+/* The other forms: exact, and composed of operations that each round to the model's dtype. */
 static float gelu(const Model *m, float x) {
     int t = m->dtype;
-    if (m->gelu == GELU_ERF) return rounded(t, 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)));
-    const float root = 0.79788456080286536f; /* sqrt(2 / π) */
-    if (m->gelu == GELU_TANH)
-        return rounded(t, 0.5f * x * (1.0f + tanhf(root * (x + 0.044715f * x * x * x))));
+    if (m->gelu == GELU_ERF) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     float cube = rounded(t, x * x * x);
-    float inner = rounded(t, root * rounded(t, x + rounded(t, 0.044715f * cube)));
-    return rounded(t, rounded(t, 0.5f * x) * rounded(t, 1.0f + rounded(t, tanhf(inner))));
+    float inner = rounded(t, 0.79788456080286536f * rounded(t, x + rounded(t, 0.044715f * cube)));
+    return rounded(t, 0.5f * x) * rounded(t, 1.0f + rounded(t, tanhf(inner)));
 }
 
 /* Turn the pairs (i, i + head_dim / 2) of one head by the angles of a position. */
@@ -200,6 +210,16 @@ static void record(Decoder *d, int leaf, int layer, int64_t width, int row, int6
         memcpy(s->recorded[leaf] + (layer * s->batch + row) * width + place, x, n * sizeof *x);
 }
 
+static int row_of(const Step *s, int b) { return b / s->length; }
+
+/* Column of the cache that token b of the step goes to, and its position in its own text. */
+static int64_t column_of(const Step *s, int b) { return s->seen + b % s->length; }
+
+static int64_t position_of(const Step *s, int b) {
+    int64_t position = column_of(s, b) - s->starts[row_of(s, b)];
+    return position > 0 ? position : 0; /* padding, which nobody looks at */
+}
+
 static void add_bias(const Model *m, const Matrix *w, int64_t first, int64_t last, float *out) {
     for (int64_t r = first; r < last; r++) out[r] = rounded(m->dtype, out[r] + (w->bias ? w->bias[r] : 0));
 }
@@ -213,42 +233,47 @@ static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
     int head = unit - (kind > 0) * m->n_heads - (kind > 1) * m->n_kv_heads;
     const Matrix *w = kind == 0 ? &l->q : kind == 1 ? &l->k : &l->v;
     int64_t width = (int64_t)(kind ? m->n_kv_heads : m->n_heads) * D;
-    float *to = kind == 0 ? d->q : d->kv + (kind - 1) * MOST_ROWS * (int64_t)m->n_kv_heads * D;
+    float *to = kind == 0 ? d->q : d->kv + (kind - 1) * MOST * (int64_t)m->n_kv_heads * D;
     multiply(w, (int64_t)head * D, (int64_t)(head + 1) * D, x, s->batch, to, width);
     for (int b = 0; b < s->batch; b++) {
         float *mine = to + b * width + (int64_t)head * D;
         add_bias(m, w, (int64_t)head * D, (int64_t)(head + 1) * D, to + b * width);
         record(d, kind == 0 ? Q : kind == 1 ? K : V, layer, width, b, (int64_t)head * D, mine, D);
         if (kind < 2 && m->is_llama) {
-            rotate(m, mine, s->seen - s->starts[b]);
+            rotate(m, mine, position_of(s, b));
             record(d, kind ? K_ROTATED : Q_ROTATED, layer, width, b, (int64_t)head * D, mine, D);
         }
         if (kind)
             store(m->dtype, kind == 1 ? s->keys[layer] : s->values[layer],
-                  (((int64_t)b * m->n_kv_heads + head) * s->capacity + s->seen) * D, mine, D);
+                  (((int64_t)row_of(s, b) * m->n_kv_heads + head) * s->capacity + column_of(s, b)) * D,
+                  mine, D);
     }
 }
 
-/* One query head of one row looks at all tokens from the row's start to this one. */
-static void attend(Decoder *d, int layer, int row, int head, Scratch *mine) {
+/* One query head of one token looks at all tokens from its row's start to itself. */
+static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     const Model *m = &d->model;
     const Step *s = d->step;
-    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), start = s->starts[row];
-    int64_t n = s->seen + 1 - start, width = (int64_t)m->n_heads * D;
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), row = row_of(s, b);
+    int64_t start = s->starts[row], width = (int64_t)m->n_heads * D;
+    if (start > column_of(s, b)) start = column_of(s, b); /* padding looks at itself */
+    int64_t n = column_of(s, b) + 1 - start;
     int64_t base = (((int64_t)row * m->n_kv_heads + kv_head) * s->capacity + start) * D;
     int size = m->dtype == FLOAT32 ? 4 : 2;
     const char *values = (const char *)s->values[layer] + base * size;
     Matrix keys = {.weights = (const char *)s->keys[layer] + base * size, .rows = n, .columns = D, .kind = m->dtype};
     Vector *q = &mine->x[0];
-    memcpy(q->wide, d->q + row * width + (int64_t)head * D, D * sizeof(float));
+    memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
     prepare(&keys, q);
     multiply(&keys, 0, n, q, 1, mine->scores, n);
     float most = -INFINITY, scale = 1.0f / sqrtf((float)D);
     double total = 0;
     for (int64_t i = 0; i < n; i++) most = mine->scores[i] > most ? mine->scores[i] : most;
-    for (int64_t i = 0; i < n; i++) total += mine->scores[i] = expf((mine->scores[i] - most) * scale);
+    for (int64_t i = 0; i < n; i++) mine->scores[i] = (mine->scores[i] - most) * scale;
+    EACH_VECTOR(mine->scores, n, exponential)
+    for (int64_t i = 0; i < n; i++) total += mine->scores[i];
     for (int64_t i = 0; i < n; i++) mine->scores[i] = (float)(mine->scores[i] / total);
-    float *z = d->z + row * width + (int64_t)head * D;
+    float *z = d->z + b * width + (int64_t)head * D;
     int whole = D / LANES * LANES;
     for (int j = 0; j < whole; j += LANES) {
         v sums[4] = {{0}}; /* short sums round less than one long one, and need not wait in line */
@@ -268,7 +293,7 @@ static void attend(Decoder *d, int layer, int row, int head, Scratch *mine) {
         z[j] = (float)sum;
     }
     for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
-    record(d, Z, layer, width, row, (int64_t)head * D, z, D);
+    record(d, Z, layer, width, b, (int64_t)head * D, z, D);
 }
 
 /* Rows of gate and up, and what becomes of them. */
@@ -286,8 +311,10 @@ static void mlp_rows(Decoder *d, int layer, int64_t first, int64_t last, const V
         if (m->is_llama) add_bias(m, &l->gate, first, last, gate);
         else memcpy(gate + first, up + first, n * sizeof *up);
         record(d, GATE, layer, F, b, first, gate + first, n);
-        for (int64_t i = first; i < last; i++)
-            gate[i] = m->is_llama ? rounded(m->dtype, gate[i] / (1.0f + expf(-gate[i]))) : gelu(m, gate[i]);
+        if (m->is_llama) EACH_VECTOR(gate + first, n, silu)
+        else if (m->gelu == GELU_TANH) EACH_VECTOR(gate + first, n, gelu_tanh)
+        else for (int64_t i = first; i < last; i++) gate[i] = gelu(m, gate[i]);
+        for (int64_t i = first; i < last; i++) gate[i] = rounded(m->dtype, gate[i]);
         record(d, ACT, layer, F, b, first, gate + first, n);
         for (int64_t i = first; i < last; i++)
             up[i] = m->is_llama ? rounded(m->dtype, gate[i] * up[i]) : gate[i];
@@ -347,7 +374,7 @@ static void run(Decoder *d, int thread) {
             for (int b = 0; b < s->batch; b++)
                 record(d, RESID_PRE, layer, m->width, b, 0, d->stream + (int64_t)b * m->width, m->width);
         const Matrix *before = &l->q;
-        while (next_piece(d, phase, m->n_heads + 2 * m->n_kv_heads, 1, &first, &last))
+        while (next_units(d, phase, m->n_heads + 2 * m->n_kv_heads, 1, &first, &last))
             for (int64_t unit = first; unit < last; unit++) {
                 const Matrix *now = unit < m->n_heads ? &l->q : unit < m->n_heads + m->n_kv_heads ? &l->k : &l->v;
                 prepare_again(d, before, now, x);
@@ -355,31 +382,35 @@ static void run(Decoder *d, int thread) {
                 project_head(d, layer, (int)unit, x);
             }
         meet(d);
-        while (next_piece(d, phase + 1, (int64_t)s->batch * m->n_heads, 1, &first, &last))
+        while (next_units(d, phase + 1, (int64_t)s->batch * m->n_heads, 1, &first, &last))
             for (int64_t unit = first; unit < last; unit++)
                 attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
         meet(d);
         inputs_from(d, &l->o, d->z, x);
-        while (next_piece(d, phase + 2, m->width, TILE, &first, &last))
+        while (next_piece(d, phase + 2, &l->o, m->width, &first, &last))
             add_rows(d, layer, &l->o, first, last, x, ATTN_OUT, RESID_MID);
         meet(d);
         normalised(d, &l->up, l->mlp_norm, l->mlp_norm_bias, x, MLP_NORM, layer, thread);
-        while (next_piece(d, phase + 3, m->hidden_width, TILE, &first, &last))
+        while (next_piece(d, phase + 3, &l->up, m->hidden_width, &first, &last))
             mlp_rows(d, layer, first, last, x);
         meet(d);
         inputs_from(d, &l->down, d->hidden, x);
-        while (next_piece(d, phase + 4, m->width, TILE, &first, &last))
+        while (next_piece(d, phase + 4, &l->down, m->width, &first, &last))
             add_rows(d, layer, &l->down, first, last, x, MLP_OUT, RESID_POST);
         meet(d);
     }
-    normalised(d, &m->unembed, m->norm, m->norm_bias, x, -1, 0, thread);
-    if (thread == 0 && s->final)
-        for (int b = 0; b < s->batch; b++)
-            memcpy(s->final + (int64_t)b * m->width, x[b].wide, m->width * sizeof(float));
-    while (next_piece(d, phase, m->vocab_size, TILE, &first, &last)) {
-        multiply(&m->unembed, first, last, x, s->batch, s->logits, m->vocab_size);
-        for (int b = 0; b < s->batch; b++)
-            add_bias(m, &m->unembed, first, last, s->logits + (int64_t)b * m->vocab_size);
+    if (s->logits == NULL) return;
+    int rows = s->batch / s->length;
+    for (int row = 0; row < rows; row++) {
+        const float *stream = d->stream + ((int64_t)(row + 1) * s->length - 1) * m->width;
+        normalise(m, stream, m->norm, m->norm_bias, x[row].wide);
+        if (thread == 0 && s->final) memcpy(s->final + (int64_t)row * m->width, x[row].wide, m->width * sizeof(float));
+        prepare(&m->unembed, &x[row]);
+    }
+    while (next_piece(d, phase, &m->unembed, m->vocab_size, &first, &last)) {
+        multiply(&m->unembed, first, last, x, rows, s->logits, m->vocab_size);
+        for (int row = 0; row < rows; row++)
+            add_bias(m, &m->unembed, first, last, s->logits + (int64_t)row * m->vocab_size);
     }
     meet(d);
 }
@@ -393,7 +424,7 @@ static void embed(Decoder *d) {
         for (int i = 0; i < m->width; i++) x[i] = rounded(m->dtype, x[i]);
         if (s->embedded) memcpy(s->embedded + (int64_t)b * m->width, x, m->width * sizeof *x);
         if (m->is_llama) continue;
-        const float *place = m->pos_embed + (s->seen - s->starts[b]) * m->width;
+        const float *place = m->pos_embed + position_of(s, b) * m->width;
         for (int i = 0; i < m->width; i++) x[i] = rounded(m->dtype, x[i] + place[i]);
     }
 }
@@ -428,11 +459,13 @@ static void *zeroed(int64_t bytes) {
     return memory;
 }
 
+/* Memory that nobody touches before `prepare` writes it costs nothing. */
 static void open_vectors(Vector *x, int count, int64_t wide) {
+    wide = (wide + 63) / 64 * 64;
     for (int b = 0; b < count; b++) {
-        x[b].wide = zeroed(wide * 4), x[b].half = zeroed(wide * 2);
-        x[b].high = zeroed(wide), x[b].low = zeroed(wide);
-        x[b].step = zeroed(wide * 4), x[b].sum = zeroed(wide * 4);
+        x[b].wide = aligned_alloc(64, wide * 4), x[b].half = aligned_alloc(64, wide * 2);
+        x[b].high = aligned_alloc(64, wide), x[b].low = aligned_alloc(64, wide);
+        x[b].step = aligned_alloc(64, wide * 4), x[b].sum = aligned_alloc(64, wide * 4);
     }
 }
 
@@ -448,8 +481,6 @@ static int64_t widest(const Model *m) {
     most = heads > most ? heads : most;
     return (m->hidden_width > most ? m->hidden_width : most) + 1024; /* room for a padded group */
 }
-
-int pellucid_most_rows(void) { return MOST_ROWS; }
 
 /* Which of the kernels this library was compiled with. */
 const char *pellucid_instructions(void) {
@@ -473,7 +504,7 @@ void pellucid_close(Decoder *d) {
     pthread_mutex_unlock(&d->lock);
     for (int t = 1; t < d->n_threads; t++) pthread_join(d->threads[t], NULL);
     for (int t = 0; t < d->n_threads; t++) {
-        close_vectors(d->scratch[t].x, MOST_ROWS);
+        close_vectors(d->scratch[t].x, MOST);
         free(d->scratch[t].x), free(d->scratch[t].scores);
     }
     free(d->stream), free(d->q), free(d->z), free(d->out), free(d->hidden), free(d->gate), free(d->kv);
@@ -489,15 +520,15 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     d->handed = zeroed(d->n_phases * sizeof *d->handed);
     d->threads = zeroed(n_threads * sizeof *d->threads);
     d->scratch = zeroed(n_threads * sizeof *d->scratch);
-    int64_t wide = widest(model), head_rows = (int64_t)MOST_ROWS * model->n_heads * model->head_dim;
+    int64_t wide = widest(model), head_rows = (int64_t)MOST * model->n_heads * model->head_dim;
     for (int t = 0; t < n_threads; t++) {
-        Vector *x = d->scratch[t].x = zeroed(MOST_ROWS * sizeof *x);
-        open_vectors(x, MOST_ROWS, wide);
+        Vector *x = d->scratch[t].x = zeroed(MOST * sizeof *x);
+        open_vectors(x, MOST, wide);
     }
-    d->stream = zeroed((int64_t)MOST_ROWS * model->width * 4);
-    d->out = zeroed((int64_t)MOST_ROWS * model->width * 4);
-    d->hidden = zeroed((int64_t)MOST_ROWS * model->hidden_width * 4);
-    d->gate = zeroed((int64_t)MOST_ROWS * model->hidden_width * 4);
+    d->stream = zeroed((int64_t)MOST * model->width * 4);
+    d->out = zeroed((int64_t)MOST * model->width * 4);
+    d->hidden = zeroed((int64_t)MOST * model->hidden_width * 4);
+    d->gate = zeroed((int64_t)MOST * model->hidden_width * 4);
     d->q = zeroed(head_rows * 4), d->z = zeroed(head_rows * 4), d->kv = zeroed(2 * head_rows * 4);
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->wake, NULL);
@@ -509,13 +540,14 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     return d;
 }
 
-/* One step; `batch` at most MOST_ROWS. One call at a time. */
+/* One step. One call at a time. */
 void pellucid_step(Decoder *d, const Step *step) {
     for (int t = 0; t < d->n_threads; t++) {
         Scratch *scratch = &d->scratch[t];
-        if (scratch->score_room > step->seen) continue;
+        int64_t needed = step->seen + step->length;
+        if (scratch->score_room >= needed) continue;
         free(scratch->scores);
-        scratch->score_room = 2 * step->seen + 256;
+        scratch->score_room = 2 * needed + 256;
         scratch->scores = zeroed(scratch->score_room * 4);
     }
     for (int phase = 0; phase < d->n_phases; phase++) atomic_store(&d->handed[phase], 0);
@@ -530,7 +562,7 @@ void pellucid_step(Decoder *d, const Step *step) {
 
 /* One matrix times `batch` vectors (batch, columns) -> out (batch, rows), on this thread. */
 void pellucid_multiply(const Matrix *m, const float *x, int batch, float *out) {
-    Vector vectors[MOST_ROWS];
+    Vector vectors[MOST];
     open_vectors(vectors, batch, m->columns + 1024);
     for (int b = 0; b < batch; b++) {
         memcpy(vectors[b].wide, x + b * m->columns, m->columns * sizeof(float));

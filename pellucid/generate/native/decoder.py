@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 
-MOST_ROWS = 16  # of a batch
+MOST = 64  # tokens of one step
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _QUANTISED_KINDS = {8: 3, 4: 4}
 _GELU = {"fused": 0, "composed": 1, "erf": 2}
@@ -61,6 +61,7 @@ class _Model(Structure):
 class _Step(Structure):
     _fields_ = (
         ("batch", c_int32),
+        ("length", c_int32),
         ("tokens", c_void_p),
         ("starts", c_void_p),
         ("seen", c_int64),
@@ -133,36 +134,41 @@ class Decoder:
     @torch.no_grad()
     def step(
         self,
-        tokens: Sequence[int],
+        tokens: Sequence[Sequence[int]],
         cache: Cache,
         starts: Sequence[int] | None = None,
         recording: Recording | None = None,
+        wanted: bool = True,
     ) -> Tensor:
-        """One token per row (B) after what `cache` holds -> logits (B, V), float32.
+        """Tokens (B, T) after what `cache` holds -> logits (B, V) of each row's last, in float32.
 
-        The cache must have room for it (`Cache.reserve`); it is one token longer afterwards.
-        starts: padding tokens before each row, (B).
+        The cache must have room for them (`Cache.reserve`); it is T tokens longer afterwards.
+        At most MOST tokens in all; a recording is of one token per row.
+        starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed.
         """
         assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
-        rows, config = len(tokens), self.model.config
-        assert 0 < rows <= MOST_ROWS, f"{rows} rows: expected 1 … {MOST_ROWS}"
-        keys, values, capacity = _pointers(cache)
+        rows, length, config = len(tokens), len(tokens[0]), self.model.config
+        assert 0 < rows * length <= MOST, f"{rows} × {length} tokens: expected 1 … {MOST}"
+        keys, values, capacity = _pointers(cache, length)
         logits = torch.empty(rows, config.vocab_size)
+        flat = [token for row in tokens for token in row]
         step = _Step(
-            batch=rows,
-            tokens=ctypes.cast((c_int64 * rows)(*tokens), c_void_p),
+            batch=len(flat),
+            length=length,
+            tokens=ctypes.cast((c_int64 * len(flat))(*flat), c_void_p),
             starts=ctypes.cast((c_int32 * rows)(*(starts or [0] * rows)), c_void_p),
             seen=cache.length,
             capacity=capacity,
             keys=ctypes.cast(keys, c_void_p),
             values=ctypes.cast(values, c_void_p),
-            logits=logits.data_ptr(),
+            logits=logits.data_ptr() if wanted else None,
         )
         if recording is not None:
+            assert length == 1, "a recording is of one token per row"
             recording.prepare(step, config, rows)
         self._made.pellucid_step(self._handle, ctypes.byref(step))
         for layer in cache.layers:
-            layer.length += 1
+            layer.length += length
         return logits
 
     def _described(self, length: int) -> _Model:
@@ -326,14 +332,15 @@ def available_threads() -> int:
     return max(1, min(torch.get_num_threads(), cores))
 
 
-def _pointers(cache: Cache) -> tuple[Any, Any, int]:
+def _pointers(cache: Cache, length: int) -> tuple[Any, Any, int]:
     """Pointers to each layer's keys and values, and the room they have."""
     pairs = [(layer.k, layer.v) for layer in cache.layers]
     keys, values = (c_void_p * len(pairs))(), (c_void_p * len(pairs))()
     capacity = 0
     for place, (k, v) in enumerate(pairs):
         assert k is not None and v is not None, "a decoding step follows a first pass"
-        assert k.is_contiguous() and v.is_contiguous() and k.shape[2] > cache.length
+        assert k.is_contiguous() and v.is_contiguous(), "the cache was not reserved"
+        assert k.shape[2] >= cache.length + length, "the cache has no room"
         keys[place], values[place], capacity = k.data_ptr(), v.data_ptr(), k.shape[2]
     return keys, values, capacity
 

@@ -105,6 +105,36 @@ INLINE v load_float16(const uint16_t *p) {
 #endif
 }
 
+/* e to the power x, to two units in the last place; 0 below -87. */
+INLINE v exponential(v x) {
+    v low = (v){0} - 87.0f, high = (v){0} + 88.0f;
+    vi under = x < low;
+    x = (v)(((vi)x & ~under) | ((vi)low & under));
+    vi over = x > high;
+    x = (v)(((vi)x & ~over) | ((vi)high & over));
+    vi n = __builtin_convertvector(x * 1.44269504f + (v)(((vi)x & (int32_t)0x80000000) | 0x3f000000), vi);
+    v whole = __builtin_convertvector(n, v);
+    v r = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+    v p = 1.9875691500e-4f * r + 1.3981999507e-3f; /* Cephes' polynomial for |r| < ln 2 / 2 */
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    v scaled = (v)((vi)p + (n << 23));
+    return (v)((vi)scaled & ~under);
+}
+
+/* f of n numbers, a vector at a time; the rest padded with zeros. */
+#define EACH_VECTOR(X, N, F)                                                   \
+    for (int64_t at_ = 0; at_ < (N); at_ += LANES) {                           \
+        int64_t left_ = (N) - at_ < LANES ? (N) - at_ : LANES;                 \
+        v x_ = {0};                                                            \
+        memcpy(&x_, (X) + at_, left_ * sizeof(float));                         \
+        x_ = F(x_);                                                            \
+        memcpy((X) + at_, &x_, left_ * sizeof(float));                         \
+    }
+
 INLINE float add_up(v x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);

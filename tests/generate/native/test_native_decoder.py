@@ -30,7 +30,7 @@ def logits_of_steps(made, model, tokens, first: int, threads: int) -> torch.Tens
         model(tokens[:, :first], cache=cache)
     cache.reserve(tokens.shape[1])
     decoder = Decoder(made, model, length=tokens.shape[1], threads=threads)
-    steps = [decoder.step(column.tolist(), cache) for column in tokens[:, first:].T]
+    steps = [decoder.step(column[:, None].tolist(), cache) for column in tokens[:, first:].T]
     decoder.close()
     return torch.stack(steps, dim=1)
 
@@ -65,6 +65,23 @@ def test_a_quantised_model_equals_its_own_matrices(kind, bits):
         seen = logits_of_steps(library(instructions), model, tokens, 7, 2)
         off = (seen - expected).abs().max() / expected.abs().max()
         assert off <= TOLERANCE[torch.float32], instructions
+
+
+@pytest.mark.parametrize("parts", [[11], [1, 10], [4, 4, 3], [1] * 11])
+@pytest.mark.parametrize("kind", DECODABLE)
+def test_a_prompt_in_pieces(kind, parts):
+    """Also of a quantised model's prompt, rows of different length among them."""
+    model = quantise(random_model(CONFIGS[kind], torch.float32), Format(bits=8, group=32))
+    tokens, starts = random_tokens(model.config, 3, 11), [0, 6, 2]
+    with torch.no_grad():
+        expected = model(tokens, starts=torch.tensor(starts))[:, -1]
+    cache = Cache(model.config.n_layers)
+    steps = fast.FastSteps(model, 11, wanted=True)
+    for piece in tokens.split(parts, dim=1):
+        logits = steps.step(piece.tolist(), cache, starts)
+    assert cache.length == 11
+    off = (logits - expected).abs().max() / expected.abs().max()
+    assert off <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("source", ["demo", "demo-gpt2"])
