@@ -118,13 +118,15 @@ def _tokenise_only(arguments: argparse.Namespace) -> int:
 
 def _train_on_ranks(arguments: argparse.Namespace) -> int:
     """One of the processes of ``torchrun … -m pellucid train``."""
-    from pellucid.cli.training_ranks import go_on_if_restarted, on_ranks, quiet_unless_first
+    from pellucid.cli.training_ranks import go_on_if_restarted, layout, on_ranks, quiet_unless_first
     from pellucid.cli.training_run import stopping
+    from pellucid.train.parallel import ranks_launched
     from pellucid.train.parallel.ranks import joined
 
     with quiet_unless_first():
         go_on_if_restarted(arguments)
         settings = _settings(arguments)
+        layout(settings, ranks_launched())  # what cannot be shared out shows before ranks meet
     with joined(settings.device, settings.rank_timeout) as ranks, TemporaryDirectory() as folder:
         if ranks.first:
             _make_room(arguments, settings)

@@ -12,6 +12,7 @@ from pellucid.train.batches import Batch
 from pellucid.train.objective import next_token_objective
 from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.parallelize import check
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.settings import resolve
 
@@ -72,6 +73,14 @@ def test_settings_make_a_layout():
 def test_settings_that_do_not_divide(given, ranks, message):
     with pytest.raises(ValueError, match=message):
         layout(settings(**given), ranks)
+
+
+def test_cut_matrices_are_not_compiled():
+    with pytest.raises(ValueError, match="train tensor-parallel without compile"):
+        check(CONFIGS["llama-gqa"], Layout(tensor=2), compile=True)
+    with pytest.raises(ValueError, match="key/value heads 2 do not divide among 4"):
+        check(CONFIGS["llama-gqa"], Layout(tensor=4), compile=False)
+    check(CONFIGS["llama-gqa"], Layout(data=4, sharded=True), compile=True)
 
 
 def test_without_torchrun_there_are_no_ranks():

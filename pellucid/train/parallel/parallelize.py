@@ -13,9 +13,10 @@ from torch.distributed.fsdp import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from pellucid.models import Model
+from pellucid.models import Config, Model
 from pellucid.train.batches import Batch
 from pellucid.train.objective import Objective
+from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.ranks import DistributedRanks
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.parallel.tensor import split_matrices
@@ -41,7 +42,7 @@ def parallelize(
     other objects then. ValueError where the model does not divide among the ranks.
     """
     layout, mesh = ranks.layout, ranks.mesh
-    layout.check(model.config)
+    check(model.config, layout, compile=compile)
     ranks.model = model
 
     # 1. Tensor parallelism first: it exchanges modules' parameters for slices, and whatever wraps
@@ -80,6 +81,16 @@ def parallelize(
         ranks.wrapped = _copied(_Step(model, objective), mesh.get_group("data"))
         return _through(ranks.wrapped)
     return objective
+
+
+def check(config: Config, layout: Layout, *, compile: bool) -> None:
+    """ValueError for what cannot be spread like that."""
+    layout.check(config)
+    if compile and layout.tensor > 1:
+        raise ValueError(
+            "the compiler does not take blocks whose matrices are cut (DTensors in and around "
+            "them): train tensor-parallel without compile, or share the weights by fsdp alone"
+        )
 
 
 class _Step(nn.Module):
