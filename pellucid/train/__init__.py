@@ -16,7 +16,10 @@
 | loop.py | gradients, clipping, and the loop as a generator of steps |
 | state.py | what a run needs, beyond the weights, to go on bit for bit |
 | evaluation.py | loss on held-out text, bits per byte |
+| lean_products.py | bfloat16 products that keep no copy of a weight |
 | precision.py, ranks.py | where and how it computes; the seam for many processes |
+| parallel/ | those processes: DDP, FSDP2, tensor parallelism, sharded checkpoints |
+| footprint.py, plan.py | what a run takes before it starts: memory and time |
 
     batches = Batches(stream, context=256, batch=16, seed=0)
     for progress in train(model, batches, held_out, TrainConfig(schedule=schedule)):

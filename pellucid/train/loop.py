@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,9 +22,10 @@ from pellucid.train import optim
 from pellucid.train.batches import Batch
 from pellucid.train.evaluation import evaluate
 from pellucid.train.objective import Objective, next_token_objective
-from pellucid.train.precision import device_of, eager, precision
+from pellucid.train.precision import device_of, eager, training_precision
 from pellucid.train.ranks import Ranks
 from pellucid.train.state import TrainState
+from pellucid.train.watch import Seen, Watch
 
 
 class TrainingDiverged(ValueError):
@@ -110,6 +112,7 @@ def train(
     objective: Objective = next_token_objective,
     state: TrainState | None = None,
     ranks: Ranks | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Progress]:
     """Train `model` in place on `batches`; evaluate on windows `held_out` (N, T + 1).
 
@@ -117,6 +120,7 @@ def train(
     objective  (model, batch) -> sum of losses and their count; next tokens unless given
     state      where to go on from, updated at every step; None begins
     ranks      this process' part among several; None: it is alone
+    watch      records what chosen tensors do at some of the steps; None: nobody looks
 
     Raises TrainingDiverged before the weights take in a loss or gradient that is not finite.
     """
@@ -131,14 +135,13 @@ def train(
         rate = config.schedule.rate(step)
         optim.set_rate(state.optimizer, rate)
         batch = batches.at(step)
-        loss, norm = accumulate_gradients(model, batch, config, objective=objective, ranks=ranks)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"step {step + 1} has loss {loss:g} and gradient norm {norm:g}: stopped before "
-                "they reach the weights; try a rate below "
-                f"{config.schedule.peak:g} or a longer warm-up"
+        look = watch.over(step + 1, model, state.optimizer, batch, config.clip) if watch else None
+        with look or nullcontext() as seen:
+            loss, norm = accumulate_gradients(
+                model, batch, config, objective=objective, ranks=ranks, seen=seen
             )
-        state.optimizer.step()
+            _demand_finite(step, loss, norm, config)
+            state.optimizer.step()
         state.optimizer.zero_grad()
         state.seconds += time.monotonic() - began
         state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
@@ -163,6 +166,15 @@ def train(
             return
 
 
+def _demand_finite(step: int, loss: float, norm: float, config: TrainConfig) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingDiverged(
+            f"step {step + 1} has loss {loss:g} and gradient norm {norm:g}: stopped before "
+            "they reach the weights; try a rate below "
+            f"{config.schedule.peak:g} or a longer warm-up"
+        )
+
+
 def judged(model: Model, held_out: Tensor | Callable[[Model], float], config: TrainConfig) -> float:
     """Loss on held-out text; blocks run as written, since other shapes would be compiled anew."""
     with eager():
@@ -178,13 +190,14 @@ def accumulate_gradients(
     *,
     objective: Objective = next_token_objective,
     ranks: Ranks | None = None,
+    seen: Seen | None = None,
 ) -> tuple[float, float]:
     """Gradients of the mean loss over a batch, a few rows at a time, then clipped.
 
     Sums of losses are divided by the number of inputs of the whole batch before the backward pass,
     and what then differs from the true count is put right at the end. So passes and ranks add up
     to the mean over everything that counts, wherever the targets to ignore are.
-    Returns the loss and the norm of the gradient before clipping.
+    Returns the loss and the norm of the gradient before clipping; `seen` watches the first pass.
     """
     ranks = ranks or Ranks()
     device, nominal = device_of(model), batch.inputs.numel()
@@ -194,7 +207,7 @@ def accumulate_gradients(
     for first in passes:
         some = rows_to(mine, slice(first, first + config.micro_batch), device)
         with ranks.accumulating(last=first == passes[-1]):
-            with precision(device, config.bfloat16):
+            with training_precision(model, config.bfloat16):
                 loss, count = objective(model, some)
             (loss / nominal).backward()
         totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))
@@ -212,6 +225,8 @@ def accumulate_gradients(
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
+    if seen:
+        seen.arrived(total / count, norm)
     return total / count, norm
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from pellucid.models import Model
+from pellucid.train.lean_products import LeanProducts
 
 
 def device_of(model: Model) -> torch.device:
@@ -18,6 +20,19 @@ def device_of(model: Model) -> torch.device:
 def precision(device: torch.device, bfloat16: bool) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 (autocast), or everything as the weights are."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+
+@contextmanager
+def training_precision(model: Model, bfloat16: bool) -> Iterator[None]:
+    """As `precision`, for a pass whose gradients are wanted; no copy of a weight is kept.
+
+    Compiled blocks decide themselves what they keep.
+    """
+    compiled = any(layer._compiled_call_impl is not None for layer in model.layers)
+    lean = LeanProducts() if bfloat16 and not compiled else nullcontext()
+    type_ = device_of(model).type
+    with torch.autocast(type_, torch.bfloat16, enabled=bfloat16, cache_enabled=False), lean:
+        yield
 
 
 def has_bfloat16(device: torch.device) -> bool:
