@@ -144,13 +144,15 @@ def _parts(weights: Weights, head: str) -> Iterator[slice]:
 class _Lender:
     """Lends each block its matrices while it runs.
 
-    A matrix that need not be converted is the mapped file itself. The others are written into the
-    same memory for every block: fresh memory would cost as much time as the conversion.
+    A matrix that is neither converted nor joined is the mapped file itself. The others are written
+    into the same memory for every block: fresh memory would cost as much time as the conversion.
     """
 
     def __init__(self, ahead: ReadAhead, dtype: torch.dtype, device: torch.device) -> None:
         self.ahead, self.dtype, self.device = ahead, dtype, device
-        self.room: dict[str, Tensor] = {}  # name inside the block -> memory of converted matrices
+        # name inside the block -> what was lent last; where it is the file, it is never written to
+        self.joined: dict[str, Tensor] = {}
+        self.converted: dict[str, Tensor] = {}
 
     def serve(self, block: nn.Module, prefix: str, piece: int) -> None:
         """Lend to `block`, whose parameters' names begin with `prefix`, a piece of `ahead`."""
@@ -162,7 +164,7 @@ class _Lender:
             self.ahead.busy.acquire()
             self.ahead.enter(piece)
             for leaf, owner in owners.items():
-                matrix = self._placed(leaf, self.ahead.weights[prefix + leaf])
+                matrix = self._placed(leaf, prefix + leaf)
                 owner._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
 
         def take_back(_block: nn.Module, _inputs: Any, _output: Any) -> None:
@@ -174,14 +176,18 @@ class _Lender:
         block.register_forward_pre_hook(lend)
         block.register_forward_hook(take_back, always_call=True)
 
-    def _placed(self, leaf: str, matrix: Tensor) -> Tensor:
-        if (matrix.dtype, matrix.device) == (self.dtype, self.device):
-            return matrix
-        room = self.room.get(leaf)
+    def _placed(self, leaf: str, name: str) -> Tensor:
+        weights = self.ahead.weights
+        if (weights.dtype(name), self.device.type) == (self.dtype, "cpu"):
+            room = self.joined.get(leaf)
+            self.joined[leaf] = weights[name] if room is None else weights.read_into(name, room)
+            return self.joined[leaf]
+        room = self.converted.get(leaf)
         if room is None:
-            self.room[leaf] = matrix.to(self.device, self.dtype)
-            return self.room[leaf]
-        return room.copy_(matrix)
+            room = self.converted[leaf] = weights[name].to(self.device, self.dtype)
+        else:
+            room.copy_(weights[name])
+        return room
 
 
 class StreamedEmbedding(nn.Module):

@@ -127,6 +127,17 @@ class Weights(Mapping[str, Tensor]):
         for part in self._parts(name, rows):
             read_pages(part)
 
+    def read_into(self, name: str, room: Tensor) -> Tensor:
+        """``weights[name]``, written into `room` where tensors of several files are joined.
+
+        Memory that has been used before is written three times as fast as fresh memory.
+        """
+        recipe = self._recipe(name)
+        parts = [file.read(recipe.stored) for file in self._files]
+        if len(parts) == 1 or recipe.dim is None:
+            return recipe.make(parts)
+        return torch.cat(parts, dim=recipe.dim, out=room)
+
     def rows(self, name: str, rows: slice) -> Tensor:
         """``weights[name][rows]``, and no other row is read: a view of the file where it can be."""
         parts = self._parts(name, rows)

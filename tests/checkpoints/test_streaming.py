@@ -153,6 +153,18 @@ def test_neither_embedding_nor_head_is_ever_read_whole(folder, monkeypatch):
     assert all(len(vocabulary[rows]) <= 256 for rows in parts)
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_matrix_of_another_dtype_does_not_reach_its_neighbours(layer, tmp_path):
+    weights = writers.random_llama()
+    name = f"model.layers.{layer}.self_attn.q_proj.weight"
+    weights[name] = weights[name].bfloat16()
+    config = writers.LLAMA_JSON | {"vocab_size": VOCABULARY}
+    loaded, streamed = both(writers.write_hf(tmp_path, config, weights))
+    tokens = some_tokens(loaded)
+    for _ in range(3):
+        assert torch.equal(streamed(tokens), loaded(tokens))
+
+
 @of_one_kind
 def test_what_comes_next_is_read_ahead(folder, monkeypatch):
     _, streamed = both(folder)
