@@ -41,7 +41,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--gib", type=float, default=80, metavar="G", help="memory of one card (default 80)"
     )
     parser.add_argument(
-        "--context", type=int, metavar="T", help="tokens per row (default: the model's, up to 8192)"
+        "--context", type=int, metavar="T", help="tokens per row (default: the model's, up to 2048)"
     )
     parser.add_argument(
         "--micro-batch", type=int, default=1, metavar="B", help="rows in one pass (default 1)"
@@ -84,7 +84,7 @@ def plan(arguments: argparse.Namespace) -> None:
     from pellucid.train.plan import Pace, Work, layouts
 
     title, config = find_config(arguments.model)
-    context = arguments.context or min(config.context_length, 8192)
+    context = arguments.context or min(config.context_length, 2048)
     check_tokens(config, context)
     spread = layouts(config, arguments.cards, arguments.tensor)
     work = Work(
@@ -151,8 +151,9 @@ def _print_work(out: Console, title: str, counted: Census, work: Work) -> None:
 def _print_memory(out: Console, rows: list[_Row], gib: float) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     columns = ("parameters", "gradients", "optimizer", "gathered", "activations", "working")
-    table.add_column("GiB on each card")
-    for column in (*columns, "total", f"of {gib:g}"):
+    shown = ("weights", "gradients", "AdamW", "gathered", "activations", "working")
+    table.add_column("GiB per card", no_wrap=True)
+    for column in (*shown, "total", f"of {gib:g}"):
         table.add_column(column, justify="right")
     for row in rows:
         for name, found in ((Text(row.name, "bold"), row.kept), ("  recomputed", row.recomputed)):
