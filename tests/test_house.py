@@ -46,6 +46,7 @@ FLOORS = {
     "models": 2,
     "trace": 1,
     "names": 1,
+    "training_step": 1,
     "numerics": 1,
     "tokenizers": 1,
 }

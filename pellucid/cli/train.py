@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # What may be changed when a run goes on: nothing that changes its steps.
 MAY_CHANGE = {"stop", "device", "save_every", "sample_every", "prompt", "tensorboard", "plot"}
+MAY_CHANGE |= {"trace_every", "only", "trace_tensors"}
 MAY_CHANGE |= {"parallel", "tensor", "recompute", "rank_timeout"}  # who computes what, not what
 
 
@@ -47,7 +48,8 @@ def _flag(group: argparse._ArgumentGroup, setting: Setting) -> None:
         group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **options)
         return
     if setting.kind is list:
-        options |= {"nargs": "+", "metavar": "PATH"}
+        metavar = "GLOB" if setting.name == "only" else "PATH"
+        options |= {"nargs": "+", "metavar": metavar, "action": "extend"}
     elif setting.choices:
         options |= {"choices": setting.choices}
     else:

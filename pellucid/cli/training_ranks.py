@@ -40,6 +40,11 @@ def layout(settings: Namespace, ranks: int) -> Layout:
         tensor=tensor,
         sharded=settings.parallel == "fsdp" and ranks > tensor,
     )
+    if settings.trace_every and (found.sharded or found.tensor > 1):
+        raise ValueError(
+            f"--trace-every: with --parallel {settings.parallel} no rank has a whole parameter; "
+            "watch a run with --parallel ddp"
+        )
     if settings.batch % found.data:
         raise ValueError(
             f"a batch of {settings.batch} rows does not divide among {found.data} ranks: "
@@ -156,6 +161,7 @@ class RanksRun(Run):
             objective=self.through,
             state=self.state,
             ranks=self.ranks,
+            watch=self._watch() if self.joined.first else None,
         )
 
     def _stops(self, stop: Stop) -> bool:

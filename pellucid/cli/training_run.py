@@ -32,6 +32,7 @@ from pellucid.train import (
     plain_next_token_objective,
     run_folder,
     train,
+    watch,
 )
 from pellucid.train.events import EventFile
 from pellucid.train.loop import Data
@@ -42,9 +43,11 @@ from pellucid.train.precision import keep_freed_memory
 from pellucid.train.settings import dump
 from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import flops_per_token, measured_peak
+from pellucid.train.watch_plot import PICTURE, draw_watch
 
 CONFIG, LOG, PLOT, EVENTS = "config.toml", "log.csv", "loss.png", "tensorboard"
 OURS = (CONFIG, LOG, PLOT, EVENTS, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
+OURS += (watch.TABLE, watch.FOLDER, PICTURE)
 SAMPLE_TOKENS = 100
 
 
@@ -156,6 +159,8 @@ class Run:
             self.save()
         if self.settings.plot and self.step:
             draw(self.out / LOG, self.out / PLOT, str(self.out))
+            if self.settings.trace_every:
+                draw_watch(self.out / watch.TABLE, self.out / PICTURE, str(self.out))
 
     def _measure(self) -> None:
         if self.quiet:
@@ -184,6 +189,19 @@ class Run:
             self.config,
             objective=self.objective,
             state=self.state,
+            watch=self._watch(),
+        )
+
+    def _watch(self) -> watch.Watch | None:
+        settings = self.settings
+        if not settings.trace_every:
+            return None
+        return watch.Watch(
+            self.out,
+            settings.trace_every,
+            settings.only or ["*"],
+            tensors=settings.trace_tensors,
+            done=self.step,
         )
 
     @property

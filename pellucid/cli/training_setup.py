@@ -39,6 +39,7 @@ from pellucid.train.precision import has_bfloat16
 from pellucid.train.shards import tokenise
 from pellucid.train.spans import training_texts
 from pellucid.train.token_source import TokenSource, TokenTensor
+from pellucid.train.watch import check_only
 
 if TYPE_CHECKING:
     from pellucid.train.loop import Data
@@ -126,6 +127,18 @@ def check(settings: Namespace) -> None:
         raise ValueError(f"{settings.epochs} epochs: expected 1 or more")
     if settings.init is None and settings.tokenizer is None:
         model_config(settings, max(settings.vocab, 1))
+    _check_watch(settings)
+
+
+def _check_watch(settings: Namespace) -> None:
+    if settings.trace_every < 0:
+        raise ValueError(f"--trace-every {settings.trace_every}: expected 0 or more")
+    if (settings.only or settings.trace_tensors) and not settings.trace_every:
+        raise ValueError("--only and --trace-tensors say what to watch: add --trace-every N")
+    if settings.trace_every and settings.recompute:
+        raise ValueError(
+            "--trace-every cannot watch blocks that run twice: leave out --recompute, or it"
+        )
 
 
 def _run(
@@ -140,6 +153,8 @@ def _run(
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
     steps = settings.steps or settings.epochs * per_epoch
     _check_prompt(settings, tokenizer, model.config.context_length)
+    if settings.trace_every:
+        check_only(model, settings.only or ["*"], logits=settings.loss == "plain")
     if not ranks_launched():  # they place and prepare it when it is spread over them
         model.to(settings.device)
         if settings.recompute:

@@ -207,7 +207,8 @@ def accumulate_gradients(
     for first in passes:
         some = rows_to(mine, slice(first, first + config.micro_batch), device)
         with ranks.accumulating(last=first == passes[-1]):
-            with training_precision(model, config.bfloat16):
+            look = seen.first_pass() if seen and first == 0 else nullcontext()
+            with training_precision(model, config.bfloat16), look:
                 loss, count = objective(model, some)
             (loss / nominal).backward()
         totals += torch.stack((loss.detach().double(), totals.new_tensor(count)))

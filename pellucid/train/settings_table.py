@@ -134,5 +134,8 @@ SETTINGS: tuple[Setting, ...] = (
         ("dtype", str, "float32", "of the best model's file | one of: float32, bfloat16"),
         ("tensorboard", bool, True, "write event files into RUN/tensorboard"),
         ("plot", bool, True, "draw the losses into RUN/loss.png"),
+        ("trace_every", int, 0, "watch tensors at step 1 and each N-th: RUN/trace.csv; 0: none"),
+        ("only", list, None, "globs of the names to watch, such as 'layers.*.resid_post' | all"),
+        ("trace_tensors", bool, False, "write watched tensors whole into RUN/traces"),
     ),
 )
