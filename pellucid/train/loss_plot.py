@@ -22,7 +22,8 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#9ab8d4", linewidth=0.8, label="training, each step")
-    axes.plot(steps, smoothed(losses), color="#1f5f99", linewidth=1.6, label="training, smoothed")
+    curve = smoothed(losses, max(0.0, 1 - 50 / max(len(losses), 1)))  # over a fiftieth of the run
+    axes.plot(steps, curve, color="#1f5f99", linewidth=1.6, label="training, smoothed")
     if judged:
         at, held_out = zip(*judged, strict=True)
         axes.plot(at, held_out, color="#c2410c", marker="o", markersize=3, label="held out")
@@ -36,6 +37,7 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
             color="#c2410c",
             arrowprops={"arrowstyle": "-", "color": "#c2410c", "linewidth": 0.6},
         )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss, nats per token")
     axes.set_title(title)

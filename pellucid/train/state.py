@@ -65,7 +65,7 @@ class TrainState:
     def judge(self, held_out_loss: float) -> bool:
         """Take in an evaluation; whether it is the best so far."""
         best = held_out_loss < self.best_loss
-        self.best_loss = min(held_out_loss, self.best_loss)
+        self.best_loss = held_out_loss if best else self.best_loss  # which no NaN replaces
         self.evaluations_since_best = 0 if best else self.evaluations_since_best + 1
         return best
 

@@ -302,6 +302,13 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path):
         TrainState.load(tmp_path, deeper, settings(2))
 
 
+def test_the_best_loss_is_the_lowest_and_no_nan_replaces_it():
+    state = TrainState.begin(model_of(GPT2), settings(2))
+    losses = [math.nan, 3.0, 2.0, math.nan, 2.5, 1.0]
+    assert [state.judge(loss) for loss in losses] == [False, True, True, False, False, True]
+    assert (state.best_loss, state.evaluations_since_best) == (1.0, 0)
+
+
 def test_a_batch_with_nothing_to_predict_is_refused():
     inputs = torch.zeros(8, 16, dtype=torch.long)
     batch = Batch(inputs, torch.full_like(inputs, IGNORED))
