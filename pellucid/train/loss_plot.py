@@ -13,6 +13,7 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
     """Draw the training and the held-out loss of a run's log.csv over its steps, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with Path(log).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -37,7 +38,7 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
             color="#c2410c",
             arrowprops={"arrowstyle": "-", "color": "#c2410c", "linewidth": 0.6},
         )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss, nats per token")
     axes.set_title(title)
