@@ -121,8 +121,8 @@ def stream_model(
 
 
 def is_streamed(model: nn.Module) -> bool:
-    """Whether a model's weights are read as they are needed: it holds no values for its blocks."""
-    return any(parameter.is_meta for parameter in model.parameters())
+    """Whether `stream_model` made this model: it has no values for some of its weights."""
+    return any(isinstance(module, StreamedHead) for module in model.children())
 
 
 def _matrices(model: Model, number: int) -> list[str]:

@@ -119,7 +119,7 @@ def filled(model) -> set[str]:
 
 @of_each_kind
 def test_one_block_is_there_at_a_time(folder):
-    _, streamed = both(folder)
+    loaded, streamed = both(folder)
     there = []
     names = ("embed", "layers.0.attn.z", "layers.0.resid_post", "layers.1.mlp_out", "final_norm")
     looks = dict.fromkeys(names, lambda value: there.append(filled(streamed)) or value)
@@ -130,7 +130,7 @@ def test_one_block_is_there_at_a_time(folder):
     assert inside == still != set()
     assert {name.split(".")[1] for name in inside} == {"0"}
     assert {name.split(".")[1] for name in second} == {"1"}
-    assert checkpoints.is_streamed(streamed)
+    assert [checkpoints.is_streamed(model) for model in (loaded, streamed)] == [False, True]
     assert streamed.norm.weight.device.type == "cpu"
 
 
@@ -203,6 +203,7 @@ def test_kept_blocks_stay(folder):
     for keep in (1, 2):
         streamed = checkpoints.stream_model(checkpoint, keep=keep)
         assert {name.split(".")[1] for name in filled(streamed)} == set("01"[:keep])
+        assert checkpoints.is_streamed(streamed)
         assert torch.equal(streamed(tokens), loaded(tokens))
         assert torch.equal(streamed(tokens), loaded(tokens))
     with pytest.raises(ValueError, match="keep 3: expected 0 to 2, the number of blocks"):
