@@ -30,6 +30,7 @@ from pellucid.models import Config, Model, build
 from pellucid.train.batches import Batch
 from pellucid.train.parallel.layout import Layout, split_axis
 from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.precision import training_precision
 
 Objective = Callable[[Model, Batch], tuple[Tensor, int]]
 
@@ -111,7 +112,7 @@ class Pass:
 
     rows, context   shape of the tokens, (B, T)
     bfloat16        activations in bfloat16; weights too where they are sharded (FSDP2 gathers them
-                    in bfloat16), else the casts of them count as kept (autocast keeps them)
+                    in bfloat16), else as `training_precision` has it
     recompute       activation checkpointing of every block
     objective       (model, batch) -> (sum of losses, number of targets)
     """
@@ -152,10 +153,10 @@ def peaks(config: Config, work: Pass, *, fake: bool = True) -> tuple[int, int]:
         ledger = Ledger([*model.parameters(), *gradients, tokens])
         _when_gone_back_through(model.layers[-1], ledger.mark)
         cast = work.bfloat16 and not work.layout.sharded
-        with ledger, torch.autocast("cpu", torch.bfloat16, enabled=cast):
-            loss, _ = work.objective(model, Batch(tokens, tokens))
-            with torch.autocast("cpu", enabled=False):  # as the loop: casts of weights stay
-                loss.backward()
+        with ledger:
+            with training_precision(model, cast):
+                loss, _ = work.objective(model, Batch(tokens, tokens))
+            loss.backward()
     return ledger.marked, ledger.peak
 
 

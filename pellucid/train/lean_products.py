@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -38,7 +38,7 @@ class LeanProducts(TorchFunctionMode):
         x: Tensor = args[0]
         weight: Tensor = args[1]
         bias: Tensor | None = args[2] if len(args) > 2 else None
-        ordinary = type(weight) in (Tensor, nn.Parameter)  # and not a part of one, on a rank
+        ordinary = not hasattr(weight, "device_mesh")  # else it is a part of one, on a rank
         if not ordinary or weight.dtype != torch.float32 or not torch.is_grad_enabled():
             return func(*args)
         if self._last is None or self._last[0] is not x:

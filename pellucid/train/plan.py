@@ -29,7 +29,7 @@ class Memory:
 
     gathered     FSDP2 only: the parameters of two blocks, and of what is outside blocks, put
                  together for the moment they are used, and as many gradients before they are shared
-    activations  what all blocks keep for backward; with autocast also its copies of the weights
+    activations  what all blocks keep for backward
     working      logits and loss, or gradients under way in one block or the embedding: the most
     """
 

@@ -14,20 +14,24 @@ from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import check
 from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.precision import training_precision
 from pellucid.train.settings import resolve
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
-def test_gradients_are_the_same_to_the_bit(kind):
+def test_gradients_are_the_same_to_the_bit(kind, bfloat16):
     config = CONFIGS[kind]
-    plain, again = random_model(config), random_model(config)
+    plain, again = random_model(config, torch.float32), random_model(config, torch.float32)
     recompute_blocks(again)
     assert [name for name, _ in again.named_parameters()] == [
         name for name, _ in plain.named_parameters()
     ]
     tokens = random_tokens(config, 2, 9)
     for model in (plain, again):
-        next_token_objective(model, Batch(tokens, tokens))[0].backward()
+        with training_precision(model, bfloat16):
+            loss, _ = next_token_objective(model, Batch(tokens, tokens))
+        loss.backward()
     for one, other in zip(plain.parameters(), again.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pellucid import trace
 from pellucid.models import Model
+from pellucid.train.lean_products import LeanProducts
 
 
 def recompute_blocks(model: Model) -> None:
@@ -32,6 +33,15 @@ def _recompute(block: nn.Module) -> None:
                 "a trace with gradients cannot watch a model under activation checkpointing, whose "
                 "blocks run twice: switch one of the two off"
             )
-        return checkpoint(forward, *inputs, use_reentrant=False)
+        kind = inputs[0].device.type
+        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):
+            return checkpoint(forward, *inputs, use_reentrant=False)
+        dtype = torch.get_autocast_dtype(kind)
+
+        def products() -> tuple[LeanProducts, LeanProducts]:
+            """Of the pass, and of the pass again: what they save for backward must be the same."""
+            return LeanProducts(dtype), LeanProducts(dtype)
+
+        return checkpoint(forward, *inputs, use_reentrant=False, context_fn=products)
 
     block.forward = recomputed
