@@ -26,7 +26,7 @@ FLAGS = {
     "avx2": ("avx2", "fma", "f16c"),
     "baseline": (),  # on ARM processors that is NEON
 }
-_OPTIMISE = ("-O2", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
+_OPTIMISE = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd")
 
 
 class NotBuilt(RuntimeError):

@@ -562,12 +562,13 @@ void pellucid_step(Decoder *d, const Step *step) {
 
 /* One matrix times `batch` vectors (batch, columns) -> out (batch, rows), on this thread. */
 void pellucid_multiply(const Matrix *m, const float *x, int batch, float *out) {
-    Vector vectors[MOST];
-    open_vectors(vectors, batch, m->columns + 1024);
+    Vector vectors[MOST] = {{0}};
+    int room = (batch + BATCH - 1) / BATCH * BATCH;
+    open_vectors(vectors, room, m->columns + 1024);
     for (int b = 0; b < batch; b++) {
         memcpy(vectors[b].wide, x + b * m->columns, m->columns * sizeof(float));
         prepare(m, &vectors[b]);
     }
     multiply(m, 0, m->rows, vectors, batch, out, m->rows);
-    close_vectors(vectors, batch);
+    close_vectors(vectors, room);
 }

@@ -21,8 +21,9 @@
 #define LANES 4
 #endif
 #define INLINE static inline __attribute__((always_inline))
-#define BATCH 4  /* vectors that share one pass over a row */
-#define ROWS 4   /* rows in flight at a time */
+#define BATCH 8  /* vectors that share one pass over a row */
+#define ROWS 2   /* rows in flight at a time, for several vectors */
+#define SUMS 4   /* sums in flight of one row and one vector */
 #define TILE 16  /* rows of a quantised matrix that lie side by side */
 
 typedef float v __attribute__((vector_size(4 * LANES)));
@@ -147,12 +148,17 @@ INLINE float add_up(v x) {
 
 /* ── Matrices as they are stored: rows ────────────────────────────────────────────────────────── */
 
-/* `rows` rows of `k` numbers with `batch` vectors, out (rows, BATCH); both are constants when inlined. */
-#define DEFINE_TILE(NAME, WEIGHT, LOAD, ONE)                                                          \
+/* `rows` rows of `k` numbers with `batch` vectors, out (rows, BATCH); both are constants when inlined.
+ * A single row and vector is read from front to back into SUMS sums: memory serves one stream best. */
+#define DEFINE_TILE(NAME, WEIGHT, LOAD, ONE)                                                         \
     INLINE void NAME(const WEIGHT *w, int64_t k, const float *const *x, int rows, int batch,         \
                      float out[ROWS][BATCH]) {                                                       \
-        v sums[ROWS][BATCH] = {{{0}}};                                                               \
+        const int parts = rows * batch == 1 ? SUMS : 1;                                              \
+        v sums[ROWS][BATCH] = {{{0}}}, more[SUMS] = {{0}};                                           \
         int64_t i = 0;                                                                               \
+        for (; parts > 1 && i + parts * LANES <= k; i += parts * LANES)                              \
+            for (int p = 0; p < parts; p++)                                                          \
+                more[p] += LOAD(w + i + p * LANES) * load_float32(x[0] + i + p * LANES);             \
         for (; i + LANES <= k; i += LANES) {                                                         \
             v here[BATCH];                                                                           \
             for (int b = 0; b < batch; b++) here[b] = load_float32(x[b] + i);                        \
@@ -161,6 +167,7 @@ INLINE float add_up(v x) {
                 for (int b = 0; b < batch; b++) sums[r][b] += row * here[b];                         \
             }                                                                                        \
         }                                                                                            \
+        for (int p = 0; parts > 1 && p < parts; p++) sums[0][0] += more[p];                          \
         for (int r = 0; r < rows; r++)                                                               \
             for (int b = 0; b < batch; b++) {                                                        \
                 float sum = add_up(sums[r][b]);                                                      \
@@ -174,24 +181,28 @@ DEFINE_TILE(tile_float32, float, load_float32, AS_IT_IS)
 DEFINE_TILE(tile_float16, uint16_t, load_float16, from_float16)
 #if !defined(__AVX512BF16__)
 DEFINE_TILE(tile_bfloat16, uint16_t, load_bfloat16, from_bfloat16)
-#endif
+#else
+#define PAIRS(SUM, W, X) _mm512_dpbf16_ps(SUM, (__m512bh)(W), (__m512bh)_mm512_loadu_si512(X))
 
-#if defined(__AVX512BF16__)
 INLINE void tile_pairs(const uint16_t *w, int64_t k, const uint16_t *const *x, int rows, int batch,
                        float out[ROWS][BATCH]) {
-    __m512 sums[ROWS][BATCH];
+    const int parts = rows * batch == 1 ? SUMS : 1;
+    __m512 sums[ROWS][BATCH], more[SUMS];
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < batch; b++) sums[r][b] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < k; i += 32) {
-        __mmask32 there = k - i >= 32 ? 0xffffffffu : (1u << (k - i)) - 1;
-        __m512i here[BATCH];
-        for (int b = 0; b < batch; b++) here[b] = _mm512_loadu_si512(x[b] + i); /* padded */
+    for (int p = 0; p < parts; p++) more[p] = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; parts > 1 && i + parts * 32 <= k; i += parts * 32)
+        for (int p = 0; p < parts; p++)
+            more[p] = PAIRS(more[p], _mm512_loadu_si512(w + i + p * 32), x[0] + i + p * 32);
+    for (; i < k; i += 32) {
+        __mmask32 there = k - i >= 32 ? 0xffffffffu : (1u << (k - i)) - 1; /* x is padded */
         for (int r = 0; r < rows; r++) {
             __m512i row = _mm512_maskz_loadu_epi16(there, w + r * k + i);
-            for (int b = 0; b < batch; b++)
-                sums[r][b] = _mm512_dpbf16_ps(sums[r][b], (__m512bh)row, (__m512bh)here[b]);
+            for (int b = 0; b < batch; b++) sums[r][b] = PAIRS(sums[r][b], row, x[b] + i);
         }
     }
+    for (int p = 0; parts > 1 && p < parts; p++) sums[0][0] = _mm512_add_ps(sums[0][0], more[p]);
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < batch; b++) out[r][b] = _mm512_reduce_add_ps(sums[r][b]);
 }
@@ -344,13 +355,20 @@ INLINE void rows_of(const Matrix *m, int64_t row, int rows, const Vector *x, int
     }
 }
 
-/* Rows first … last - 1 times `batch` prepared vectors: out[b * stride + row]. */
+/* Rows first … last - 1 times `batch` prepared vectors: out[b * stride + row]. Kernels exist for 1, 2,
+ * 4 and BATCH vectors; of a number between, those that are too many are computed and dropped, so `x`
+ * has room for whole BATCHes. */
 static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector *x, int batch,
                      float *out, int64_t stride) {
     for (int done = 0; done < batch; done += BATCH) {
         int some = batch - done < BATCH ? batch - done : BATCH;
         const Vector *here = x + done;
         float *to = out + done * stride;
+#define FOR_EACH_NUMBER(DO)        \
+    if (some == 1) { DO(1); }      \
+    else if (some == 2) { DO(2); } \
+    else if (some <= 4) { DO(4); } \
+    else { DO(BATCH); }
         if (m->kind == INT8 || m->kind == INT4) {
             int64_t groups = (m->columns + m->group - 1) / m->group;
             int64_t bytes = groups * m->group * TILE / (m->kind == INT8 ? 1 : 2);
@@ -358,23 +376,23 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector 
                 float tile[TILE][BATCH];
                 const uint8_t *w = (const uint8_t *)m->weights + row / TILE * bytes;
                 const uint16_t *scales = m->scales + row * groups;
-#define QUANTISED(B, BITS) tile_quantised(w, scales, groups, m, here, B, BITS, tile)
-#define EACH(B) m->kind == INT8 ? QUANTISED(B, 8) : QUANTISED(B, 4)
-                if (some == 1) EACH(1); else if (some == 2) EACH(2);
-                else if (some == 3) EACH(3); else EACH(4);
+#define QUANTISED(B)                                                            \
+    if (m->kind == INT8) tile_quantised(w, scales, groups, m, here, B, 8, tile); \
+    else tile_quantised(w, scales, groups, m, here, B, 4, tile)
+                FOR_EACH_NUMBER(QUANTISED)
                 for (int64_t r = row < first ? first : row; r < row + TILE && r < last; r++)
                     for (int b = 0; b < some; b++) to[b * stride + r] = tile[r - row][b];
             }
             continue;
         }
-        for (int64_t row = first; row < last; row += ROWS) {
-            int rows = last - row < ROWS ? (int)(last - row) : ROWS;
+        int at_once = some == 1 ? 1 : ROWS;
+        for (int64_t row = first; row < last; row += at_once) {
+            int rows = last - row < at_once ? (int)(last - row) : at_once;
             float tile[ROWS][BATCH];
-#define STORED(B) \
-    do { if (rows == ROWS) rows_of(m, row, ROWS, here, B, tile); \
-         else for (int r = 0; r < rows; r++) rows_of(m, row + r, 1, here, B, tile + r); } while (0)
-            if (some == 1) STORED(1); else if (some == 2) STORED(2);
-            else if (some == 3) STORED(3); else STORED(4);
+#define STORED(B)                                                                \
+    if (B > 1 && rows == ROWS) rows_of(m, row, ROWS, here, B, tile);             \
+    else rows_of(m, row, 1, here, B, tile)
+            FOR_EACH_NUMBER(STORED)
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < some; b++) to[b * stride + row + r] = tile[r][b];
         }
