@@ -146,8 +146,7 @@ def train(
         state.seconds += time.monotonic() - began
         state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
         last = state.step == config.schedule.steps
-        phase = 1 % config.eval_every if config.eval_first else 0
-        due = last or state.step % config.eval_every == phase
+        due = last or _evaluates(state.step, config)
         held_out_loss = judged(model, held_out, config) if due else None
         best = held_out_loss is not None and state.judge(held_out_loss)
         stalled = bool(config.patience) and state.evaluations_since_best >= config.patience
@@ -164,6 +163,10 @@ def train(
         )
         if stalled:
             return
+
+
+def _evaluates(step: int, config: TrainConfig) -> bool:
+    return step % config.eval_every == (1 % config.eval_every if config.eval_first else 0)
 
 
 def _demand_finite(step: int, loss: float, norm: float, config: TrainConfig) -> None:
