@@ -102,14 +102,12 @@ class Watch:
             raise ValueError(f"a trace every {every} steps: expected 1 or more")
         self.every, self.only, self.tensors = every, only, tensors
         self.folder, self.path = folder, folder / TABLE
-        kept: list[dict[str, str]] = []
+        kept: list[list[str]] = []
         if done and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
+            with self._opened("r") as file:
+                kept = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= done]
         with self._opened("w") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *kept])
 
     def _opened(self, mode: str) -> IO[str]:
         return self.path.open(mode, newline="", encoding="utf-8")
@@ -149,8 +147,8 @@ class Watch:
         yield seen
         seen.updated()
         with self._opened("a") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writerows(_text(asdict(row)) for row in seen.rows(step))
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows(_text(row) for row in seen.rows(step))
         if self.tensors:
             (self.folder / FOLDER).mkdir(exist_ok=True)
             seen.recording().save(self.folder / FOLDER / f"step-{step:08}.safetensors")
@@ -255,9 +253,8 @@ def update_ratio(before: Tensor, after: Tensor) -> float:
     return moved / size if size else (math.inf if moved else 0.0)
 
 
-def _text(row: dict[str, Any]) -> dict[str, str]:
+def _text(row: Watched) -> list[str]:
     """Numbers with 9 digits, which is all a float32 has; NaN as an empty field."""
-    return {
-        key: ("" if math.isnan(value) else f"{value:.9g}") if isinstance(value, float) else value
-        for key, value in row.items()
-    }
+    numbers = [getattr(row, column) for column in COLUMNS[3:]]
+    shown = ["" if math.isnan(number) else f"{number:.9g}" for number in numbers]
+    return [str(row.step), row.name, row.kind, *shown]

@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 PICTURE = "trace.png"
 _PANELS = (
@@ -39,9 +35,12 @@ def draw_watch(table: str | Path, picture: str | Path, title: str = "") -> None:
     shades = colormaps["viridis"]
     for axes, (column, label) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for place, ((name, kind), held) in enumerate(lines.items()):
+            values = [_positive(row[column]) for row in held]
+            if any(map(math.isfinite, values)):
+                axes.set_yscale("log")
             axes.plot(
                 [int(row["step"]) for row in held],
-                [_positive(row[column]) for row in held],
+                values,
                 color=shades(0.92 * place / max(len(lines) - 1, 1)),
                 linestyle="-" if kind == "activation" else "--",
                 linewidth=1.2,
@@ -49,7 +48,9 @@ def draw_watch(table: str | Path, picture: str | Path, title: str = "") -> None:
                 markersize=2.5,
                 label=name if place < _MOST_LABELS else None,
             )
-        _dress(axes, label)
+        axes.set_xlabel("optimiser step")
+        axes.set_title(label, fontsize=10)
+        axes.grid(alpha=0.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if labels:
         more = len(lines) - len(labels)
@@ -59,15 +60,6 @@ def draw_watch(table: str | Path, picture: str | Path, title: str = "") -> None:
         )
     figure.suptitle(title)
     figure.savefig(str(picture))
-
-
-def _dress(axes: Axes, label: str) -> None:
-    drawn = [y for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
-    if drawn:
-        axes.set_yscale("log")
-    axes.set_xlabel("optimiser step")
-    axes.set_title(label, fontsize=10)
-    axes.grid(alpha=0.25)
 
 
 def _positive(text: str) -> float:
