@@ -74,11 +74,11 @@ def from_transformers(
     GPT-2, Llama, and models whose modules carry the same names (Mistral, Qwen2, …). ValueError for
     a model whose blocks are called otherwise.
     """
-    blocks = _blocks(model, label)
+    blocks = blocks_of(model, label)
     gpt2 = hasattr(model.base_model, "wpe")
 
     def run(rows: Batch, steps: int) -> Trace:
-        watch = _Watch(model, blocks, gpt2)
+        watch = ForeignWatch(model, blocks, gpt2)
         with watch.hooks(), torch.no_grad():
             _drive(model, rows, steps, watch)
         return watch.trace()
@@ -95,7 +95,7 @@ def from_transformers(
     )
 
 
-def _blocks(model: Any, label: str) -> nn.ModuleList:
+def blocks_of(model: Any, label: str) -> nn.ModuleList:
     base = getattr(model, "base_model", None)
     blocks = getattr(base, "layers", getattr(base, "h", None))
     if not isinstance(blocks, nn.ModuleList):
@@ -106,7 +106,7 @@ def _blocks(model: Any, label: str) -> nn.ModuleList:
     return blocks
 
 
-def _drive(model: Any, rows: Batch, steps: int, watch: _Watch) -> None:
+def _drive(model: Any, rows: Batch, steps: int, watch: ForeignWatch) -> None:
     """One pass over the rows, then decoding steps with the model's own KV cache.
 
     The tokens of each step are the greedy ones, or those of ``rows.following``. Rows of unequal
@@ -136,7 +136,7 @@ def _drive(model: Any, rows: Batch, steps: int, watch: _Watch) -> None:
             tokens = torch.tensor([[row[step]] for row in following], device=device)
 
 
-class _Watch:
+class ForeignWatch:
     """What one run of a model shows, pass by pass."""
 
     def __init__(self, model: Any, blocks: nn.ModuleList, gpt2: bool) -> None:

@@ -26,6 +26,7 @@ from pellucid.compare.recordings import (
 from pellucid.compare.sides import Batch, pad_left
 from pellucid.difference.live import LIVE, live_folder, live_side
 from pellucid.difference.options import Options
+from pellucid.difference.training import are_steps, diff_steps
 from pellucid.generate.fast import trace_fast
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
 from pellucid.models import GPT2, Llama, Model, empty_model
@@ -72,18 +73,15 @@ def diff(
                or a YAML file; None finds out
     keep       is given each judged tensor of B: name, R, what was observed
 
-    R, the reference, is A's arithmetic at higher precision. ValueError where the two cannot be
+    Two recordings of a training step are compared by `diff_steps`. R, the reference, is A's
+    arithmetic at higher precision. ValueError where the two cannot be
     compared or nothing was.
     """
+    if are_steps(a, b):
+        return diff_steps(a, b)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
-    right = Options(
-        dtype=dtype_b,
-        dialect=dialect_b,
-        fused=fused,
-        copies=copies,
-        fast=fast,
-        name_map=name_map,
-    )
+    run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
+    right = Options(dtype=dtype_b, dialect=dialect_b, **run_b)
     if fast and not steps:
         raise ValueError("fast is about decoding: ask for steps of it (steps=8, --steps 8)")
     sides = _both_sides(((a, left), (b, right)), as_rows(prompt))

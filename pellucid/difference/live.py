@@ -45,11 +45,11 @@ def live_side(model: Any, label: str) -> Side:
     if stated["model_type"] not in ("gpt2", "llama"):
         return from_transformers(model, label)
     config = read_config(stated, f"{label}: config")
-    weights = _canonical(config, model.state_dict(), label)
+    weights = canonical(config, model.state_dict(), label)
     return from_transformers(model, label, config=config, weights=weights)
 
 
-def _canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
     """transformers' parameters under our names, as views."""
     found: dict[str, Tensor] = {}
     for entry in table(config):
