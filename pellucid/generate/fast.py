@@ -19,6 +19,8 @@ from pellucid.models import Cache, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
+SETTLING = 16  # steps before matrices move to large pages: a short text ends before it pays
+
 
 class FastSteps:
     """Runs one-token steps of a generation in C, or says that it does not.
@@ -35,6 +37,7 @@ class FastSteps:
         self._model, self._length = model, length
         self._decoder: native.Decoder | None = None
         self._compiled: Any = None
+        self._steps = 0
         self._on_gpu = model.norm.weight.device.type == "cuda"
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
         if not self._possible or self._on_gpu:
@@ -83,6 +86,9 @@ class FastSteps:
             some = [row[first : first + at_once] for row in tokens]
             last = first + at_once >= length
             logits = self._decoder.step(some, cache, starts, recording, wanted=last)
+        self._steps += 1
+        if self._steps > SETTLING:
+            self._decoder.settle()
         return logits
 
     def _begin(self, cache: Cache, rows: int, room: int) -> None:

@@ -59,7 +59,7 @@ typedef struct {
 } Scratch;
 
 typedef struct Decoder {
-    Model model;
+    const Model *model; /* the caller's: its pointers may move between two steps */
     int n_threads;
     pthread_t *threads;
     Scratch *scratch;                 /* per thread */
@@ -226,7 +226,7 @@ static void add_bias(const Model *m, const Matrix *w, int64_t first, int64_t las
 
 /* Head `unit` of q, k and v side by side: project, rotate, and put k and v into the cache. */
 static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     int D = m->head_dim, kind = unit < m->n_heads ? 0 : unit < m->n_heads + m->n_kv_heads ? 1 : 2;
@@ -252,7 +252,7 @@ static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
 
 /* One query head of one token looks at all tokens from its row's start to itself. */
 static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Step *s = d->step;
     int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), row = row_of(s, b);
     int64_t start = s->starts[row], width = (int64_t)m->n_heads * D;
@@ -298,7 +298,7 @@ static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
 
 /* Rows of gate and up, and what becomes of them. */
 static void mlp_rows(Decoder *d, int layer, int64_t first, int64_t last, const Vector *x) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     int64_t F = m->hidden_width, n = last - first;
@@ -325,7 +325,7 @@ static void mlp_rows(Decoder *d, int layer, int64_t first, int64_t last, const V
 /* Rows of a product that is added to the residual stream. */
 static void add_rows(Decoder *d, int layer, const Matrix *w, int64_t first, int64_t last, const Vector *x,
                      int leaf, int after) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Step *s = d->step;
     multiply(w, first, last, x, s->batch, d->out, m->width);
     for (int b = 0; b < s->batch; b++) {
@@ -346,7 +346,7 @@ static void inputs_from(Decoder *d, const Matrix *w, const float *from, Vector *
 
 static void normalised(Decoder *d, const Matrix *w, const float *weight, const float *bias, Vector *x,
                        int leaf, int layer, int thread) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     for (int b = 0; b < d->step->batch; b++) {
         normalise(m, d->stream + (int64_t)b * m->width, weight, bias, x[b].wide);
         if (thread == 0 && leaf >= 0) record(d, leaf, layer, m->width, b, 0, x[b].wide, m->width);
@@ -361,7 +361,7 @@ static void prepare_again(Decoder *d, const Matrix *before, const Matrix *now, V
 }
 
 static void run(Decoder *d, int thread) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Step *s = d->step;
     Scratch *mine = &d->scratch[thread];
     Vector *x = mine->x;
@@ -416,7 +416,7 @@ static void run(Decoder *d, int thread) {
 }
 
 static void embed(Decoder *d) {
-    const Model *m = &d->model;
+    const Model *m = d->model;
     const Step *s = d->step;
     for (int b = 0; b < s->batch; b++) {
         float *x = d->stream + (int64_t)b * m->width;
@@ -511,10 +511,11 @@ void pellucid_close(Decoder *d) {
     free(d->scratch), free(d->threads), free(d->handed), free(d);
 }
 
-/* The model's tensors must stay where they are until `pellucid_close`. */
+/* `model` and what it points to must stay until `pellucid_close`; between two steps its matrices may
+ * be moved, and their pointers changed. */
 Decoder *pellucid_open(const Model *model, int n_threads) {
     Decoder *d = zeroed(sizeof *d);
-    d->model = *model;
+    d->model = model;
     d->n_threads = n_threads;
     d->n_phases = 5 * model->n_layers + 1;
     d->handed = zeroed(d->n_phases * sizeof *d->handed);

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pellucid.generate.native.pages import moving, unwritten_files, worth_moving
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 
@@ -120,6 +121,8 @@ class Decoder:
         assert unsupported(model) is None, "asked for a model that the C decoder cannot run"
         self.model = model
         self._kept: list[Any] = []  # whatever the C side points to
+        self._held: dict[nn.Module, Tensor] = {}  # matrix -> its numbers as the C side sees them
+        self._moves: Iterator[None] | None = None
         self._made = made
         self._given = self._described(length)
         self._process = os.getpid()
@@ -171,12 +174,46 @@ class Decoder:
             layer.length += length
         return logits
 
+    def settle(self) -> None:
+        """Move a little more of the model onto large pages; nothing once all of it is there."""
+        if self._moves is None:
+            self._moves = self._all_moves()
+        next(self._moves, None)
+
+    def _all_moves(self) -> Iterator[None]:
+        unwritten = unwritten_files()
+        for module in self._held:
+            name = "packed" if isinstance(module, QuantisedMatrix) else "weight"
+            tensor = getattr(module, name)
+            places = [place for place in self._places(module) if place.weights == tensor.data_ptr()]
+            if not places or not worth_moving(tensor):
+                continue
+            for moved in moving(tensor, unwritten):
+                if moved is not None:
+                    tensor.data = moved
+                    self._held[module] = moved
+                    for place in places:
+                        place.weights = moved.data_ptr()
+                yield None
+
+    def _places(self, module: nn.Module) -> list[_Matrix]:
+        """Where the C side's structures speak of a module's matrix."""
+        model, given = self.model, self._given
+        head = model.embed if model.unembed is None else model.unembed
+        found = [given.embed] if module is model.embed else []
+        found += [given.unembed] if module is head else []
+        for layer, described in zip(model.layers, self._layers, strict=True):
+            for name, inner in _projections(layer):
+                found += [getattr(described, name)] if inner is module else []
+        return found
+
     def _described(self, length: int) -> _Model:
         model, config = self.model, self.model.config
         is_llama = not isinstance(model, GPT2)
         dialect, dtype = model.dialect, model.norm.weight.dtype
         gelu = "erf" if getattr(config, "gelu", "tanh") == "erf" else dialect.gelu
         layers = (_Layer * config.n_layers)(*(self._layer(layer) for layer in model.layers))
+        self._layers = layers
         head = model.embed if model.unembed is None else model.unembed
         described = _Model(
             n_layers=config.n_layers,
@@ -206,12 +243,8 @@ class Decoder:
         return described
 
     def _layer(self, layer: Any) -> _Layer:
-        attn, mlp = layer.attn, layer.mlp
         return _Layer(
-            **{name: self._matrix(getattr(attn, f"{name}_proj")) for name in ("q", "k", "v", "o")},
-            gate=self._matrix(mlp.gate_proj) if hasattr(mlp, "gate_proj") else _Matrix(),
-            up=self._matrix(mlp.up_proj),
-            down=self._matrix(mlp.down_proj),
+            **{name: self._matrix(module) for name, module in _projections(layer)},
             attn_norm=self._floats(layer.attn_norm.weight),
             attn_norm_bias=self._floats(getattr(layer.attn_norm, "bias", None)),
             mlp_norm=self._floats(layer.mlp_norm.weight),
@@ -219,9 +252,10 @@ class Decoder:
         )
 
     def _matrix(self, module: nn.Module) -> _Matrix:
-        described, kept = described_matrix(module)
+        described, self._held[module] = described_matrix(module)
         described.bias = self._floats(getattr(module, "bias", None))
-        self._kept += kept
+        if isinstance(module, QuantisedMatrix):
+            self._kept.append(module.scales)
         return described
 
     def _floats(self, tensor: Tensor | None) -> int | None:
@@ -233,8 +267,17 @@ class Decoder:
         return wide.data_ptr()
 
 
-def described_matrix(module: nn.Module) -> tuple[_Matrix, list[Tensor]]:
-    """A linear layer or embedding for the C side, without its bias; and what must stay alive."""
+def _projections(layer: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The matrices of a block, under the C side's names."""
+    for name in ("q", "k", "v", "o"):
+        yield name, getattr(layer.attn, f"{name}_proj")
+    for name in ("gate", "up", "down"):
+        if hasattr(layer.mlp, f"{name}_proj"):
+            yield name, getattr(layer.mlp, f"{name}_proj")
+
+
+def described_matrix(module: nn.Module) -> tuple[_Matrix, Tensor]:
+    """A linear layer or embedding for the C side, without its bias; and the tensor it points to."""
     if isinstance(module, QuantisedMatrix):
         described = _Matrix(
             weights=module.packed.data_ptr(),
@@ -245,14 +288,14 @@ def described_matrix(module: nn.Module) -> tuple[_Matrix, list[Tensor]]:
             group=module.group,
             exact=module.dtype == torch.float32,
         )
-        return described, [module.packed, module.scales]
+        return described, module.packed.data
     weight = module.weight
     assert isinstance(weight, nn.Parameter), "a matrix has a weight"
     if not weight.is_contiguous():  # GPT-2's files hold matrices column by column
         weight.data = weight.data.contiguous()  # once: the model keeps this layout
     rows, columns = weight.shape
     kind = _KINDS[weight.dtype]
-    return _Matrix(weights=weight.data_ptr(), rows=rows, columns=columns, kind=kind), [weight.data]
+    return _Matrix(weights=weight.data_ptr(), rows=rows, columns=columns, kind=kind), weight.data
 
 
 def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
@@ -261,7 +304,7 @@ def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty(len(x), described.rows)
     made.pellucid_multiply(ctypes.byref(described), x.data_ptr(), len(x), out.data_ptr())
-    del kept
+    del kept  # was alive until here
     return out
 
 

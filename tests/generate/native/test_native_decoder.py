@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,3 +219,36 @@ def _threads_of_process() -> int:
         pytest.skip("not Linux")
     finally:
         assert threading.active_count() >= 1
+
+
+def test_matrices_move_to_large_pages_without_a_difference(tmp_path):
+    """The matrices of a mapped file move while it is decoded; the file's pages are let go."""
+    config = replace(CONFIGS["llama-gqa"], width=1024, n_heads=16, hidden_width=4096, n_layers=1)
+    config = replace(config, n_kv_heads=8, head_dim=64, vocab_size=3000)
+    pellucid.checkpoints.save(
+        tmp_path / "wide", config, random_model(config, torch.float32).state_dict()
+    )
+    checkpoint = pellucid.checkpoints.open_checkpoint(tmp_path / "wide")
+    moved, still = (pellucid.checkpoints.load_model(checkpoint) for _ in range(2))
+    tokens = random_tokens(config, 1, 40)
+    before = {name: tensor.data_ptr() for name, tensor in moved.named_parameters()}
+    logits = []
+    for model in (moved, still):
+        cache = Cache(config.n_layers)
+        with torch.no_grad():
+            model(tokens[:, :4], cache=cache)
+        cache.reserve(40)
+        decoder = Decoder(library(), model, length=40, threads=2)
+        for column in tokens[0, 4:].tolist():
+            logits.append(decoder.step([[column]], cache))
+            if model is moved:
+                decoder.settle()
+    half = len(logits) // 2
+    assert torch.equal(torch.cat(logits[:half]), torch.cat(logits[half:]))
+    changed = {
+        name for name, tensor in moved.named_parameters() if tensor.data_ptr() != before[name]
+    }
+    assert {"embed.weight", "layers.0.mlp.down_proj.weight"} <= changed
+    assert not any("norm" in name for name in changed)
+    for name, tensor in moved.state_dict().items():
+        assert torch.equal(tensor, still.state_dict()[name])
