@@ -30,6 +30,7 @@ from pellucid.compare.training_replay import (
     autocast_of,
     clip_factor,
     config_of,
+    found,
     group_of,
     parameters_of,
     replay,
@@ -198,17 +199,18 @@ def _held(name: str, exact: Trace, own: list[Trace], seen: Trace, unit: float) -
     masked = name.endswith("masked_scores") and not name.startswith(GRADIENT)
     if not near:
         return not_judged("our own arithmetic does not have it")
-    found = [_measure(name, r, x.to(r), observed.to(r), unit, masked) for x in near]
-    return min(found, key=lambda each: each.ratio)
+    verdicts = [_measure(name, r, x.to(r), observed.to(r), unit, masked) for x in near]
+    return min(verdicts, key=lambda each: each.ratio)
 
 
 def _measure(
     name: str, r: Tensor, near: Tensor, observed: Tensor, unit: float, masked: bool = False
 ) -> Measure:
     """`measure`, with a vector or a number as the only row of a matrix."""
-    rows = [x.reshape(1, -1) if x.ndim < 2 else x for x in (r, near, observed)]
-    dims = ("B", "column") if r.ndim < 2 else _dims(name, r)
-    return measure(*rows, dims, unit, masked=masked)
+    if r.ndim < 2:
+        r, near, observed = (x.reshape(1, -1) for x in (r, near, observed))
+        return measure(r, near, observed, ("B", "column"), unit)
+    return measure(r, near, observed, _dims(name, r), unit, masked=masked)
 
 
 def _dims(name: str, tensor: Tensor) -> tuple[str, ...]:
@@ -221,7 +223,7 @@ def _dims(name: str, tensor: Tensor) -> tuple[str, ...]:
 def _judged_clip(a: Trace, seen: Trace) -> Iterator[tuple[str, Measure]]:
     factor = clip_factor(a, seen)
     for name in reversed(parameters_of(config_of(a))):
-        raw = seen.get(GRADIENT + name)
+        raw = found(seen, GRADIENT + name)
         if raw is None or (factor == 1 and CLIPPED + name not in seen):
             continue
         exact, near = raw.double() * factor, (raw * factor).double()
@@ -243,7 +245,8 @@ def _judged_update(a: Trace, seen: Trace) -> Iterator[tuple[str, Measure]]:
         # The parameter is stored again, which rounds by its own size, not the update's.
         sizes = before.abs().max() / moved[0].square().mean().sqrt().clamp(min=1e-300)
         unit = explained_error(seen[name].dtype, 16) * max(1.0, float(sizes))
-        yield AFTER + name, _measure(name, *moved, unit)
+        r, own, observed = moved
+        yield AFTER + name, _measure(name, r, own, observed, unit)
 
 
 # ── Faults and causes ────────────────────────────────────────────────────────────────────────────

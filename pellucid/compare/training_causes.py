@@ -15,6 +15,7 @@ from pellucid.compare.training_replay import (
     Loss,
     adamw_step,
     config_of,
+    found,
     group_of,
     mean_loss,
     parameters_of,
@@ -87,7 +88,7 @@ def gradient_cause(a: Trace, seen: Trace) -> Cause | None:
 def _tied_cause(a: Trace, seen: Trace) -> Cause | None:
     """The matrix that is embedding and head gets two gradients: which of them is there?"""
     config = config_of(seen)
-    observed = seen.get(GRADIENT + "embed.weight")
+    observed = found(seen, GRADIENT + "embed.weight")
     if not config.tied or observed is None:
         return None
     meta = seen.meta | {"config": {"family": config.family, **asdict(replace(config, tied=False))}}

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, empty_model
 from pellucid.trace import Trace, trace
-from pellucid.training_step import CLIPPED, GRADIENT, IGNORED
+from pellucid.training_step import CLIPPED, GRADIENT, IGNORED, MEANS
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) -> scalar
+
+
+def found(seen: Trace, name: str) -> Tensor | None:
+    """A tensor, or None; `Trace.get` would look for similar names each time."""
+    return seen[name] if name in seen else None
 
 
 def config_of(seen: Trace) -> Config:
@@ -75,7 +80,7 @@ def replay(
     In the order in which they come about. `fused`: attention in one kernel, as training has it.
     """
     model = model_of(seen, dtype)
-    starts = a.get("batch.starts")
+    starts = found(a, "batch.starts")
     cast = None if dtype == torch.float64 else autocast_of(seen)
     with (
         torch.enable_grad(),
@@ -85,20 +90,20 @@ def replay(
         logits = model(a["batch.inputs"], starts=starts)
         total = loss(logits, a["batch.targets"])
     total.backward()
-    found = Trace({name: tensor.detach() for name, tensor in pass_.items()})
-    found["loss"] = total.detach()
+    again = Trace({name: tensor.detach() for name, tensor in pass_.items()})
+    again["loss"] = total.detach()
     for name, tensor in reversed(list(pass_.items())):
         if tensor.grad is not None:
-            found[GRADIENT + name] = tensor.grad
+            again[GRADIENT + name] = tensor.grad
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None:
-            found[GRADIENT + name] = parameter.grad
-    return found
+            again[GRADIENT + name] = parameter.grad
+    return again
 
 
 def autocast_of(seen: Trace) -> torch.dtype | None:
     """In what matrices were multiplied, where that is not the dtype of the weights."""
-    product = seen.get("layers.0.attn.q", seen.get("layers.0.mlp_out"))
+    product = found(seen, "layers.0.attn.q")
     if product is None or product.dtype == seen["embed.weight"].dtype:
         return None
     return product.dtype
@@ -114,7 +119,7 @@ def norm(seen: Trace, prefix: str = GRADIENT) -> float:
     squares = 0.0
     for name in parameters_of(config_of(seen)):
         if GRADIENT + name in seen or CLIPPED + name in seen:
-            gradient = taken(seen, name) if prefix == CLIPPED else seen.get(GRADIENT + name)
+            gradient = taken(seen, name) if prefix == CLIPPED else found(seen, GRADIENT + name)
             squares += 0.0 if gradient is None else float(gradient.double().square().sum())
     return math.sqrt(squares)
 
@@ -137,7 +142,7 @@ def adamw_step(
     ``eps_inside=True``, ``gradient=…``.
     """
     group, done = {**group_of(a, name), **change}, int(seen.meta.get("optimizer_steps", 0))
-    means = [seen.get(f"{mean}.{name}") for mean in ("exp_avg", "exp_avg_sq")]
+    means = [found(seen, f"{mean}.{name}") for mean in MEANS]
     if "lr" not in group or "betas" not in group or (done and None in means):
         return None
     p = seen[name].to(dtype)

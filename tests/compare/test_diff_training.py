@@ -153,15 +153,14 @@ def test_a_mistake_of_the_loop(kind, fault, step, first, cause, tmp_path: Path):
     assert report.cause.name == cause
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
 @pytest.mark.parametrize(
-    ("fault", "step", "cause"),
+    ("kind", "fault", "step", "cause"),
     [
-        ("betas swapped", 1, "betas swapped"),
-        ("no bias correction", 0, "bias correction missing"),
-        ("coupled decay", 1, "decay added to the gradient"),
-        ("rate of another step", 0, "another learning rate"),
-        ("eps inside the root", 0, "eps inside the square root"),
+        ("gpt2", "betas swapped", 1, "betas swapped"),
+        ("llama-gqa", "no bias correction", 0, "bias correction missing"),
+        ("llama-gqa", "coupled decay", 1, "decay added to the gradient"),
+        ("gpt2", "rate of another step", 0, "another learning rate"),
+        ("llama-gqa", "eps inside the root", 0, "eps inside the square root"),
     ],
 )
 def test_a_mistake_of_the_optimiser(kind, fault, step, cause, tmp_path: Path):
