@@ -13,7 +13,7 @@ a difference is rounding. So a fault in one stage does not hide one in the next:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.compare.causes import Cause
+from pellucid.compare.effect import effect
 from pellucid.compare.report import Fault, Report, SideFacts, TensorVerdict
 from pellucid.compare.static import Finding
 from pellucid.compare.statistics import Measure, beyond, explained_error, measure, not_judged
@@ -42,6 +43,16 @@ from pellucid.training_step import AFTER, CLIPPED, GRADIENT, KIND, SETTINGS
 _TRACED_INPUTS = ("tokens", "positions", "mask", "rope.cos", "rope.sin")
 
 
+class StepReport(Report):
+    """A report on one step, whose verdict is on what was done in it, not on the weights before."""
+
+    @property
+    def verdict(self) -> str:
+        """identical, within-rounding or diverged."""
+        held = super().verdict
+        return "within-rounding" if held == "explained" else held
+
+
 def is_step(seen: Trace) -> bool:
     """Whether a recording is one of a training step."""
     return seen.meta.get("recording") == KIND
@@ -54,14 +65,16 @@ def compare_steps(a: Trace, b: Trace, labels: tuple[str, str] = ("A", "B")) -> R
     """
     for seen, label in zip((a, b), labels, strict=True):
         _demand_whole(seen, label)
-    report = Report(
+    if parameters_of(config_of(a)) != parameters_of(config_of(b)):
+        raise ValueError(f"{labels[0]} and {labels[1]} are steps of models with other parameters")
+    report = StepReport(
         a=labels[0],
         b=labels[1],
         dtypes=(_dtype(a), _dtype(b)),
         tokens=a["batch.inputs"].tolist(),
+        effect=effect(a, b, None),
         static=[*_batch(a, b), *_weights(a, b), *_settings(a, b)],
         sides=(_facts(a, labels[0]), _facts(b, labels[1])),
-        encoded=True,
     )
     for side, seen in (("a", a), ("b", b)):
         rows = list(_judged(a, seen))
@@ -115,19 +128,18 @@ def _batch(a: Trace, b: Trace) -> Iterator[Finding]:
 
 
 def _weights(a: Trace, b: Trace) -> Iterator[Finding]:
+    """Weights that differ before the step: no fault after the first, rounding alone does it."""
+    later = bool(a.meta.get("optimizer_steps"))
+    cause = "earlier steps went apart, each side is judged on its own" if later else "other weights"
     for name in parameters_of(config_of(a)):
         if a[name].shape != b[name].shape:
             said = f"shape {tuple(b[name].shape)}, A has {tuple(a[name].shape)}"
-        elif torch.equal(a[name], b[name]):
-            continue
-        else:
-            worst = float((a[name].double() - b[name].double()).abs().max())
-            said = f"differs by up to {worst:.2g} before the step"
-        later = bool(a.meta.get("optimizer_steps"))
-        cause = "other weights: an earlier step went apart" if later else "other weights"
-        # After the first step weights differ by rounding at least; each side is judged on its own.
-        kind = "explained" if later and a[name].shape == b[name].shape else "fault"
-        yield Finding(stage="weights", name=name, finding=said, cause=cause, kind=kind)
+            yield Finding(stage="weights", name=name, finding=said, cause="other weights")
+        elif not torch.equal(a[name], b[name]):
+            most = float((a[name].double() - b[name].double()).abs().max())
+            said = f"differs by up to {most:.2g} before the step"
+            kind = "explained" if later else "fault"
+            yield Finding(stage="weights", name=name, finding=said, cause=cause, kind=kind)
 
 
 def _settings(a: Trace, b: Trace) -> Iterator[Finding]:
@@ -138,6 +150,11 @@ def _settings(a: Trace, b: Trace) -> Iterator[Finding]:
                 said = f"{theirs} against {mine} of A, for {name}"
                 yield Finding(stage="constants", name=key, finding=said, cause=f"another {key}")
                 break
+    ours, others = asdict(config_of(a)), asdict(config_of(b))
+    for key in ours:
+        if ours[key] != others[key]:
+            said = f"{others[key]} against {ours[key]} of A"
+            yield Finding(stage="constants", name=key, finding=said, cause="another config")
     mine, theirs = a.meta.get("optimizer_steps"), b.meta.get("optimizer_steps")
     if mine != theirs:
         said = f"A's optimiser had taken {mine} steps, B's {theirs}"

@@ -20,7 +20,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, T, V), targets (B, T) ->
 
 def found(seen: Trace, name: str) -> Tensor | None:
     """A tensor, or None; `Trace.get` would look for similar names each time."""
-    return seen[name] if name in seen else None
+    if name not in seen:
+        return None
+    return seen[name]
 
 
 def config_of(seen: Trace) -> Config:
