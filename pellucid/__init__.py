@@ -16,13 +16,24 @@ _LAZY = {
     "LanguageModel": "pellucid.language_model",
     "assert_same_model": "pellucid.difference",
     "diff": "pellucid.difference",
+    "diff_steps": "pellucid.difference.training",
     "load": "pellucid.language_model",
+    "record_step": "pellucid.difference.training",
     "Trace": "pellucid.trace",
 }
-__all__ = ["LanguageModel", "Trace", "assert_same_model", "diff", "load"]
+__all__ = [
+    "LanguageModel",
+    "Trace",
+    "assert_same_model",
+    "diff",
+    "diff_steps",
+    "load",
+    "record_step",
+]
 
 if TYPE_CHECKING:
     from pellucid.difference import assert_same_model, diff
+    from pellucid.difference.training import diff_steps, record_step
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
 

@@ -96,6 +96,7 @@ def from_transformers(
 
 
 def blocks_of(model: Any, label: str) -> nn.ModuleList:
+    """The blocks of a transformers model; ValueError for one that calls them otherwise."""
     base = getattr(model, "base_model", None)
     blocks = getattr(base, "layers", getattr(base, "h", None))
     if not isinstance(blocks, nn.ModuleList):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.compare.causes import Cause
+from pellucid.compare.statistics import roundoff
 from pellucid.compare.training_replay import (
     Loss,
     adamw_step,
@@ -32,10 +33,11 @@ def loss_cause(a: Trace, seen: Trace) -> Cause | None:
     """The mistake in a loss that gives the recorded one from the same logits."""
     observed, right = float(seen["loss"]), float(a["loss"])
     tried = list(_losses())
+    fits = max(FITS / 10, 4 * roundoff(seen["loss"].dtype))
     for name, loss in tried:
         value = float(replay(seen, a, torch.float64, loss=loss)["loss"])
         error = abs(value - observed) / abs(observed) if observed else float("inf")
-        if error < FITS / 10 and error * BETTER < abs(right - observed) / abs(observed):
+        if error < fits and error * BETTER < abs(right - observed) / abs(observed):
             evidence = f"gives {value:.6g}, recorded is {observed:.6g}, A has {right:.6g}"
             return Cause(name=name, evidence=evidence, error=error, tried=len(tried))
     return None

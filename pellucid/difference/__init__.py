@@ -78,6 +78,8 @@ def diff(
     compared or nothing was.
     """
     if are_steps(a, b):
+        if prompt is not None or steps:
+            raise ValueError("a recorded training step has a batch of its own: give no prompt")
         return diff_steps(a, b)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
     run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}

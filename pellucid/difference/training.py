@@ -66,7 +66,7 @@ def record_step(
     found |= {} if starts is None else {"batch.starts": starts}
     meta |= {"config": {"family": config.family, **asdict(config)}, "dialect": dialect}
     meta |= {"training": model.training}
-    return Trace({name: tensor.detach() for name, tensor in found.items()}, meta)
+    return Trace({name: tensor.detach().cpu() for name, tensor in found.items()}, meta)
 
 
 def _renamed(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
