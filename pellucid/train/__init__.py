@@ -17,6 +17,7 @@
 | state.py | what a run needs, beyond the weights, to go on bit for bit |
 | evaluation.py | loss on held-out text, bits per byte |
 | lean_products.py | bfloat16 products that keep no copy of a weight |
+| watch.py, watch_plot.py | what chosen tensors do over a run |
 | precision.py, ranks.py | where and how it computes; the seam for many processes |
 | parallel/ | those processes: DDP, FSDP2, tensor parallelism, sharded checkpoints |
 | footprint.py, plan.py | what a run takes before it starts: memory and time |

@@ -27,6 +27,7 @@ from pellucid import names, training_step
 from pellucid.models import Model
 from pellucid.trace import Trace, trace
 from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.objective import document_starts
 
 TABLE, FOLDER = "trace.csv", "traces"
 COLUMNS = (
@@ -230,6 +231,8 @@ class Seen:
         held = {n: t.detach() for n, t in self.activations.items()}
         held |= {"loss": torch.tensor(self.loss, dtype=torch.float64)} | self.tensors
         held |= {"batch.inputs": self.batch.inputs, "batch.targets": self.batch.targets}
+        starts = document_starts(self.batch)
+        held |= {} if starts is None else {"batch.starts": starts}
         return Trace(held, self.meta)
 
 

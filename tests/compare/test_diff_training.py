@@ -98,6 +98,25 @@ def test_passes_of_few_rows_and_attention_in_named_steps_agree_too(tmp_path: Pat
     assert diff_steps(b, a).verdict == "within-rounding"
 
 
+def test_rows_of_several_documents_are_computed_again_as_such(tmp_path: Path):
+    inputs, targets, _ = batch()
+    documents = (torch.arange(11) > 4).long().expand(3, 11)
+
+    class Data:
+        def at(self, step: int) -> Batch:
+            return Batch(inputs, targets, documents)
+
+    schedule = Schedule(peak=RATE, final=RATE, warmup=0, steps=1)
+    config = TrainConfig(schedule=schedule, batch=3, micro_batch=3)
+    watch = Watch(tmp_path, 1, ["*"], tensors=True)
+    list(train(starting_model(LLAMA), Data(), lambda _: 0.0, config, watch=watch))
+    seen = Trace.load(tmp_path / "traces" / "step-00000001.safetensors")
+    assert seen["batch.starts"][0].tolist() == [0] * 5 + [5] * 6
+    assert diff_steps(seen, seen).verdict == "identical"
+    del seen["batch.starts"]
+    assert diff_steps(seen, seen).first.side == "a"
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["gpt2", "gqa", "mqa, tied"])

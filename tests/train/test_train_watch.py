@@ -15,9 +15,11 @@ from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import training_step
 from pellucid.cli import main
+from pellucid.cli.training_ranks import layout
 from pellucid.trace import Trace
 from pellucid.train import IGNORED, Batch, Schedule, TrainConfig, plain_next_token_objective, train
 from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.settings import resolve
 from pellucid.train.watch import COLUMNS, Watch, check_only
 from pellucid.train.watch_plot import draw_watch
 
@@ -141,6 +143,14 @@ def test_activation_checkpointing_is_refused(tmp_path: Path):
     watch = Watch(tmp_path, 1, ["*"])
     with pytest.raises(ValueError, match="activation checkpointing.*switch one of the two off"):
         next(train(model, Rows(), lambda _: 0.0, SETTINGS, watch=watch))
+
+
+@pytest.mark.parametrize("given", [{"parallel": "fsdp"}, {"parallel": "tp"}])
+def test_ranks_that_have_no_whole_parameter_are_refused(given):
+    settings = resolve({"stdlib": True, "batch": 8, "trace_every": 2, **given})
+    with pytest.raises(ValueError, match="no rank has a whole parameter.*--parallel ddp"):
+        layout(settings, 2)
+    assert layout(resolve({"stdlib": True, "batch": 8, "trace_every": 2}), 2).data == 2
 
 
 def test_lines_after_the_step_to_go_on_from_are_dropped(tmp_path: Path):
