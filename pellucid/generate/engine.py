@@ -14,6 +14,7 @@ so keys and values in the cache no longer hold: each further step runs the whole
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -71,6 +72,21 @@ def generate_plain(
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on this thread alone.
+
+    To choose a token is little work, and the threads that OpenMP would wake for it go on spinning
+    for milliseconds afterwards: on the very cores that the next step of the C decoder needs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class KeptCache:
@@ -153,12 +169,15 @@ class Generation(Iterator[list[int | None]]):
             raise StopIteration
         trace.set_step(self._step)
         self._step += 1
-        logits = self._forward()[self._live]  # (live rows, V)
+        logits = self._forward()
+        if len(self._live) < len(logits):
+            logits = logits[self._live]  # (live rows, V)
         if self._vocab_size is not None:
             logits[:, self._vocab_size :] = -torch.inf
         generators = [self._generators[row] for row in self._live]
         seen = None if self._seen is None else self._seen[self._live]
-        chosen = next_tokens(logits, self._sampling, generators, seen)
+        with one_thread():
+            chosen = next_tokens(logits, self._sampling, generators, seen)
         new: list[int | None] = [None] * len(self._rows)
         for row, token in zip(tuple(self._live), chosen, strict=True):
             new[row] = token

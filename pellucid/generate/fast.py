@@ -19,7 +19,7 @@ from pellucid.models import Cache, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
-SETTLING = 16  # steps before matrices move to large pages: a short text ends before it pays
+SETTLING = 32  # steps before matrices move to large pages: a short text ends before it pays
 
 
 class FastSteps:

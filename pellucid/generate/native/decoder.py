@@ -155,15 +155,17 @@ class Decoder:
         keys, values, capacity = _pointers(cache, length)
         logits = torch.empty(rows, config.vocab_size)
         flat = [token for row in tokens for token in row]
+        ids = (c_int64 * len(flat))(*flat)
+        padding = (c_int32 * rows)(*(starts or [0] * rows))
         step = _Step(
             batch=len(flat),
             length=length,
-            tokens=ctypes.cast((c_int64 * len(flat))(*flat), c_void_p),
-            starts=ctypes.cast((c_int32 * rows)(*(starts or [0] * rows)), c_void_p),
+            tokens=ctypes.addressof(ids),
+            starts=ctypes.addressof(padding),
             seen=cache.length,
             capacity=capacity,
-            keys=ctypes.cast(keys, c_void_p),
-            values=ctypes.cast(values, c_void_p),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
             logits=logits.data_ptr() if wanted else None,
         )
         if recording is not None:
@@ -345,7 +347,7 @@ class Recording:
         self._ends = {name: torch.zeros(rows, config.width) for name in ("embed", "final_norm")}
         pointers = [buffer.data_ptr() for buffer in self._buffers.values()]
         self._pointers = (c_void_p * len(pointers))(*pointers)
-        step.recorded = ctypes.cast(self._pointers, c_void_p)
+        step.recorded = ctypes.addressof(self._pointers)
         step.embedded = self._ends["embed"].data_ptr()
         step.final = self._ends["final_norm"].data_ptr()
 
