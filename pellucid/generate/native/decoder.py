@@ -183,12 +183,13 @@ class Decoder:
         next(self._moves, None)
 
     def _all_moves(self) -> Iterator[None]:
-        unwritten = unwritten_files()
-        for module in self._held:
+        modules = [module for module, tensor in self._held.items() if worth_moving(tensor)]
+        unwritten = unwritten_files() if modules else []
+        for module in modules:
             name = "packed" if isinstance(module, QuantisedMatrix) else "weight"
             tensor = getattr(module, name)
             places = [place for place in self._places(module) if place.weights == tensor.data_ptr()]
-            if not places or not worth_moving(tensor):
+            if not places:
                 continue
             for moved in moving(tensor, unwritten):
                 if moved is not None:
