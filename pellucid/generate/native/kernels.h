@@ -232,6 +232,7 @@ INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups,
         }
         for (int s = 0; s < loads; s++, w += 64) {
             __m512i packed = _mm512_loadu_si512(w);
+            if (bits == 4) _mm_prefetch((const char *)w + 2048, _MM_HINT_T0); /* much work per byte */
             __m512i first = bits == 8 ? packed : _mm512_and_si512(packed, low_bits);
             __m512i second = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
             for (int b = 0; b < batch; b++) {
