@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.bench.crew import Worker, WorkerError
-from pellucid.bench.machine import cores, describe
+from pellucid.bench.machine import describe
 from pellucid.bench.worker import answer
+from pellucid.processors import cores
 
 Pass = Callable[[], Any]
 

@@ -18,6 +18,7 @@ from pellucid.evaluate import compare_models
 from pellucid.models import Model
 from pellucid.models.quantised import GROUP, Format
 from pellucid.models.quantised import quantise as quantise_model
+from pellucid.train import held_out_windows
 
 __all__ = ["Cost", "Format", "Quantisation", "quantisation_cost", "quantise", "quantise_checkpoint"]
 
@@ -108,11 +109,8 @@ def quantisation_cost(before: Model, after: Model, tokens: Sequence[int]) -> Cos
     """
     if len(tokens) < 2:
         raise ValueError(f"the text has {len(tokens)} tokens: expected 2 or more to predict one")
-    context = min(before.config.context_length, len(tokens) - 1, 1024)
-    count = (len(tokens) - 1) // context
-    chosen = torch.linspace(0, count - 1, min(count, WINDOWS)).long()
-    stream = torch.tensor(list(tokens))
-    windows = stream[chosen[:, None] * context + torch.arange(context + 1)]
+    context = min(before.config.context_length, 1024)
+    windows = held_out_windows(torch.tensor(list(tokens)), context, WINDOWS)
     seen = compare_models(before, after, windows)
     return Cost(
         perplexity_before=seen["perplexity_a"],
@@ -120,7 +118,7 @@ def quantisation_cost(before: Model, after: Model, tokens: Sequence[int]) -> Cos
         kl_mean=seen["kl_mean"],
         kl_max=seen["kl_max"],
         top1=seen["top1"],
-        tokens=len(windows) * context,
+        tokens=windows[:, 1:].numel(),
     )
 
 

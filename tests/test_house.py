@@ -44,6 +44,7 @@ FLOORS = {
     "analysis": 3,
     "evaluate": 3,
     "models": 2,
+    "processors": 1,
     "trace": 1,
     "names": 1,
     "training_step": 1,

@@ -17,8 +17,8 @@ from typing import Any
 
 from pellucid.bench.candidates import Candidate, files_for, size_of, weight_files
 from pellucid.bench.crew import Crew, Worker, WorkerError, engine_worker
-from pellucid.bench.machine import cores
 from pellucid.models import Config
+from pellucid.processors import cores
 
 MEASURES = ("decode", "prefill", "batched")
 _FIRST_PROMPT = 8  # tokens of the prompt whose first token ends the load time

@@ -38,6 +38,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shape_argument(parser: argparse.ArgumentParser) -> None:
+    """MODEL where only the config counts: also a config file, or the name of a known shape."""
+    from pellucid.models.shapes import SHAPES
+
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="demo",
+        metavar="MODEL",
+        help="folder, config.json, params.json, owner/name, demo (default), demo-gpt2, or a shape: "
+        + ", ".join(SHAPES),
+    )
+
+
 def load_model(arguments: argparse.Namespace) -> LanguageModel:
     """The language model that `add_model_arguments` describe."""
     from pellucid.language_model import load

@@ -42,11 +42,11 @@ from pellucid.train.finetune import classify, freeze, lora
 from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
+from pellucid.train.loss_plot import COLUMNS
 from pellucid.train.state import digest
 
 LOG, ADAPTER, MERGED = "log.csv", "adapter", "merged"
 OURS = (CONFIG, LOG, ADAPTER, MERGED, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
-COLUMNS = ("step", "tokens", "seconds", "rate", "loss", "gradient_norm", "held_out_loss")
 SCALARS = {"classification": ("accuracy",), "preferences": ("reward_margin", "reward_accuracy")}
 TEMPLATE = "chat_template.jinja"
 

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pellucid.cli.common import console, print_json
+from pellucid.cli.common import add_shape_argument, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,16 +35,7 @@ _STYLES = {
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL and what to show of it."""
-    from pellucid.models.shapes import SHAPES
-
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="demo",
-        metavar="MODEL",
-        help="folder, config.json, params.json, owner/name, demo (default), demo-gpt2, or a shape: "
-        + ", ".join(SHAPES),
-    )
+    add_shape_argument(parser)
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="tokens in view (default: the whole context)"
     )

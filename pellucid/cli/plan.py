@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pellucid.cli.common import console, print_json
+from pellucid.cli.common import add_shape_argument, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,16 +26,7 @@ GIB = 2**30
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the cards and the work."""
-    from pellucid.models.shapes import SHAPES
-
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="demo",
-        metavar="MODEL",
-        help="folder, config.json, params.json, owner/name, demo (default), demo-gpt2, or a shape: "
-        + ", ".join(SHAPES),
-    )
+    add_shape_argument(parser)
     parser.add_argument("--cards", type=int, default=8, metavar="N", help="ranks (default 8)")
     parser.add_argument(
         "--gib", type=float, default=80, metavar="G", help="memory of one card (default 80)"

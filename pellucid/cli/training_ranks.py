@@ -19,12 +19,13 @@ from pellucid import checkpoints
 from pellucid.cli import USER_ERRORS
 from pellucid.cli.training_run import Run, Stop
 from pellucid.cli.training_setup import clear
-from pellucid.train import Progress, TrainState, run_folder, train
+from pellucid.train import TrainState, run_folder
 from pellucid.train.objective import Objective
 from pellucid.train.parallel import SHARDED, checkpoint
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks, Joined
+from pellucid.train.watch import Watch
 
 
 def layout(settings: Namespace, ranks: int) -> Layout:
@@ -152,17 +153,16 @@ class RanksRun(Run):
         super()._measure()
         self.display.peak *= dist.get_world_size()
 
-    def _training(self) -> Iterator[Progress]:
-        return train(
-            self.model,
-            self.batches,
-            self._evaluation(),
-            self.config,
-            objective=self.through,
-            state=self.state,
-            ranks=self.ranks,
-            watch=self._watch() if self.joined.first else None,
-        )
+    @property
+    def objective(self) -> Objective:
+        """The model's part of the step goes through what `parallelize` made of it."""
+        return self.through
+
+    def _ranks(self) -> DistributedRanks:
+        return self.ranks
+
+    def _watch(self) -> Watch | None:
+        return super()._watch() if self.joined.first else None
 
     def _stops(self, stop: Stop) -> bool:
         """Whether any rank was asked to stop: all of them stop after the same step."""

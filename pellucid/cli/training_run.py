@@ -40,6 +40,7 @@ from pellucid.train.loss_plot import COLUMNS as LOG_COLUMNS
 from pellucid.train.loss_plot import draw
 from pellucid.train.objective import Objective
 from pellucid.train.precision import keep_freed_memory
+from pellucid.train.ranks import Ranks
 from pellucid.train.settings import dump
 from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import flops_per_token, measured_peak
@@ -189,8 +190,13 @@ class Run:
             self.config,
             objective=self.objective,
             state=self.state,
+            ranks=self._ranks(),
             watch=self._watch(),
         )
+
+    def _ranks(self) -> Ranks | None:
+        """Who shares each step; None: this process has all of it."""
+        return None
 
     def _watch(self) -> watch.Watch | None:
         settings = self.settings

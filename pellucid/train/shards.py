@@ -32,6 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pellucid.processors import cores
 from pellucid.tokenizers import Tokenizer
 from pellucid.train.documents import Layout, find_files
 from pellucid.train.spans import HELD_OUT, SPAN_BYTES, TRAINING, Plan, Span, plan, shards
@@ -245,7 +246,7 @@ def _write_shards(
     missing = [n for n in range(len(groups)) if not _record_path(writer.folder, n).exists()]
     sizes = [sum(span.stop - span.start for span in spans) for spans in groups]
     done, total = sum(sizes) - sum(sizes[n] for n in missing), sum(sizes)
-    workers = min(workers or _processors(), len(missing))
+    workers = min(workers or cores(), len(missing))
     if workers < 2:
         for number in missing:
             done += writer.write(number, groups[number])
@@ -268,11 +269,6 @@ def _write_shards(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _processors() -> int:
-    """How many this process may use; macOS does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_interrupts() -> None:

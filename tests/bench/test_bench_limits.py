@@ -9,6 +9,7 @@ import torch
 from tiny import CONFIGS, random_model, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
+from pellucid import processors
 from pellucid.bench import machine
 from pellucid.bench.limits import (
     decode_bytes,
@@ -56,7 +57,7 @@ def test_percentages():
 )
 def test_the_quota_of_a_control_group(tmp_path, written, cores):
     (tmp_path / "cpu.max").write_text(written + "\n")
-    assert machine.cgroup_quota(tmp_path, tmp_path / "absent") == cores
+    assert processors.cgroup_quota(tmp_path, tmp_path / "absent") == cores
 
 
 def test_the_least_quota_on_the_way_up_counts(tmp_path):
@@ -66,16 +67,16 @@ def test_the_least_quota_on_the_way_up_counts(tmp_path):
     (inner.parent / "cpu.max").write_text("250000 100000\n")
     own = tmp_path / "cgroup"
     own.write_text("0::/user.slice/run.scope\n")
-    assert machine.cgroup_quota(tmp_path, own) == 2.5
+    assert processors.cgroup_quota(tmp_path, own) == 2.5
 
 
 def test_the_quota_of_the_older_kind(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("200000\n")
     (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-    assert machine.cgroup_quota(tmp_path, tmp_path / "absent") == 2
+    assert processors.cgroup_quota(tmp_path, tmp_path / "absent") == 2
     (tmp_path / "cpu/cpu.cfs_quota_us").write_text("-1\n")
-    assert machine.cgroup_quota(tmp_path, tmp_path / "absent") is None
+    assert processors.cgroup_quota(tmp_path, tmp_path / "absent") is None
 
 
 def test_the_description_is_plain_data_with_what_matters():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pellucid.generate.native.pages import moving, unwritten_files, worth_moving
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
+from pellucid.processors import cores
 
 MOST = 64  # tokens of one step
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -126,7 +127,9 @@ class Decoder:
         self._made = made
         self._given = self._described(length)
         self._process = os.getpid()
-        handle = made.pellucid_open(ctypes.byref(self._given), threads or available_threads())
+        handle = made.pellucid_open(
+            ctypes.byref(self._given), threads or min(torch.get_num_threads(), cores())
+        )
         self._handle = c_void_p(handle)
         self._close = weakref.finalize(self, _close, made, handle, self._process, self._kept)
 
@@ -202,9 +205,8 @@ class Decoder:
     def _places(self, module: nn.Module) -> list[_Matrix]:
         """Where the C side's structures speak of a module's matrix."""
         model, given = self.model, self._given
-        head = model.embed if model.unembed is None else model.unembed
         found = [given.embed] if module is model.embed else []
-        found += [given.unembed] if module is head else []
+        found += [given.unembed] if module is self._head else []
         for layer, described in zip(model.layers, self._layers, strict=True):
             for name, inner in _projections(layer):
                 found += [getattr(described, name)] if inner is module else []
@@ -217,7 +219,6 @@ class Decoder:
         gelu = "erf" if getattr(config, "gelu", "tanh") == "erf" else dialect.gelu
         layers = (_Layer * config.n_layers)(*(self._layer(layer) for layer in model.layers))
         self._layers = layers
-        head = model.embed if model.unembed is None else model.unembed
         described = _Model(
             n_layers=config.n_layers,
             width=config.width,
@@ -232,7 +233,7 @@ class Decoder:
             gelu=_GELU[gelu],
             norm_eps=config.norm_eps,
             embed=self._matrix(model.embed),
-            unembed=self._matrix(head),
+            unembed=self._matrix(self._head),
             norm=self._floats(model.norm.weight),
             norm_bias=self._floats(getattr(model.norm, "bias", None)),
             layers=layers,
@@ -244,6 +245,11 @@ class Decoder:
             described.cos, described.sin = self._floats(cos), self._floats(sin)
         self._kept += [layers, described]
         return described
+
+    @property
+    def _head(self) -> nn.Module:
+        """The matrix that logits come from; a tied model's is the embedding."""
+        return self.model.embed if self.model.unembed is None else self.model.unembed
 
     def _layer(self, layer: Any) -> _Layer:
         return _Layer(
@@ -367,15 +373,6 @@ class Recording:
                     value = value.unflatten(-1, (-1, self._config.head_dim)).transpose(1, 2)
                 found[f"layers.{layer}.{name}"] = value
         return found | {"final_norm": self._ends["final_norm"][:, None]}
-
-
-def available_threads() -> int:
-    """Threads to compute with: PyTorch's number, but never more than cores this process may use."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), cores))
 
 
 def _pointers(cache: Cache, length: int) -> tuple[Any, Any, int]:
