@@ -169,13 +169,13 @@ class PellucidFastDecode(PellucidDecode):
         self._token = self.tokens[0, :1].tolist()
 
     def plain(self) -> Any:
-        return self._steps.step(self._token, self._cache(), [0])
+        return self._steps.step([self._token], self._cache(), [0])
 
     def traced(self) -> Any:
         from pellucid.generate.native import Recording
 
         recording = Recording()
-        logits = self._steps.step(self._token, self._cache(), [0], recording)
+        logits = self._steps.step([self._token], self._cache(), [0], recording)
         return {**recording.named(), "logits": logits}
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -136,6 +136,10 @@ class Crew:
             held = self._start(name)
         self._workers[name] = held
         return held
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether all of these may be held at the same time."""
+        return sum(self._sizes[name] for name in names) <= self._budget
 
     def _held(self) -> int:
         return sum(self._sizes[name] for name in self._workers)

@@ -1,8 +1,9 @@
-"""The turns: every engine once per measure and round, A B C A B C …, the limit read around each.
+"""The turns: every engine a little at a time, A B C A B C …, the limit read around each turn.
 
-A turn lasts a second or a few, so what the machine does meanwhile (another guest, a slower clock)
+A turn lasts a second or so, so what the machine does meanwhile (another guest, a slower clock)
 falls on all engines alike, and a ratio of two of them means something even where neither number
-does. The limit of a turn is measured right before and right after it; the larger one counts.
+does. Decoding is cut into `slices`: each engine keeps its place in its text while the others have
+their turns. The limit of a turn is measured right before and right after it; the larger one counts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _BLOCK = 16 << 20
 class Plan:
     """What is measured, how often.
 
-    rounds    turns of each engine and measure
+    rounds    times that each measure is begun anew
+    slices    turns that a decoding is cut into, where all engines fit into memory together
     loads     fresh starts of each engine, timed to the first token
     prompt    tokens before decoding; `new` tokens are then decoded
     prefill   tokens of the prompt whose prefill is timed
@@ -42,6 +44,7 @@ class Plan:
     """
 
     rounds: int = 2
+    slices: int = 4
     loads: int = 1
     prompt: int = 128
     new: int = 64
@@ -57,7 +60,16 @@ class Plan:
         for measure in self.measures:
             if measure not in MEASURES:
                 raise ValueError(f"unknown measure {measure!r}: expected {', '.join(MEASURES)}")
-        for name in ("rounds", "prompt", "new", "prefill", "batch", "batch_new", "repeats"):
+        for name in (
+            "rounds",
+            "slices",
+            "prompt",
+            "new",
+            "prefill",
+            "batch",
+            "batch_new",
+            "repeats",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
         for name in ("loads", "threads"):
@@ -81,7 +93,7 @@ class Plan:
         )
 
 
-QUICK = Plan(rounds=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
+QUICK = Plan(rounds=1, slices=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
 
 
 class Rounds:
@@ -160,20 +172,25 @@ class Rounds:
 
     def _one_round(self) -> None:
         for measure in ("load", *self.plan.measures):
+            do = {"load": self._load, "prefill": self._prefill}.get(measure)
+            if do is None:
+                self._decode(measure)
+                continue
             for name in list(self._candidates):
-                self._say(f"round {self._round + 1} of {self.plan.rounds}: {measure}, {name}")
-                try:
-                    if measure == "load":
-                        self._load(name)
-                    else:
-                        self._turn(name, measure)
-                except WorkerError as error:
-                    self._leave_out(name, error)
+                self._attempt(name, measure, do)
+
+    def _attempt(self, name: str, measure: str, do: Callable[..., None], *given: Any) -> None:
+        """One engine's turn; who fails is left out from there on."""
+        self._say(f"round {self._round + 1} of {self.plan.rounds}: {measure}, {name}")
+        try:
+            do(name, *given)
+        except WorkerError as error:
+            self._leave_out(name, error)
 
     def _load(self, name: str) -> None:
         if self._round < self.plan.loads:
             self._crew.dismiss(name)
-            self._crew.worker(name)
+            self._crew.worker(name)  # `_start` notes it
 
     def _start(self, name: str) -> Worker:
         """A worker that has given a first token; the way there is a turn of its own."""
@@ -196,6 +213,7 @@ class Rounds:
         self._note(
             name,
             "load",
+            self._round,
             reply,
             read_seconds=read_seconds,
             start_seconds=worker.start_seconds,
@@ -203,27 +221,51 @@ class Rounds:
         )
         return worker
 
-    def _turn(self, name: str, measure: str) -> None:
-        worker, plan = self._crew.worker(name), self.plan
-        rows, new, do = {
-            "decode": (self._rows(1, plan.prompt), plan.new, "decode"),
-            "prefill": (self._rows(1, plan.prefill), 1, "prefill"),
-            "batched": (self._rows(plan.batch, plan.prompt), plan.batch_new, "decode"),
-        }[measure]
+    def _prefill(self, name: str) -> None:
+        worker, rows = self._crew.worker(name), self._rows(1, self.plan.prefill)
+        if (worker, "prefill") not in self._warm:
+            worker.ask("prefill", rows=rows, new=1)
+            self._warm.add((worker, "prefill"))
+        before = self._limit(name, "prefill")
+        reply = worker.ask("prefill", rows=rows, new=1)
+        limits = [before, self._limit(name, "prefill")]
+        per_second = self.plan.prefill / reply["seconds"]
+        self._note(name, "prefill", self._round, reply, per_second=per_second, limits=limits)
+
+    def _decode(self, measure: str) -> None:
+        """Every engine reads the prompt, then they decode in turns, a slice at a time."""
+        new = self.plan.batch_new if measure == "batched" else self.plan.new
+        together = self._crew.fits(self._candidates)
+        slices = min(self.plan.slices, new) if together else 1
+        ends = [new * (number + 1) // slices for number in range(slices)]
+        if together:
+            for name in list(self._candidates):
+                self._attempt(name, measure, self._begin_decoding, measure, new)
+        for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            for name in list(self._candidates):
+                if not together:
+                    self._attempt(name, measure, self._begin_decoding, measure, new)
+                if name in self._candidates:
+                    turn = self._round * slices + number
+                    self._attempt(name, measure, self._decode_slice, measure, turn, end - begin)
+
+    def _begin_decoding(self, name: str, measure: str, new: int) -> None:
+        """Read the prompt; a fresh worker decodes once untimed before it does, and settles."""
+        worker = self._crew.worker(name)
+        rows = self._rows(self.plan.batch if measure == "batched" else 1, self.plan.prompt)
         if (worker, measure) not in self._warm:
-            worker.ask(do, rows=rows, new=min(2, new))
+            settling = worker.ask("warm", rows=rows, new=new)["seconds"]
+            self.record["engines"][name].setdefault("settle_seconds", settling)
             self._warm.add((worker, measure))
+        worker.ask("prefill", rows=rows, new=new)
+
+    def _decode_slice(self, name: str, measure: str, turn: int, steps: int) -> None:
+        worker, rows = self._crew.worker(name), self.plan.batch if measure == "batched" else 1
         before = self._limit(name, measure)
-        reply = worker.ask(do, rows=rows, new=new)
-        after = self._limit(name, measure)
-        tokens = plan.prefill if measure == "prefill" else len(rows) * new
-        self._note(
-            name,
-            measure,
-            reply,
-            per_second=tokens / reply["seconds"],
-            limits=[before, after],
-        )
+        reply = worker.ask("decode", steps=steps)
+        limits = [before, self._limit(name, measure)]
+        per_second = rows * steps / reply["seconds"]
+        self._note(name, measure, turn, reply, per_second=per_second, limits=limits)
 
     def _limit(self, name: str, measure: str) -> float:
         """Bytes/s for what decodes, FLOP/s in the engine's number type for a prefill."""
@@ -239,13 +281,14 @@ class Rounds:
             [draw.randrange(self._config.vocab_size) for _ in range(tokens)] for _ in range(count)
         ]
 
-    def _note(self, name: str, measure: str, reply: dict[str, Any], **more: Any) -> None:
-        # The first turn's tokens tell whether engines agree; those of the others add nothing.
+    def _note(self, name: str, measure: str, turn: int, reply: dict[str, Any], **more: Any) -> None:
+        # The first round's tokens tell whether engines agree; those of the others add nothing.
         tokens = reply.pop("tokens", None)
-        if tokens is not None:
-            self.record["engines"][name].setdefault("tokens", {}).setdefault(measure, tokens)
-        turn = {"at": time.time(), "round": self._round, "engine": name, "measure": measure}
-        self.record["turns"].append({**turn, **reply, **more})
+        if tokens is not None and self._round == 0:
+            known = self.record["engines"][name].setdefault("tokens", {})
+            known.setdefault(measure, []).extend(tokens)
+        about = {"at": time.time(), "round": turn, "engine": name, "measure": measure}
+        self.record["turns"].append({**about, **reply, **more})
 
 
 def _parameters(config: Config) -> int:

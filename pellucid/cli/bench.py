@@ -39,7 +39,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--prepare", action="store_true", help="write the files the engines read, and stop"
     )
     parser.add_argument("--baseline", metavar="NAME", help="divide by this engine (default: first)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="turns of each engine (default 2)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="fresh beginnings (default 2)")
     parser.add_argument("--loads", type=int, metavar="N", help="timed fresh starts (default 1)")
     parser.add_argument(
         "--measures", metavar="NAME,…", help="decode, prefill, batched (default: all three)"

@@ -7,6 +7,7 @@ asks for it gets it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,6 @@ from pellucid.generate import native
 from pellucid.models import Cache, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
-
-SETTLING = 32  # steps before matrices move to large pages: a short text ends before it pays
 
 
 class FastSteps:
@@ -37,7 +36,6 @@ class FastSteps:
         self._model, self._length = model, length
         self._decoder: native.Decoder | None = None
         self._compiled: Any = None
-        self._steps = 0
         self._on_gpu = model.norm.weight.device.type == "cuda"
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
         if not self._possible or self._on_gpu:
@@ -81,15 +79,22 @@ class FastSteps:
             self._decoder = native.Decoder(made, self._model, length=self._length)
         room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
         self._begin(cache, rows, room)
-        logits, at_once = None, native.MOST // rows
+        logits, at_once, begin = None, native.MOST // rows, time.perf_counter()
         for first in range(0, length, at_once):
             some = [row[first : first + at_once] for row in tokens]
             last = first + at_once >= length
             logits = self._decoder.step(some, cache, starts, recording, wanted=last)
-        self._steps += 1
-        if self._steps > SETTLING:
-            self._decoder.settle()
+        self._settle(self._decoder, time.perf_counter() - begin)
         return logits
+
+    def _settle(self, decoder: native.Decoder, seconds: float) -> None:
+        """After a step that took so long: move matrices to large pages where it pays by now."""
+        account, left = native.account(self._model), decoder.unsettled
+        account.decoded(seconds)
+        if left and account.pays(left):
+            begin = time.perf_counter()
+            moved = left - decoder.settle()
+            account.moved(moved, time.perf_counter() - begin)
 
     def _begin(self, cache: Cache, rows: int, room: int) -> None:
         """Room in the cache, also of one that holds nothing yet."""

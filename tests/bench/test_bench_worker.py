@@ -23,9 +23,9 @@ class Counting:
     def __init__(self) -> None:
         self.asked = []
 
-    def decode(self, rows, new):
-        self.asked.append((rows, new))
-        return {"steps": new}
+    def decode(self, steps):
+        self.asked.append(steps)
+        return {"tokens": [[7]] * steps}
 
     def broken(self):
         raise RuntimeError("out of\nluck")
@@ -43,14 +43,14 @@ def served(*commands: dict) -> tuple[Counting, list[dict]]:
 
 def test_every_line_gets_one_reply_and_close_ends_it():
     counting, replies = served(
-        {"do": "decode", "rows": [[1, 2]], "new": 3},
+        {"do": "decode", "steps": 3},
         {"do": "broken"},
         {"do": "nothing"},
         {"do": "close"},
-        {"do": "decode", "rows": [], "new": 9},
+        {"do": "decode", "steps": 9},
     )
-    assert counting.asked == [([[1, 2]], 3)]
-    assert replies[0]["steps"] == 3
+    assert counting.asked == [3]
+    assert replies[0]["tokens"] == [[7], [7], [7]]
     assert replies[0]["peak_bytes"] > 1 << 20
     assert replies[0]["idle_share"] >= 0
     assert replies[1]["error"] == "RuntimeError: out of\nluck"

@@ -2,6 +2,7 @@
 
     engine = make(NAME, path, threads)
     facts = engine.prepare()          the weights, ready to run
+    engine.settle()                   as after running for long
     engine.prefill(rows, new=64)      prompts in, the first token of each row chosen
     tokens = engine.decode(64)        64 more for each row, greedily
     engine.close()
@@ -28,6 +29,10 @@ class Engine(Protocol):
         "decode_bytes" is the bytes of weights that a step reads, "settings" one line that says how
         the engine is run.
         """
+        ...
+
+    def settle(self) -> None:
+        """Come to the state of a process that has run for long, where that takes a while."""
         ...
 
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:

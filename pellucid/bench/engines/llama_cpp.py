@@ -55,6 +55,9 @@ class Runner:
             "settings": f"llama-cpp-python {library.__version__}, its defaults",
         }
 
+    def settle(self) -> None:
+        """Nothing comes with time."""
+
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """One batch of all prompts, logits of each row's last token."""
         self._context = self._context_for(len(rows), len(rows[0]) + new + 1)

@@ -10,8 +10,7 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.bench.limits import decode_bytes
-from pellucid.generate import Sampling, generate_tokens
-from pellucid.generate.native.build import instruction_sets
+from pellucid.generate import Sampling, generate_tokens, native
 
 _QUANTISED = ("int8", "int4")
 
@@ -32,8 +31,13 @@ class Runner:
         sizes = {name: tensor.nbytes for name, tensor in held.items()}
         mode = "plain passes, fused attention"
         if self._fast:
-            mode = f"the decoder in C, {instruction_sets()[0]}"
+            mode = f"the decoder in C, {native.instruction_sets()[0]}"
         return {"decode_bytes": decode_bytes(sizes), "settings": mode}
+
+    def settle(self) -> None:
+        """What a long-lived process has done sooner or later: weights on large pages."""
+        if self._fast:
+            native.settle(self._model)
 
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """Begin a generation; its first step is the prefill."""

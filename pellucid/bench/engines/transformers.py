@@ -55,6 +55,9 @@ class Runner:
         )
 
     @torch.inference_mode()
+    def settle(self) -> None:
+        """Nothing comes with time."""
+
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """One pass over the prompts, logits of the last token only."""
         tokens = torch.tensor(rows)

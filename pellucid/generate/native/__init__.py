@@ -6,18 +6,22 @@
 | kernels.h | a matrix times a few vectors, for AVX-512, AVX2, NEON and anything else |
 | build.py | compiles them once for this processor |
 | decoder.py | hands the model's tensors to the library, and a step's logits back |
+| pages.py | moves matrices to large memory pages, once that pays |
 """
 
 from pellucid.generate.native.build import NotBuilt, building, instruction_sets, library
-from pellucid.generate.native.decoder import MOST, Decoder, Recording, unsupported
+from pellucid.generate.native.decoder import MOST, Decoder, Recording, settle, unsupported
+from pellucid.generate.native.pages import account
 
 __all__ = [
     "MOST",
     "Decoder",
     "NotBuilt",
     "Recording",
+    "account",
     "building",
     "instruction_sets",
     "library",
+    "settle",
     "unsupported",
 ]

@@ -19,7 +19,8 @@
 #include <stdlib.h>
 
 enum { GELU_TANH, GELU_COMPOSED, GELU_ERF };
-enum { MOST = 64, SPINS = 1 << 14, PIECE_BYTES = 1 << 18 };
+enum { MOST = 64, SPINS = 1 << 14 };
+enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vectors pass; read while waiting */
 
 /* What a step records for whoever traces it, in the order of Recorder in decoder.py. */
 enum { RESID_PRE, ATTN_NORM, Q, K, V, Q_ROTATED, K_ROTATED, Z, ATTN_OUT, RESID_MID, MLP_NORM,
@@ -56,6 +57,7 @@ typedef struct {
     Vector *x;       /* (MOST) this thread's own inputs of a product */
     float *scores;   /* (score_room) */
     int64_t score_room;
+    int64_t phase, from, to; /* the piece of a phase this thread is at */
 } Scratch;
 
 typedef struct Decoder {
@@ -83,28 +85,62 @@ static void pause_briefly(int spins) {
 #endif
 }
 
-static void meet(Decoder *d) {
+/* Wait for the other threads; until they come, this thread's first rows of the next product, which
+ * lie from `next` on, are on their way from memory. */
+static void meet(Decoder *d, const char *next) {
     int now = atomic_load(&d->generation);
     if (atomic_fetch_add(&d->arrived, 1) == d->n_threads - 1) {
         atomic_store(&d->arrived, 0);
         atomic_store(&d->generation, now + 1);
-    } else
-        for (int i = 0; atomic_load_explicit(&d->generation, memory_order_acquire) == now; i++)
-            pause_briefly(i);
+        return;
+    }
+    int64_t read = 0;
+    for (int i = 0; atomic_load_explicit(&d->generation, memory_order_acquire) == now; i++)
+        if (next && read < AHEAD) __builtin_prefetch(next + read, 0, 2), read += 64;
+        else pause_briefly(i);
 }
 
-/* The next piece [first, last) of `count` units of a phase; false when all are handed out. */
-static int next_units(Decoder *d, int phase, int64_t count, int64_t piece, int64_t *first, int64_t *last) {
-    *first = atomic_fetch_add(&d->handed[phase], piece);
-    *last = *first + piece < count ? *first + piece : count;
-    return *first < count;
+/* Every thread begins a phase of `count` units with a share of its own, half of what would be fair: it
+ * lies in one place, and the thread knows it before the phase begins. */
+static int64_t own_share(const Decoder *d, int64_t count, int64_t least) {
+    return count / (2 * d->n_threads) / least * least;
 }
 
-/* The same for rows of a matrix: pieces that stay in a core's cache while several vectors pass. */
-static int next_piece(Decoder *d, int phase, const Matrix *m, int64_t count, int64_t *first, int64_t *last) {
-    int64_t piece = count / (8 * d->n_threads), most = PIECE_BYTES / (m->columns * 2) + 1;
-    piece = (piece < most ? piece : most) / TILE * TILE;
-    return next_units(d, phase, count, piece < TILE ? TILE : piece, first, last);
+/* This thread's next piece [first, last) of a phase, in whole `least`s; false when all are handed out.
+ * After its own share come pieces of what is left, large ones first, so that the threads are done
+ * together; none larger than `most`. */
+static int next_piece(Decoder *d, int phase, int thread, int64_t count, int64_t least, int64_t most,
+                      int64_t *first, int64_t *last) {
+    Scratch *mine = &d->scratch[thread];
+    int64_t own = own_share(d, count, least), shared = own * d->n_threads;
+    if (mine->phase != phase) mine->phase = phase, mine->from = own * thread, mine->to = own * (thread + 1);
+    while (mine->from == mine->to) { /* the share is done: take from what is left */
+        int64_t begin = atomic_load(&d->handed[phase]), left = count - shared - begin;
+        if (left <= 0) return 0;
+        int64_t piece = left / (2 * d->n_threads) / least * least;
+        piece = piece < least ? least : piece;
+        piece = piece < left ? piece : left;
+        if (!atomic_compare_exchange_weak(&d->handed[phase], &begin, begin + piece)) continue;
+        mine->from = shared + begin, mine->to = shared + begin + piece;
+    }
+    *first = mine->from;
+    *last = mine->from = *first + most < mine->to ? *first + most : mine->to;
+    return 1;
+}
+
+/* Rows of a matrix in pieces. One batch of vectors passes a piece once; more pass it again and again, so
+ * it must stay in the core's cache. */
+static int next_rows(Decoder *d, int phase, int thread, const Matrix *m, int64_t count, int64_t *first,
+                     int64_t *last) {
+    int64_t most = CACHED / (m->columns * 2) / TILE * TILE;
+    if (d->step->batch <= BATCH) most = count;
+    return next_piece(d, phase, thread, count, TILE, most < TILE ? TILE : most, first, last);
+}
+
+/* Where this thread's share of a product over `count` rows begins in memory; NULL beyond the matrix. */
+static const char *share_of(const Decoder *d, int thread, const Matrix *m, int64_t count, int64_t least) {
+    int64_t row = own_share(d, count, least) * thread;
+    return row < m->rows ? (const char *)m->weights + row_bytes(m) * row : NULL;
 }
 
 /* ── Arithmetic that is not a product ─────────────────────────────────────────────────────────── */
@@ -360,44 +396,64 @@ static void prepare_again(Decoder *d, const Matrix *before, const Matrix *now, V
     for (int b = 0; b < d->step->batch; b++) prepare(now, &x[b]);
 }
 
-static void run(Decoder *d, int thread) {
+static void attention(Decoder *d, int layer, int phase, int thread) {
     const Model *m = d->model;
+    const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     Scratch *mine = &d->scratch[thread];
     Vector *x = mine->x;
+    const char *next = share_of(d, thread, &l->o, m->width, TILE);
+    int64_t first, last, all = m->n_heads + 2 * m->n_kv_heads;
+    normalised(d, &l->q, l->attn_norm, l->attn_norm_bias, x, ATTN_NORM, layer, thread);
+    if (thread == 0)
+        for (int b = 0; b < s->batch; b++)
+            record(d, RESID_PRE, layer, m->width, b, 0, d->stream + (int64_t)b * m->width, m->width);
+    const Matrix *before = &l->q;
+    while (next_piece(d, phase, thread, all, 1, all, &first, &last))
+        for (int64_t unit = first; unit < last; unit++) {
+            const Matrix *now = unit < m->n_heads ? &l->q : unit < m->n_heads + m->n_kv_heads ? &l->k : &l->v;
+            prepare_again(d, before, now, x);
+            before = now;
+            project_head(d, layer, (int)unit, x);
+        }
+    meet(d, next);
+    all = (int64_t)s->batch * m->n_heads;
+    while (next_piece(d, phase + 1, thread, all, 1, all, &first, &last))
+        for (int64_t unit = first; unit < last; unit++)
+            attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
+    meet(d, next);
+    inputs_from(d, &l->o, d->z, x);
+    while (next_rows(d, phase + 2, thread, &l->o, m->width, &first, &last))
+        add_rows(d, layer, &l->o, first, last, x, ATTN_OUT, RESID_MID);
+    meet(d, share_of(d, thread, m->is_llama ? &l->gate : &l->up, m->hidden_width, TILE));
+}
+
+static void mlp(Decoder *d, int layer, int phase, int thread) {
+    const Model *m = d->model;
+    const Layer *l = &m->layers[layer], *after = layer + 1 < m->n_layers ? l + 1 : NULL;
+    Vector *x = d->scratch[thread].x;
+    int64_t first, last, heads = m->n_heads + 2 * m->n_kv_heads;
+    normalised(d, &l->up, l->mlp_norm, l->mlp_norm_bias, x, MLP_NORM, layer, thread);
+    while (next_rows(d, phase, thread, &l->up, m->hidden_width, &first, &last))
+        mlp_rows(d, layer, first, last, x);
+    meet(d, share_of(d, thread, &l->down, m->width, TILE));
+    inputs_from(d, &l->down, d->hidden, x);
+    while (next_rows(d, phase + 1, thread, &l->down, m->width, &first, &last))
+        add_rows(d, layer, &l->down, first, last, x, MLP_OUT, RESID_POST);
+    meet(d, after ? share_of(d, thread, &after->q, heads * m->head_dim, m->head_dim)
+                  : share_of(d, thread, &m->unembed, m->vocab_size, TILE));
+}
+
+static void run(Decoder *d, int thread) {
+    const Model *m = d->model;
+    const Step *s = d->step;
+    Vector *x = d->scratch[thread].x;
     int phase = 0;
     int64_t first, last;
+    d->scratch[thread].phase = -1;
     for (int layer = 0; layer < m->n_layers; layer++, phase += 5) {
-        const Layer *l = &m->layers[layer];
-        normalised(d, &l->q, l->attn_norm, l->attn_norm_bias, x, ATTN_NORM, layer, thread);
-        if (thread == 0)
-            for (int b = 0; b < s->batch; b++)
-                record(d, RESID_PRE, layer, m->width, b, 0, d->stream + (int64_t)b * m->width, m->width);
-        const Matrix *before = &l->q;
-        while (next_units(d, phase, m->n_heads + 2 * m->n_kv_heads, 1, &first, &last))
-            for (int64_t unit = first; unit < last; unit++) {
-                const Matrix *now = unit < m->n_heads ? &l->q : unit < m->n_heads + m->n_kv_heads ? &l->k : &l->v;
-                prepare_again(d, before, now, x);
-                before = now;
-                project_head(d, layer, (int)unit, x);
-            }
-        meet(d);
-        while (next_units(d, phase + 1, (int64_t)s->batch * m->n_heads, 1, &first, &last))
-            for (int64_t unit = first; unit < last; unit++)
-                attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
-        meet(d);
-        inputs_from(d, &l->o, d->z, x);
-        while (next_piece(d, phase + 2, &l->o, m->width, &first, &last))
-            add_rows(d, layer, &l->o, first, last, x, ATTN_OUT, RESID_MID);
-        meet(d);
-        normalised(d, &l->up, l->mlp_norm, l->mlp_norm_bias, x, MLP_NORM, layer, thread);
-        while (next_piece(d, phase + 3, &l->up, m->hidden_width, &first, &last))
-            mlp_rows(d, layer, first, last, x);
-        meet(d);
-        inputs_from(d, &l->down, d->hidden, x);
-        while (next_piece(d, phase + 4, &l->down, m->width, &first, &last))
-            add_rows(d, layer, &l->down, first, last, x, MLP_OUT, RESID_POST);
-        meet(d);
+        attention(d, layer, phase, thread);
+        mlp(d, layer, phase + 3, thread);
     }
     if (s->logits == NULL) return;
     int rows = s->batch / s->length;
@@ -407,12 +463,12 @@ static void run(Decoder *d, int thread) {
         if (thread == 0 && s->final) memcpy(s->final + (int64_t)row * m->width, x[row].wide, m->width * sizeof(float));
         prepare(&m->unembed, &x[row]);
     }
-    while (next_piece(d, phase, &m->unembed, m->vocab_size, &first, &last)) {
+    while (next_rows(d, phase, thread, &m->unembed, m->vocab_size, &first, &last)) {
         multiply(&m->unembed, first, last, x, rows, s->logits, m->vocab_size);
         for (int row = 0; row < rows; row++)
             add_bias(m, &m->unembed, first, last, s->logits + (int64_t)row * m->vocab_size);
     }
-    meet(d);
+    meet(d, NULL);
 }
 
 static void embed(Decoder *d) {

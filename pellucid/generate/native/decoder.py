@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid.generate.native.pages import moving, unwritten_files, worth_moving
+from pellucid.generate.native.build import library
+from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 from pellucid.processors import cores
@@ -111,6 +112,8 @@ def _unknown(name: str, module: nn.Module, dtype: torch.dtype) -> str | None:
 class Decoder:
     """Decoding steps of one model; holds its tensors, reads them in place, and has threads.
 
+    unsettled  bytes of matrices that `settle` has still to move onto large pages
+
     Changes of the weights in place are seen, but for biases, norms and position embeddings of a
     model that is not in float32: those were copied.
     """
@@ -123,9 +126,12 @@ class Decoder:
         self.model = model
         self._kept: list[Any] = []  # whatever the C side points to
         self._held: dict[nn.Module, Tensor] = {}  # matrix -> its numbers as the C side sees them
-        self._moves: Iterator[None] | None = None
         self._made = made
         self._given = self._described(length)
+        self._moves: Iterator[int] | None = None
+        self.unsettled = sum(
+            tensor.nbytes for tensor in self._held.values() if worth_moving(tensor)
+        )
         self._process = os.getpid()
         handle = made.pellucid_open(
             ctypes.byref(self._given), threads or min(torch.get_num_threads(), cores())
@@ -179,13 +185,22 @@ class Decoder:
             layer.length += length
         return logits
 
-    def settle(self) -> None:
-        """Move a little more of the model onto large pages; nothing once all of it is there."""
+    def settle(self) -> int:
+        """Move a part of the matrices onto large pages -> bytes left; 0 once all are there."""
         if self._moves is None:
             self._moves = self._all_moves()
-        next(self._moves, None)
+        copied = 0
+        while copied < PART:
+            some = next(self._moves, None)
+            if some is None:  # all there, or the system gives no more
+                self.unsettled = 0
+                return 0
+            copied += some
+        self.unsettled -= copied
+        return self.unsettled
 
-    def _all_moves(self) -> Iterator[None]:
+    def _all_moves(self) -> Iterator[int]:
+        """Move matrix by matrix; the bytes of each part that was copied."""
         modules = [module for module, tensor in self._held.items() if worth_moving(tensor)]
         unwritten = unwritten_files() if modules else []
         for module in modules:
@@ -194,13 +209,15 @@ class Decoder:
             places = [place for place in self._places(module) if place.weights == tensor.data_ptr()]
             if not places:
                 continue
+            left = tensor.nbytes
             for moved in moving(tensor, unwritten):
                 if moved is not None:
                     tensor.data = moved
                     self._held[module] = moved
                     for place in places:
                         place.weights = moved.data_ptr()
-                yield None
+                yield min(PART, left)
+                left -= PART
 
     def _places(self, module: nn.Module) -> list[_Matrix]:
         """Where the C side's structures speak of a module's matrix."""
@@ -386,6 +403,20 @@ def _pointers(cache: Cache, length: int) -> tuple[Any, Any, int]:
         assert k.shape[2] >= cache.length + length, "the cache has no room"
         keys[place], values[place], capacity = k.data_ptr(), v.data_ptr(), k.shape[2]
     return keys, values, capacity
+
+
+def settle(model: Model) -> None:
+    """Move all large matrices of a model onto large pages now, before its first step.
+
+    For who will write for long: seconds now (0.2 to 2 per gigabyte) for faster steps from the first
+    one on; generations do it by themselves later. Nothing happens where the C decoder cannot run
+    the model, or the system has no large pages. Raises NotBuilt where the decoder is not there.
+    """
+    if unsupported(model) is None:
+        decoder = Decoder(library(), model, length=1, threads=1)
+        while decoder.settle():
+            pass
+        decoder.close()
 
 
 def _close(made: ctypes.CDLL, handle: int, process: int, kept: list[Any]) -> None:

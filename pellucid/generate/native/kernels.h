@@ -42,6 +42,13 @@ typedef struct {
     int32_t exact;          /* quantised: take the vector as it is, not in 15 bits */
 } Matrix;
 
+/* Bytes of a row; of a quantised matrix its part of a tile. */
+INLINE int64_t row_bytes(const Matrix *m) {
+    if (m->kind == FLOAT32) return m->columns * 4;
+    if (m->kind == BFLOAT16 || m->kind == FLOAT16) return m->columns * 2;
+    return (m->columns + m->group - 1) / m->group * m->group / (m->kind == INT8 ? 1 : 2);
+}
+
 /* One vector in the forms the kernels read it in; columns padded with zeros to a whole group. */
 typedef struct {
     float *wide;     /* (padded) */
@@ -372,10 +379,9 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector 
     else { DO(BATCH); }
         if (m->kind == INT8 || m->kind == INT4) {
             int64_t groups = (m->columns + m->group - 1) / m->group;
-            int64_t bytes = groups * m->group * TILE / (m->kind == INT8 ? 1 : 2);
             for (int64_t row = first / TILE * TILE; row < last; row += TILE) {
                 float tile[TILE][BATCH];
-                const uint8_t *w = (const uint8_t *)m->weights + row / TILE * bytes;
+                const uint8_t *w = (const uint8_t *)m->weights + row * row_bytes(m);
                 const uint16_t *scales = m->scales + row * groups;
 #define QUANTISED(B)                                                            \
     if (m->kind == INT8) tile_quantised(w, scales, groups, m, here, B, 8, tile); \

@@ -1,8 +1,10 @@
 """Matrices on large memory pages: fewer page tables to walk while all weights stream by.
 
 A checkpoint is mapped with the file's pages of 4 KB, so that a first token comes at once. Who goes
-on writing gains by pages of 2 MB (about a tenth on the machine it was measured on,
-benchmarks/LOG.md). So the large matrices move there, a part with each step and none held twice.
+on writing gains by pages of 2 MB: a tenth to a fifth on the machine it was measured on
+(benchmarks/LOG.md). But the system must find and clear those pages, which takes between a fifth of
+a second and two seconds per gigabyte. So the large matrices move when the decoding so far would
+have gained what the move costs, a part with each step and none held twice.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import ctypes
 import mmap
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PAGE = 2 << 20
-PART = 96 << 20  # bytes copied with one step
+PART = 32 << 20  # bytes copied at a time
+_GAIN = 0.1  # of a step's time, expected of large pages
+_FIRST_RATE = 4e9  # bytes/s of moving, before anything was moved
 _SMALLEST = 2 * PAGE
 _DONTNEED, _HUGEPAGE = 4, 14  # Linux's madvise(2)
 _MAPPING = re.compile(r"(?P<low>[0-9a-f]+)-(?P<high>[0-9a-f]+) \S+ \S+ \S+ (?P<inode>\d+)")
@@ -33,6 +38,40 @@ def _madvise() -> Callable[[int, int, int], bool] | None:
     call = ctypes.CDLL(None, use_errno=True).madvise
     call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return lambda address, size, advice: call(address, size, advice) == 0
+
+
+class Account:
+    """Decoding time against the cost of moving: whether the move has paid by now.
+
+    As one buys what one has rented long enough: however long the text will be, deciding so takes at
+    most twice the time of who knew it beforehand.
+    """
+
+    def __init__(self) -> None:
+        self._decoded = self._moving = 0.0  # seconds
+        self._moved = 0  # bytes
+
+    def decoded(self, seconds: float) -> None:
+        """A step took so long."""
+        self._decoded += seconds
+
+    def moved(self, bytes_: int, seconds: float) -> None:
+        """So much moved in that time."""
+        self._moved += bytes_
+        self._moving += seconds
+
+    def pays(self, left: int) -> bool:
+        """Whether to move on, `left` bytes before the end."""
+        rate = self._moved / self._moving if self._moving else _FIRST_RATE
+        return _GAIN * self._decoded >= self._moving + left / rate
+
+
+_accounts: weakref.WeakKeyDictionary[nn.Module, Account] = weakref.WeakKeyDictionary()
+
+
+def account(model: nn.Module) -> Account:
+    """The one account of a model, over all its generations."""
+    return _accounts.setdefault(model, Account())
 
 
 def worth_moving(tensor: Tensor) -> bool:

@@ -12,7 +12,14 @@ from tiny import CONFIGS, random_model, random_tokens
 
 import pellucid
 from pellucid.generate import Sampling, fast, generate_tokens, native
-from pellucid.generate.native import Decoder, instruction_sets, library, unsupported
+from pellucid.generate.native import (
+    Decoder,
+    instruction_sets,
+    library,
+    pages,
+    settle,
+    unsupported,
+)
 from pellucid.models import Cache
 from pellucid.models.quantised import Format, quantise
 from pellucid.trace import trace
@@ -232,7 +239,7 @@ def test_matrices_move_to_large_pages_without_a_difference(tmp_path):
     moved, still = (pellucid.checkpoints.load_model(checkpoint) for _ in range(2))
     tokens = random_tokens(config, 1, 40)
     before = {name: tensor.data_ptr() for name, tensor in moved.named_parameters()}
-    logits = []
+    logits, unsettled = [], []
     for model in (moved, still):
         cache = Cache(config.n_layers)
         with torch.no_grad():
@@ -242,13 +249,42 @@ def test_matrices_move_to_large_pages_without_a_difference(tmp_path):
         for column in tokens[0, 4:].tolist():
             logits.append(decoder.step([[column]], cache))
             if model is moved:
-                decoder.settle()
+                unsettled.append(decoder.unsettled)
+                assert decoder.settle() == decoder.unsettled
     half = len(logits) // 2
     assert torch.equal(torch.cat(logits[:half]), torch.cat(logits[half:]))
     changed = {
         name for name, tensor in moved.named_parameters() if tensor.data_ptr() != before[name]
     }
     assert {"embed.weight", "layers.0.mlp.down_proj.weight"} <= changed
+    assert unsettled[0] > 40 << 20 > 0 == unsettled[-1]
+    assert unsettled == sorted(unsettled, reverse=True)
     assert not any("norm" in name for name in changed)
     for name, tensor in moved.state_dict().items():
         assert torch.equal(tensor, still.state_dict()[name])
+
+
+def test_all_matrices_of_a_model_move_at_once_when_asked():
+    config = replace(CONFIGS["llama-gqa"], width=1024, n_heads=16, hidden_width=4096, n_layers=1)
+    config = replace(config, n_kv_heads=8, head_dim=64)
+    model = random_model(config, torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settle(model)
+    assert model.layers[0].mlp.down_proj.weight.data_ptr() % pages.PAGE == 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_moving_pays_once_decoding_took_as_long_as_it_would_have_saved():
+    account = pages.Account()
+    assert not account.pays(400_000_000)
+    account.decoded(0.9)
+    assert not account.pays(400_000_000)  # 0.1 s at the rate that is assumed at first
+    account.decoded(0.2)
+    assert account.pays(400_000_000)
+    account.moved(100_000_000, 1.0)  # slower than that: the rest would take 3 s more
+    assert not account.pays(300_000_000)
+    account.decoded(38.8)
+    assert not account.pays(300_000_000)
+    account.decoded(0.2)
+    assert account.pays(300_000_000)
