@@ -220,7 +220,7 @@ class Run:
 
     def _evaluation(self) -> Any:
         """Windows of held-out text; the book's loop evaluates on some training text as well."""
-        limit = self.settings.eval_windows or None
+        limit, ranks = self.settings.eval_windows or None, self._ranks()
         windows = held_out_windows(self.held_out, self.model.config.context_length, limit)
         batches = self.batches
         if not isinstance(batches, LoaderBatches):
@@ -229,9 +229,9 @@ class Run:
         def both(model: Model) -> float:
             sample = batches.evaluation_sample(self.step)
             if sample is not None:
-                losses = [evaluate(model, _joined(batch)) for batch in sample]
+                losses = [evaluate(model, _joined(batch), ranks=ranks) for batch in sample]
                 self.training_sample_loss = sum(losses) / len(losses)
-            return evaluate(model, windows, bfloat16=self.config.bfloat16)
+            return evaluate(model, windows, bfloat16=self.config.bfloat16, ranks=ranks)
 
         return both
 
@@ -339,7 +339,7 @@ class Run:
         """Loss over all held-out text, in float32."""
         windows = held_out_windows(self.held_out, self.model.config.context_length)
         with torch.compiler.set_stance("force_eager"):
-            self.held_out_loss = evaluate(self.model, windows)
+            self.held_out_loss = evaluate(self.model, windows, ranks=self._ranks())
 
     def summary(self) -> dict[str, Any]:
         """What came of it; losses in nats per token."""

@@ -147,7 +147,7 @@ def train(
         state.step, state.tokens = step + 1, state.tokens + batch.inputs.numel()
         last = state.step == config.schedule.steps
         due = last or _evaluates(state.step, config)
-        held_out_loss = judged(model, held_out, config) if due else None
+        held_out_loss = judged(model, held_out, config, ranks) if due else None
         best = held_out_loss is not None and state.judge(held_out_loss)
         stalled = bool(config.patience) and state.evaluations_since_best >= config.patience
         yield Progress(
@@ -178,11 +178,16 @@ def _demand_finite(step: int, loss: float, norm: float, config: TrainConfig) -> 
         )
 
 
-def judged(model: Model, held_out: Tensor | Callable[[Model], float], config: TrainConfig) -> float:
+def judged(
+    model: Model,
+    held_out: Tensor | Callable[[Model], float],
+    config: TrainConfig,
+    ranks: Ranks | None = None,
+) -> float:
     """Loss on held-out text; blocks run as written, since other shapes would be compiled anew."""
     with eager():
         if isinstance(held_out, Tensor):
-            return evaluate(model, held_out, bfloat16=config.bfloat16)
+            return evaluate(model, held_out, bfloat16=config.bfloat16, ranks=ranks)
         return held_out(model)
 
 
