@@ -44,21 +44,46 @@ def load(
     device: str | torch.device = "cpu",
     dialect: str | None = None,
     stream: bool = False,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """Open a model: a folder in Meta's or Hugging Face's layout, ``owner/name``, or a demo.
 
     dtype    "float32", "bfloat16", …; None keeps the checkpoint's own, without a second copy
     dialect  whose rounding: "meta", "hf", "notebook"; None takes the layout's
     stream   read each block's weights from the disk when it runs, for a model larger than memory
+    adapter  a folder with a LoRA adapter in PEFT's format. Its products are computed beside the
+             weights, as PEFT does, not rounded into them; ``lora.fold(lm.model)`` merges them,
+             which decodes faster
 
-    Raises ValueError or OSError, in one clear line, for a checkpoint that is not whole.
+    Raises ValueError or OSError, in one clear line, for a checkpoint or an adapter that is not
+    whole, and for an adapter of another model.
     """
+    if adapter is not None and stream:
+        raise ValueError("an adapter stands beside weights in memory: leave out stream, or adapter")
     checkpoint = checkpoints.open_checkpoint(source)
     load_model = checkpoints.stream_model if stream else checkpoints.load_model
     model = load_model(
         checkpoint, dtype=as_dtype(dtype), device=torch.device(device), dialect=dialect
     )
-    return LanguageModel(model, tokenizers.load(checkpoint.folder), checkpoint)
+    lm = LanguageModel(model, tokenizers.load(checkpoint.folder), checkpoint)
+    if adapter is not None:
+        _adapt(lm, Path(adapter))
+        lm.adapter = Path(adapter)
+    return lm
+
+
+def _adapt(lm: LanguageModel, folder: Path) -> None:
+    """Put a PEFT folder's adapters around the layers; its chat template, where `lm` has none."""
+    from pellucid.checkpoints.hf import table
+    from pellucid.train.finetune.peft_format import apply_adapter, module_names
+
+    apply_adapter(lm.model, folder, module_names(table(lm.config)))
+    lm.model.requires_grad_(True)  # as every loaded model: gradients are traced to its beginning
+    template = folder / "chat_template.jinja"
+    if lm.tokenizer.chat is None and template.is_file():
+        lm.tokenizer.chat = tokenizers.TemplateChat(
+            lm.tokenizer, template.read_text(encoding="utf-8")
+        )
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -83,6 +108,7 @@ class LanguageModel:
         self, model: Model, tokenizer: Tokenizer, checkpoint: Checkpoint | None = None
     ) -> None:
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
+        self.adapter: Path | None = None  # the folder whose adapter it has
 
     @property
     def config(self) -> Config:
@@ -101,8 +127,9 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        """The source as it was given, or the family of a model made by hand."""
-        return self.checkpoint.source if self.checkpoint else self.config.family
+        """The source as it was given, or the family of a model made by hand; with its adapter."""
+        name = self.checkpoint.source if self.checkpoint else self.config.family
+        return f"{name} with {self.adapter}" if self.adapter else name
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, {self.config.family}, {self.dtype}, {self.device})"
@@ -114,7 +141,9 @@ class LanguageModel:
         """
         if checkpoints.is_streamed(self.model):
             raise ValueError("a model whose weights are streamed has none to copy: load it again")
-        return LanguageModel(deepcopy(self.model, memo), self.tokenizer, self.checkpoint)
+        copy = LanguageModel(deepcopy(self.model, memo), self.tokenizer, self.checkpoint)
+        copy.adapter = self.adapter
+        return copy
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text as the model expects it (with its BOS), ids as they are.
@@ -247,7 +276,12 @@ class LanguageModel:
         """Parameter name -> tensor; of streamed weights each is read when it is asked for."""
         if self.checkpoint is not None and checkpoints.is_streamed(self.model):
             return checkpoints.WeightsInOrder(self.checkpoint.weights)
-        return FullWeights(self.model) if is_quantised(self.model) else self.model.state_dict()
+        if is_quantised(self.model):
+            return FullWeights(self.model)
+        from pellucid.train.finetune.lora import folded
+
+        with folded(self.model):  # the walk knows one weight for each product
+            return dict(self.model.state_dict())
 
     def _decode(self, tokens: list[int], steps: int) -> list[int]:
         """Greedy tokens of so many decoding steps after the first pass, seen by an open trace."""

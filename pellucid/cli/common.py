@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -64,24 +63,13 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
         device=arguments.device,
         dialect=arguments.dialect,
         stream=arguments.stream_weights,
+        adapter=arguments.adapter,
     )
     if arguments.adapter:
-        merge_adapter(lm, arguments.adapter)
+        from pellucid.train.finetune.lora import fold
+
+        fold(lm.model)  # merged weights decode faster, in C where that can be done
     return lm
-
-
-def merge_adapter(lm: LanguageModel, folder: str) -> None:
-    """Put a PEFT folder's adapters into the weights; its chat template, where `lm` has none."""
-    from pellucid.checkpoints.hf import table
-    from pellucid.tokenizers import TemplateChat
-    from pellucid.train.finetune import lora
-    from pellucid.train.finetune.peft_format import apply_adapter, module_names
-
-    apply_adapter(lm.model, folder, module_names(table(lm.config)))
-    lora.fold(lm.model)
-    template = Path(folder) / "chat_template.jinja"
-    if lm.tokenizer.chat is None and template.is_file():
-        lm.tokenizer.chat = TemplateChat(lm.tokenizer, template.read_text(encoding="utf-8"))
 
 
 def print_json(value: Any) -> None:

@@ -227,6 +227,7 @@ def folded(model: nn.Module) -> Iterator[None]:
     Its parameters have the names of a model without adapters. Afterwards all is as it was.
     """
     found = adapters(model)
+    apart = [adapter for adapter in found.values() if not adapter.merged]
     for path, adapter in found.items():
         adapter.merge()
         _put(model, path, adapter.base)
@@ -235,22 +236,24 @@ def folded(model: nn.Module) -> Iterator[None]:
     finally:
         for path, adapter in found.items():
             _put(model, path, adapter)
+        for adapter in apart:
             adapter.unmerge()
 
 
 @contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Inside, the model computes what it did before it was adapted."""
-    found = adapters(model).values()
-    before = [(adapter, adapter.off) for adapter in found]
-    for adapter in found:
+    before = [(part, part.off, part.merged) for part in adapters(model).values()]
+    for adapter, _, _ in before:
         adapter.unmerge()
         adapter.off = True
     try:
         yield
     finally:
-        for adapter, off in before:
+        for adapter, off, merged in before:
             adapter.off = off
+            if merged:
+                adapter.merge()
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

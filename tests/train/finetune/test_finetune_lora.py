@@ -195,3 +195,17 @@ def test_the_same_seed_gives_the_same_adapters():
     path = "layers.0.attn.q_proj"
     assert torch.equal(first[path].a, again[path].a)
     assert not torch.equal(first[path].a, other[path].a)
+
+
+@pytest.mark.parametrize("inside", [lora.folded, lora.switched_off])
+def test_a_merged_model_is_merged_again_afterwards(inside):
+    model = adapted(random_model(GPT))
+    lora.merge(model)
+    before = deepcopy(model.state_dict())
+    with inside(model):
+        pass
+    assert all(adapter.merged for adapter in lora.adapters(model).values())
+    assert same(model.state_dict(), before)
+    with pytest.raises(RuntimeError), inside(model):
+        raise RuntimeError
+    assert same(model.state_dict(), before)

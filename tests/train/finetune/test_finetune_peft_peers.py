@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from test_finetune_lora import adapted
 from tiny import GPT, LLAMA, random_model, random_tokens
 
+import pellucid
 from pellucid import checkpoints
 from pellucid.checkpoints.hf import table
 from pellucid.models import Config
@@ -66,6 +68,29 @@ def test_theirs_in_pellucid(config, more, tmp_path: Path):
         torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
         lora.fold(model)
         torch.testing.assert_close(model(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+def test_theirs_by_the_front_door(config, tmp_path: Path):
+    torch.manual_seed(0)
+    config = replace(config, vocab_size=2048)  # the demo's tokenizer stands beside the weights
+    arguments = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear"}
+    arguments |= {"fan_in_fan_out": config.family == "gpt2", "init_lora_weights": False}
+    checkpoints.save(
+        tmp_path / "base",
+        config,
+        random_model(config, torch.float32).state_dict(),
+        tokenizer_from=Path(pellucid.__file__).parent / "demos" / "llama",
+    )
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    reference = peft.get_peft_model(base, peft.LoraConfig(**arguments))
+    reference.save_pretrained(tmp_path / "adapter")
+    lm = pellucid.load(tmp_path / "base", adapter=tmp_path / "adapter")
+    tokens = random_tokens(config, 1, 9)
+    with torch.no_grad():
+        expected = reference.eval()(tokens).logits
+    seen = lm.trace(tokens[0].tolist())
+    torch.testing.assert_close(seen["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
 @BOTH
