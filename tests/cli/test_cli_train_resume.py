@@ -72,6 +72,20 @@ def test_a_stopped_run_goes_on_bit_for_bit(text: Path, tmp_path: Path, order: st
     assert same(weights(parts, "best"), weights(whole, "best"))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")
+def test_a_compiled_run_goes_on_bit_for_bit(text: Path, tmp_path: Path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(text, whole, "--compile", "--steps=6")) == 0
+    assert main(command(text, parts, "--compile", "--steps=6", "--stop=3")) == 0
+    torch._dynamo.reset()  # another process would compile anew
+    torch.manual_seed(123456)
+    assert main(["train", "--out", str(parts), "--resume", "--stop=6", "--json"]) == 0
+    assert log(parts) == log(whole)
+    assert same(weights(parts), weights(whole))
+    torch._dynamo.reset()
+
+
 def test_ctrl_c_and_going_on(text: Path, tmp_path: Path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(command(text, whole)) == 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from tiny import CONFIGS, LLAMA, random_model, random_tokens
 from torch.distributed.tensor import DTensor
+from torch.fx import GraphModule
 
 from pellucid.models import Config, Model
 from pellucid.train import Schedule, TrainConfig, TrainState, next_token_objective, train
@@ -42,10 +47,16 @@ class Job:
     layout: str
     shape: str = "llama-gqa"
     recompute: bool = False
+    compile: bool = False
     micro_batch: int = 1
     bfloat16: bool = False
     load: str = ""
     save: str = ""
+
+    def __str__(self) -> str:
+        given = [name for name, value in asdict(self).items() if value is True]
+        given += [f"from-{self.load}"] if self.load else []
+        return "-".join((self.layout, self.shape, *given))
 
 
 class Rows:
@@ -75,15 +86,18 @@ def run(job: Job, folder: Path) -> dict:
         eval_every=2,
     )
     layout, ranks, objective = LAYOUTS[job.layout], None, next_token_objective
+    graphs: list[GraphModule] = []
     if dist.is_initialized():
         ranks = DistributedRanks(layout, torch.device("cpu"))
-        objective = parallelize(
-            model,
-            ranks,
-            objective,
-            recompute=job.recompute,
-            bfloat16=job.bfloat16,
-        )
+        with patch.object(torch, "compile", partial(torch.compile, backend=_backend(graphs))):
+            objective = parallelize(
+                model,
+                ranks,
+                objective,
+                recompute=job.recompute,
+                compile=job.compile,
+                bfloat16=job.bfloat16,
+            )
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     state = TrainState.begin(model, settings)
     if job.save:  # before the first step too, which must not change the next
@@ -102,10 +116,23 @@ def run(job: Job, folder: Path) -> dict:
             found["held_out"].append(progress.held_out_loss)
         if job.save and progress.step == 2:
             checkpoint.save(folder / job.save, model, state)
+    found["graphs"] = len(graphs)
     found["weights"] = sum(_whole(p.detach()).abs().sum().item() for p in model.parameters())
     with torch.no_grad():
         found["logits"] = model(random_tokens(config, 1, 9)).abs().sum().item()
     return found
+
+
+def _backend(graphs: list[GraphModule]) -> Callable[..., Any]:
+    """The compiler up to the two graphs of forward and backward, without kernels; counted."""
+
+    def backend(graph: GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        from torch._dynamo.backends.registry import lookup_backend
+
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    return backend
 
 
 def alone(shape: str, folder: Path, **fields: str) -> dict:

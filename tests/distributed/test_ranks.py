@@ -21,30 +21,50 @@ from pellucid.train.parallel.layout import local_shapes
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-FOUR = [
-    Job(layout="fsdp2tp2", shape="gpt2", recompute=True, save="four"),
-    Job(layout="fsdp4", shape="llama-gqa", micro_batch=2),
+# Ranks, and what they do one after the other; a later launch reads what an earlier one saved.
+LAUNCHES = [
+    (
+        2,
+        [
+            Job(layout="ddp", shape="llama-gqa", micro_batch=2),
+            Job(layout="ddp", shape="gpt2", recompute=True),
+            Job(layout="fsdp", shape="llama-tied", micro_batch=2, save="two"),
+            Job(layout="tp", shape="llama-tied", micro_batch=8, recompute=True),
+            Job(layout="tp", shape="llama-gqa"),
+            Job(layout="tp", shape="gpt2", load="one", recompute=True),
+            Job(layout="ddp", shape="gpt2", load="one"),
+            Job(layout="fsdp", shape="llama-gqa", recompute=True, bfloat16=True),
+        ],
+    ),
+    (
+        4,
+        [
+            Job(layout="fsdp2tp2", shape="gpt2", recompute=True, save="four"),
+            Job(layout="fsdp4", shape="llama-gqa", micro_batch=2),
+            Job(layout="fsdp4", shape="llama-tied", micro_batch=2, load="two"),
+        ],
+    ),
+    (
+        2,
+        [
+            Job(layout="fsdp", shape="gpt2", load="four"),
+            Job(layout="fsdp", shape="llama-gqa", micro_batch=2, recompute=True, compile=True),
+        ],
+    ),
 ]
-TWO = [
-    Job(layout="ddp", shape="llama-gqa", micro_batch=2),
-    Job(layout="ddp", shape="gpt2", recompute=True),
-    Job(layout="fsdp", shape="llama-tied", micro_batch=2, save="two"),
-    Job(layout="tp", shape="llama-tied", micro_batch=8, recompute=True),
-    Job(layout="tp", shape="llama-gqa"),
-    Job(layout="fsdp", shape="gpt2", load="four"),
-    Job(layout="tp", shape="gpt2", load="one", recompute=True),
-    Job(layout="ddp", shape="gpt2", load="one"),
-    Job(layout="fsdp", shape="llama-gqa", recompute=True, bfloat16=True),
+JOBS = [
+    pytest.param(launch, place, job, id=f"{count}-{job}")
+    for launch, (count, jobs) in enumerate(LAUNCHES)
+    for place, job in enumerate(jobs)
 ]
 
 
 class Found(NamedTuple):
-    """What the runs left: of one process by shape, and of each rank of each job."""
+    """What the runs left: of one process by shape; by launch, of each rank of each job."""
 
     folder: Path
     alone: dict[str, dict]
-    four: list[list[dict]]
-    two: list[list[dict]]
+    launches: list[list[list[dict]]]
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +72,17 @@ def found(tmp_path_factory) -> Found:
     folder = tmp_path_factory.mktemp("ranks")
     one = {shape: alone(shape, folder) for shape in ("gpt2", "llama-gqa", "llama-tied")}
     alone("gpt2", folder, save="one")
-    return Found(folder, one, ranks(4, FOUR, folder), ranks(2, TWO, folder))
+    return Found(folder, one, [ranks(count, jobs, folder) for count, jobs in LAUNCHES])
 
 
-def by_job(jobs: list[Job], count: int):
-    return [pytest.param(count, i, id=f"{count}-{j.layout}-{j.shape}") for i, j in enumerate(jobs)]
-
-
-@pytest.mark.parametrize(("count", "place"), by_job(FOUR, 4) + by_job(TWO, 2))
-def test_ranks_compute_what_one_process_does(found: Found, count, place):
-    everyone = found.four if count == 4 else found.two
-    of_job = [rank[place] for rank in everyone]
-    job = (FOUR if count == 4 else TWO)[place]
+@pytest.mark.parametrize(("launch", "place", "job"), JOBS)
+def test_ranks_compute_what_one_process_does(found: Found, launch, place, job):
+    of_job = [rank[place] for rank in found.launches[launch]]
     one = found.alone[job.shape]
     after = 2 if job.load else 0  # a resumed run has the rest of the steps
-    if job.bfloat16:
+    if job.bfloat16:  # 4 steps of rounding at 2^-8
         assert of_job[0]["losses"] == pytest.approx(one["losses"], rel=1e-2)
-        assert of_job[0]["norms"] == pytest.approx(
-            one["norms"], rel=5e-2
-        )  # 4 steps of rounding at 2^-8
+        assert of_job[0]["norms"] == pytest.approx(one["norms"], rel=5e-2)
         return
     for rank in of_job:
         assert rank["losses"] == pytest.approx(one["losses"][after:], rel=1e-11)
@@ -78,12 +90,12 @@ def test_ranks_compute_what_one_process_does(found: Found, count, place):
         assert rank["held_out"] == pytest.approx(one["held_out"][after // 2 :], rel=1e-11)
         assert rank["weights"] == pytest.approx(one["weights"], rel=1e-11)
         assert rank["logits"] == pytest.approx(one["logits"], rel=1e-11)
+        assert rank["graphs"] == job.compile  # one graph serves all blocks, and evaluation has none
 
 
-@pytest.mark.parametrize(("count", "place"), by_job(FOUR, 4) + by_job(TWO, 2))
-def test_a_rank_holds_what_the_plan_says(found: Found, count, place):
-    job = (FOUR if count == 4 else TWO)[place]
-    first = (found.four if count == 4 else found.two)[0][place]
+@pytest.mark.parametrize(("launch", "place", "job"), JOBS)
+def test_a_rank_holds_what_the_plan_says(found: Found, launch, place, job):
+    first = found.launches[launch][0][place]
     model = random_model(SHAPES[job.shape])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     planned = local_shapes(shapes, LAYOUTS[job.layout])
