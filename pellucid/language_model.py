@@ -68,22 +68,18 @@ def load(
     lm = LanguageModel(model, tokenizers.load(checkpoint.folder), checkpoint)
     if adapter is not None:
         _adapt(lm, Path(adapter))
-        lm.adapter = Path(adapter)
     return lm
 
 
 def _adapt(lm: LanguageModel, folder: Path) -> None:
     """Put a PEFT folder's adapters around the layers; its chat template, where `lm` has none."""
     from pellucid.checkpoints.hf import table
-    from pellucid.train.finetune.peft_format import apply_adapter, module_names
+    from pellucid.train.finetune.peft_format import apply_adapter, module_names, speak_template
 
     apply_adapter(lm.model, folder, module_names(table(lm.config)))
     lm.model.requires_grad_(True)  # as every loaded model: gradients are traced to its beginning
-    template = folder / "chat_template.jinja"
-    if lm.tokenizer.chat is None and template.is_file():
-        lm.tokenizer.chat = tokenizers.TemplateChat(
-            lm.tokenizer, template.read_text(encoding="utf-8")
-        )
+    speak_template(lm.tokenizer, folder)
+    lm.adapter = folder
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -52,12 +52,16 @@ def check(settings: Namespace, out: Path, overwrite: bool) -> None:
     """What is quick to complain about: settings that exclude each other, a folder in use."""
     if not settings.data:
         raise ValueError("nothing to learn from: give --data FILE")
-    if settings.lora is None:
-        for name in ("alpha", "targets", "merge", "dtype"):
+    if settings.lora is None and settings.adapter is None:
+        for name in ("alpha", "targets", "lora_dropout", "merge", "dtype"):
             if getattr(settings, name):
-                raise ValueError(f"--{name} is about adapters: give --lora RANK with it")
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} is about adapters: give --lora RANK or --adapter DIR")
     elif settings.last_blocks is not None:
-        raise ValueError("--lora and --last-blocks are two ways to train a part: give one")
+        given = "--lora" if settings.adapter is None else "--adapter"
+        raise ValueError(f"{given} and --last-blocks are two ways to train a part: give one")
+    if settings.adapter is not None and settings.targets:
+        raise ValueError("--adapter says which layers are adapted: leave out --targets")
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file: expected a folder")
     if out.is_dir() and any(out.iterdir()) and not overwrite:

@@ -11,6 +11,7 @@ OUT/
 from __future__ import annotations
 
 import csv
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,7 +40,13 @@ from pellucid.train import (
 )
 from pellucid.train.documents import find_files
 from pellucid.train.finetune import classify, freeze, lora
-from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
+from pellucid.train.finetune.peft_format import (
+    TEMPLATE,
+    TENSORS,
+    apply_adapter,
+    module_names,
+    save_adapter,
+)
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
 from pellucid.train.loss_plot import COLUMNS
@@ -48,7 +55,6 @@ from pellucid.train.state import digest
 LOG, ADAPTER, MERGED = "log.csv", "adapter", "merged"
 OURS = (CONFIG, LOG, ADAPTER, MERGED, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
 SCALARS = {"classification": ("accuracy",), "preferences": ("reward_margin", "reward_accuracy")}
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(kw_only=True)
@@ -95,9 +101,7 @@ class FinetuneRun:
         self.state = TrainState.load(last, self.model, self.config)
         extra = self.state.extra
         if extra["data"] != self._fingerprint():
-            raise ValueError(
-                f"--resume: the data in {' '.join(self.settings.data)} is not what it was"
-            )
+            raise ValueError(f"--resume: {self._changed(extra['data'])} is not what it was")
         self.loss, self.held_out_loss = extra["loss"], extra["held_out_loss"]
         self.first_loss = extra["first_loss"]
         self.saved_step = self.state.step
@@ -106,7 +110,15 @@ class FinetuneRun:
     def _fingerprint(self) -> dict[str, str]:
         """File -> SHA-256 of everything that examples came from."""
         given = [*self.settings.data, *(self.settings.eval_data or [])]
-        return {str(file): digest(file) for file in find_files(given)}
+        files = list(find_files(given))
+        if self.settings.adapter is not None:
+            files.append(Path(self.settings.adapter) / TENSORS)
+        return {str(file): digest(file) for file in files}
+
+    def _changed(self, before: Mapping[str, str]) -> str:
+        """What differs from `before`, a fingerprint."""
+        differ = {file for file, _ in before.items() ^ self._fingerprint().items()}
+        return ", ".join(sorted(differ))
 
     def fit(self, stop: Stop) -> None:
         """Train to the end or until `stop`, and save."""
@@ -202,6 +214,8 @@ class FinetuneRun:
             classify.save_head(folder, self.model, self.task.labels)
         if self.task.template:
             (folder / TEMPLATE).write_text(self.task.template, encoding="utf-8")
+        elif self.settings.adapter and (Path(self.settings.adapter) / TEMPLATE).is_file():
+            shutil.copyfile(Path(self.settings.adapter) / TEMPLATE, folder / TEMPLATE)
 
     def _load_weights(self, folder: Path) -> None:
         """What was trained, from a checkpoint of this run, into the model."""
@@ -218,8 +232,9 @@ class FinetuneRun:
 
     def _opening(self) -> None:
         trained, there = freeze.trainable(self.model)
+        begin = f" with {self.settings.adapter}" if self.settings.adapter else ""
         self.display.say(
-            f"{self.checkpoint.source}: {trained:,} of {there:,} parameters are trained, "
+            f"{self.checkpoint.source}{begin}: {trained:,} of {there:,} parameters are trained, "
             f"{self.steps:,} steps"
         )
         for line in _described(self.task.facts):

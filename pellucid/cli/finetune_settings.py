@@ -46,7 +46,8 @@ SETTINGS = (
     Setting("data", "pack", bool, True, "several examples in a row, none of which sees another"),
     Setting("what is trained", "lora", int, None, "rank of adapters (none: the whole model)"),
     Setting("what is trained", "alpha", float, None, "adapters times alpha / rank (2 × rank)"),
-    Setting("what is trained", "lora_dropout", float, 0.0, "of what adapters read"),
+    Setting("what is trained", "adapter", str, None, "go on from the adapters in this folder"),
+    Setting("what is trained", "lora_dropout", float, None, "of what adapters read (none)"),
     Setting("what is trained", "targets", list, None, "attention, mlp, all, or module globs (all)"),
     Setting(
         "what is trained", "last_blocks", int, None, "only the last N blocks; 0: a new head alone"
@@ -123,6 +124,8 @@ def given(arguments: Namespace) -> dict[str, Any]:
     found = {s.name: getattr(arguments, s.name) for s in SETTINGS if hasattr(arguments, s.name)}
     for name in found.keys() & {"data", "eval_data"}:
         found[name] = [str(Path(path).resolve()) for path in found[name]]  # for a later --resume
+    if "adapter" in found:  # links stay links: OUT/adapter leads to the best checkpoint
+        found["adapter"] = str(Path(found["adapter"]).absolute())
     if arguments.model is not None:
         folder = Path(arguments.model)
         found["model"] = str(folder.resolve()) if folder.is_dir() else arguments.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from pellucid import checkpoints, tokenizers
+from pellucid.checkpoints.hf import table
 from pellucid.checkpoints.quantised import QuantisedWeights
 from pellucid.cli.finetune_run import FinetuneRun
 from pellucid.cli.training_setup import bfloat16
@@ -19,6 +21,7 @@ from pellucid.tokenizers import Tokenizer
 from pellucid.train import Schedule, TrainConfig, TrainState, documents
 from pellucid.train.finetune import classify, freeze, lora, tasks
 from pellucid.train.finetune.lora import LoraConfig
+from pellucid.train.finetune.peft_format import apply_adapter, module_names, speak_template
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import kind_of, read_records
 from pellucid.train.finetune.tasks import Options, Task
@@ -35,9 +38,12 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
         raise ValueError(f"{settings.model} is quantised: fine-tune the model it was made from")
     tokenizer = tokenizers.load(checkpoint.folder)
     dtype = getattr(torch, settings.dtype) if settings.dtype else checkpoint.dtype
+    whole = settings.lora is None and settings.adapter is None
     model = checkpoints.load_model(
-        checkpoint, dtype=dtype if settings.lora else torch.float32, device=settings.device
+        checkpoint, dtype=torch.float32 if whole else dtype, device=settings.device
     )
+    if settings.adapter is not None:
+        _continue(settings, model, tokenizer)
     options = Options(
         context=settings.context or min(model.config.context_length, MOST_CONTEXT),
         batch=settings.batch,
@@ -65,13 +71,37 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
     )
 
 
+def _continue(settings: Namespace, model: Model, tokenizer: Tokenizer) -> None:
+    """Put in the adapters that ``--adapter`` names, before examples are read.
+
+    They are part of what preferences are measured against. ValueError for another rank or alpha
+    than theirs.
+    """
+    folder = settings.adapter
+    made = apply_adapter(model, folder, module_names(table(model.config))).values()
+    speak_template(tokenizer, folder)
+    for flag, given, there in (
+        ("--lora", settings.lora, {adapter.rank for adapter in made}),
+        ("--alpha", settings.alpha, {adapter.alpha for adapter in made}),
+    ):
+        if given is not None and not any(math.isclose(given, one) for one in there):
+            found = ", ".join(f"{one:g}" for one in sorted(there))
+            raise ValueError(f"{flag} {given:g}: the adapter in {folder} has {found}; leave it out")
+    settings.lora = max(adapter.rank for adapter in made)
+    if settings.lora_dropout is not None:
+        for adapter in made:
+            adapter.dropout.p = settings.lora_dropout
+
+
 def _choose_trained(settings: Namespace, model: Model) -> None:
-    if settings.lora is not None:
+    if settings.adapter is not None:
+        pass  # `_continue` has chosen
+    elif settings.lora is not None:
         rank = settings.lora
         config = LoraConfig(
             rank=rank,
             alpha=2.0 * rank if settings.alpha is None else settings.alpha,
-            dropout=settings.lora_dropout,
+            dropout=settings.lora_dropout or 0.0,
             targets=tuple(settings.targets or ("all",)),
         )
         lora.inject(model, config, settings.seed)
@@ -135,7 +165,15 @@ def make_task(settings: Namespace, model: Model, tokenizer: Tokenizer, options: 
         dpo = DPO(beta=settings.beta, smoothing=settings.label_smoothing)
         return tasks.preference_task(examples, judged, tokenizer, options, dpo, model)
     labels = classify.balance(examples)
-    classify.add_head(model, len(labels), settings.seed)
+    if settings.adapter is not None and (Path(settings.adapter) / classify.LABELS).is_file():
+        known = classify.load_head(settings.adapter, model)
+        if known != list(labels):
+            raise ValueError(
+                f"the adapter in {settings.adapter} tells {', '.join(known)} apart, the examples "
+                f"{', '.join(labels)}"
+            )
+    else:
+        classify.add_head(model, len(labels), settings.seed)
     apart = replace(options, packed=False)  # texts of a kind have a length of a kind
     return tasks.classification_task(
         examples, judged, labels, tokenizer, apart, lambda *found: class_report(*found).as_dict()

@@ -53,6 +53,19 @@ def plain_chat(tokenizer: Tokenizer) -> TemplateChat:
     return TemplateChat(tokenizer, template)
 
 
+def chat_of(tokenizer: Tokenizer) -> tuple[ChatFormat, bool]:
+    """The format to write conversations in, and whether it is PLAIN, from an earlier run or new.
+
+    ValueError as from `plain_chat`.
+    """
+    own = tokenizer.chat
+    if own is None:
+        return plain_chat(tokenizer), True
+    if not isinstance(own, TemplateChat) or tokenizer.eos_id is None:
+        return own, False
+    return own, own.template == plain_chat(tokenizer).template
+
+
 def conversation(record: Record, number: int, *, plain: bool) -> list[dict[str, str]]:
     """The messages of an example, the last of them an answer; empty where it has none.
 

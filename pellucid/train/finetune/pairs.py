@@ -27,15 +27,19 @@ class Pair(NamedTuple):
     rejected: Example
 
 
-def pairs(records: Iterable[Record], tokenizer: Tokenizer, chat: ChatFormat) -> Iterator[Pair]:
+def pairs(
+    records: Iterable[Record], tokenizer: Tokenizer, chat: ChatFormat | None
+) -> Iterator[Pair]:
     """The pairs in tokens.
 
     Texts are taken as they are, an end token after each answer; messages are written in the chat
-    format. Raises ValueError, naming the example, for one that cannot be read.
+    format, which texts do without. Raises ValueError, naming the example, for one that cannot be
+    read.
     """
     for number, record in enumerate(records, start=1):
         where = f"example {number}"
         if isinstance(record.get("chosen"), list):
+            assert chat is not None, "messages need a chat format"
             both = [_talk(record, key, chat, where) for key in Pair._fields]
         else:
             prompt = text_of(record, "prompt", where, "")

@@ -29,11 +29,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid.tokenizers import TemplateChat, Tokenizer
 from pellucid.train.finetune import lora
 from pellucid.train.finetune.lora import Adapter
 from pellucid.train.finetune.peft_config import CONFIG, read_config, scale, written_config
 
 TENSORS = "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"  # the chat format that an adapter taught a model without one
 RANKS = "pellucid.ranks"  # metadata: module -> rank of each of the layers joined in it
 _PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -180,6 +182,20 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
         made |= {path: part for path, part in zip(paths, parts, strict=True) if part is not None}
     lora.attach(model, made)
     return made
+
+
+def speak_template(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Give a tokenizer without a chat format the template beside an adapter, if there is one."""
+    template = Path(folder) / TEMPLATE
+    if tokenizer.chat is None and template.is_file():
+        roles = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
+        values = {
+            name: tokenizer.token_string(token)
+            for name, token in roles.items()
+            if token is not None
+        }
+        text = template.read_text(encoding="utf-8")
+        tokenizer.chat = TemplateChat(tokenizer, text, values)
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:

@@ -5,8 +5,8 @@ Each example has a prompt and two answers. With π the model and ref its weights
     reward(answer) = β · (log π(answer | prompt) − log ref(answer | prompt))
     loss = −log σ(reward(chosen) − reward(rejected))                       equation 7 of the paper
 
-The reference's log-probabilities never change, so they are computed once, before the first step.
-With adapters they come from the same model with the adapters switched off.
+The reference's log-probabilities never change, so they are computed once, before the first step,
+by the model that is about to be trained: no second one is ever loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 from pellucid.models import Model
 from pellucid.train.batches import Batch
 from pellucid.train.cross_entropy import linear_cross_entropy
-from pellucid.train.finetune.lora import switched_off
 from pellucid.train.finetune.pairs import PairRows
 from pellucid.train.loop import rows_to
 from pellucid.train.objective import Objective, head_weight
@@ -56,14 +55,16 @@ def log_probabilities(model: Model, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def reference(model: Model, rows: PairRows, *, bfloat16: bool = False) -> Tensor:
-    """log-probabilities of every pair's answers under the model without its adapters, (N, 2)."""
+    """log-probabilities of every pair's answers under the model as it is now, (N, 2); no dropout.
+
+    Adapters count, trained ones too: ``lora.switched_off(model)`` leaves them out.
+    """
     training, device = model.training, device_of(model)
     model.eval()
     found = []
-    with switched_off(model):
-        for batch in rows.in_order():
-            with precision(device, bfloat16):
-                found.append(log_probabilities(model, rows_to(batch, slice(None), device)))
+    for batch in rows.in_order():
+        with precision(device, bfloat16):
+            found.append(log_probabilities(model, rows_to(batch, slice(None), device)))
     model.train(training)
     return torch.cat(found)
 

@@ -69,7 +69,7 @@ class Task:
     measures         more about it: accuracy, reward margins
     facts            what is in the data, what was cut and left out
     labels           of a classifier
-    template         the chat template that the model learns, if it had none
+    template         the chat template that the model learns, if it has none of its own
     """
 
     kind: str
@@ -122,8 +122,7 @@ def instruction_task(
     training: Sequence[Record], held_out: Sequence[Record], tokenizer: Tokenizer, options: Options
 ) -> Task:
     """Conversations in the tokenizer's chat format, or in a plain one where it has none."""
-    plain = tokenizer.chat is None
-    chat = tokenizer.chat or instructions.plain_chat(tokenizer)
+    chat, plain = instructions.chat_of(tokenizer)
     rows, cuts = [], []
     for records in (training, held_out):
         found = instructions.examples(records, chat, plain=plain)
@@ -192,7 +191,8 @@ def preference_task(
     model: Model,
 ) -> Task:
     """Pairs of answers. `model` has the weights that training begins with: the reference."""
-    chat = tokenizer.chat or instructions.plain_chat(tokenizer)
+    talks = any(isinstance(record.get("chosen"), list) for record in [*training, *held_out])
+    chat, plain = instructions.chat_of(tokenizer) if talks else (None, False)
     rows, cuts, starts = [], [], []
     for records in (training, held_out):
         found = pairs.pairs(records, tokenizer, chat)
@@ -222,6 +222,7 @@ def preference_task(
         held_out=lambda model: _loss(model, rows[1], judge, options),
         measures=measures,
         facts=_facts(*cuts),
+        template=chat.template if plain and isinstance(chat, TemplateChat) else None,
     )
 
 

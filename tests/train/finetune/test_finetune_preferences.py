@@ -95,10 +95,17 @@ def test_the_gradient_is_that_of_the_formula():
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_with_adapters_the_reference_is_the_model_without_them():
+def test_the_reference_is_the_model_that_training_begins_with():
+    """Its adapters too, where it has been fine-tuned: π_ref is π_SFT (section 3 of the paper)."""
     rows = PairRows(PAIRS, batch=2, seed=0)
-    plain = reference(random_model(GPT), rows)
-    assert torch.equal(reference(adapted(random_model(GPT)), rows), plain)
+    model, plain = adapted(random_model(GPT)), random_model(GPT)
+    table = reference(model, rows)
+    found = preference_report(model, rows, table, 0.1)
+    assert (found.chosen, found.rejected) == (0, 0)
+    with lora.switched_off(model):
+        assert torch.equal(reference(model, rows), reference(plain, rows))
+    lora.fold(model)
+    torch.testing.assert_close(reference(model, rows), table, rtol=0, atol=1e-11)
 
 
 def test_training_raises_margins():
