@@ -32,7 +32,7 @@ from pellucid.train import (
     stdlib_documents,
     token_stream,
 )
-from pellucid.train.documents import Layout
+from pellucid.train.documents import Layout, begin_and_end
 from pellucid.train.parallel import SHARDED, ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
@@ -67,7 +67,8 @@ def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run
     else:
         config = model_config(settings, tokenizer.vocab_size)
         model = new_model(config, settings.seed, settings.start, settings.bias)
-    torch.manual_seed(settings.seed)  # for dropout
+    if settings.init is not None or settings.start != "torch":
+        torch.manual_seed(settings.seed)  # for dropout; "torch" goes on from the weights' numbers
     return _run(settings, out, model, tokenizer, folder, quiet)
 
 
@@ -166,7 +167,7 @@ def _run(
         model=model,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
-        begin_id=text_begin(tokenizer) if settings.begin else None,
+        begin_id=around_texts(settings, tokenizer)[0],
         batches=batches,
         training_tokens=len(text.training),
         held_out=text.held_out,
@@ -189,30 +190,33 @@ def _check_prompt(settings: Namespace, tokenizer: Tokenizer, context: int) -> No
 
 def read_text(settings: Namespace, tokenizer: Tokenizer, out: Path, *, quiet: bool = True) -> Text:
     """The text as tokens: mapped from files, or in memory where it is small or has no begin."""
-    if settings.data and settings.begin:
+    begin, end = around_texts(settings, tokenizer)
+    if settings.data and begin is not None:
         with progress_bar("bytes of text to tokens", quiet=quiet) as report:
             corpus = tokenise(
                 settings.data,
                 tokenizer,
                 Path(settings.tokens or out / TOKENS),
-                begin=text_begin(tokenizer),
+                begin=begin,
+                end=end,
                 layout=_layout(settings),
                 hold_out=settings.hold_out,
                 report=report,
             )
         return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
     training, held_out = hold_out(_documents(settings), settings.hold_out)
-    begin = text_begin(tokenizer) if settings.begin else None
     return Text(
-        TokenTensor(_stream(training, tokenizer, begin), begin),
-        TokenTensor(_stream(held_out, tokenizer, begin), begin),
+        TokenTensor(_stream(training, tokenizer, begin, end), begin),
+        TokenTensor(_stream(held_out, tokenizer, begin, end), begin),
         sum(len(document.text.encode()) for document in held_out),
     )
 
 
-def _stream(documents: list[Document], tokenizer: Tokenizer, begin: int | None) -> Tensor:
+def _stream(
+    documents: list[Document], tokenizer: Tokenizer, begin: int | None, end: int | None
+) -> Tensor:
     if begin is not None:
-        return token_stream(documents, tokenizer.encode, begin)
+        return token_stream(documents, tokenizer.encode, begin, end)
     return torch.cat([torch.tensor(tokenizer.encode(document.text)) for document in documents])
 
 
@@ -254,14 +258,14 @@ def tokenizer_for(settings: Namespace, folder: Path) -> Tokenizer:
     return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 
-def text_begin(tokenizer: Tokenizer) -> int:
-    """The token that stands before each document: end of text, or beginning, where there is one."""
-    for token in (tokenizer.eos_id, tokenizer.bos_id):
-        if token is not None:
-            return token
-    raise ValueError(
-        "this tokenizer has no token that begins or ends a text: give another, or --no-begin"
-    )
+def around_texts(settings: Namespace, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """The tokens before and behind each document; none with ``--no-begin``."""
+    if not settings.begin:
+        return None, None
+    try:
+        return begin_and_end(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error}: give another, or --no-begin") from None
 
 
 def _batches(settings: Namespace, source: TokenSource, context: int) -> tuple[Data, int]:

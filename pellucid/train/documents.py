@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.tokenizers.base import valid_unicode
+from pellucid.tokenizers.base import Tokenizer, valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
 JSON_LINES = ".jsonl"
@@ -183,9 +183,29 @@ def tenth_from_end(characters: int) -> int:
     return characters * 9 // 10
 
 
+def begin_and_end(tokenizer: Tokenizer) -> tuple[int, int | None]:
+    """The tokens around a text: one in front, where generation begins too, and one behind, if any.
+
+        Llama   <bos> text <eos> <bos> text <eos> …       adds_bos: its prompts begin with it
+        GPT-2   <end> text <end> text …                   one token between texts is both: no second
+
+    ValueError for a tokenizer that has neither.
+    """
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    if bos is not None and (tokenizer.adds_bos or eos is None):
+        return bos, None if eos == bos else eos
+    if eos is None:
+        raise ValueError("this tokenizer has no token that begins or ends a text")
+    return eos, None
+
+
 def token_stream(
-    documents: Iterable[Document], encode: Callable[[str], Sequence[int]], end_id: int
+    documents: Iterable[Document],
+    encode: Callable[[str], Sequence[int]],
+    begin: int,
+    end: int | None = None,
 ) -> Tensor:
-    """All documents as one line of token ids (N), each with `end_id` in front of it."""
-    pieces = [torch.tensor([end_id, *encode(document.text)]) for document in documents]
+    """All documents as one line of token ids (N), each behind `begin` and before `end`, if any."""
+    behind = [] if end is None else [end]
+    pieces = [torch.tensor([begin, *encode(document.text), *behind]) for document in documents]
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)

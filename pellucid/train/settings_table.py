@@ -67,7 +67,7 @@ SETTINGS: tuple[Setting, ...] = (
         ("tokenizer", str, None, "a tokenizer to use, or 'characters' | a BPE is learnt"),
         ("tokens", str, None, "folder of tokenised text, to share between runs | RUN/tokens"),
         ("vocab", int, 2048, "tokens of the byte-level BPE that is learnt"),
-        ("begin", bool, True, "put the tokenizer's begin or end token before each document"),
+        ("begin", bool, True, "put the tokens that begin and end a text around each document"),
         ("hold_out", int, 40, "hold out each N-th document; of fewer, the last tenth of each"),
         ("copies", float, 0.0, "share of rows with a passage copied, to form induction heads"),
         ("order", str, "seeded", "of windows | one of: seeded, dataloader, random"),

@@ -63,6 +63,7 @@ class Request:
     tokenizer: str  # digest
     vocab_size: int
     begin: int  # token in front of each document
+    end: int | None  # token behind each document
     text: str  # digest of the files' names, sizes and times
     text_key: str
     separator: str | None
@@ -76,6 +77,7 @@ def tokenise(
     folder: str | Path,
     *,
     begin: int,
+    end: int | None = None,
     layout: Layout | None = None,
     hold_out: int = 40,
     workers: int | None = None,
@@ -86,7 +88,7 @@ def tokenise(
 
     Goes on where an earlier call was killed. The shards do not depend on `workers`.
 
-    begin     token id that is put in front of each document
+    begin     token id that is put in front of each document; end: one behind it, if any
     layout    how documents lie in the files
     hold_out  each so-many-th document is held out whole, none with 0; with fewer documents than
               that, the last tenth of each
@@ -103,6 +105,7 @@ def tokenise(
         tokenizer=tokenizer_digest(tokenizer),
         vocab_size=tokenizer.vocab_size,
         begin=begin,
+        end=end,
         text=_files_digest(files),
         text_key=layout.text_key,
         separator=layout.separator,
@@ -117,7 +120,7 @@ def tokenise(
         groups = shards(planned.spans, shard_bytes)
         if not groups:
             raise ValueError("no text to train on: expected files with text in them")
-        writer = Writer(folder, tokenizer, begin, planned._replace(spans=[]))
+        writer = Writer(folder, tokenizer, begin, end, planned._replace(spans=[]))
         with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
@@ -176,19 +179,23 @@ class Writer:
     folder: Path
     tokenizer: Tokenizer
     begin: int
+    end: int | None
     plan: Plan
 
     def write(self, number: int, spans: list[Span]) -> int:
         """Tokenise the spans of one shard into its files; returns their bytes of text."""
         dtype = token_dtype(self.tokenizer.vocab_size)
+        behind = [] if self.end is None else [self.end]
         sides = {
             split: _Side(_tokens_path(self.folder, split, number), dtype, self.begin)
             for split in (TRAINING, HELD_OUT)
         }
         try:
             for span in spans:
-                for split, begins, text in self.plan.pieces(span):
-                    sides[split].add(self.tokenizer.encode(text), len(text.encode()), begins)
+                for split, begins, ends, text in self.plan.pieces(span):
+                    ids = self.tokenizer.encode(text)
+                    ids += behind if ends else []
+                    sides[split].add(ids, len(text.encode()), begins)
             counts = {split: side.close() for split, side in sides.items()}
         finally:
             for side in sides.values():

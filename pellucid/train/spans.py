@@ -32,7 +32,7 @@ class Span(NamedTuple):
     """A stretch of bytes of one file.
 
     document  number, over all files, of the first document in it
-    begins    whether its first byte begins a document
+    begins    whether its first byte begins a document; ends: whether its last byte ends one
     split     where all of it belongs; None: each of its documents goes by its number
     """
 
@@ -41,14 +41,16 @@ class Span(NamedTuple):
     stop: int
     document: int
     begins: bool
+    ends: bool
     split: str | None
 
 
 class Piece(NamedTuple):
-    """Text for one side of the split; `begins`: it is the beginning of a document there."""
+    """Text for one side of the split; `begins`, `ends`: whether a document does so there."""
 
     split: str
     begins: bool
+    ends: bool
     text: str
 
 
@@ -74,7 +76,8 @@ class Plan(NamedTuple):
         if delimiter is None:
             text = self.layout.text(data, span.file, span.start)
             if text.strip() or not span.begins:
-                yield Piece(span.split or self._split(span.document), span.begins, text)
+                split = span.split or self._split(span.document)
+                yield Piece(split, span.begins, span.ends, text)
             return
         where = span.start
         for number, record in enumerate(data.split(delimiter), start=span.document):
@@ -84,10 +87,10 @@ class Plan(NamedTuple):
                 continue
             if self.few:
                 cut = tenth_from_end(len(text))
-                yield Piece(TRAINING, True, text[:cut])
-                yield Piece(HELD_OUT, True, text[cut:])
+                yield Piece(TRAINING, True, True, text[:cut])
+                yield Piece(HELD_OUT, True, True, text[cut:])
             else:
-                yield Piece(self._split(number), True, text)
+                yield Piece(self._split(number), True, True, text)
 
     def _split(self, document: int) -> str:
         every = self.hold_out
@@ -154,13 +157,13 @@ def _spans_of(
     if size == 0:
         return [], 0
     if delimiter is None and size <= span_bytes:
-        return [Span(name, 0, size, first, True, None)], 1
+        return [Span(name, 0, size, first, True, True, None)], 1
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if delimiter is None:
             return list(_cut_document(name, data, first, span_bytes)), 1
         spans, documents = [], first
         for start, stop in _cut_records(data, delimiter, span_bytes):
-            spans.append(Span(name, start, stop, documents, True, None))
+            spans.append(Span(name, start, stop, documents, True, True, None))
             documents += data[start:stop].count(delimiter)
         documents += data[-len(delimiter) :] != delimiter  # the last one has none behind it
         return spans, documents - first
@@ -179,7 +182,7 @@ def _cut_document(file: str, data: mmap.mmap, document: int, span_bytes: int) ->
     start = 0
     while start < len(data):
         stop = _seam(data, start + span_bytes)
-        yield Span(file, start, stop, document, start == 0, None)
+        yield Span(file, start, stop, document, start == 0, stop == len(data), None)
         start = stop
 
 
@@ -214,7 +217,8 @@ def _split_each(spans: list[Span], layout: Layout, span_bytes: int) -> list[Span
             places[span.file] = _last_tenth(Path(span.file), span_bytes)
         place = places[span.file]
         if span.start < place:
-            cut.append(span._replace(stop=min(span.stop, place), split=TRAINING))
+            stop = min(span.stop, place)
+            cut.append(span._replace(stop=stop, ends=stop == place, split=TRAINING))
         if span.stop > place:
             start = max(span.start, place)
             cut.append(span._replace(start=start, begins=start == place, split=HELD_OUT))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
+from pellucid import tokenizers
+from pellucid.cli import training_setup
+from pellucid.generate import encode_prompt
 from pellucid.train import (
     Document,
     Layout,
+    held_out_windows,
     hold_out,
     read_documents,
     stdlib_documents,
     token_stream,
+    tokenise,
 )
+from pellucid.train.documents import begin_and_end
+from pellucid.train.finetune.tasks import Options, text_task
 
 
 def test_a_folder_is_read_in_order_of_names_and_a_named_file_whatever_its_ending(tmp_path: Path):
@@ -66,6 +76,44 @@ def test_the_stream_puts_the_end_token_before_each_document():
     documents = [Document("a", "ab"), Document("b", "c")]
     stream = token_stream(documents, lambda text: [ord(letter) for letter in text], 0)
     assert stream.tolist() == [0, 97, 98, 0, 99]
+
+
+# What generation begins a text with, and what ends one: the ids that the papers' code has for them.
+AROUND = {"gpt2": (50256, None), "llama2": (1, 2), "llama3": (128000, 128001)}
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("family", AROUND)
+def test_a_text_begins_in_training_as_in_generation(family, assets: Path, tmp_path: Path):
+    tokenizer = tokenizers.load(assets / family)
+    begin, end = AROUND[family]
+    assert begin_and_end(tokenizer) == (begin, end)
+    if family != "gpt2":
+        assert encode_prompt(tokenizer, "One day")[0] == begin
+    assert encode_prompt(tokenizer, "") == [begin]
+    texts = ["One day", "Another"]
+    behind = [] if end is None else [end]
+    expected = [id for text in texts for id in (begin, *tokenizer.encode(text), *behind)]
+    documents = [Document("", text) for text in texts]
+    settings = Namespace(begin=True, data=None)
+    around = training_setup.around_texts(settings, tokenizer)  # train
+    assert token_stream(documents, tokenizer.encode, *around).tolist() == expected
+    task = text_task(documents, documents, tokenizer, Options(context=2, batch=1))  # finetune
+    assert task.facts["training_tokens"] == len(expected)
+    batch = next(iter(held_out_windows(torch.tensor(expected), 2)))
+    assert task.batches.stream.read(0, 3).tolist() == batch.tolist()
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    corpus = tokenise(
+        [tmp_path / "lines.jsonl"], tokenizer, tmp_path / "t", begin=begin, end=end, hold_out=0
+    )
+    assert corpus.training.read(0, len(corpus.training)).tolist() == expected
+
+
+def test_a_tokenizer_without_the_tokens(tmp_path: Path):
+    tokenizer = tokenizers.train_characters(["abc"], tmp_path)
+    with pytest.raises(ValueError, match="no token that begins or ends a text: give another, or "):
+        training_setup.around_texts(Namespace(begin=True), tokenizer)
+    assert training_setup.around_texts(Namespace(begin=False), tokenizer) == (None, None)
 
 
 def test_half_a_character_in_an_escape_is_replaced_as_everywhere(tmp_path: Path):

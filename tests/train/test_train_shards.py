@@ -48,17 +48,19 @@ def all_of(source: TokenFiles) -> list[int]:
     return source.read(0, len(source)).tolist()
 
 
-def in_memory(paths, tokenizer: Tokenizer, layout: Layout | None = None, every: int = 40):
+def in_memory(paths, tokenizer: Tokenizer, layout: Layout | None = None, every: int = 40, end=None):
     sides = hold_out(read_documents(paths, layout), every)
-    return [token_stream(side, tokenizer.encode, 0).tolist() for side in sides]
+    return [token_stream(side, tokenizer.encode, 0, end).tolist() for side in sides]
 
 
+@pytest.mark.parametrize("end", [None, 1])
 @pytest.mark.parametrize("shard_bytes", [100_000, 64 << 20])
 def test_shards_hold_the_tokens_of_the_documents_in_order(
-    text: Path, tokenizer: Tokenizer, tmp_path: Path, shard_bytes: int
+    text: Path, tokenizer: Tokenizer, tmp_path: Path, shard_bytes: int, end: int | None
 ):
-    corpus = tokenise([text], tokenizer, tmp_path, begin=0, workers=1, shard_bytes=shard_bytes)
-    training, held_out = in_memory([text], tokenizer)
+    options = {"begin": 0, "end": end, "workers": 1, "shard_bytes": shard_bytes}
+    corpus = tokenise([text], tokenizer, tmp_path, **options)
+    training, held_out = in_memory([text], tokenizer, end=end)
     assert all_of(corpus.training) == training
     assert all_of(corpus.held_out) == held_out
     assert corpus.training.documents + corpus.held_out.documents == 60
@@ -103,6 +105,7 @@ def test_a_long_document_is_cut_where_the_tokenizer_cuts(tokenizer: Tokenizer, t
         pieces = [piece for span in planned.spans for piece in planned.pieces(span)]
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+        assert [piece.ends for piece in pieces] == [False] * (len(pieces) - 1) + [True]
         if name != "dense.txt":  # no place is good there
             assert len(pieces) > 5
             joined = [token for piece in pieces for token in tokenizer.encode(piece.text)]
@@ -115,11 +118,15 @@ def test_of_few_documents_the_last_tenth_is_held_out_of_each(tokenizer: Tokenize
     (files / "a.txt").write_text("é one two\n" * 321, encoding="utf-8")
     (files / "b.jsonl").write_text('{"body": "äöü 123"}\n\n{"body": "second"}', encoding="utf-8")
     layout = Layout(text_key="body")
-    corpus = tokenise([files], tokenizer, tmp_path / "t", begin=0, layout=layout, workers=1)
-    training, held_out = in_memory([files], tokenizer, layout)
-    assert all_of(corpus.training) == training
-    assert all_of(corpus.held_out) == held_out
-    assert held_out.count(0) == training.count(0) == 3
+    for end, shard_bytes in ((None, 64 << 20), (1, 64 << 20), (1, 100)):
+        folder = tmp_path / f"{end}-{shard_bytes}"
+        options = {"end": end, "layout": layout, "workers": 1, "shard_bytes": shard_bytes}
+        corpus = tokenise([files], tokenizer, folder, begin=0, **options)
+        training, held_out = in_memory([files], tokenizer, layout, end=end)
+        assert all_of(corpus.training) == training
+        assert all_of(corpus.held_out) == held_out
+        assert held_out.count(0) == training.count(0) == 3
+        assert held_out.count(1) == training.count(1) == (0 if end is None else 3)
 
 
 def test_documents_apart_by_a_separator(tokenizer: Tokenizer, tmp_path: Path):

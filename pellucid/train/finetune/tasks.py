@@ -20,7 +20,7 @@ from torch import Tensor
 from pellucid.models import Model
 from pellucid.tokenizers import TemplateChat, Tokenizer
 from pellucid.train.batches import Batches, held_out_windows
-from pellucid.train.documents import Document, token_stream
+from pellucid.train.documents import Document, begin_and_end, token_stream
 from pellucid.train.evaluation import evaluate
 from pellucid.train.finetune import classify, instructions, pairs, preferences
 from pellucid.train.finetune.preferences import DPO
@@ -90,23 +90,14 @@ def text_task(
     options: Options,
 ) -> Task:
     """Plain text, as in pretraining; documents begin and end as the tokenizer's models expect."""
-    begin = tokenizer.bos_id if tokenizer.adds_bos else None
-    first = begin if begin is not None else tokenizer.eos_id
-    first = first if first is not None else tokenizer.bos_id
-    if first is None:
-        raise ValueError("this tokenizer has no token that begins or ends a text")
-    ends = tokenizer.eos_id is not None and tokenizer.eos_id != first
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, eos=ends)
-
+    around = begin_and_end(tokenizer)
     batches = Batches(
-        token_stream(training, encode, first),
+        token_stream(training, tokenizer.encode, *around),
         context=options.context,
         batch=options.batch,
         seed=options.seed,
     )
-    stream = token_stream(held_out, encode, first)
+    stream = token_stream(held_out, tokenizer.encode, *around)
     windows = held_out_windows(stream, options.context)
     return Task(
         kind="text",
