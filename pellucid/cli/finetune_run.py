@@ -10,11 +10,9 @@ OUT/
 
 from __future__ import annotations
 
-import csv
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +47,8 @@ from pellucid.train.finetune.peft_format import (
 )
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
-from pellucid.train.loss_plot import COLUMNS
 from pellucid.train.state import digest
+from pellucid.train.step_log import Write, step_log
 
 LOG, ADAPTER, MERGED = "log.csv", "adapter", "merged"
 OURS = (CONFIG, LOG, ADAPTER, MERGED, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
@@ -124,8 +122,7 @@ class FinetuneRun:
         """Train to the end or until `stop`, and save."""
         self._opening()
         scalars = SCALARS.get(self.task.kind, ())
-        log_file = opened_log(self.out / LOG, (*COLUMNS, *scalars), self.state.step)
-        with log_file as log, self.display:
+        with step_log(self.out / LOG, self.state.step, scalars) as log, self.display:
             try:
                 self._steps(stop, log)
             except TrainingDiverged as error:
@@ -133,7 +130,7 @@ class FinetuneRun:
         if self.saved_step != self.state.step:
             self.save()
 
-    def _steps(self, stop: Stop, log: Any) -> None:
+    def _steps(self, stop: Stop, log: Write) -> None:
         if self.state.step >= self.steps:
             return
         for progress in train(
@@ -148,7 +145,7 @@ class FinetuneRun:
             self.display.step(progress)
             if progress.held_out_loss is not None:
                 self._judged(progress)
-            log.writerow(_log_row(progress, self._scalars(progress)))
+            log(progress, self._scalars(progress))
             every = self.settings.save_every
             if every and progress.step % every == 0:
                 self.save()
@@ -344,34 +341,6 @@ def class_lines(report: Mapping[str, Any]) -> Iterator[str]:
 def _without_head(model: Model) -> dict[str, Tensor]:
     head = f"{classify.HEAD}."
     return {name: value for name, value in model.state_dict().items() if not name.startswith(head)}
-
-
-@contextmanager
-def opened_log(path: Path, columns: tuple[str, ...], step: int) -> Iterator[Any]:
-    """A CSV file to write to, with the lines of the steps that are done and none after them."""
-    lines: list[list[str]] = []
-    if path.exists() and step:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= step]
-    with path.open("w", newline="", encoding="utf-8", buffering=1) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(lines)
-        yield writer
-
-
-def _log_row(progress: Progress, scalars: dict[str, float]) -> list[str]:
-    held_out = progress.held_out_loss
-    return [
-        str(progress.step),
-        str(progress.tokens),
-        f"{progress.seconds:.1f}",
-        f"{progress.rate:.4e}",
-        f"{progress.loss:.4f}",
-        f"{progress.gradient_norm:.4f}",
-        "" if held_out is None else f"{held_out:.4f}",
-        *(f"{value:.4f}" for value in scalars.values()),
-    ]
 
 
 def clear(out: Path) -> None:

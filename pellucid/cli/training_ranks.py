@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pellucid.train.parallel import SHARDED, checkpoint
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks, Joined
+from pellucid.train.step_log import Write
 from pellucid.train.watch import Watch
 
 
@@ -170,14 +170,8 @@ class RanksRun(Run):
         dist.all_reduce(asked)
         return bool(asked)
 
-    @contextmanager
-    def _log(self) -> Iterator[Any]:
-        if self.joined.first:
-            with super()._log() as writer:
-                yield writer
-            return
-        with open(os.devnull, "w", newline="", encoding="utf-8") as nowhere:
-            yield csv.writer(nowhere)
+    def _log(self) -> AbstractContextManager[Write]:
+        return super()._log() if self.joined.first else nullcontext(lambda progress, more: None)
 
     def _publish(self, name: str, write: Callable[[Path], None]) -> None:
         """The first rank makes the folder and moves it to its place; all write into it."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,12 +35,12 @@ from pellucid.train import (
 )
 from pellucid.train.events import EventFile
 from pellucid.train.loop import Data
-from pellucid.train.loss_plot import COLUMNS as LOG_COLUMNS
 from pellucid.train.loss_plot import draw
 from pellucid.train.objective import Objective
 from pellucid.train.precision import keep_freed_memory
 from pellucid.train.ranks import Ranks
 from pellucid.train.settings import dump
+from pellucid.train.step_log import Write, step_log
 from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import flops_per_token, measured_peak
 from pellucid.train.watch_plot import PICTURE, draw_watch
@@ -171,12 +170,12 @@ class Run:
         self.display.peak = measured_peak(device, dtype)
         self.display.flops_per_token = flops_per_token(self.model, self.model.config.context_length)
 
-    def _steps(self, stop: Stop, log: Any) -> None:
+    def _steps(self, stop: Stop, log: Write) -> None:
         if self.step >= self.last_step:
             return
         for progress in self._training():
             self.loss = progress.loss
-            log.writerow(_log_row(progress))
+            log(progress, {})
             self._between_steps(progress)
             self.stopped_early = progress.ending and progress.step < self.config.schedule.steps
             if self._stops(stop) or progress.step >= self.last_step:
@@ -193,6 +192,9 @@ class Run:
             ranks=self._ranks(),
             watch=self._watch(),
         )
+
+    def _log(self) -> AbstractContextManager[Write]:
+        return step_log(self.out / LOG, self.step)
 
     def _ranks(self) -> Ranks | None:
         """Who shares each step; None: this process has all of it."""
@@ -268,20 +270,6 @@ class Run:
                 progress.held_out_loss, len(self.held_out), self.held_out_bytes
             )
         self.events.add(progress.step, scalars)
-
-    @contextmanager
-    def _log(self) -> Iterator[Any]:
-        """The log, with the lines of the steps that are done and none after them."""
-        path = self.out / LOG
-        lines: list[list[str]] = []
-        if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= self.step]
-        with path.open("w", newline="", encoding="utf-8", buffering=1) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LOG_COLUMNS)
-            writer.writerows(lines)
-            yield writer
 
     def save(self) -> None:
         """Write ``RUN/last``: the model in float32 and all it takes to go on."""
@@ -377,16 +365,3 @@ def _joined(batch: Batch) -> torch.Tensor:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _log_row(progress: Progress) -> list[str]:
-    held_out = progress.held_out_loss
-    return [
-        str(progress.step),
-        str(progress.tokens),
-        f"{progress.seconds:.1f}",
-        f"{progress.rate:.4e}",
-        f"{progress.loss:.6f}",
-        f"{progress.gradient_norm:.6f}",
-        "" if held_out is None else f"{held_out:.6f}",
-    ]

@@ -6,8 +6,6 @@ import csv
 import math
 from pathlib import Path
 
-COLUMNS = ("step", "tokens", "seconds", "rate", "loss", "gradient_norm", "held_out_loss")
-
 
 def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
     """Draw the training and the held-out loss of a run's log.csv over its steps, as PNG."""

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from pellucid import checkpoints, tokenizers
 from pellucid.cli import main, training_display
-from pellucid.cli.training_run import LOG_COLUMNS, Run
+from pellucid.cli.training_run import Run
 from pellucid.models import GPTConfig, LlamaConfig
+from pellucid.train.step_log import COLUMNS
 
 MODEL = ["--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=16"]
 STEPS = ["--steps=8", "--batch=4", "--warmup=2", "--precision=float32"]
@@ -71,7 +72,7 @@ def test_a_llama_from_a_folder_of_text(text: Path, tmp_path: Path, capsys):
 
     with (out / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == LOG_COLUMNS
+    assert tuple(rows[0]) == COLUMNS
     assert [int(row["step"]) for row in rows] == list(range(1, 9))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert [bool(row["held_out_loss"]) for row in rows] == [False, False, False, True] * 2

@@ -13,7 +13,8 @@ import torch
 from pellucid.models import GPTConfig, LlamaConfig, build
 from pellucid.train import run_folder
 from pellucid.train.events import EventFile, checksum
-from pellucid.train.loss_plot import COLUMNS, draw, smoothed
+from pellucid.train.loss_plot import draw, smoothed
+from pellucid.train.step_log import COLUMNS
 from pellucid.train.utilisation import flops_per_token, measured_peak
 
 
