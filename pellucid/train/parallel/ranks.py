@@ -6,7 +6,10 @@ a process is alone, and every sum is its own.
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -57,29 +60,51 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
     timeout  seconds that a rank waits for another before it gives up
 
     Raises ConnectionError, in one line, when another rank is lost on the way: torchrun then stops
-    the others, and starts all of them again if it has ``--max-restarts``.
+    the others, and starts all of them again if it has ``--max-restarts``. Of all ranks that fail,
+    with a ValueError or an OSError, the first raises it and the others leave with SystemExit: one
+    cause is told once.
     """
-    kind = torch.device(device).type
-    place = torch.device(device)
-    if kind == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(place)
+    if timeout <= 0:
+        raise ValueError(f"ranks wait {timeout:g} seconds for each other: expected more than 0")
     limit = timedelta(seconds=timeout)
-    backend = "nccl" if kind == "cuda" else "gloo"
-    store, rank, world = _meeting_place(limit)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
+    store = None
     try:
+        store, rank, world = _meeting_place(limit)
+        place = _place(device)
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
         yield Joined(device=place, patient=patient)
-    except RuntimeError as error:
-        if not _lost(error):
+    except (RuntimeError, ValueError, OSError) as error:
+        lost = isinstance(error, RuntimeError)
+        if lost and not _lost(error):
+            raise
+        if ranks_launched() > 1:
+            atexit.register(_leave)
+        if not _first_to_fail(store):
+            raise SystemExit(2) from None
+        if not lost:
             raise
         raise ConnectionError(
             f"rank {os.environ.get('RANK', '0')} lost another rank and stops; the last checkpoint "
-            f"is whole ({str(error).splitlines()[0].split('. ')[0]})"
+            f"is whole ({_reason(error)})"
         ) from error
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _place(device: str) -> torch.device:
+    """Where this rank computes."""
+    asked = torch.device(device)
+    if asked.type != "cuda":
+        return asked
+    if asked.index is not None:
+        raise ValueError(f"device {device}: each rank takes the card of its local number, say cuda")
+    number, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= cards:
+        raise ValueError(f"device cuda: rank {number} of this machine finds {cards} cards on it")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _meeting_place(limit: timedelta) -> tuple[Store, int, int]:
@@ -95,7 +120,28 @@ def _meeting_place(limit: timedelta) -> tuple[Store, int, int]:
     return PrefixStore(f"attempt {attempt}", store), rank, world
 
 
-def _lost(error: RuntimeError) -> bool:
+def _first_to_fail(store: Store | None) -> bool:
+    """Whether no other rank has failed in this attempt; True as well where nobody can know."""
+    try:
+        return store is None or store.add("failed", 1) == 1
+    except RuntimeError:
+        return True
+
+
+def _leave() -> None:
+    """Leave at the end without taking the group down: gloo may abort where ranks are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error of gloo or nccl, without the file it comes from."""
+    sentence = str(error).splitlines()[0].split(". ")[0]
+    return re.sub(r"^\[\S*\]\s*", "", sentence)
+
+
+def _lost(error: Exception) -> bool:
     """Whether an error says that a rank did not answer; gloo has no type of its own for it."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(
