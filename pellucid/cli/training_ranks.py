@@ -17,7 +17,7 @@ import torch.distributed as dist
 from pellucid import checkpoints
 from pellucid.cli import USER_ERRORS
 from pellucid.cli.training_run import Run, Stop
-from pellucid.cli.training_setup import clear
+from pellucid.cli.training_setup import bfloat16, clear
 from pellucid.train import TrainState, run_folder
 from pellucid.train.objective import Objective
 from pellucid.train.parallel import SHARDED, checkpoint
@@ -46,6 +46,13 @@ def layout(settings: Namespace, ranks: int) -> Layout:
             f"--trace-every: with --parallel {settings.parallel} no rank has a whole parameter; "
             "watch a run with --parallel ddp"
         )
+    if settings.order == "dataloader" and found.data > 1:
+        raise ValueError(
+            "--order dataloader draws from the random numbers of dropout, which are others on each "
+            "of several data ranks: train in this order alone, or with --order seeded"
+        )
+    if settings.rank_timeout <= 0:
+        raise ValueError(f"--rank-timeout {settings.rank_timeout:g}: expected more than 0 seconds")
     if settings.batch % found.data:
         raise ValueError(
             f"a batch of {settings.batch} rows does not divide among {found.data} ranks: "
@@ -102,16 +109,16 @@ def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRu
     ranks = DistributedRanks(layout, joined.device)
     if not layout.sharded and layout.tensor == 1:
         model.to(joined.device)  # what is cut goes there in parts
-    bfloat16 = run.config.bfloat16
+    narrow = run.config.bfloat16
     through = parallelize(
         model,
         ranks,
         run.objective,
         recompute=settings.recompute,
         compile=settings.compile,
-        bfloat16=bfloat16,
+        bfloat16=narrow,
     )
-    config = replace(run.config, compile=False, bfloat16=bfloat16 and not layout.sharded)
+    config = replace(run.config, compile=False, bfloat16=narrow and not layout.sharded)
     kept = {field.name: getattr(run, field.name) for field in fields(run)}
     kept |= {"config": config, "state": TrainState.begin(model, config)}
     kept["quiet"] = run.quiet or not joined.first
@@ -149,8 +156,17 @@ class RanksRun(Run):
             self.settings = Namespace(**vars(self.settings) | {"tensorboard": False, "plot": False})
         super().fit(stop)
 
+    @property
+    def bfloat16(self) -> bool:
+        """FSDP2 casts by itself, whatever `config` says of autocast."""
+        return bfloat16(self.settings.precision, self.joined.device)
+
     def _measure(self) -> None:
         super()._measure()
+        shared = f"--parallel {self.settings.parallel}"
+        if self.settings.tensor > 1:
+            shared += f" --tensor {self.settings.tensor}"
+        self.display.say(f"{dist.get_world_size()} ranks on {self.joined.device.type}, {shared}")
         self.display.peak *= dist.get_world_size()
 
     @property

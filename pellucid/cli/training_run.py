@@ -114,6 +114,11 @@ class Run:
         """Steps done."""
         return self.state.step
 
+    @property
+    def bfloat16(self) -> bool:
+        """Whether matrices are multiplied in bfloat16."""
+        return self.config.bfloat16
+
     def begin(self) -> None:
         """Write the settings and the model as it begins."""
         self._write_settings()
@@ -143,7 +148,7 @@ class Run:
         if torch.device(self.settings.device).type == "cpu":
             keep_freed_memory()
         self._measure()
-        self.display.opening(self.summary(), self.config.bfloat16)
+        self.display.opening(self.summary(), self.bfloat16)
         with ExitStack() as stack:
             log = stack.enter_context(self._log())
             if self.settings.tensorboard:
@@ -166,7 +171,7 @@ class Run:
         if self.quiet:
             return
         device = torch.device(self.settings.device)
-        dtype = torch.bfloat16 if self.config.bfloat16 else torch.float32
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
         self.display.peak = measured_peak(device, dtype)
         self.display.flops_per_token = flops_per_token(self.model, self.model.config.context_length)
 

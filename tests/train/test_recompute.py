@@ -71,6 +71,8 @@ def test_settings_make_a_layout():
     [
         ({"parallel": "fsdp", "tensor": 3}, 4, "--tensor 3: expected a divisor of 4"),
         ({"tensor": 2}, 4, "DDP does not take split matrices"),
+        ({"order": "dataloader"}, 2, "others on each of several data ranks"),
+        ({"rank_timeout": 0.0}, 2, "--rank-timeout 0: expected more than 0 seconds"),
         ({}, 3, "a batch of 8 rows does not divide among 3 ranks: choose a multiple of 3"),
     ],
 )
