@@ -199,7 +199,7 @@ def _target(
         files = hf_files(config, dtypes, max_shard_bytes or MAX_SHARD_BYTES, shards)
         return _Target(
             bytes=sum(size(stored) for file in files for stored in file.stored.values()),
-            config=config_json(config, dtypes, tokenizer),
+            config=config_json(config, dtypes["embed.weight"], tokenizer),
             config_name="config.json",
             weights=lambda folder, read: write_weights(folder, files, read),
         )

@@ -8,7 +8,6 @@ folder is mapped and runs without any conversion. The layout of levels is descri
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import tokenizers
-from pellucid.checkpoints.beside import folder_beside, move
 from pellucid.checkpoints.files import SafetensorsFile, Shape, Stored
 from pellucid.checkpoints.hf_config import read_config
 from pellucid.checkpoints.keys import read_json
-from pellucid.checkpoints.save import check_replaceable, config_json, copy_tokenizer
+from pellucid.checkpoints.save import model_folder
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import SafetensorsWriter
 from pellucid.models import Config, Model
@@ -43,24 +40,23 @@ def save_quantised(
 
     ValueError for a model that is not quantised, OSError where the folder may not be written.
     """
-    folder = Path(folder)
-    if folder.exists():
-        check_replaceable(folder, overwrite)
     if not any(isinstance(module, QuantisedMatrix) for module in model.modules()):
         raise ValueError("this model is not quantised: save it as it is, or quantise it first")
     state = model.state_dict()
-    tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))
-    dtypes = {"embed.weight": model.norm.weight.dtype}
-    stated = config_json(model.config, dtypes, tokenizer) | {"quantization_config": _stated(how)}
     entries = {name: Stored(tuple(each.shape), each.dtype) for name, each in state.items()}
-    with folder_beside(folder) as beside:
-        with SafetensorsWriter(beside / FILE, entries) as out:
-            for name, tensor in state.items():
-                out.write(name, tensor.detach().cpu().contiguous())
-        if tokenizer_from is not None:
-            copy_tokenizer(Path(tokenizer_from), beside)
-        (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
-        move(beside, folder)
+    with (
+        model_folder(
+            folder,
+            model.config,
+            model.norm.weight.dtype,
+            tokenizer_from,
+            overwrite=overwrite,
+            stated={"quantization_config": _stated(how)},
+        ) as beside,
+        SafetensorsWriter(beside / FILE, entries) as out,
+    ):
+        for name, tensor in state.items():
+            out.write(name, tensor.detach().cpu().contiguous())
 
 
 def _stated(how: Format) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,26 +50,49 @@ def save(
     The folder is written beside its place and moved there when it is complete. Raises ValueError
     where the weights do not fit the config, OSError where the folder may not be written.
     """
-    folder = Path(folder)
-    if folder.exists():
-        check_replaceable(folder, overwrite)
     check_weights(config, weights)
     dtypes = {name: dtype or _dtype(weights, name) for name in weights}
-    tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))
-    stated = config_json(config, dtypes, tokenizer)
-    with folder_beside(folder) as beside:
+    with model_folder(
+        folder, config, dtypes["embed.weight"], tokenizer_from, overwrite=overwrite
+    ) as beside:
         write_weights(
             beside,
             hf_files(config, dtypes, max_shard_bytes),
             lambda name: weights[name].detach().to("cpu", dtype),
         )
+
+
+@contextmanager
+def model_folder(
+    folder: str | Path,
+    config: Config,
+    dtype: torch.dtype,
+    tokenizer_from: str | Path | None,
+    *,
+    overwrite: bool,
+    stated: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """A place to write weights into; with config.json and tokenizer it then becomes `folder`.
+
+    dtype   of the model, for config.json
+    stated  what config.json says besides
+
+    OSError where `folder` may not be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        _check_replaceable(folder, overwrite)
+    tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))
+    text = json.dumps({**config_json(config, dtype, tokenizer), **(stated or {})}, indent=2)
+    with folder_beside(folder) as beside:
+        yield beside
         if tokenizer_from is not None:
             copy_tokenizer(Path(tokenizer_from), beside)
-        (beside / "config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        (beside / "config.json").write_text(text + "\n", encoding="utf-8")
         move(beside, folder)
 
 
-def check_replaceable(folder: Path, overwrite: bool) -> None:
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
     """OSError where `folder` is something else than a model, or one that is to stay."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
@@ -214,13 +238,13 @@ def _evenly(sizes: list[tuple[Entry, int]], shards: int) -> Iterator[list[Entry]
 
 
 def config_json(
-    config: Config, dtypes: Mapping[str, torch.dtype], tokenizer: tokenizers.Tokenizer | None
+    config: Config, dtype: torch.dtype, tokenizer: tokenizers.Tokenizer | None
 ) -> dict[str, Any]:
     """``config.json``, with the ids that begin and end text.
 
     They are stated where there are none, too: without them transformers assumes ids 1 and 2.
     """
-    return write_config(config, dtypes["embed.weight"]) | {
+    return write_config(config, dtype) | {
         "bos_token_id": tokenizer.bos_id if tokenizer else None,
         "eos_token_id": tokenizer.eos_id if tokenizer else None,
     }
