@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 from pellucid.models import Model
 from pellucid.train.lean_products import LeanProducts
@@ -28,11 +29,17 @@ def training_precision(model: Model, bfloat16: bool) -> Iterator[None]:
 
     Compiled blocks decide themselves what they keep.
     """
-    compiled = any(layer._compiled_call_impl is not None for layer in model.layers)
+    compiled = any(_is_compiled(block) for block in model.layers)
     lean = LeanProducts() if bfloat16 and not compiled else nullcontext()
     type_ = device_of(model).type
     with torch.autocast(type_, torch.bfloat16, enabled=bfloat16, cache_enabled=False), lean:
         yield
+
+
+def _is_compiled(block: nn.Module) -> bool:
+    """Whether a block was compiled, as a whole or in its forward alone (as where it is sharded)."""
+    whole = block._compiled_call_impl is not None
+    return whole or hasattr(block.forward, "_torchdynamo_orig_callable")
 
 
 def has_bfloat16(device: torch.device) -> bool:

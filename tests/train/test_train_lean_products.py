@@ -9,6 +9,7 @@ from torch import Tensor
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, build, initialise
 from pellucid.train import Batch, next_token_objective
 from pellucid.train.lean_products import LeanProducts
+from pellucid.train.precision import training_precision
 
 GPT2 = GPTConfig(
     vocab_size=128, context_length=16, width=32, n_layers=2, n_heads=4, resid_dropout=0.1
@@ -80,3 +81,23 @@ def test_without_a_gradient_and_in_another_dtype_it_stays_away():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
     with LeanProducts():
         assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("forward_alone", [False, True])
+def test_it_does_not_cut_the_graph_of_a_compiled_block(forward_alone: bool):
+    graphs, model = [], model_of(LLAMA)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    for block in model.layers:
+        if forward_alone:  # as where a block is sharded, whose hooks stay outside
+            block.forward = torch.compile(block.forward, backend=backend)
+        else:
+            block.compile(backend=backend)
+    with training_precision(model, bfloat16=True):
+        next_token_objective(model, batch())
+    assert len(graphs) == 1
+    torch._dynamo.reset()
