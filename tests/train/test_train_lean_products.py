@@ -83,6 +83,7 @@ def test_without_a_gradient_and_in_another_dtype_it_stays_away():
         assert layer.double()(x.double()).dtype == torch.float64
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler's own looking
 @pytest.mark.parametrize("forward_alone", [False, True])
 def test_it_does_not_cut_the_graph_of_a_compiled_block(forward_alone: bool):
     graphs, model = [], model_of(LLAMA)
