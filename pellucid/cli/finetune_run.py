@@ -77,6 +77,7 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         self.display = Display(self.steps, quiet=self.quiet)
         self.names = module_names(table(self.model.config))
+        self.read = self._fingerprint()  # now: files may change while the run goes on
 
     @property
     def steps(self) -> int:
@@ -98,7 +99,7 @@ class FinetuneRun:
         self._load_weights(last)
         self.state = TrainState.load(last, self.model, self.config)
         extra = self.state.extra
-        if extra["data"] != self._fingerprint():
+        if extra["data"] != self.read:
             raise ValueError(f"--resume: {self._changed(extra['data'])} is not what it was")
         self.loss, self.held_out_loss = extra["loss"], extra["held_out_loss"]
         self.first_loss = extra["first_loss"]
@@ -106,7 +107,7 @@ class FinetuneRun:
         self.display.begin_at(self.state.step, self.state.tokens, self.state.seconds)
 
     def _fingerprint(self) -> dict[str, str]:
-        """File -> SHA-256 of everything that examples came from."""
+        """File -> SHA-256 of everything that the run begins with but the model."""
         given = [*self.settings.data, *(self.settings.eval_data or [])]
         files = list(find_files(given))
         if self.settings.adapter is not None:
@@ -115,7 +116,7 @@ class FinetuneRun:
 
     def _changed(self, before: Mapping[str, str]) -> str:
         """What differs from `before`, a fingerprint."""
-        differ = {file for file, _ in before.items() ^ self._fingerprint().items()}
+        differ = {file for file, _ in before.items() ^ self.read.items()}
         return ", ".join(sorted(differ))
 
     def fit(self, stop: Stop) -> None:
@@ -175,7 +176,7 @@ class FinetuneRun:
     def save(self) -> None:
         """Write ``OUT/last``: what was trained, in float32, and all it takes to go on."""
         self.state.extra = {
-            "data": self._fingerprint(),
+            "data": self.read,
             "loss": self.loss,
             "first_loss": self.first_loss,
             "held_out_loss": self.held_out_loss,

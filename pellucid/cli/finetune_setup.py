@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from pellucid.cli.training_setup import bfloat16
 from pellucid.evaluate import class_report
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
-from pellucid.train import Schedule, TrainConfig, TrainState, documents
+from pellucid.train import Document, Schedule, TrainConfig, TrainState, documents
 from pellucid.train.finetune import classify, freeze, lora, tasks
 from pellucid.train.finetune.lora import LoraConfig
 from pellucid.train.finetune.peft_format import apply_adapter, module_names, speak_template
 from pellucid.train.finetune.preferences import DPO
-from pellucid.train.finetune.records import kind_of, read_records
+from pellucid.train.finetune.records import kind_of, read_records, text_of
 from pellucid.train.finetune.tasks import Options, Task
 
 RECORD_SUFFIXES = (".json", ".jsonl", ".csv")
@@ -180,15 +181,27 @@ def make_task(settings: Namespace, model: Model, tokenizer: Tokenizer, options: 
     )
 
 
-def _documents(settings: Namespace) -> tuple[list[Any], list[Any]]:
-    read = documents.read_documents(settings.data)
+def _documents(settings: Namespace) -> tuple[list[Document], list[Document]]:
+    read = list(_texts(settings.data))
     if not read:
         raise ValueError(f"no text to learn from in {' '.join(settings.data)}")
     if settings.eval_data:
-        return read, documents.read_documents(settings.eval_data)
+        return read, list(_texts(settings.eval_data))
     if not 0 < settings.hold_out <= 0.5:
         raise ValueError(f"--hold-out {settings.hold_out}: expected a share above 0, at most 0.5")
     return documents.hold_out(read, round(1 / settings.hold_out))
+
+
+def _texts(paths: Sequence[str]) -> Iterator[Document]:
+    """The documents of files and folders; in JSON and CSV a text is an example's, not the file."""
+    for path in map(Path, paths):
+        if path.suffix not in (".json", ".csv") or path.is_dir():
+            yield from documents.stream_documents([path])
+            continue
+        for record in read_records(path):
+            text = text_of(record, "text", record.where)
+            if text.strip():
+                yield Document(record.where, text)
 
 
 def _records(settings: Namespace) -> tuple[list[Any], list[Any]]:

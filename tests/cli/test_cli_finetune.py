@@ -189,6 +189,27 @@ def test_preferences_say_margins(models, data, tmp_path: Path, capsys):
     assert float(rows[-1]["reward_margin"]) > 0
 
 
+def test_preferences_between_messages_teach_the_format_they_are_written_in(
+    models, tmp_path: Path, capsys
+):
+    rows = [
+        {
+            "prompt": f"Say {number}",
+            "chosen": [{"role": "assistant", "content": str(number)}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+        }
+        for number in range(12)
+    ]
+    file, out = tmp_path / "talks.jsonl", tmp_path / "out"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert finetune(models["llama"], str(file), out, "--lora=2", "--json") == 0
+    assert pellucid.load(models["llama"]).tokenizer.chat is None
+    chat = pellucid.load(models["llama"], adapter=out / "adapter").tokenizer.chat
+    assert chat is not None
+    ids = chat.encode([{"role": "user", "content": "Say 3"}])
+    assert "### Instruction:\nSay 3\n\n### Response:\n" in chat.tokenizer.decode(ids)
+
+
 def test_what_the_data_is_may_be_said_and_judged_by_another_file(models, data, tmp_path, capsys):
     lines = Path(data["classification"])
     more = ("--as=text", "--eval-data", str(lines), "--json", "--context=16")
@@ -209,7 +230,7 @@ def test_what_the_data_is_may_be_said_and_judged_by_another_file(models, data, t
         (["--context=4"], "none of 23 examples has an answer within the context of 4 tokens"),
         (["--hold-out=1.5"], "1.5 of the examples held out"),
         (["--steps=0"], "0 training steps: expected 1 or more"),
-        (["--as=preferences"], "example 1: 'chosen' is 'None'; expected text"),
+        (["--as=preferences"], "instructions.jsonl, line 1: 'chosen' is 'None'; expected text"),
         (["--data", "/nowhere.jsonl"], "/nowhere.jsonl: no such file of examples"),
     ],
 )
@@ -220,6 +241,55 @@ def test_what_cannot_be(more, said, models, data, tmp_path: Path, capsys):
     assert said in error
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_an_example_is_named_by_its_place_in_the_file(models, tmp_path: Path, capsys):
+    """Not by its number after some were held out."""
+    rows = [{"instruction": "Say", "output": word} for word in WORDS * 4]
+    rows[17] = {"instruction": "Say", "output": 3}
+    lines, listed = tmp_path / "lines.jsonl", tmp_path / "list.json"
+    lines.write_text("\n\n" + "\n".join(map(json.dumps, rows)))
+    listed.write_text(json.dumps(rows))
+    for file, place in ((lines, "line 20"), (listed, "example 18")):
+        assert finetune(models["llama"], str(file), tmp_path / "out") == 2
+        assert f"{file}, {place}: 'output' is '3'; expected text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_texts_in_a_file_of_examples(suffix, models, tmp_path: Path, capsys):
+    """The words of 40 texts are learnt, not the brackets and quotes around them."""
+    texts = [f"def f{number}(x, y): return x" for number in range(40)]
+    file = tmp_path / f"texts.{suffix}"
+    if suffix == "csv":
+        with file.open("w", newline="") as out:
+            csv.writer(out).writerows([["text"], *([text] for text in texts)])
+    elif suffix == "json":
+        file.write_text(json.dumps([{"text": text} for text in texts], indent=1))
+    else:
+        file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    assert finetune(models["llama"], str(file), tmp_path / "out", "--context=16", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    encode = pellucid.load(models["llama"]).tokenizer.encode
+    expected = sum(len(encode(text)) + 1 for text in texts)  # each behind its end token
+    assert found["kind"] == "text"
+    assert found["training_tokens"] + found["held_out_tokens"] == expected
+
+
+def test_data_that_changed_while_the_run_went_on(models, data, tmp_path: Path, capsys, monkeypatch):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(Path(data["instructions"]).read_text())
+    steps = finetune_run.train
+
+    def changing(*arguments, **options):
+        for progress in steps(*arguments, **options):
+            if progress.step == 2:
+                lines.write_text(lines.read_text().replace("Say", "Write"))
+            yield progress
+
+    monkeypatch.setattr(finetune_run, "train", changing)
+    assert finetune(models["llama"], str(lines), tmp_path / "out", "--save-every=3", "--json") == 0
+    assert main(["finetune", "--out", str(tmp_path / "out"), "--resume"]) == 2
+    assert f"--resume: {lines} is not what it was" in capsys.readouterr().err
 
 
 def test_a_quantised_model_is_refused(models, data, tmp_path: Path, capsys):

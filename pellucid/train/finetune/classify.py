@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pellucid.models import Model
 from pellucid.train.batches import IGNORED, Batch
-from pellucid.train.finetune.records import Record, text_of
+from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Cut, Example
 from pellucid.train.precision import device_of, precision
 
@@ -30,14 +30,15 @@ def label_of(record: Record, number: int) -> str:
     """The label of an example as text; ValueError where it has none."""
     label = record.get("label")
     if label is None or isinstance(label, list | dict) or not str(label).strip():
-        raise ValueError(f"example {number}: 'label' is {label!r}; expected a text or a number")
+        where = place_of(record, number)
+        raise ValueError(f"{where}: 'label' is {label!r}; expected a text or a number")
     return str(label).strip()
 
 
 def balance(records: Iterable[Record]) -> dict[str, int]:
     """Label -> how many examples have it; numbers in their order, texts in the alphabet's."""
     counts = Counter(label_of(record, number) for number, record in enumerate(records, start=1))
-    numbers = all(label.lstrip("-").isdigit() for label in counts)
+    numbers = all(label.removeprefix("-").isdecimal() for label in counts)
     order = sorted(counts, key=int) if numbers else sorted(counts)
     return {label: counts[label] for label in order}
 
@@ -57,13 +58,15 @@ def labelled(
     found: list[Example] = []
     truncated = 0
     for number, record in enumerate(records, start=1):
-        ids = encode(text_of(record, "text", f"example {number}"))
+        where = place_of(record, number)
+        ids = encode(text_of(record, "text", where))
         label = label_of(record, number)
         if not ids:
-            raise ValueError(f"example {number} has no text to classify")
+            raise ValueError(f"{where} has no text to classify")
         if label not in numbers:
             raise ValueError(
-                f"example {number}: label {label!r} is none of {', '.join(map(repr, labels))}"
+                f"{where}: label {label!r} is none of {', '.join(map(repr, labels))}, "
+                "which there are to learn"
             )
         truncated += len(ids) > context
         kept = torch.tensor([*ids[:context], numbers[label]])

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from pellucid.tokenizers import ChatFormat, TemplateChat, Tokenizer
-from pellucid.train.finetune.records import Record, text_of
+from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Example
 
 # ### System:      ### Instruction:     ### Response:
@@ -69,11 +69,11 @@ def chat_of(tokenizer: Tokenizer) -> tuple[ChatFormat, bool]:
 def conversation(record: Record, number: int, *, plain: bool) -> list[dict[str, str]]:
     """The messages of an example, the last of them an answer; empty where it has none.
 
-    number  of the example in its file, for messages of error
+    number  of the example, for messages of error about one that comes from no file
     plain   the input of an Alpaca example has a heading of its own; chat formats have no place
             for one
     """
-    where = f"example {number}"
+    where = place_of(record, number)
     if "messages" not in record:
         if "instruction" not in record:
             raise ValueError(f"{where} has {', '.join(record)}: expected {_EXPECTED}")
@@ -111,7 +111,7 @@ def examples(records: Iterable[Record], chat: ChatFormat, *, plain: bool) -> Ite
         try:
             yield from answered(said, chat)
         except ValueError as error:
-            raise ValueError(f"example {number}: {error}") from None
+            raise ValueError(f"{place_of(record, number)}: {error}") from None
 
 
 def answered(said: Sequence[dict[str, str]], chat: ChatFormat) -> list[Example]:

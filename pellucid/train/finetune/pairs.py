@@ -16,7 +16,7 @@ import torch
 from pellucid.tokenizers import ChatFormat, Tokenizer
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.finetune.instructions import last_answer
-from pellucid.train.finetune.records import Record, text_of
+from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import PADDING, Cut, Example, shuffled
 
 
@@ -37,7 +37,7 @@ def pairs(
     read.
     """
     for number, record in enumerate(records, start=1):
-        where = f"example {number}"
+        where = place_of(record, number)
         if isinstance(record.get("chosen"), list):
             assert chat is not None, "messages need a chat format"
             both = [_talk(record, key, chat, where) for key in Pair._fields]

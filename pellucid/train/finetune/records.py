@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
+
+
+class Located(dict[str, Any]):
+    """An example that knows where it stands, such as ``FILE, line 12``."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        super().__init__(fields)
+        self.where = where
+
 
 # What the keys of an example say it is for. The first that has all of its keys counts.
 KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -19,7 +29,7 @@ KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
+def read_records(path: str | Path) -> list[Located]:
     """The examples in a file: a JSON list, JSON lines, or CSV with a line of column names.
 
     Raises OSError for a file that is not there, and ValueError, with the line, for one that is not
@@ -35,7 +45,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     if path.suffix == ".csv":
         records = list(_from_csv(text, path))
     elif text.lstrip().startswith("["):
-        records = list(_checked(_parsed(text, str(path)), path))
+        found = enumerate(_parsed(text, str(path)), start=1)
+        records = [_checked(record, f"{path}, example {number}") for number, record in found]
     else:
         records = list(_from_lines(text, path))
     if not records:
@@ -43,8 +54,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _from_csv(text: str, path: Path) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+def _from_csv(text: str, path: Path) -> Iterator[Located]:
+    # Not splitlines: it takes form feeds and Unicode's separators for ends of lines, too.
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for record in reader:
             if None in record or None in record.values():
@@ -52,16 +64,16 @@ def _from_csv(text: str, path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}, line {reader.line_num}: expected {len(reader.fieldnames or [])} "
                     f"fields, {', '.join(reader.fieldnames or [])}"
                 )
-            yield record
+            yield Located(record, f"{path}, line {reader.line_num}")
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _from_lines(text: str, path: Path) -> Iterator[dict[str, Any]]:
+def _from_lines(text: str, path: Path) -> Iterator[Located]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield from _checked([_parsed(line, where)], where)
+            yield _checked(_parsed(line, where), where)
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -71,12 +83,15 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON: {error}") from None
 
 
-def _checked(found: Sequence[Any], where: object) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(found, start=1):
-        if not isinstance(record, dict):
-            at = f"{where}, example {number}" if len(found) > 1 else where
-            raise ValueError(f"{at}: expected a JSON object, found a {type(record).__name__}")
-        yield record
+def _checked(record: Any, where: str) -> Located:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected a JSON object, found a {type(record).__name__}")
+    return Located(record, where)
+
+
+def place_of(record: Record, number: int) -> str:
+    """Where an example stands in its file, or its number where it comes from none."""
+    return record.where if isinstance(record, Located) else f"example {number}"
 
 
 def kind_of(record: Record) -> str:

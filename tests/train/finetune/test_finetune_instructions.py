@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -177,3 +178,14 @@ def test_damaged_files(name, text, said, tmp_path: Path):
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no such file of examples"):
         read_records(tmp_path / "none.jsonl")
+
+
+def test_a_line_of_csv_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path):
+    """Form feeds and Unicode's own separators are text, in quotes and without."""
+    texts = ["page\fnext", "one\u2028two", "one\x85two", 'quoted "a\fb", c', "last"]
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text", "label"], *([text, "x"] for text in texts)])
+    found = read_records(path)
+    assert [record["text"] for record in found] == texts
+    assert [record.where for record in found] == [f"{path}, line {n}" for n in range(2, 7)]

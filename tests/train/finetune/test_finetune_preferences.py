@@ -22,6 +22,7 @@ from pellucid.train.finetune.preferences import (
     reference,
 )
 from pellucid.train.finetune.rows import Example, mean_loss
+from pellucid.train.finetune.tasks import Options, preference_task
 
 DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
 
@@ -204,3 +205,17 @@ def test_long_pairs_are_cut_and_counted():
 def test_settings_out_of_range(settings, said):
     with pytest.raises(ValueError, match=said):
         DPO(**settings)
+
+
+def test_texts_need_neither_a_chat_format_nor_a_token_that_ends_them(tmp_path: Path):
+    letters = tokenizers.train_characters(["abcd"], tmp_path)
+    records = [{"prompt": "ab", "chosen": "c", "rejected": "d"}] * 3
+    options = Options(context=8, batch=2)
+    model = random_model(LLAMA, torch.float32)
+    task = preference_task(records, records[:1], letters, options, DPO(), model)
+    assert task.template is None
+    batch = task.batches.at(0)
+    assert (batch.inputs.shape, batch.targets.max()) == ((2, 4), letters.encode("d")[0])
+    with pytest.raises(ValueError, match="so an answer could not end"):
+        talks = [{"chosen": [{"role": "assistant", "content": "a"}]}]
+        preference_task(talks, talks, letters, options, DPO(), model)
