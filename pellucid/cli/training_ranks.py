@@ -126,7 +126,7 @@ def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRu
     if alone:
         checkpoint.take_over(optimizer, alone, model, whole.state)
     elif resume:
-        checkpoint.load(last, model, whole.state)
+        checkpoint.load(last, model, whole.state, ranks)
     if resume:
         whole.restore()
     # For dropout: ranks with other rows draw other numbers. A state that has its own puts it back.
@@ -218,7 +218,7 @@ class RanksRun(Run):
     def _write_both(self, folder: Path, dtype: torch.dtype) -> Path:
         """What every rank has, beside `folder`; in `folder` the model that they make together."""
         aside = folder.with_name(f"{folder.name}.{SHARDED}")
-        checkpoint.save(aside, self.model, self.state)
+        checkpoint.save(aside, self.model, self.state, self.ranks)
         if self.joined.first:
             checkpoints.save(
                 folder,

@@ -44,7 +44,8 @@ def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> N
     except OSError as error:
         raise type(error)(f"step {step} could not be saved: {error}; {kept(run)}") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for left in place.glob(f"{part.name}*"):  # and what `write` had beside it
+            shutil.rmtree(left, ignore_errors=True)
     for folder in place.iterdir():
         if folder != final and re.fullmatch(rf"\.*{name}-\d{{8,}}[-.\w]*", folder.name):
             shutil.rmtree(folder, ignore_errors=True)

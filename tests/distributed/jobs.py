@@ -101,9 +101,10 @@ def run(job: Job, folder: Path) -> dict:
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     state = TrainState.begin(model, settings)
     if job.save:  # before the first step too, which must not change the next
-        checkpoint.save(folder / f"{job.save}-begin", model, state)
+        checkpoint.save(folder / f"{job.save}-begin", model, state, ranks)
     if job.load:
-        checkpoint.load(folder / job.load, model, state)
+        checkpoint.load(folder / job.load, model, state, ranks)
+    restored = bool(state.random)
     windows = random_tokens(config, 5, 17, seed=99)
     found: dict = {"job": asdict(job), "losses": [], "norms": [], "held_out": [], "held": held}
     steps = train(
@@ -115,8 +116,8 @@ def run(job: Job, folder: Path) -> dict:
         if progress.held_out_loss is not None:
             found["held_out"].append(progress.held_out_loss)
         if job.save and progress.step == 2:
-            checkpoint.save(folder / job.save, model, state)
-    found["graphs"] = len(graphs)
+            checkpoint.save(folder / job.save, model, state, ranks)
+    found |= {"graphs": len(graphs), "restored": restored}
     found["weights"] = sum(_whole(p.detach()).abs().sum().item() for p in model.parameters())
     with torch.no_grad():
         found["logits"] = model(random_tokens(config, 1, 9)).abs().sum().item()

@@ -6,6 +6,7 @@ Float64, so that what differs is a bug: rounding is at 1e-15.
 from __future__ import annotations
 
 import re
+import resource
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ LAUNCHES = [
             Job(layout="ddp", shape="llama-gqa", micro_batch=2),
             Job(layout="ddp", shape="gpt2", recompute=True),
             Job(layout="fsdp", shape="llama-tied", micro_batch=2, save="two"),
+            Job(layout="tp", shape="llama-tied", micro_batch=8, load="two"),
             Job(layout="tp", shape="llama-tied", micro_batch=8, recompute=True),
             Job(layout="tp", shape="llama-gqa"),
             Job(layout="tp", shape="gpt2", load="one", recompute=True),
@@ -53,6 +55,7 @@ LAUNCHES = [
         ],
     ),
 ]
+SAVED = {"one": 1, "two": 2, "four": 2}  # how many data ranks saved it
 JOBS = [
     pytest.param(launch, place, job, id=f"{count}-{job}")
     for launch, (count, jobs) in enumerate(LAUNCHES)
@@ -91,6 +94,8 @@ def test_ranks_compute_what_one_process_does(found: Found, launch, place, job):
         assert rank["held_out"] == pytest.approx(one["held_out"][after // 2 :], rel=1e-11)
         assert rank["weights"] == pytest.approx(one["weights"], rel=1e-11)
         assert rank["logits"] == pytest.approx(one["logits"], rel=1e-11)
+        # Where rows are split as before; ranks that share rows must not draw other numbers.
+        assert rank["restored"] == (LAYOUTS[job.layout].data == SAVED.get(job.load))
         assert rank["graphs"] == job.compile  # one graph serves all blocks, and evaluation has none
 
 
@@ -125,6 +130,17 @@ def test_of_those_who_lost_a_rank_one_says_so_in_one_line(found: Found):
     assert re.match(
         r"rank \d lost another rank and stops; the last checkpoint is whole \(\w[^/]*\)$", said
     )
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="sharded could not be written, is the disk full") as told:
+            alone("gpt2", tmp_path, save="full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(told.value)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(found: Found, tmp_path):

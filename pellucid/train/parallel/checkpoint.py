@@ -38,7 +38,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_slices
 
 from pellucid.models import Model
 from pellucid.train.parallel import SHARDED
-from pellucid.train.state import TrainState, random_numbers
+from pellucid.train.parallel.ranks import is_lost
+from pellucid.train.ranks import Ranks
+from pellucid.train.state import TrainState
 
 FACTS = "facts.json"
 _FACTS = ("step", "tokens", "seconds", "best_loss", "evaluations_since_best", "extra")
@@ -46,52 +48,53 @@ _WEIGHTS = "model."
 _DAMAGE = (CheckpointException, UnpicklingError, EOFError, RuntimeError, KeyError)
 
 
-def _rank() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def save(folder: str | Path, model: Model, state: TrainState) -> None:
+def save(folder: str | Path, model: Model, state: TrainState, ranks: Ranks | None = None) -> None:
     """Write ``folder/sharded``, all ranks together; the folder is the same for every rank.
 
-    ``folder/sharded`` must not be there yet; it is whole when this returns.
+    ``folder/sharded`` must not be there yet; it is whole when this returns. `ranks` counts the data
+    ranks, which draw numbers of their own; None: this process is alone. Raises OSError, in one
+    line, where it cannot be written.
     """
-    inside = Path(folder) / SHARDED
-    rank, world = _rank()
+    inside, ranks = Path(folder) / SHARDED, ranks or Ranks()
     content: dict[str, Any] = {"model": get_model_state_dict(model)}
-    content["random"] = {f"{rank}.{device}": held for device, held in random_numbers().items()}
+    content["random"] = {f"{ranks.rank}.{kind}": held for kind, held in _random_numbers().items()}
     if state.optimizer.state:  # else asking for it would make AdamW believe in a first step
         content["optimizer"] = get_optimizer_state_dict(model, state.optimizer)
-    with _alone_is_meant():
-        write_slices(content, checkpoint_id=inside, no_dist=world == 1)
-    if rank == 0:
+    try:
+        with _alone_is_meant():
+            write_slices(content, checkpoint_id=inside, no_dist=_alone())
+    except (CheckpointException, RuntimeError) as error:
+        if is_lost(error):
+            raise RuntimeError(_said(error)) from error
+        raise OSError(f"{inside} could not be written, is the disk full? {_said(error)}") from None
+    if _alone() or dist.get_rank() == 0:
         facts = {name: getattr(state, name) for name in _FACTS}
-        facts |= {"world": world, "best_loss": _finite(state.best_loss)}
+        facts |= {"data_ranks": ranks.world, "best_loss": _finite(state.best_loss)}
         (inside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if world > 1:
+    if not _alone():
         dist.barrier()
 
 
-def load(folder: str | Path, model: Model, state: TrainState) -> None:
+def load(folder: str | Path, model: Model, state: TrainState, ranks: Ranks | None = None) -> None:
     """Read ``folder/sharded`` into `model` and `state`, each rank what it has of them.
 
-    Random numbers go on where they were if there are as many ranks as then; else they stay as they
-    are. Raises ValueError or OSError, in one line, for a checkpoint that is missing,
+    Random numbers go on where they were if there are as many data ranks as then; else they stay as
+    they are. Raises ValueError or OSError, in one line, for a checkpoint that is missing,
     damaged or of another model.
     """
-    inside = Path(folder) / SHARDED
-    rank, world = _rank()
+    inside, ranks = Path(folder) / SHARDED, ranks or Ranks()
     facts, metadata = _facts(inside), _metadata(inside)
     _check(inside, model, metadata)
     content: dict[str, Any] = {"model": get_model_state_dict(model)}
     if any(key.startswith("optimizer.") for key in metadata.state_dict_metadata):
         content["optimizer"] = get_optimizer_state_dict(model, state.optimizer)
-    if facts["world"] == world:
+    if facts["data_ranks"] == ranks.world:
         content["random"] = {
-            f"{rank}.{device}": numbers
-            for device, numbers in random_numbers().items()
-            if f"random.{rank}.{device}" in metadata.state_dict_metadata
+            f"{ranks.rank}.{kind}": numbers
+            for kind, numbers in _random_numbers().items()
+            if f"random.{ranks.rank}.{kind}" in metadata.state_dict_metadata
         }
-    _read(content, inside, alone=world == 1)
+    _read(content, inside, alone=_alone())
     set_model_state_dict(model, content["model"])
     if "optimizer" in content:
         set_optimizer_state_dict(model, state.optimizer, content["optimizer"])
@@ -145,13 +148,27 @@ class Consolidated(Mapping[str, Tensor]):
         return len(self._stored)
 
 
+def _alone() -> bool:
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
+def _random_numbers() -> dict[str, Tensor]:
+    """Of the processor and of the card in use, by kind: another rank may get another card."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
 def _read(content: dict[str, Any], inside: Path, *, alone: bool) -> None:
     """Fill the tensors of `content` with what is stored of them."""
     with _alone_is_meant():
         try:
             read_slices(content, checkpoint_id=inside, no_dist=alone)
         except _DAMAGE as error:
-            raise ValueError(f"{inside} is damaged: {_first_line(error)}") from None
+            if is_lost(error):
+                raise RuntimeError(_said(error)) from error
+            raise ValueError(f"{inside} is damaged: {_said(error)}") from None
 
 
 @contextmanager
@@ -169,7 +186,7 @@ def _facts(inside: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in (*_FACTS, "world") if name not in facts]
+        missing = [name for name in (*_FACTS, "data_ranks") if name not in facts]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if missing:
@@ -183,7 +200,7 @@ def _metadata(inside: Path) -> Metadata:
     except FileNotFoundError:
         raise FileNotFoundError(f"{inside}: no .metadata of a checkpoint in it") from None
     except _DAMAGE as error:
-        raise ValueError(f"{inside}/.metadata is damaged: {_first_line(error)}") from None
+        raise ValueError(f"{inside}/.metadata is damaged: {_said(error)}") from None
 
 
 def _check(inside: Path, model: Model, metadata: Metadata) -> None:
@@ -201,5 +218,8 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _said(error: BaseException) -> str:
+    """The first line of an error; of several ranks' errors, the first line of the first."""
+    if isinstance(error, CheckpointException):
+        error, _ = next(iter(error.failures.values()))
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -78,7 +78,7 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
         yield Joined(device=place, patient=patient)
     except (RuntimeError, ValueError, OSError) as error:
         lost = isinstance(error, RuntimeError)
-        if lost and not _lost(error):
+        if lost and not is_lost(error):
             raise
         if ranks_launched() > 1:
             atexit.register(_leave)
@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
     return re.sub(r"^\[\S*\]\s*", "", sentence)
 
 
-def _lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error says that a rank did not answer; gloo has no type of its own for it."""
     said = str(error).lower()
     return isinstance(error, dist.DistError) or any(
