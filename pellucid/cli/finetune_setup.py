@@ -187,9 +187,7 @@ def _documents(settings: Namespace) -> tuple[list[Document], list[Document]]:
         raise ValueError(f"no text to learn from in {' '.join(settings.data)}")
     if settings.eval_data:
         return read, list(_texts(settings.eval_data))
-    if not 0 < settings.hold_out <= 0.5:
-        raise ValueError(f"--hold-out {settings.hold_out}: expected a share above 0, at most 0.5")
-    return documents.hold_out(read, round(1 / settings.hold_out))
+    return tasks.split_texts(read, settings.hold_out, settings.seed)
 
 
 def _texts(paths: Sequence[str]) -> Iterator[Document]:

@@ -259,3 +259,16 @@ def split(items: Sequence[Any], share: float, seed: int) -> tuple[list[Any], lis
         [item for place, item in enumerate(items) if place not in chosen],
         [item for place, item in enumerate(items) if place in chosen],
     )
+
+
+def split_texts(
+    texts: Sequence[Document], share: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """As `split`; of texts too few to hold one out whole, the end of each is held out."""
+    if share * len(texts) >= 1 or not 0 < share < 1:
+        return split(texts, share, seed)
+    cuts = [(text, round((1 - share) * len(text.text))) for text in texts]
+    return (
+        [Document(name, text[:cut]) for (name, text), cut in cuts],
+        [Document(name, text[cut:]) for (name, text), cut in cuts],
+    )
