@@ -23,7 +23,7 @@ from pellucid.train.objective import Objective
 from pellucid.train.parallel import SHARDED, checkpoint
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
-from pellucid.train.parallel.ranks import DistributedRanks, Joined
+from pellucid.train.parallel.ranks import DistributedRanks, Joined, restarted
 from pellucid.train.step_log import Write
 from pellucid.train.watch import Watch
 
@@ -63,7 +63,7 @@ def layout(settings: Namespace, ranks: int) -> Layout:
 
 def go_on_if_restarted(arguments: Namespace) -> None:
     """Where torchrun started all ranks again after one was lost: on from the last checkpoint."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+    if restarted():
         arguments.resume = run_folder.step_of(arguments.out / run_folder.LAST) is not None
         arguments.overwrite = True  # what there is, is of the attempt before
 
@@ -94,6 +94,8 @@ def on_ranks(
     run = run or prepare()
     if joined.first and not resume:
         clear(out)
+    if joined.first:
+        joined.begun()
     whole = spread(run, shared, joined, resume=resume)
     if not resume:
         whole.begin()

@@ -73,7 +73,9 @@ def test_a_killed_rank_and_a_changing_number_of_ranks_change_no_loss(text, tmp_p
     assert said.err == ""
 
 
-def test_without_restarts_a_lost_rank_ends_the_job(text, tmp_path):
+def test_without_restarts_a_lost_rank_ends_the_job_and_another_job_leaves_its_run_alone(
+    text, tmp_path
+):
     run = tmp_path / "run"
     begin = ["train", "--data", str(text), *SIZES, *STEPS, *QUIET, "--out", str(run)]
     done = torchrun("0", "5", *begin)
@@ -82,3 +84,10 @@ def test_without_restarts_a_lost_rank_ends_the_job(text, tmp_path):
     assert (run / "last").resolve().name == "last-00000004"
     assert checkpoints.open_checkpoint(run / "last").config.width == 16
     assert not list((run / "checkpoints").glob(".*best*"))
+    refused = torchrun("0", "5", *begin, restarts=1)  # which is tried twice
+    assert refused.returncode == 1
+    assert [line for line in refused.stderr.splitlines() if line.startswith("pellucid train")] == [
+        f"pellucid train: --out {run} is not empty: give a new folder, --resume to go on, or "
+        "--overwrite"
+    ] * 2
+    assert (run / "last").resolve().name == "last-00000004"

@@ -37,10 +37,11 @@ PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """The ranks that torchrun started, joined. `device` is this one's."""
+    """The ranks that torchrun started, joined. `device` is this one's; the store is the job's."""
 
     device: torch.device
     patient: dist.ProcessGroup
+    store: Store
 
     @property
     def first(self) -> bool:
@@ -50,6 +51,18 @@ class Joined:
     def wait(self) -> None:
         """Go on when every rank is here, however long one of them prepares or writes."""
         dist.barrier(group=self.patient)
+
+    def begun(self) -> None:
+        """Note that the run's folder is this job's: ranks that are `restarted` go on in it."""
+        self.store.set("begun", "")
+
+
+def restarted() -> bool:
+    """Whether torchrun started these ranks again, after an attempt that had `begun`."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        return False
+    store, _, _ = next(rendezvous("env://"))  # the same in all attempts
+    return store.check(["begun"])
 
 
 @contextmanager
@@ -69,13 +82,13 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
     limit = timedelta(seconds=timeout)
     store = None
     try:
-        store, rank, world = _meeting_place(limit)
+        whole, store, rank, world = _meeting_place(limit)
         place = _place(device)
         backend = "nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
-        yield Joined(device=place, patient=patient)
+        yield Joined(device=place, patient=patient, store=whole)
     except (RuntimeError, ValueError, OSError) as error:
         lost = isinstance(error, RuntimeError)
         if lost and not is_lost(error):
@@ -107,17 +120,17 @@ def _place(device: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _meeting_place(limit: timedelta) -> tuple[Store, int, int]:
-    """The store where ranks find each other, the number of this one, and of all.
+def _meeting_place(limit: timedelta) -> tuple[Store, Store, int, int]:
+    """The job's store, where ranks find each other in it, the number of this one, and of all.
 
     torchrun keeps one store for all attempts: each gets names of its own in it, so that nobody
     waits for a rank of the attempt before.
     """
     if not ranks_launched():
-        return HashStore(), 0, 1
+        return HashStore(), HashStore(), 0, 1
     store, rank, world = next(rendezvous("env://", timeout=limit))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"attempt {attempt}", store), rank, world
+    return store, PrefixStore(f"attempt {attempt}", store), rank, world
 
 
 def _first_to_fail(store: Store | None) -> bool:
