@@ -203,7 +203,8 @@ class RanksRun(Run):
         else:
             told: list[Any] = [None]
             dist.broadcast_object_list(told)
-            write(Path(told[0]))
+            with run_folder.saving(self.out, self.step):
+                write(Path(told[0]))
         self.joined.wait()
 
     def _write_last(self, folder: Path) -> None:

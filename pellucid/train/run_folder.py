@@ -19,7 +19,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
@@ -35,20 +36,28 @@ def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> N
     final = _unused(place / f"{name}-{step:08}")
     part = place / f".{final.name}.{secrets.token_hex(4)}.part"
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        write(part)
-        make_durable(part)
-        part.rename(final)
-        make_durable(place, deep=False)
-        _link(run / name, final)
-    except OSError as error:
-        raise type(error)(f"step {step} could not be saved: {error}; {kept(run)}") from None
+        with saving(run, step):
+            place.mkdir(parents=True, exist_ok=True)
+            write(part)
+            make_durable(part)
+            part.rename(final)
+            make_durable(place, deep=False)
+            _link(run / name, final)
     finally:
         for left in place.glob(f"{part.name}*"):  # and what `write` had beside it
             shutil.rmtree(left, ignore_errors=True)
     for folder in place.iterdir():
         if folder != final and re.fullmatch(rf"\.*{name}-\d{{8,}}[-.\w]*", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def saving(run: Path, step: int) -> Iterator[None]:
+    """An OSError inside says which step could not be saved, and what there is to go on from."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"step {step} could not be saved: {error}; {kept(run)}") from None
 
 
 def _unused(folder: Path) -> Path:

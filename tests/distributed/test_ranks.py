@@ -136,7 +136,7 @@ def test_a_full_disk_is_one_line(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="sharded could not be written, is the disk full") as told:
+        with pytest.raises(OSError, match="^sharded: .*is the disk full") as told:
             alone("gpt2", tmp_path, save="full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

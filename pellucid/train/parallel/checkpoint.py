@@ -66,7 +66,7 @@ def save(folder: str | Path, model: Model, state: TrainState, ranks: Ranks | Non
     except (CheckpointException, RuntimeError) as error:
         if is_lost(error):
             raise RuntimeError(_said(error)) from error
-        raise OSError(f"{inside} could not be written, is the disk full? {_said(error)}") from None
+        raise OSError(f"{inside.name}: {_said(error)} (is the disk full?)") from None
     if _alone() or dist.get_rank() == 0:
         facts = {name: getattr(state, name) for name in _FACTS}
         facts |= {"data_ranks": ranks.world, "best_loss": _finite(state.best_loss)}
