@@ -90,6 +90,7 @@ def _continue(settings: Namespace, model: Model, tokenizer: Tokenizer) -> None:
             raise ValueError(f"{flag} {given:g}: the adapter in {folder} has {found}; leave it out")
     settings.lora = max(adapter.rank for adapter in made)
     if settings.lora_dropout is not None:
+        LoraConfig(dropout=settings.lora_dropout)  # refuses what is no share
         for adapter in made:
             adapter.dropout.p = settings.lora_dropout
 
