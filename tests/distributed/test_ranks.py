@@ -155,8 +155,13 @@ def test_damaged_and_foreign_checkpoints_are_refused(found: Found, tmp_path):
     damaged.mkdir(parents=True)
     for file in (found.folder / "four" / "sharded").iterdir():
         (damaged / file.name).write_bytes(file.read_bytes())
-    (damaged / "__0_0.distcp").write_bytes(b"not what was written")
-    with pytest.raises(ValueError, match="damaged"):
+    bytes_ = bytearray((damaged / "__1_0.distcp").read_bytes())
+    bytes_[len(bytes_) // 2] ^= 1
+    (damaged / "__1_0.distcp").write_bytes(bytes_)
+    with pytest.raises(ValueError, match="__1_0.distcp is damaged: it is not what was written"):
+        go_on("gpt2", "damaged")
+    (damaged / "__1_0.distcp").unlink()
+    with pytest.raises(FileNotFoundError, match="__1_0.distcp is missing from this checkpoint"):
         go_on("gpt2", "damaged")
     (damaged / "facts.json").write_text("{}")
     with pytest.raises(ValueError, match="does not say step"):

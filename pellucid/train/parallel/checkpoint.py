@@ -3,7 +3,7 @@
     sharded/
       __0_0.distcp, __1_0.distcp …  a rank's slices of weights and of AdamW's two means
       .metadata                     which slice of which tensor lies where
-      facts.json                    step, tokens, seconds, best loss …
+      facts.json                    step, tokens, seconds, best loss …, checksums of the files
 
 The files are torch.distributed.checkpoint's. Whoever reads asks for the slices it needs, so a run
 may go on with more ranks, fewer, one, or in another layout; `Consolidated` reads whole tensors.
@@ -40,7 +40,7 @@ from pellucid.models import Model
 from pellucid.train.parallel import SHARDED
 from pellucid.train.parallel.ranks import is_lost
 from pellucid.train.ranks import Ranks
-from pellucid.train.state import TrainState
+from pellucid.train.state import TrainState, digest
 
 FACTS = "facts.json"
 _FACTS = ("step", "tokens", "seconds", "best_loss", "evaluations_since_best", "extra")
@@ -67,9 +67,10 @@ def save(folder: str | Path, model: Model, state: TrainState, ranks: Ranks | Non
         if is_lost(error):
             raise RuntimeError(_said(error)) from error
         raise OSError(f"{inside.name}: {_said(error)} (is the disk full?)") from None
+    sums = _checksums(inside)
     if _alone() or dist.get_rank() == 0:
         facts = {name: getattr(state, name) for name in _FACTS}
-        facts |= {"data_ranks": ranks.world, "best_loss": _finite(state.best_loss)}
+        facts |= {"data_ranks": ranks.world, "best_loss": _finite(state.best_loss), "sha256": sums}
         (inside / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if not _alone():
         dist.barrier()
@@ -85,6 +86,7 @@ def load(folder: str | Path, model: Model, state: TrainState, ranks: Ranks | Non
     inside, ranks = Path(folder) / SHARDED, ranks or Ranks()
     facts, metadata = _facts(inside), _metadata(inside)
     _check(inside, model, metadata)
+    _check_files(inside, facts["sha256"])
     content: dict[str, Any] = {"model": get_model_state_dict(model)}
     if any(key.startswith("optimizer.") for key in metadata.state_dict_metadata):
         content["optimizer"] = get_optimizer_state_dict(model, state.optimizer)
@@ -186,7 +188,7 @@ def _facts(inside: Path) -> dict[str, Any]:
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in (*_FACTS, "data_ranks") if name not in facts]
+        missing = [name for name in (*_FACTS, "data_ranks", "sha256") if name not in facts]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if missing:
@@ -212,6 +214,27 @@ def _check(inside: Path, model: Model, metadata: Metadata) -> None:
             raise ValueError(
                 f"{inside} has {name} {size or 'not at all'}, the model {tuple(parameter.shape)}"
             )
+
+
+def _checksums(inside: Path) -> dict[str, str]:
+    """Of every rank's files, by name; each rank reads its own."""
+    rank = 0 if _alone() else dist.get_rank()
+    own = {file.name: digest(file) for file in inside.glob(f"__{rank}_*.distcp")}
+    everyone: list[Any] = [own]
+    if not _alone():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)
+    return {name: found for sums in everyone for name, found in sorted(sums.items())}
+
+
+def _check_files(inside: Path, sums: Mapping[str, str]) -> None:
+    """ValueError for a file that is not what was written; each rank reads its share of them."""
+    rank, world = (0, 1) if _alone() else (dist.get_rank(), dist.get_world_size())
+    for name in sorted(sums)[rank::world]:
+        if not (inside / name).is_file():
+            raise FileNotFoundError(f"{inside / name} is missing from this checkpoint")
+        if digest(inside / name) != sums[name]:
+            raise ValueError(f"{inside / name} is damaged: it is not what was written (checksum)")
 
 
 def _finite(number: float) -> float | None:
