@@ -55,12 +55,12 @@ class Quantisation:
     cost: Cost | None
 
 
-def quantise(model: Model, bits: int = 8, group: int = GROUP, head_bits: int = 8) -> Model:
+def quantise(model: Model, bits: int = 8, group: int = GROUP, head_bits: int = 0) -> Model:
     """Quantise a model's matrices in place and return it.
 
-    bits       8 or 4, of the blocks' matrices; norms, biases and position embeddings stay
+    bits       8, 6 or 4, of the blocks' matrices; norms, biases and position embeddings stay
     group      neighbours in a row that share a scale: 32, 64 or 128
-    head_bits  8 or 4, of embedding and head
+    head_bits  of embedding and head; 0: 8, or 6 where `bits` is 4
 
     Raises ValueError for other numbers, and for a model that is quantised already.
     """

@@ -15,7 +15,7 @@ from pellucid.cli import main
 from pellucid.quantise import Format, quantisation_cost, quantise, quantise_checkpoint
 
 
-@pytest.fixture(scope="module", params=[("demo", 4), ("demo-gpt2", 8)])
+@pytest.fixture(scope="module", params=[("demo", 4), ("demo-gpt2", 8), ("demo", 6)])
 def made(request, tmp_path_factory):
     source, bits = request.param
     folder = tmp_path_factory.mktemp("quantised") / f"int{bits}"
@@ -98,7 +98,7 @@ def test_walk_info_and_evaluation_read_it(made, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 5}, "5 bits: expected 8 or 4"),
+        ({"bits": 5}, "5 bits: expected 8, 6 or 4"),
         ({"group_size": 32}, "tensors do not fit config.json"),
         ({"zero_point": True}, "quantization_config has"),
     ],

@@ -78,7 +78,8 @@ def hf_folder(home: Path, config: Config, dtype: str) -> Path:
     dtype  "bfloat16", or "float32" with the same values; "int8" or "int4" for Pellucid's own
            quantised folder of them
     """
-    folder = home / dtype
+    how = Format(bits=_BITS[dtype]) if dtype in _BITS else None
+    folder = home / (f"{dtype}-g{how.group}-h{how.head_bits}" if how else dtype)
     if folder.is_dir():
         return folder
     if dtype == "bfloat16":
@@ -86,8 +87,7 @@ def hf_folder(home: Path, config: Config, dtype: str) -> Path:
         checkpoints.save(folder, config, RandomWeights(config))
         return folder
     source = checkpoints.open_checkpoint(hf_folder(home, config, "bfloat16"))
-    if dtype in _BITS:
-        how = Format(bits=_BITS[dtype])
+    if how:
         checkpoints.save_quantised(folder, quantise(checkpoints.load_model(source), how), how)
     else:
         checkpoints.save(folder, config, source.weights, dtype=getattr(torch, dtype))

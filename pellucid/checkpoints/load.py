@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -109,16 +111,36 @@ def load_model(
         # the embedding last: the first tokens want a few of its rows, a tied head all of them
         order = sorted(tensors, key=lambda name: name == "embed.weight")
         arguments = (weakref.ref(model), [tensors[name] for name in order])
-        threading.Thread(target=_read_ahead, args=arguments, daemon=True).start()
+        thread = threading.Thread(target=_read_ahead, args=arguments, daemon=True)
+        _readers().add(thread)
+        thread.start()
     return model.eval()
+
+
+_leaving = threading.Event()  # the process ends
+
+
+@cache
+def _readers() -> weakref.WeakSet[threading.Thread]:
+    """Threads that read ahead; none may hold a tensor while the interpreter is taken down."""
+    readers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def end() -> None:
+        _leaving.set()
+        for thread in list(readers):
+            thread.join()
+
+    atexit.register(end)
+    return readers
 
 
 def _read_ahead(model: weakref.ref[Model], tensors: list[Tensor]) -> None:
     """Read the mapped weights from the disk, in the order in which the first pass wants them.
 
-    The pass itself would wait for each page as it comes to it. Ends when the model is let go.
+    The pass itself would wait for each page as it comes to it. Ends when the model is let
+    go, or the process ends.
     """
-    while tensors and model() is not None:
+    while tensors and model() is not None and not _leaving.is_set():
         read_pages(tensors.pop(0))
 
 

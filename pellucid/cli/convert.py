@@ -1,4 +1,4 @@
-"""``pellucid convert SRC DST --to hf|meta|int8|int4``: another layout, or fewer bits."""
+"""``pellucid convert SRC DST --to hf|meta|int8|int6|int4``: another layout, or fewer bits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=("hf", "meta", *FORMATS),
         help="hf: config.json and safetensors; meta: params.json and consolidated.*.pth (Llama); "
-        "int8, int4: quantised weights, which Pellucid reads",
+        "int8, int6, int4: quantised weights, which Pellucid reads",
     )
     split = parser.add_mutually_exclusive_group()
     split.add_argument(
@@ -59,7 +59,7 @@ def convert(arguments: argparse.Namespace) -> None:
         return
     for flag in ("group", "head_bits", "text"):
         if getattr(arguments, flag) is not None:
-            raise ValueError(f"--{flag.replace('_', '-')} is for --to int8 and --to int4")
+            raise ValueError(f"--{flag.replace('_', '-')} is for --to int8, int6 and int4")
     from pellucid.checkpoints.convert import convert
     from pellucid.language_model import as_dtype
 

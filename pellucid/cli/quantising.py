@@ -1,4 +1,4 @@
-"""``pellucid convert SRC DST --to int8|int4``: a half or a quarter of the bytes."""
+"""``pellucid convert SRC DST --to int8|int6|int4``: a half of the bytes, or fewer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from pellucid.cli.common import console, print_json
 if TYPE_CHECKING:
     from pellucid.quantise import Quantisation
 
-FORMATS = {"int8": 8, "int4": 4}
+FORMATS = {"int8": 8, "int6": 6, "int4": 4}
 
 
 def quantising_arguments(parser: argparse.ArgumentParser) -> None:
     """How to quantise, and on which text to show what it costs."""
-    group = parser.add_argument_group("to int8 or int4")
+    group = parser.add_argument_group("to int8, int6 or int4")
     group.add_argument(
         "--group", type=int, metavar="N", help="weights that share a scale: 32, 64, 128 (64)"
     )
     group.add_argument(
-        "--head-bits", type=int, choices=(8, 4), help="of embedding and head (default: 8)"
+        "--head-bits",
+        type=int,
+        choices=(8, 6, 4),
+        help="of embedding and head (default: 8, and 6 for int4)",
     )
     group.add_argument(
         "--text", nargs="+", metavar="FILE", help="show perplexity and KL divergence on this text"
@@ -40,7 +43,7 @@ def quantise(arguments: argparse.Namespace) -> None:
     how = Format(
         bits=FORMATS[arguments.to],
         group=arguments.group or GROUP,
-        head_bits=arguments.head_bits or 8,
+        head_bits=arguments.head_bits or 0,
     )
     done = quantise_checkpoint(
         arguments.source, arguments.destination, how, text=arguments.text or ()

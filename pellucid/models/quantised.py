@@ -1,14 +1,17 @@
-"""Weight-only quantisation: matrices as whole numbers of 8 or 4 bits with a scale per group.
+"""Weight-only quantisation: matrices as whole numbers of 8, 6 or 4 bits with a scale per group.
 
     weight[row, column]  ≈  level[row, column] × scale[row, column // group]
 
-Levels run from −127 to 127, or from −8 to 7; a scale is a bfloat16 number. Activations stay as they
-are. Levels are stored in the order in which the decoder of `generate/native` reads them: tiles of
-16 rows, group by group, so that one 64-byte load holds four columns of sixteen rows:
+Levels run from −127 to 127, from −32 to 31, or from −8 to 7; a scale is a bfloat16 number.
+Activations stay as they are. Levels are stored in the order in which the decoder of
+`generate/native` reads them: tiles of 16 rows, group by group, so that one 64-byte load holds four
+columns of sixteen rows:
 
     8 bits   (tiles, groups, group / 4, 16 rows, 4 columns) bytes, level + 128
     4 bits   (tiles, groups, group / 8, 16 rows, 4 columns) bytes; the low half of a byte is a level
              of the group's first half, the high half one of its second half, each + 8
+    6 bits   (tiles, groups, group · 3 / 16, 16 rows, 4 columns) bytes, level + 32: its low 4 bits
+             as with 4 bits, then bytes with the high 2 bits of four levels, one of each quarter
 
 Rows are padded to whole tiles and columns to whole groups, with zeros.
 """
@@ -26,12 +29,12 @@ from pellucid.models import Config, Model, empty_model
 
 TILE = 16
 GROUP = 64
-_OFFSET = {8: 128, 4: 8}
+_OFFSET = {8: 128, 6: 32, 4: 8}
 _PARTS = ("packed", "scales")
 
 
 class QuantisedMatrix(nn.Module):
-    """A matrix (rows, columns) in 8 or 4 bits per weight plus 16 per group.
+    """A matrix (rows, columns) in 8, 6 or 4 bits per weight plus 16 per group.
 
     `packed` and `scales` are buffers; `weight` computes the matrix that they stand for.
     """
@@ -45,9 +48,9 @@ class QuantisedMatrix(nn.Module):
         """dtype: of the matrix that `weight` gives. ValueError for other bits or groups."""
         super().__init__()
         if bits not in _OFFSET:
-            raise ValueError(f"weights of {bits} bits: expected 8 or 4")
-        if group < 8 or group % 8 or group > 256:
-            raise ValueError(f"groups of {group} weights: expected a multiple of 8, at most 256")
+            raise ValueError(f"weights of {bits} bits: expected 8, 6 or 4")
+        if group < 16 or group % 16 or group > 256:
+            raise ValueError(f"groups of {group} weights: expected a multiple of 16, at most 256")
         self.rows, self.columns, self.bits, self.group = rows, columns, bits, group
         self.dtype = dtype  # what `weight` gives; levels and scales know nothing of it
         tiles, groups = -(-rows // TILE), -(-columns // group)
@@ -134,13 +137,15 @@ class QuantisedEmbedding(QuantisedMatrix):
 def best_scales(weight: Tensor, bits: int) -> Tensor:
     """Scales (…) of groups (…, group): of a few candidates the one with the least squared error.
 
-    With 8 bits the largest weight becomes the largest level. With 4 bits it becomes −8, which is a
-    level while 8 is none (so the scale is negative where that weight is positive), or a little more
-    or less, since cutting it off may pay.
+    With 8 bits the largest weight becomes the largest level. With 6 or 4 bits it becomes −32 or
+    −8, which are levels while 32 and 8 are none (so the scale is negative where that weight is
+    positive); with 4 bits also a little more or less, since cutting it off may pay.
     """
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))[..., 0]
     if bits == 8:
         return (largest.abs() / 127).to(torch.bfloat16)
+    if bits == 6:
+        return (largest / -32).to(torch.bfloat16)
     best = error = None
     for level in (-8.0, -8.6, -7.4):
         scales = (largest / level).to(torch.bfloat16)
@@ -157,7 +162,7 @@ def to_levels(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
     """weight (…, group), scales (…) -> levels (…, group) as float32; a scale of 0 gives zeros."""
     wide = scales.float()[..., None]
     levels = torch.where(wide == 0, 0, weight / torch.where(wide == 0, 1, wide)).round()
-    return levels.clamp(-127, 127) if bits == 8 else levels.clamp(-8, 7)
+    return levels.clamp(max(-_OFFSET[bits], -127), _OFFSET[bits] - 1)
 
 
 def packed(levels: Tensor, bits: int) -> Tensor:
@@ -166,14 +171,22 @@ def packed(levels: Tensor, bits: int) -> Tensor:
     stored = stored.permute(0, 2, 3, 1, 4)  # (tiles, groups, group / 4, 16, 4)
     if bits == 8:
         return stored.contiguous()
-    first, second = stored.chunk(2, dim=2)
-    return first | second << 4
+    first, second = (stored & 15).chunk(2, dim=2)
+    low = first | second << 4
+    if bits == 4:
+        return low
+    one, two, three, four = (stored >> 4).chunk(4, dim=2)
+    return torch.cat((low, one | two << 2 | three << 4 | four << 6), dim=2)
 
 
 def unpacked(stored: Tensor, bits: int) -> Tensor:
     """What `packed` made -> levels (tiles, 16, groups, group) as float32."""
-    if bits == 4:
-        stored = torch.cat((stored & 15, stored >> 4), dim=2)
+    if bits < 8:
+        loads = stored.shape[2] * 4 // bits  # of low halves: two thirds of 6 bits, all of 4
+        low, high = stored[:, :, :loads], stored[:, :, loads:]
+        stored = torch.cat((low & 15, low >> 4), dim=2)
+        if bits == 6:
+            stored = stored | torch.cat([(high >> 2 * q & 3) << 4 for q in range(4)], dim=2)
     return stored.permute(0, 3, 1, 2, 4).flatten(-2).float() - _OFFSET[bits]
 
 
@@ -181,19 +194,21 @@ def unpacked(stored: Tensor, bits: int) -> Tensor:
 class Format:
     """How a model is quantised.
 
-    bits       of the matrices in the blocks, 8 or 4
+    bits       of the matrices in the blocks: 8, 6 or 4
     group      neighbours in a row that share a scale
-    head_bits  of the embedding and of the head, where errors show most and little is saved
+    head_bits  of embedding and head, where errors show most; 0: 8, or 6 where `bits` is 4
     """
 
     bits: int = 8
     group: int = GROUP
-    head_bits: int = 8
+    head_bits: int = 0
 
     def __post_init__(self) -> None:
+        if not self.head_bits:
+            object.__setattr__(self, "head_bits", 6 if self.bits == 4 else 8)
         for bits in (self.bits, self.head_bits):
             if bits not in _OFFSET:
-                raise ValueError(f"weights of {bits} bits: expected 8 or 4")
+                raise ValueError(f"weights of {bits} bits: expected 8, 6 or 4")
         if self.group not in (32, 64, 128):
             raise ValueError(f"groups of {self.group} weights: expected 32, 64 or 128")
 

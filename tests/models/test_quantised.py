@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: levels, scales, their order in memory, and models made of them."""
+"""Weights in 8, 6 and 4 bits: levels, scales, their order in memory, and models made of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_weight(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows + columns))
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_bytes_lie_as_the_drawing_says(bits):
     group, low = 16, -(2 ** (bits - 1))
     levels = torch.randint(
@@ -42,34 +42,37 @@ def test_bytes_lie_as_the_drawing_says(bits):
     if bits == 8:
         assert stored[tile, place, column // 4, row, column % 4] == value
     else:  # column 13 is in the second half of its group: the high bits of column 5's byte
-        assert int(stored[tile, place, 5 // 4, row, 5 % 4]) >> 4 == value
+        assert int(stored[tile, place, 5 // 4, row, 5 % 4]) >> 4 == value % 16
+    if bits == 6:  # and in the last quarter: the highest bits of the one byte that is left
+        assert int(stored[tile, place, 2, row, 13 % 4]) >> 6 == value // 16
 
 
 @pytest.mark.parametrize("shape", [(16, 64), (17, 50), (1, 8), (40, 200)])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 def test_every_weight_is_near(bits, shape):
     weight = random_weight(*shape)
     matrix = filled(weight, bits)
     assert matrix.weight.shape == weight.shape
     largest = torch.stack([part.abs().amax(1) for part in weight.split(32, dim=1)], dim=1)
-    step = largest / (127 if bits == 8 else 7.4)  # the widest scale that is tried
+    step = largest / {8: 127, 6: 32, 4: 7.4}[bits]  # the widest scale that is tried
     off = (matrix.weight - weight).abs()
-    # Half a step. With 4 bits large weights may be cut off, to 7 / 8.6 of the largest.
-    allowed = step.repeat_interleave(32, dim=1)[:, : shape[1]] * (0.51 if bits == 8 else 1.4)
+    # Half a step. With 6 bits there is no level 32, only -32; with 4 bits large weights may be cut
+    # off, to 7 / 8.6 of the largest.
+    allowed = step.repeat_interleave(32, dim=1)[:, : shape[1]] * {8: 0.51, 6: 1.1, 4: 1.4}[bits]
     assert (off <= allowed).all()
     assert not matrix.misfits(weight).any()
 
 
-def test_eight_bits_are_finer_than_four_and_smaller_groups_than_larger():
+def test_more_bits_are_finer_and_smaller_groups_than_larger():
     weight = random_weight(64, 256)
     error = {
         (bits, group): float((filled(weight, bits, group).weight - weight).square().mean())
-        for bits in (8, 4)
+        for bits in (8, 6, 4)
         for group in (32, 64, 128)
     }
-    for bits in (8, 4):
+    for bits in (8, 6, 4):
         assert error[bits, 32] < error[bits, 64] < error[bits, 128]
-    assert error[8, 128] < error[4, 32] / 50
+    assert error[8, 128] < error[6, 32] / 5 < error[4, 32] / 50
 
 
 def test_the_chosen_scale_beats_the_plain_one():
@@ -84,7 +87,7 @@ def test_the_chosen_scale_beats_the_plain_one():
 def test_zeros_stay_zeros():
     weight = random_weight(20, 64)
     weight[3], weight[:, 32:] = 0, 0
-    for bits in (8, 4):
+    for bits in (8, 6, 4):
         assert (filled(weight, bits).weight[weight == 0] == 0).all()
 
 
@@ -96,7 +99,7 @@ def test_rows_of_an_embedding_are_rows_of_the_table():
 
 def test_a_damaged_level_or_scale_does_not_fit():
     weight = random_weight(40, 96)
-    for bits in (8, 4):
+    for bits in (8, 6, 4):
         matrix = filled(weight, bits)
         matrix.packed[1, 2, 0, 5, 0] ^= 1
         wrong = matrix.misfits(weight)
@@ -135,7 +138,7 @@ def test_the_skeleton_takes_the_state():
 
 
 def test_wrong_formats_are_refused():
-    with pytest.raises(ValueError, match="3 bits: expected 8 or 4"):
+    with pytest.raises(ValueError, match="3 bits: expected 8, 6 or 4"):
         Format(bits=3)
     with pytest.raises(ValueError, match="groups of 48 weights: expected 32, 64 or 128"):
         Format(group=48)

@@ -6,12 +6,14 @@
 | kernels.h | a matrix times a few vectors, for AVX-512, AVX2, NEON and anything else |
 | build.py | compiles them once for this processor |
 | decoder.py | hands the model's tensors to the library, and a step's logits back |
+| recording.py | a step's own tensors, under the names of a trace |
 | pages.py | moves matrices to large memory pages, once that pays |
 """
 
 from pellucid.generate.native.build import NotBuilt, building, instruction_sets, library
-from pellucid.generate.native.decoder import MOST, Decoder, Recording, settle, unsupported
+from pellucid.generate.native.decoder import MOST, Decoder, settle, unsupported
 from pellucid.generate.native.pages import account
+from pellucid.generate.native.recording import Recording
 
 __all__ = [
     "MOST",

@@ -221,19 +221,16 @@ static float at(int dtype, const void *from, int64_t i) {
 
 /* Row `row` of a matrix of any kind. */
 static void look_up(const Matrix *m, int64_t row, float *out) {
-    if (m->kind != INT8 && m->kind != INT4) {
+    if (!bits_of(m)) {
         for (int64_t i = 0; i < m->columns; i++) out[i] = at(m->kind, m->weights, row * m->columns + i);
         return;
     }
     int64_t groups = (m->columns + m->group - 1) / m->group, tile = row / TILE, r = row % TILE;
-    int steps = m->group / 4, loads = m->kind == INT8 ? steps : steps / 2;
-    const uint8_t *w = (const uint8_t *)m->weights + tile * groups * loads * 4 * TILE;
+    Levels l = levels_of(bits_of(m), m->group);
     for (int64_t k = 0; k < m->columns; k++) {
-        int64_t g = k / m->group;
-        int inside = (int)(k % m->group), s = inside / 4;
-        uint8_t packed = w[((g * loads + s % loads) * TILE + r) * 4 + inside % 4];
-        int level = m->kind == INT8 ? packed - 128 : ((s < loads ? packed : packed >> 4) & 15) - 8;
-        out[k] = level * from_bfloat16(m->scales[(tile * groups + g) * TILE + r]);
+        int64_t g = tile * groups + k / m->group;
+        int level = level_at((const uint8_t *)m->weights + g * group_bytes(l), l, (int)r, (int)(k % m->group));
+        out[k] = level * from_bfloat16(m->scales[g * TILE + r]);
     }
 }
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from pellucid.generate.native.build import library
 from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
+from pellucid.generate.native.recording import Recording, StepRequest
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 from pellucid.processors import cores
 
 MOST = 64  # tokens of one step
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_QUANTISED_KINDS = {8: 3, 4: 4}
+_QUANTISED_KINDS = {8: 3, 6: 4, 4: 5}
 _GELU = {"fused": 0, "composed": 1, "erf": 2}
 
 
@@ -58,19 +59,6 @@ class _Model(Structure):
         ("unembed", _Matrix),
         *((name, c_void_p) for name in ("pos_embed", "norm", "norm_bias", "cos", "sin")),
         ("layers", POINTER(_Layer)),
-    )
-
-
-class _Step(Structure):
-    _fields_ = (
-        ("batch", c_int32),
-        ("length", c_int32),
-        ("tokens", c_void_p),
-        ("starts", c_void_p),
-        ("seen", c_int64),
-        ("capacity", c_int64),
-        *((name, c_void_p) for name in ("keys", "values", "logits", "recorded", "embedded")),
-        ("final", c_void_p),
     )
 
 
@@ -166,7 +154,7 @@ class Decoder:
         flat = [token for row in tokens for token in row]
         ids = (c_int64 * len(flat))(*flat)
         padding = (c_int32 * rows)(*(starts or [0] * rows))
-        step = _Step(
+        step = StepRequest(
             batch=len(flat),
             length=length,
             tokens=ctypes.addressof(ids),
@@ -332,64 +320,6 @@ def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
     made.pellucid_multiply(ctypes.byref(described), x.data_ptr(), len(x), out.data_ptr())
     del kept  # was alive until here
     return out
-
-
-class Recording:
-    """The named tensors of a step that the C code computed; float32, under the names of a trace."""
-
-    # In the order of decode.c: leaf, and what its last axis is made of.
-    _LEAVES = (
-        ("resid_pre", "width"),
-        ("attn_norm", "width"),
-        ("attn.q", "heads"),
-        ("attn.k", "kv_heads"),
-        ("attn.v", "kv_heads"),
-        ("attn.q_rotated", "heads"),
-        ("attn.k_rotated", "kv_heads"),
-        ("attn.z", "heads"),
-        ("attn_out", "width"),
-        ("resid_mid", "width"),
-        ("mlp_norm", "width"),
-        ("mlp.gate", "hidden"),
-        ("mlp.up", "hidden"),
-        ("mlp.act", "hidden"),
-        ("mlp.hidden", "hidden"),
-        ("mlp_out", "width"),
-        ("resid_post", "width"),
-    )
-    _ONLY_LLAMA = ("attn.q_rotated", "attn.k_rotated", "mlp.gate", "mlp.hidden")
-
-    def prepare(self, step: _Step, config: Any, rows: int) -> None:
-        """Room for everything, and the pointers to it."""
-        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        sizes = {"width": config.width, "heads": heads, "kv_heads": kv_heads}
-        sizes["hidden"] = config.hidden_width
-        self._config = config
-        self._buffers = {
-            leaf: torch.zeros(config.n_layers, rows, sizes[kind]) for leaf, kind in self._LEAVES
-        }
-        self._ends = {name: torch.zeros(rows, config.width) for name in ("embed", "final_norm")}
-        pointers = [buffer.data_ptr() for buffer in self._buffers.values()]
-        self._pointers = (c_void_p * len(pointers))(*pointers)
-        step.recorded = ctypes.addressof(self._pointers)
-        step.embedded = self._ends["embed"].data_ptr()
-        step.final = self._ends["final_norm"].data_ptr()
-
-    def named(self) -> dict[str, Tensor]:
-        """Name -> tensor, in the order in which a forward pass computes them."""
-        found = {"embed": self._ends["embed"][:, None]}
-        for layer in range(self._config.n_layers):
-            for leaf, buffers in self._buffers.items():
-                name = leaf
-                if self._config.family == "gpt2":
-                    if leaf in self._ONLY_LLAMA:
-                        continue
-                    name = "mlp.pre" if leaf == "mlp.up" else leaf  # its product is not gated
-                value = buffers[layer][:, None]  # (B, 1, width)
-                if leaf.startswith("attn."):
-                    value = value.unflatten(-1, (-1, self._config.head_dim)).transpose(1, 2)
-                found[f"layers.{layer}.{name}"] = value
-        return found | {"final_norm": self._ends["final_norm"][:, None]}
 
 
 def _pointers(cache: Cache, length: int) -> tuple[Any, Any, int]:

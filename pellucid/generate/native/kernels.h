@@ -31,10 +31,10 @@ typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
 
-enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT6, INT4 };
 
 typedef struct {
-    const void *weights;    /* (rows, columns); INT8 and INT4: tiles, see quantised.py */
+    const void *weights;    /* (rows, columns); quantised: tiles, see quantised.py */
     const uint16_t *scales; /* bfloat16 (rows / TILE, groups, TILE), quantised only */
     const float *bias;      /* (rows) or NULL */
     int64_t rows, columns;
@@ -42,11 +42,16 @@ typedef struct {
     int32_t exact;          /* quantised: take the vector as it is, not in 15 bits */
 } Matrix;
 
+/* Bits of a quantised matrix' levels, else 0. */
+INLINE int bits_of(const Matrix *m) {
+    return m->kind == INT8 ? 8 : m->kind == INT6 ? 6 : m->kind == INT4 ? 4 : 0;
+}
+
 /* Bytes of a row; of a quantised matrix its part of a tile. */
 INLINE int64_t row_bytes(const Matrix *m) {
     if (m->kind == FLOAT32) return m->columns * 4;
     if (m->kind == BFLOAT16 || m->kind == FLOAT16) return m->columns * 2;
-    return (m->columns + m->group - 1) / m->group * m->group / (m->kind == INT8 ? 1 : 2);
+    return (m->columns + m->group - 1) / m->group * m->group * bits_of(m) / 8;
 }
 
 /* One vector in the forms the kernels read it in; columns padded with zeros to a whole group. */
@@ -217,39 +222,72 @@ INLINE void tile_pairs(const uint16_t *w, int64_t k, const uint16_t *const *x, i
 
 /* ── Quantised matrices: tiles of 16 rows ─────────────────────────────────────────────────────── */
 
-/* One tile with one to BATCH vectors, out (TILE, BATCH). `bits` is 8 or 4, a constant when inlined.
+/* A tile's groups follow one another. A group of INT8 lies as (group / 4, TILE, 4) bytes, value + 128.
+ * A group of INT4 lies as (group / 8, TILE, 4) bytes that hold a weight of the group's first half in
+ * their low bits and one of its second half in their high bits, each value + 8. A group of INT6, value
+ * + 32, lies as INT4 for the low 4 bits of each weight, and behind them as (group / 16, TILE, 4) bytes
+ * that hold the high 2 bits of four weights, one from each quarter of the group.
  *
- * A group of INT8 lies as (group / 4, TILE, 4) bytes, value + 128; of INT4 as (group / 8, TILE, 4)
- * bytes that hold a weight of the group's first half in their low bits and one of its second half in
- * their high bits, each value + 8.
+ *     4 columns of 16 rows in 64 bytes        step 0  1  2  3 │ 4  5  6  7 │ …      group / 4 of them
+ *                                                  first half │ second half        two to a byte
  */
+typedef struct {
+    int bits, offset, steps, loads, quarter; /* loads: 64-byte loads of whole bytes or low 4 bits */
+} Levels;
+
+INLINE Levels levels_of(int bits, int group) {
+    return (Levels){bits, 1 << (bits - 1), group / 4, bits == 8 ? group / 4 : group / 8, group / 16};
+}
+
+INLINE int64_t group_bytes(Levels l) { return (l.loads + (l.bits == 6 ? l.quarter : 0)) * 4 * TILE; }
+
+/* One level of a group that begins at w. */
+INLINE int level_at(const uint8_t *w, Levels l, int row, int inside) {
+    int step = inside / 4, place = row * 4 + inside % 4;
+    int stored = w[step % l.loads * 4 * TILE + place];
+    if (l.bits < 8) stored = step < l.loads ? stored & 15 : stored >> 4;
+    if (l.bits == 6) {
+        int high = w[(l.loads + step % l.quarter) * 4 * TILE + place];
+        stored |= (high >> (2 * (step / l.quarter)) & 3) << 4;
+    }
+    return stored - l.offset;
+}
+
+/* One tile with one to BATCH vectors, out (TILE, BATCH); `bits` is a constant when inlined. */
 #if defined(__AVX512VNNI__)
 INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
-                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
-    const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
-    const int offset = bits == 8 ? 128 : 8;
-    const __m512i low_bits = _mm512_set1_epi8(15);
+                       const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const Levels l = levels_of(bits, group);
+    const __m512i low_bits = _mm512_set1_epi8(15), high_bits = _mm512_set1_epi8(48);
     __m512 sums[BATCH];
     for (int b = 0; b < batch; b++) sums[b] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, w += group_bytes(l)) {
         __m512i high[BATCH], low[BATCH];
         for (int b = 0; b < batch; b++) {
             high[b] = _mm512_setzero_si512();
-            low[b] = _mm512_set1_epi32(-offset * x[b].sum[g]);
+            low[b] = _mm512_set1_epi32(-l.offset * x[b].sum[g]);
         }
-        for (int s = 0; s < loads; s++, w += 64) {
-            __m512i packed = _mm512_loadu_si512(w);
-            if (bits == 4) _mm_prefetch((const char *)w + 2048, _MM_HINT_T0); /* much work per byte */
+        for (int s = 0; s < l.loads; s++) {
+            __m512i packed = _mm512_loadu_si512(w + s * 64);
+            if (bits < 8) _mm_prefetch((const char *)w + s * 64 + 2048, _MM_HINT_T0); /* much work per byte */
             __m512i first = bits == 8 ? packed : _mm512_and_si512(packed, low_bits);
             __m512i second = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
+            if (bits == 6) {
+                int late = s >= l.quarter; /* quarters 1 and 3, else 0 and 2 */
+                __m512i top = _mm512_loadu_si512(w + (l.loads + s - late * l.quarter) * 64);
+                __m512i one = late ? _mm512_slli_epi16(top, 2) : _mm512_slli_epi16(top, 4);
+                __m512i other = late ? _mm512_srli_epi16(top, 2) : top;
+                first = _mm512_or_si512(first, _mm512_and_si512(one, high_bits));
+                second = _mm512_or_si512(second, _mm512_and_si512(other, high_bits));
+            }
             for (int b = 0; b < batch; b++) {
                 const int32_t *h = (const int32_t *)(x[b].high + g * group);
-                const int32_t *l = (const int32_t *)(x[b].low + g * group);
+                const int32_t *t = (const int32_t *)(x[b].low + g * group);
                 high[b] = _mm512_dpbusd_epi32(high[b], first, _mm512_set1_epi32(h[s]));
-                low[b] = _mm512_dpbusd_epi32(low[b], first, _mm512_set1_epi32(l[s]));
-                if (bits == 4) {
-                    high[b] = _mm512_dpbusd_epi32(high[b], second, _mm512_set1_epi32(h[s + loads]));
-                    low[b] = _mm512_dpbusd_epi32(low[b], second, _mm512_set1_epi32(l[s + loads]));
+                low[b] = _mm512_dpbusd_epi32(low[b], first, _mm512_set1_epi32(t[s]));
+                if (bits < 8) {
+                    high[b] = _mm512_dpbusd_epi32(high[b], second, _mm512_set1_epi32(h[s + l.loads]));
+                    low[b] = _mm512_dpbusd_epi32(low[b], second, _mm512_set1_epi32(t[s + l.loads]));
                 }
             }
         }
@@ -268,22 +306,25 @@ INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups,
 /* The same with the vector in float32: for models in float32, and where bytes cannot be multiplied. */
 INLINE void tile_widened(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
                            const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
-    const int steps = group / 4, loads = bits == 8 ? steps : steps / 2;
-    const int offset = bits == 8 ? 128 : 8, mask = bits == 8 ? 255 : 15;
+    const Levels l = levels_of(bits, group);
     v sums[BATCH][TILE / LANES] = {{{0}}};
-    for (int64_t g = 0; g < groups; g++) {
+    for (int64_t g = 0; g < groups; g++, w += group_bytes(l)) {
         v inside[BATCH][TILE / LANES] = {{{0}}};
-        for (int s = 0; s < loads; s++, w += 4 * TILE)
+        for (int s = 0; s < l.steps; s++)
             for (int part = 0; part < TILE / LANES; part++) {
-                vu packed;
-                memcpy(&packed, w + 4 * LANES * part, sizeof packed);
-                for (int j = 0; j < 4; j++)
-                    for (int half = 0; half < 8 / bits; half++) {
-                        vi level = (vi)((packed >> (8 * j + 4 * half)) & mask) - offset;
-                        v row = __builtin_convertvector(level, v);
-                        int64_t k = g * group + 4 * (s + half * loads) + j;
-                        for (int b = 0; b < batch; b++) inside[b][part] += row * x[b].wide[k];
-                    }
+                vu packed, top = {0};
+                memcpy(&packed, w + s % l.loads * 4 * TILE + 4 * LANES * part, sizeof packed);
+                if (bits < 8) packed = packed >> (s < l.loads ? 0 : 4) & 0x0f0f0f0f;
+                if (bits == 6) {
+                    memcpy(&top, w + (l.loads + s % l.quarter) * 4 * TILE + 4 * LANES * part, sizeof top);
+                    packed |= (top >> 2 * (s / l.quarter) & 0x03030303) << 4;
+                }
+                for (int j = 0; j < 4; j++) {
+                    vi level = (vi)(packed >> 8 * j & 255) - l.offset;
+                    v row = __builtin_convertvector(level, v);
+                    for (int b = 0; b < batch; b++)
+                        inside[b][part] += row * x[b].wide[g * group + 4 * s + j];
+                }
             }
         for (int part = 0; part < TILE / LANES; part++) {
             v scale = load_bfloat16(scales + g * TILE + part * LANES);
@@ -317,7 +358,7 @@ static void prepare(const Matrix *m, Vector *x) {
 #endif
         return;
     }
-    if (m->kind != INT8 && m->kind != INT4) return;
+    if (!bits_of(m)) return;
     int64_t padded = (k + m->group - 1) / m->group * m->group;
     for (int64_t i = k; i < padded; i++) x->wide[i] = 0;
 #if defined(__AVX512VNNI__)
@@ -377,14 +418,15 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector 
     else if (some == 2) { DO(2); } \
     else if (some <= 4) { DO(4); } \
     else { DO(BATCH); }
-        if (m->kind == INT8 || m->kind == INT4) {
+        if (bits_of(m)) {
             int64_t groups = (m->columns + m->group - 1) / m->group;
             for (int64_t row = first / TILE * TILE; row < last; row += TILE) {
                 float tile[TILE][BATCH];
                 const uint8_t *w = (const uint8_t *)m->weights + row * row_bytes(m);
                 const uint16_t *scales = m->scales + row * groups;
-#define QUANTISED(B)                                                            \
-    if (m->kind == INT8) tile_quantised(w, scales, groups, m, here, B, 8, tile); \
+#define QUANTISED(B)                                                                 \
+    if (m->kind == INT8) tile_quantised(w, scales, groups, m, here, B, 8, tile);      \
+    else if (m->kind == INT6) tile_quantised(w, scales, groups, m, here, B, 6, tile); \
     else tile_quantised(w, scales, groups, m, here, B, 4, tile)
                 FOR_EACH_NUMBER(QUANTISED)
                 for (int64_t r = row < first ? first : row; r < row + TILE && r < last; r++)

@@ -62,7 +62,7 @@ def test_logits_equal_the_models_own(kind, dialect, dtype):
             assert off <= TOLERANCE[dtype], (instructions, threads)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("kind", DECODABLE)
 def test_a_quantised_model_equals_its_own_matrices(kind, bits):
     model = quantise(random_model(CONFIGS[kind], torch.float32), Format(bits=bits, group=32))

@@ -60,7 +60,7 @@ def test_stored_matrices(made, dtype, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantised_matrices(made, dtype, bits, group, shape):
     rows, columns = shape
@@ -82,7 +82,7 @@ def test_zeros_and_extremes(made):
     layer = linear(20, 96, torch.float32, seed=0)
     layer.weight[3] = 0
     layer.weight[4, :64] = 0
-    for bits in (8, 4):
+    for bits in (8, 6, 4):
         quantised = QuantisedLinear(layer, bits=bits)
         quantised.quantise_(layer.weight)
         x = torch.zeros(2, 96)
