@@ -26,10 +26,11 @@ def report(out: Console, result: dict[str, Any]) -> None:
     )
     _print_limits(out, limits, result["turns"])
     out.print(_table(result, wide=out.width >= _WIDE), crop=False)
-    baseline = result["summary"]["baseline"]
+    baseline, turns = result["summary"]["baseline"], settings.get("slices", 1)
     out.print(
-        f"tokens/s, median of {settings['rounds']} turns (least … largest); "
-        f"× is the ratio to {escape(str(baseline))} in the same round\n"
+        f"tokens/s, median of {settings['rounds']} rounds, decoding in {turns} "
+        f"turns each (least … largest); × is the ratio to {escape(str(baseline))} in the same "
+        "turn\n"
         f"decode: 1 row, {settings['prompt']} tokens before, {settings['new']} new; % of the "
         "bandwidth read around the turn\n"
         f"prefill: {settings['prefill']} tokens; % of a matrix product's FLOP/s in the same type\n"
