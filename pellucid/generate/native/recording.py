@@ -51,15 +51,15 @@ class Recording:
     """The named tensors of a step that the C code computed; float32, under the names of a trace."""
 
     def prepare(self, step: StepRequest, config: Any, rows: int) -> None:
-        """Room for everything, and the pointers to it."""
+        """Room for everything, and the pointers to it; not filled: that would wake OpenMP."""
         heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         sizes = {"width": config.width, "heads": heads, "kv_heads": kv_heads}
         sizes["hidden"] = config.hidden_width
         self._config = config
         self._buffers = {
-            leaf: torch.zeros(config.n_layers, rows, sizes[kind]) for leaf, kind in _LEAVES
+            leaf: torch.empty(config.n_layers, rows, sizes[kind]) for leaf, kind in _LEAVES
         }
-        self._ends = {name: torch.zeros(rows, config.width) for name in ("embed", "final_norm")}
+        self._ends = {name: torch.empty(rows, config.width) for name in ("embed", "final_norm")}
         pointers = [buffer.data_ptr() for buffer in self._buffers.values()]
         self._pointers = (c_void_p * len(pointers))(*pointers)
         step.recorded = ctypes.addressof(self._pointers)
