@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,7 @@ class Rounds:
         if (worker, "prefill") not in self._warm:
             worker.ask("prefill", rows=rows, new=1)
             self._warm.add((worker, "prefill"))
-        before = self._limit(name, "prefill")
-        reply = worker.ask("prefill", rows=rows, new=1)
-        limits = [before, self._limit(name, "prefill")]
-        per_second = self.plan.prefill / reply["seconds"]
-        self._note(name, "prefill", self._round, reply, per_second=per_second, limits=limits)
+        self._turn(name, "prefill", self._round, self.plan.prefill, rows=rows, new=1)
 
     def _decode(self, measure: str) -> None:
         """Every engine reads the prompt, then they decode in turns, a slice at a time."""
@@ -241,7 +238,7 @@ class Rounds:
         if together:
             for name in list(self._candidates):
                 self._attempt(name, measure, self._begin_decoding, measure, new)
-        for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        for number, (begin, end) in enumerate(pairwise([0, *ends])):
             for name in list(self._candidates):
                 if not together:
                     self._attempt(name, measure, self._begin_decoding, measure, new)
@@ -260,11 +257,16 @@ class Rounds:
         worker.ask("prefill", rows=rows, new=new)
 
     def _decode_slice(self, name: str, measure: str, turn: int, steps: int) -> None:
-        worker, rows = self._crew.worker(name), self.plan.batch if measure == "batched" else 1
+        rows = self.plan.batch if measure == "batched" else 1
+        self._turn(name, measure, turn, rows * steps, steps=steps)
+
+    def _turn(self, name: str, measure: str, turn: int, tokens: int, **given: Any) -> None:
+        """So many tokens, timed between two readings of the limit."""
+        worker = self._crew.worker(name)
         before = self._limit(name, measure)
-        reply = worker.ask("decode", steps=steps)
+        reply = worker.ask("prefill" if measure == "prefill" else "decode", **given)
         limits = [before, self._limit(name, measure)]
-        per_second = rows * steps / reply["seconds"]
+        per_second = tokens / reply["seconds"]
         self._note(name, measure, turn, reply, per_second=per_second, limits=limits)
 
     def _limit(self, name: str, measure: str) -> float:

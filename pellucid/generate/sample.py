@@ -147,7 +147,7 @@ def likeliest(logits: Tensor) -> Tensor:
     """The place of the largest logit of each row (B, V) -> (B)."""
     if logits.device.type != "cpu":
         return logits.argmax(-1)
-    return torch.from_numpy(logits.numpy().argmax(-1))  # vectorised, unlike PyTorch's on the CPU
+    return torch.from_numpy(logits.detach().numpy().argmax(-1))  # vectorised, unlike PyTorch's
 
 
 def row_seed(seed: int, row: int) -> int:

@@ -55,10 +55,10 @@ class Runner:
         held = sum(parameter.nbytes for parameter in self._model.parameters())
         return {"decode_bytes": held - table, "settings": "litgpt, its KV cache, random weights"}
 
-    @torch.inference_mode()
     def settle(self) -> None:
         """Nothing comes with time."""
 
+    @torch.inference_mode()
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """One pass over the prompts into a cache of the whole room."""
         tokens = torch.tensor(rows)

@@ -54,10 +54,10 @@ class Runner:
             if not name.endswith(looked_up)
         )
 
-    @torch.inference_mode()
     def settle(self) -> None:
         """Nothing comes with time."""
 
+    @torch.inference_mode()
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """One pass over the prompts, logits of the last token only."""
         tokens = torch.tensor(rows)
