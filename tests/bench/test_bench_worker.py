@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -178,3 +179,16 @@ def test_our_engine_writes_what_the_plain_loop_writes(tmp_path):
         assert [step[row] for step in steps] == greedy
     table = 4 * LLAMA.vocab_size * LLAMA.width
     assert facts["decode_bytes"] == sum(4 * p.numel() for p in model.parameters()) - table
+
+
+@pytest.mark.peers
+def test_transformers_computes_without_gradients(tmp_path):
+    pytest.importorskip("transformers")
+    folder = hf_folder(tmp_path / "home", LLAMA, "float32")
+    engine: Any = make("transformers/float32", folder, torch.get_num_threads())
+    engine.prepare()
+    with torch.enable_grad():
+        engine.prefill([[5, 9, 2, 7]], new=2)
+        assert engine._cache.layers[0].keys.is_inference()
+        assert len(engine.decode(2)) == 2
+        assert not engine._cache.layers[0].keys.requires_grad

@@ -22,7 +22,7 @@ enum { GELU_TANH, GELU_COMPOSED, GELU_ERF };
 enum { MOST = 64, SPINS = 1 << 14 };
 enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vectors pass; read while waiting */
 
-/* What a step records for whoever traces it, in the order of Recorder in decoder.py. */
+/* What a step records for whoever traces it, in the order of _LEAVES in recording.py. */
 enum { RESID_PRE, ATTN_NORM, Q, K, V, Q_ROTATED, K_ROTATED, Z, ATTN_OUT, RESID_MID, MLP_NORM,
        GATE, UP, ACT, HIDDEN, MLP_OUT, RESID_POST, LEAVES };
 
