@@ -38,7 +38,7 @@ from load_memory import RandomWeights, occupied
 
 import pellucid
 from pellucid import checkpoints
-from pellucid.checkpoints import meta
+from pellucid.checkpoints.formats import meta
 from pellucid.models.shapes import shape
 
 KINDS = ("generate", "trace", "walk")

@@ -29,7 +29,7 @@ from load_memory import CONFIG, RandomWeights, occupied
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.compare import compare, from_model
+from pellucid.diff import compare, from_model
 
 MB, GIB = 1e6, 2**30
 

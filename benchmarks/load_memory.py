@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints
-from pellucid.checkpoints import meta
+from pellucid.checkpoints.formats import meta
 from pellucid.models import LlamaConfig, RopeConfig
 
 CONFIG = LlamaConfig(  # Llama 3.2 1B

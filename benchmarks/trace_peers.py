@@ -38,7 +38,7 @@ from typing import Any
 from pellucid.bench.crew import Worker, WorkerError
 from pellucid.bench.machine import describe
 from pellucid.bench.worker import answer
-from pellucid.processors import cores
+from pellucid.system import cores
 
 Pass = Callable[[], Any]
 

@@ -14,11 +14,10 @@ __version__ = "0.1.0"
 # Resolved on first use, so that `import pellucid` and `pellucid --help` do not wait for torch.
 _LAZY = {
     "LanguageModel": "pellucid.language_model",
-    "assert_same_model": "pellucid.difference",
-    "diff": "pellucid.difference",
-    "diff_steps": "pellucid.difference.training",
+    "assert_same_model": "pellucid.diff",
+    "diff_steps": "pellucid.diff.training.record",
     "load": "pellucid.language_model",
-    "record_step": "pellucid.difference.training",
+    "record_step": "pellucid.diff.training.record",
     "Trace": "pellucid.trace",
 }
 __all__ = [
@@ -32,8 +31,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pellucid.difference import assert_same_model, diff
-    from pellucid.difference.training import diff_steps, record_step
+    from pellucid.diff import assert_same_model, diff
+    from pellucid.diff.training.record import diff_steps, record_step
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
 

@@ -30,8 +30,8 @@ from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
     from pellucid.models import Config, Model
-    from pellucid.reference import Step
     from pellucid.tokenizers import Tokenizer
+    from pellucid.walk import Step
 
 Prompt = str | Sequence[int]
 Length = int | Literal["usual"] | None
@@ -73,8 +73,8 @@ def load(
 
 def _adapt(lm: LanguageModel, folder: Path) -> None:
     """Put a PEFT folder's adapters around the layers; its chat template, where `lm` has none."""
-    from pellucid.checkpoints.hf import table
-    from pellucid.train.finetune.peft_format import apply_adapter, module_names, speak_template
+    from pellucid.checkpoints.formats.hf import table
+    from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
 
     apply_adapter(lm.model, folder, module_names(table(lm.config)))
     lm.model.requires_grad_(True)  # as every loaded model: gradients are traced to its beginning
@@ -252,7 +252,7 @@ class LanguageModel:
         self, prompt: Prompt, *, layer: int = 0, head: int = 0, everything: bool = False
     ) -> Iterator[Step]:
         """From the prompt to the next token, one named tensor at a time (DESIGN: the walk)."""
-        from pellucid.reference import walk
+        from pellucid.walk import walk
 
         tokens = self.encode(prompt)
         return walk(
@@ -274,7 +274,7 @@ class LanguageModel:
             return checkpoints.WeightsInOrder(self.checkpoint.weights)
         if is_quantised(self.model):
             return FullWeights(self.model)
-        from pellucid.train.finetune.lora import folded
+        from pellucid.models.adapters import folded
 
         with folded(self.model):  # the walk knows one weight for each product
             return dict(self.model.state_dict())

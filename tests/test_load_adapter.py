@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import pellucid
-from pellucid.checkpoints.hf import table
-from pellucid.train.finetune import lora
-from pellucid.train.finetune.lora import LoraConfig
-from pellucid.train.finetune.peft_format import module_names, save_adapter
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import module_names, save_adapter
+from pellucid.models import adapters as lora
+from pellucid.models.adapters import LoraConfig
 
 DEMOS = pytest.mark.parametrize("demo", ["demo", "demo-gpt2"])
 IDS = [5, 60, 700, 8]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import pellucid
 from pellucid import checkpoints
 from pellucid.cli import main
-from pellucid.quantise import Format, quantisation_cost, quantise, quantise_checkpoint
+from pellucid.evaluate.quantise import Format, quantisation_cost, quantise, quantise_checkpoint
 
 
 @pytest.fixture(scope="module", params=[("demo", 4), ("demo-gpt2", 8), ("demo", 6)])

@@ -13,9 +13,9 @@ import torch
 
 from pellucid.bench.crew import WorkerError, worker_environment
 from pellucid.bench.engines import Spec, specs
-from pellucid.bench.gguf_model import write_model
 from pellucid.bench.shapes import hf_folder
 from pellucid.checkpoints import open_checkpoint
+from pellucid.checkpoints.formats.gguf_writing import write_model
 from pellucid.models import Config
 
 # Without a choice: what people would run, in a minute or so.

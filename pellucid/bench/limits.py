@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pellucid.analysis.census import census
 from pellucid.models import Config
+from pellucid.models.census import census
 
 _LOOKED_UP = ("pos_embed.",)  # one row of these is read per token, not the whole table
 

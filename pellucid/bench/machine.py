@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pellucid.processors import cores
+from pellucid.system import cores
 
 # What kernels choose by: vector widths, bfloat16 and int8 dot products, matrix tiles.
 FLAGS = (

@@ -20,7 +20,7 @@ from typing import Any
 from pellucid.bench.candidates import Candidate, files_for, size_of, weight_files
 from pellucid.bench.crew import Crew, Worker, WorkerError, engine_worker
 from pellucid.models import Config
-from pellucid.processors import cores
+from pellucid.system import cores
 
 MEASURES = ("decode", "prefill", "batched")
 _FIRST_PROMPT = 8  # tokens of the prompt whose first token ends the load time
@@ -294,7 +294,7 @@ class Rounds:
 
 
 def _parameters(config: Config) -> int:
-    from pellucid.analysis.census import census
+    from pellucid.models.census import census
 
     return census(config).total
 

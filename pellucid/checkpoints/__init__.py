@@ -4,9 +4,9 @@ A floor-3 package: it knows the models, and nothing above it.
 """
 
 from pellucid.checkpoints.convert import Conversion, convert
+from pellucid.checkpoints.formats.quantised import save_quantised
 from pellucid.checkpoints.hub import fetch, resolve
 from pellucid.checkpoints.load import Checkpoint, load_model, open_checkpoint
-from pellucid.checkpoints.quantised import save_quantised
 from pellucid.checkpoints.save import save
 from pellucid.checkpoints.streaming import WeightsInOrder, is_streamed, stream_model
 from pellucid.checkpoints.weights import Weights, parameter_shapes

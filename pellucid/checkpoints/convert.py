@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.beside import folder_beside, move
-from pellucid.checkpoints.keys import read_json
+from pellucid.checkpoints.config_keys import read_json
+from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
 from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
 from pellucid.checkpoints.save import (
@@ -29,13 +29,13 @@ from pellucid.checkpoints.save import (
     hf_files,
     write_weights,
 )
-from pellucid.checkpoints.save_meta import meta_files, write_params, write_shards
 from pellucid.checkpoints.tokenizer_files import (
     is_llama3,
     load_tokenizer,
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
+from pellucid.files import folder_beside, move
 from pellucid.models import LlamaConfig
 from pellucid.tokenizers import Tokenizer
 

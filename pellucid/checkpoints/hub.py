@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pellucid
-from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES
+from pellucid.checkpoints.formats.hf import INDEX, TOKENIZER_FILES
 
 # What the two layouts consist of; a repository often holds the same weights in further formats.
 FILES = (

@@ -12,10 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints import hf, meta
 from pellucid.checkpoints.files import forget_pages, read_pages
+from pellucid.checkpoints.formats import hf, meta
+from pellucid.checkpoints.formats.quantised import (
+    QuantisedWeights,
+    open_quantised,
+    quantised_format,
+)
 from pellucid.checkpoints.hub import resolve
-from pellucid.checkpoints.quantised import QuantisedWeights, open_quantised, quantised_format
 from pellucid.checkpoints.weights import Weights
 from pellucid.models import Config, Model, empty_model
 

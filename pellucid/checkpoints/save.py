@@ -15,12 +15,19 @@ import torch
 from torch import Tensor
 
 from pellucid import tokenizers
-from pellucid.checkpoints.beside import folder_beside, move
 from pellucid.checkpoints.files import Shape, Stored
-from pellucid.checkpoints.hf import INDEX, TOKENIZER_FILES, Entry, joined, stored_shape, table
-from pellucid.checkpoints.hf_config import write_config
+from pellucid.checkpoints.formats.hf import (
+    INDEX,
+    TOKENIZER_FILES,
+    Entry,
+    joined,
+    stored_shape,
+    table,
+)
+from pellucid.checkpoints.formats.hf_config import write_config
 from pellucid.checkpoints.weights import Weights, parameter_shapes
 from pellucid.checkpoints.writers import SafetensorsWriter, size
+from pellucid.files import folder_beside, move
 from pellucid.models import Config
 
 MAX_SHARD_BYTES = 5_000_000_000

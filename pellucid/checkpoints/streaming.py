@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid.checkpoints.formats.quantised import QuantisedWeights
 from pellucid.checkpoints.load import Checkpoint, placed
-from pellucid.checkpoints.quantised import QuantisedWeights
 from pellucid.checkpoints.weights import Weights
 from pellucid.models import Model, empty_model
 

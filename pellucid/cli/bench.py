@@ -92,7 +92,7 @@ def bench(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(result)
     else:
-        from pellucid.cli.bench_report import report
+        from pellucid.show.bench_terminal import report
 
         report(console(), result)
     return 0 if result["summary"]["engines"] else 1

@@ -66,7 +66,7 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
         adapter=arguments.adapter,
     )
     if arguments.adapter:
-        from pellucid.train.finetune.lora import fold
+        from pellucid.models.adapters import fold
 
         fold(lm.model)  # merged weights decode faster, in C where that can be done
     return lm

@@ -103,15 +103,15 @@ def diff(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from pellucid import difference
-    from pellucid.analysis.diff_maps import Maps
-    from pellucid.cli.diff_report import show
+    from pellucid.diff import diff
+    from pellucid.show.diff_maps import Maps
+    from pellucid.show.diff_terminal import show
 
     prompt = arguments.prompt if arguments.tokens is None else arguments.tokens
     maps = Maps() if arguments.html else None
     with progress_line() as progress:
         progress("reading A and B")
-        report = difference.diff(
+        report = diff(
             arguments.a,
             arguments.b,
             prompt,
@@ -128,7 +128,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             keep=None if maps is None else maps.keep,
         )
     if maps is not None:
-        from pellucid.analysis.diff_page import page
+        from pellucid.show.diff_page import page
 
         arguments.html.write_text(page(report.to_json(), maps.pairs), encoding="utf-8")
     if arguments.json:

@@ -10,7 +10,7 @@ from rich.text import Text
 from pellucid.cli.common import console, print_json
 
 if TYPE_CHECKING:
-    from pellucid.compare.faults.run import Row, Table
+    from pellucid.diff.selftest.run import Row, Table
 
 
 def self_test(models: Sequence[str], as_json: bool, progress: Callable[[str], None]) -> int:
@@ -19,8 +19,8 @@ def self_test(models: Sequence[str], as_json: bool, progress: Callable[[str], No
     Promised: in float32 every fault is detected, nowhere is one located in a wrong tensor, and no
     control fires.
     """
-    from pellucid.compare.faults.run import run_benchmark
-    from pellucid.compare.faults.subjects import from_language_model
+    from pellucid.diff.selftest.run import run_benchmark
+    from pellucid.diff.selftest.subjects import from_language_model
     from pellucid.language_model import load
 
     subjects = [from_language_model(load(model)) for model in models]

@@ -22,29 +22,23 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.checkpoints import Checkpoint
-from pellucid.checkpoints.hf import table
-from pellucid.cli.finetune_settings import CONFIG, dump
-from pellucid.cli.training_display import Display, clock
-from pellucid.cli.training_run import Stop
-from pellucid.cli.training_setup import clear as clear_names
-from pellucid.models import Model
-from pellucid.train import (
-    Progress,
-    TrainConfig,
-    TrainingDiverged,
-    TrainState,
-    run_folder,
-    train,
-)
-from pellucid.train.documents import find_files
-from pellucid.train.finetune import classify, freeze, lora
-from pellucid.train.finetune.peft_format import (
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import (
     TEMPLATE,
     TENSORS,
     apply_adapter,
     module_names,
     save_adapter,
 )
+from pellucid.cli.finetune_settings import CONFIG, dump
+from pellucid.cli.training_display import Display, clock
+from pellucid.cli.training_run import Stop
+from pellucid.cli.training_setup import clear as clear_names
+from pellucid.models import Model
+from pellucid.models import adapters as lora
+from pellucid.train import Progress, TrainConfig, TrainingDiverged, TrainState, run_folder, train
+from pellucid.train.documents import find_files
+from pellucid.train.finetune import classify, freeze
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
 from pellucid.train.state import digest

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from pellucid import checkpoints, tokenizers
-from pellucid.checkpoints.hf import table
-from pellucid.checkpoints.quantised import QuantisedWeights
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
+from pellucid.checkpoints.formats.quantised import QuantisedWeights
 from pellucid.cli.finetune_run import FinetuneRun
 from pellucid.cli.training_setup import bfloat16
 from pellucid.evaluate import class_report
 from pellucid.models import Model
+from pellucid.models import adapters as lora
+from pellucid.models.adapters import LoraConfig
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import Document, Schedule, TrainConfig, TrainState, documents
-from pellucid.train.finetune import classify, freeze, lora, tasks
-from pellucid.train.finetune.lora import LoraConfig
-from pellucid.train.finetune.peft_format import apply_adapter, module_names, speak_template
+from pellucid.train.finetune import classify, freeze, tasks
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import kind_of, read_records, text_of
 from pellucid.train.finetune.tasks import Options, Task

@@ -18,9 +18,9 @@ from pellucid.cli.common import add_shape_argument, console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pellucid.analysis.census import Census
-    from pellucid.analysis.diagram import Structure
     from pellucid.models import Config
+    from pellucid.models.census import Census
+    from pellucid.show.diagram import Structure
 
 _STYLES = {
     "stream": "bold red",
@@ -46,8 +46,8 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
 
 def info(arguments: argparse.Namespace) -> None:
     """Print the census and the diagram of a model."""
-    from pellucid.analysis.census import as_json, census
-    from pellucid.analysis.diagram import structure
+    from pellucid.models.census import as_json, census
+    from pellucid.show.diagram import structure
 
     title, config = find_config(arguments.model)
     counted = census(config)
@@ -55,7 +55,7 @@ def info(arguments: argparse.Namespace) -> None:
     counted.flops(tokens)  # refuses a number of tokens that the model cannot take
     drawn = structure(config, arguments.tokens)
     if arguments.svg:
-        from pellucid.analysis.diagram_svg import svg
+        from pellucid.show.diagram_svg import svg
 
         arguments.svg.write_text(svg(drawn, title), "utf-8")
     if arguments.json:
@@ -95,7 +95,7 @@ def find_config(source: str) -> tuple[str, Config]:
 
 
 def _from_file(path: Path) -> Config:
-    from pellucid.checkpoints import hf_config, meta
+    from pellucid.checkpoints.formats import hf_config, meta
 
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -132,7 +132,7 @@ def _table(*columns: str) -> Table:
 
 
 def _print_parameters(out: Console, counted: Census) -> None:
-    from pellucid.analysis.census import BLOCKS
+    from pellucid.models.census import BLOCKS
 
     table = _table("parameters", "count", "share", "")
     table.columns[3].justify = "left"
@@ -153,7 +153,7 @@ def _print_parameters(out: Console, counted: Census) -> None:
 
 
 def _print_costs(out: Console, counted: Census, tokens: int) -> None:
-    from pellucid.analysis.census import DTYPE_BITS, in_units, nbytes
+    from pellucid.models.census import DTYPE_BITS, in_units, nbytes
 
     table = _table("bytes", *DTYPE_BITS)
 
@@ -177,7 +177,7 @@ def _print_costs(out: Console, counted: Census, tokens: int) -> None:
 
 
 def _print_diagram(out: Console, drawn: Structure) -> None:
-    from pellucid.analysis.diagram_text import text
+    from pellucid.show.diagram_text import text
 
     ascii_only = not _can_print("╭┃⊕ᵀ√", sys.stdout.encoding)
     for pieces in text(drawn, ascii_only=ascii_only):

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pellucid.checkpoints import Checkpoint
-    from pellucid.reference import Step
     from pellucid.tokenizers import Tokenizer
     from pellucid.trace import Trace
+    from pellucid.walk import Step
 
 # The prompt of the notebook "llama3 implemented from scratch", whose vocabulary is Llama 3's.
 LLAMA3_VOCABULARY = 128_256
@@ -75,7 +75,7 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
 def walk(arguments: argparse.Namespace) -> None:
     """Tell every step between a prompt and its next token; the model is never loaded whole."""
     from pellucid import checkpoints, tokenizers
-    from pellucid.cli.show import Teller
+    from pellucid.show.walk_terminal import Teller
 
     _check_targets(arguments)
     checkpoint = checkpoints.open_checkpoint(arguments.model)
@@ -115,7 +115,8 @@ def _steps(
     tokens: Sequence[int],
     token_strings: Sequence[str],
 ) -> Iterator[Step]:
-    from pellucid import numerics, reference
+    from pellucid import numerics
+    from pellucid import walk as reference
     from pellucid.checkpoints import WeightsInOrder
     from pellucid.language_model import as_dtype
 
@@ -220,11 +221,11 @@ class _Keeper:
     def keep(self, step: Step) -> None:
         """Take from the step what is needed, and let its tensor go."""
         if self.whole:
-            from pellucid.analysis.digest import digest
+            from pellucid.show.digest import digest
 
             self.kept.append(digest(step))
         if self.plots is not None and _DRAWN.fullmatch(step.name):
-            from pellucid.analysis import plots
+            from pellucid.show import figures as plots
 
             drawn = plots.figure(step, self.token_strings)
             if drawn is not None:
@@ -232,14 +233,14 @@ class _Keeper:
 
     def draw_top(self, told: Mapping[str, Any]) -> None:
         """The bars of the likeliest next tokens."""
-        from pellucid.analysis import plots
+        from pellucid.show import figures as plots
 
         texts = [entry["text"] for entry in told["top"]]
         drawn, _ = plots.top_tokens(texts, [entry["probability"] for entry in told["top"]])
         self._save(drawn, "logits")
 
     def _save(self, drawn: Any, address: str) -> None:
-        from pellucid.analysis import plots
+        from pellucid.show import figures as plots
 
         assert self.plots is not None, "figures without a folder"
         path = self.plots / f"{file_name(address)}.png"
@@ -259,7 +260,7 @@ def _write(
     if arguments.plots is not None:
         keeper.draw_top(told)
     if arguments.html is not None:
-        from pellucid.analysis.page import page
+        from pellucid.show.walk_page import page
 
         arguments.html.write_text(page(told, keeper.kept), encoding="utf-8")
     if not teller:

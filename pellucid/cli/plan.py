@@ -15,8 +15,8 @@ from pellucid.cli.common import add_shape_argument, console, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pellucid.analysis.census import Census
     from pellucid.models import Config
+    from pellucid.models.census import Census
     from pellucid.train.parallel.layout import Layout
     from pellucid.train.plan import Memory, Pace, Work
 
@@ -70,8 +70,8 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Print memory per rank for each way to spread the model, and the time it takes."""
-    from pellucid.analysis.census import census, check_tokens
     from pellucid.cli.info import find_config
+    from pellucid.models.census import census, check_tokens
     from pellucid.train.plan import Pace, Work, layouts
 
     title, config = find_config(arguments.model)
@@ -163,7 +163,7 @@ def _print_memory(out: Console, rows: list[_Row], gib: float) -> None:
 
 
 def _print_time(out: Console, counted: Census, work: Work, pace: Pace, tokens: int) -> None:
-    from pellucid.analysis.census import in_units
+    from pellucid.models.census import in_units
 
     flops = counted.flops(work.context)
     out.print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pellucid.cli.common import console, print_json
 
 if TYPE_CHECKING:
-    from pellucid.quantise import Quantisation
+    from pellucid.evaluate.quantise import Quantisation
 
 FORMATS = {"int8": 8, "int6": 6, "int4": 4}
 
@@ -33,8 +33,8 @@ def quantising_arguments(parser: argparse.ArgumentParser) -> None:
 
 def quantise(arguments: argparse.Namespace) -> None:
     """Quantise, write, and say what it costs."""
+    from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.models.quantised import GROUP, Format
-    from pellucid.quantise import quantise_checkpoint
 
     for flag in ("shards", "max_shard_size", "dtype", "context_length"):
         if getattr(arguments, flag) is not None:

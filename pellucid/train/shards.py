@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pellucid.processors import cores
+from pellucid.system import cores
 from pellucid.tokenizers import Tokenizer
 from pellucid.train.documents import Layout, find_files
 from pellucid.train.spans import HELD_OUT, SPAN_BYTES, TRAINING, Plan, Span, plan, shards

@@ -23,7 +23,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from pellucid import names, training_step
+from pellucid import names
+from pellucid import step_recording as training_step
 from pellucid.models import Model
 from pellucid.trace import Trace, trace
 from pellucid.train.batches import IGNORED, Batch

@@ -10,7 +10,7 @@ import torch
 from tiny import LLAMA
 
 from pellucid.bench import rounds
-from pellucid.checkpoints.hf_config import write_config
+from pellucid.checkpoints.formats.hf_config import write_config
 from pellucid.cli import main
 
 FIELDS = {"at", "round", "engine", "measure", "seconds", "peak_bytes", "idle_share"}

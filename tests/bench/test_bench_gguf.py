@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import GPT, LLAMA, random_model, random_tokens
 
-from pellucid.bench import gguf
-from pellucid.bench.gguf_model import write_model
-from pellucid.checkpoints.meta import interleaved
+from pellucid.checkpoints.formats import gguf_file as gguf
+from pellucid.checkpoints.formats.gguf_writing import write_model
+from pellucid.checkpoints.formats.meta import interleaved
 from pellucid.generate import Sampling, generate_tokens
 from pellucid.models import RopeConfig
 

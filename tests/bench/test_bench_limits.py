@@ -9,7 +9,7 @@ import torch
 from tiny import CONFIGS, random_model, random_tokens
 from torch.utils.flop_counter import FlopCounterMode
 
-from pellucid import processors
+from pellucid import system as processors
 from pellucid.bench import machine
 from pellucid.bench.limits import (
     decode_bytes,

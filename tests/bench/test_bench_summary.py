@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pellucid.bench.plot import draw
 from pellucid.bench.summary import ratio_in_turns, spread, summarise
-from pellucid.cli.bench_report import report
+from pellucid.show.bench_terminal import report
 
 SETTINGS = {"threads": 2, "rounds": 2, "prompt": 4, "new": 2, "prefill": 10, "batch": 8}
 MACHINE = {"cpu": "a chip", "flags": ["avx2"], "memory_bytes": 1 << 34, "date": "2026-01-02T03"}

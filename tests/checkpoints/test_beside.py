@@ -11,14 +11,14 @@ import pytest
 import tiny
 
 from pellucid import checkpoints
-from pellucid.checkpoints.beside import clear_unfinished, folder_beside, move
+from pellucid.files import clear_unfinished, folder_beside, move
 
 pytest.importorskip("fcntl", reason="folders are locked with flock")
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from pellucid.checkpoints.beside import folder_beside
+from pellucid.files import folder_beside
 with folder_beside(Path(sys.argv[1])) as beside:
     (beside / "model.safetensors").write_bytes(b"half of it")
     print(beside.name, flush=True)

@@ -8,8 +8,8 @@ import checkpoint_writers as writers
 import pytest
 import torch
 
-from pellucid.checkpoints.hf_config import read_config, write_config
-from pellucid.checkpoints.keys import read_json
+from pellucid.checkpoints.config_keys import read_json
+from pellucid.checkpoints.formats.hf_config import read_config, write_config
 from pellucid.models import GPTConfig, LlamaConfig, RopeConfig
 
 LLAMA, GPT2 = writers.LLAMA_JSON, writers.GPT2_JSON

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pellucid import checkpoints
-from pellucid.checkpoints import meta
 from pellucid.checkpoints.files import Stored
+from pellucid.checkpoints.formats import meta
 from pellucid.models import LlamaConfig, RopeConfig, build
 
 

@@ -20,9 +20,9 @@ from meta_loader import MetaModel
 
 from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints import proof
-from pellucid.checkpoints.meta import half_split, hidden_width, interleaved
+from pellucid.checkpoints.formats.meta import half_split, hidden_width, interleaved
+from pellucid.checkpoints.formats.meta_writing import _hidden
 from pellucid.checkpoints.proof import probe_logits, probe_tokens
-from pellucid.checkpoints.save_meta import _hidden
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import PthWriter
 

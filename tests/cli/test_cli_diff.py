@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 from tiny import LLAMA, random_model
 
-from pellucid import cli, difference
+from pellucid import cli
 from pellucid import language_model as language_models
-from pellucid.cli.diff_report import show
-from pellucid.compare.faults import run as benchmark
+from pellucid.diff import diff as difference
+from pellucid.diff.selftest import run as benchmark
 from pellucid.language_model import LanguageModel
+from pellucid.show.diff_terminal import show
 from pellucid.tokenizers.llama3 import from_ranks
 from pellucid.trace import Trace
 

@@ -14,11 +14,12 @@ from tiny import GPT, LLAMA, random_model
 
 import pellucid
 from pellucid import checkpoints
-from pellucid.checkpoints.hf import table
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names
 from pellucid.cli import finetune_run, main
 from pellucid.models import Model, initialise
-from pellucid.train.finetune import classify, lora
-from pellucid.train.finetune.peft_format import apply_adapter, module_names
+from pellucid.models import adapters as lora
+from pellucid.train.finetune import classify
 
 DEMO = Path(pellucid.__file__).parent / "demos" / "llama"
 STEPS = ["--steps=6", "--batch=4", "--eval-every=3", "--lr=5e-3", "--precision=float32"]

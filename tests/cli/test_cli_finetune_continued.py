@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pellucid
+from pellucid.checkpoints.formats.peft import TENSORS
 from pellucid.cli import finetune_setup, main
+from pellucid.models import adapters as lora
 from pellucid.tokenizers import TemplateChat
-from pellucid.train.finetune import lora
-from pellucid.train.finetune.peft_format import TENSORS
 
 STEPS = ("--steps=3", "--batch=4", "--warmup=0", "--lr=2e-3", "--precision=float32", "--context=48")
 WORDS = ("import", "return", "class", "def", "print", "yield")

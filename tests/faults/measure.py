@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import pellucid
-from pellucid.compare.faults.run import Table, run_benchmark, run_healthy
-from pellucid.compare.faults.subjects import from_language_model, random_gpt2, random_llama
-from pellucid.compare.faults.table import markdown
+from pellucid.diff.selftest.run import Table, run_benchmark, run_healthy
+from pellucid.diff.selftest.subjects import from_language_model, random_gpt2, random_llama
+from pellucid.diff.selftest.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = Path(os.environ.get("PELLUCID_ASSETS", ROOT.parent / "shared" / "assets"))
@@ -26,7 +26,7 @@ HEALTHY_RUNS = 60  # of each model in each dtype
 PAGE = """# The diff, measured
 
 {faults} realistic faults, each put into a program that is not ours:
-`pellucid/compare/faults/engine.py` is a second implementation of both families with a switch for
+`pellucid/diff/selftest/engine.py` is a second implementation of both families with a switch for
 each mistake, and the weight faults break what it loads. The diff holds our model against it. A
 perfect tool names the first tensor that is wrong and what was done (`cause`).
 

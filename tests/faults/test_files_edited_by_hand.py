@@ -13,7 +13,7 @@ import torch
 from tiny import LLAMA, random_model
 
 from pellucid import checkpoints, tokenizers
-from pellucid.difference import diff
+from pellucid.diff.two_models import diff
 
 OURS = {
     "self_attn.": "attn.",

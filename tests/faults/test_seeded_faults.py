@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid import names, tokenizers
-from pellucid.compare import from_model
-from pellucid.compare.faults.catalogue import CONTROLS, FAULTS, TOKENS
-from pellucid.compare.faults.engine import Engine, Port, inverse_frequencies
-from pellucid.compare.faults.run import run_benchmark, run_healthy
-from pellucid.compare.faults.subjects import TEXT, from_language_model, random_gpt2, random_llama
+from pellucid.diff import from_model
+from pellucid.diff.selftest.catalogue import CONTROLS, FAULTS, TOKENS
+from pellucid.diff.selftest.engine import Engine, Port, inverse_frequencies
+from pellucid.diff.selftest.run import run_benchmark, run_healthy
+from pellucid.diff.selftest.subjects import TEXT, from_language_model, random_gpt2, random_llama
 from pellucid.models import RopeConfig, build
 from pellucid.models.rope import frequencies
 
@@ -108,8 +108,8 @@ def test_a_fault_of_the_encoding_is_named(fault, tokenizer):
 @pytest.mark.assets
 def test_the_special_tokens_of_two_releases_of_llama_3(assets):
     """The names of 3.0 and 3.1 share ids only in part."""
-    from pellucid.compare.sides import Side
-    from pellucid.compare.static import token_findings
+    from pellucid.diff.sides.side import Side
+    from pellucid.diff.static import token_findings
     from pellucid.tokenizers import llama3
 
     ranks = llama3.read_ranks(assets / "llama3" / "tokenizer.model")

@@ -10,7 +10,7 @@ import torch
 
 import pellucid
 from pellucid import checkpoints, tokenizers
-from pellucid.analysis.heads import head_scores, strongest
+from pellucid.evaluate.heads import head_scores, strongest
 from pellucid.models import GPT2, Llama
 from pellucid.train import evaluate
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
-from pellucid import training_step
+from pellucid import step_recording as training_step
 from pellucid.cli import main
 from pellucid.cli.training_ranks import layout
 from pellucid.trace import Trace

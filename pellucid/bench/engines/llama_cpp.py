@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pellucid.bench.gguf import read_header
+from pellucid.checkpoints.formats.gguf_file import read_header
 
 _FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's enum llama_ftype
 _MOST_TOKENS = 4096  # of one call of llama_decode: a prefill of 8 rows fits

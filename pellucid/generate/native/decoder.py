@@ -17,7 +17,7 @@ from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_
 from pellucid.generate.native.recording import Recording, StepRequest
 from pellucid.models import GPT2, Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
-from pellucid.processors import cores
+from pellucid.system import cores
 
 MOST = 64  # tokens of one step
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

@@ -12,14 +12,7 @@ from tiny import CONFIGS, random_model, random_tokens
 
 import pellucid
 from pellucid.generate import Sampling, fast, generate_tokens, native
-from pellucid.generate.native import (
-    Decoder,
-    instruction_sets,
-    library,
-    pages,
-    settle,
-    unsupported,
-)
+from pellucid.generate.native import Decoder, instruction_sets, library, pages, settle, unsupported
 from pellucid.models import Cache
 from pellucid.models.quantised import Format, quantise
 from pellucid.trace import trace

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import checkpoints
+from pellucid.models import adapters as lora
 from pellucid.train import Schedule, TrainConfig, train
-from pellucid.train.finetune import lora
 from pellucid.train.finetune.classify import (
     add_head,
     balance,

@@ -11,9 +11,9 @@ from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 from torch import Tensor, nn
 
 from pellucid.models import Model
+from pellucid.models import adapters as lora
+from pellucid.models.adapters import LoraConfig
 from pellucid.trace import trace
-from pellucid.train.finetune import lora
-from pellucid.train.finetune.lora import LoraConfig
 
 ALL = LoraConfig(rank=3, alpha=5.0, targets=("all",))
 

@@ -12,10 +12,10 @@ from test_finetune_lora import adapted
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid.checkpoints import load_model, open_checkpoint
-from pellucid.checkpoints.hf import table
-from pellucid.train.finetune import lora
-from pellucid.train.finetune.lora import LoraConfig
-from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names, save_adapter
+from pellucid.models import adapters as lora
+from pellucid.models.adapters import LoraConfig
 
 FILE = "adapter_model.safetensors"
 

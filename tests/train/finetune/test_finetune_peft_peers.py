@@ -12,11 +12,11 @@ from tiny import GPT, LLAMA, random_model, random_tokens
 
 import pellucid
 from pellucid import checkpoints
-from pellucid.checkpoints.hf import table
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names, save_adapter
 from pellucid.models import Config
-from pellucid.train.finetune import lora
-from pellucid.train.finetune.lora import LoraConfig
-from pellucid.train.finetune.peft_format import apply_adapter, module_names, save_adapter
+from pellucid.models import adapters as lora
+from pellucid.models.adapters import LoraConfig
 
 pytestmark = [
     pytest.mark.peers,

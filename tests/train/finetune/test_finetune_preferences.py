@@ -11,8 +11,8 @@ from test_finetune_lora import adapted
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import tokenizers
+from pellucid.models import adapters as lora
 from pellucid.train import Schedule, TrainConfig, train
-from pellucid.train.finetune import lora
 from pellucid.train.finetune.instructions import plain_chat
 from pellucid.train.finetune.pairs import Pair, PairRows, fitted_pairs, pairs
 from pellucid.train.finetune.preferences import (

@@ -1,0 +1,1 @@
+"""A module per file format: names and layout of its tensors, reading and writing."""

@@ -1,0 +1,115 @@
+"""From queries and keys to what the heads read: scale, softmax, head mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.diff.causes.hypothesis import Hypothesis, given, sibling
+from pellucid.diff.causes.positions import mask
+from pellucid.diff.replay.operations import Setting, scale_scores
+from pellucid.diff.replay.replay import Replay
+from pellucid.models.attention import repeat_heads
+
+
+def _tiled(x: Tensor, heads: int) -> Tensor:
+    return x.repeat(1, heads // x.shape[1], 1, 1)
+
+
+def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Head mapping, scale, order of the key/value heads."""
+    config = replay.setting.config
+
+    def plain(q: Tensor, k: Tensor) -> Tensor:
+        return q @ repeat_heads(k, q.shape[1]).transpose(-1, -2)
+
+    if config.n_heads != config.n_kv_heads:
+        yield Hypothesis(
+            "GQA heads tiled",
+            "query head h reads key/value head h mod Hkv",
+            given(lambda s, q, k: scale_scores(s, q @ _tiled(k, q.shape[1]).transpose(-1, -2))),
+        )
+    for evidence, factor in (
+        ("not divided by √D", 1.0),
+        (f"divided by D = {config.head_dim}", 1 / config.head_dim),
+        (f"divided by √C = √{config.width}", config.width**-0.5),
+        ("divided by √(D/2)", (config.head_dim / 2) ** -0.5),
+        ("divided by √D twice", 1 / config.head_dim),
+        (f"divided by √H = √{config.n_heads}", config.n_heads**-0.5),
+        (
+            f"divided by √(Hkv · D) = √{config.n_kv_heads * config.head_dim}",
+            (config.n_kv_heads * config.head_dim) ** -0.5,
+        ),
+    ):
+        wrong = given(lambda s, q, k, f=factor: plain(q, k) * f)
+        yield Hypothesis("attention scale", evidence, wrong)
+    if config.n_kv_heads > 1:
+        flipped = given(lambda s, q, k: scale_scores(s, plain(q, k.flip(1))))
+        yield Hypothesis("heads reordered", "key/value heads in reverse order", flipped)
+        rolled = given(lambda s, q, k: scale_scores(s, plain(q, k.roll(1, 1))))
+        yield Hypothesis("heads reordered", "key/value heads moved by one", rolled)
+
+
+def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Whatever goes wrong with a mask, whether or not the mask was observed."""
+    for hypothesis in mask(replay, sibling(name, "mask"), observed):
+
+        def masked(r: Replay, n: str, h: Hypothesis = hypothesis) -> Tensor:
+            allowed = h.compute(r, sibling(n, "mask"))
+            return r.arguments(n)[0].to(r.setting.dtype).masked_fill(~allowed, float("-inf"))
+
+        yield Hypothesis(hypothesis.cause, hypothesis.evidence, masked)
+
+
+def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Softmax in a coarse dtype, over the wrong axis, with a one added."""
+    for coarse in (torch.bfloat16, torch.float16):
+        short = str(coarse).removeprefix("torch.")
+        yield Hypothesis(
+            "softmax precision",
+            f"softmax in {short}",
+            given(lambda s, x, c=coarse: torch.softmax(x.to(c), -1).to(s.dtype)),
+        )
+
+        def late(s: Setting, x: Tensor, c: torch.dtype = coarse) -> Tensor:
+            low = x.to(c)
+            powers = (low - low.amax(-1, keepdim=True)).exp()
+            return (powers / powers.sum(-1, keepdim=True)).to(s.dtype)
+
+        yield Hypothesis("softmax precision", f"each step of the softmax in {short}", given(late))
+    yield Hypothesis(
+        "softmax axis", "over the queries", given(lambda s, x: torch.softmax(x, -2).to(s.dtype))
+    )
+    yield Hypothesis(
+        "softmax plus one",
+        "a one added to the sum",
+        given(lambda s, x: F.softmax(F.pad(x, (0, 1)), -1)[..., :-1].to(s.dtype)),
+    )
+
+
+def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Head mapping and order of the values."""
+    config = replay.setting.config
+    if config.n_heads != config.n_kv_heads:
+        tiled = given(lambda s, p, v: p @ _tiled(v, p.shape[1]))
+        yield Hypothesis("GQA heads tiled", "query head h reads value head h mod Hkv", tiled)
+    if config.n_kv_heads > 1:
+        flipped = given(lambda s, p, v: p @ repeat_heads(v.flip(1), p.shape[1]))
+        yield Hypothesis("heads reordered", "value heads in reverse order", flipped)
+
+
+def attn_out(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Heads put side by side in the wrong order."""
+    yield Hypothesis(
+        "heads joined wrongly",
+        "heads not moved behind the tokens before joining",
+        given(lambda s, z: s.linear("attn.o_proj", z.reshape(z.shape[0], z.shape[2], -1))),
+    )
+    yield Hypothesis(
+        "heads joined wrongly",
+        "components of all heads side by side",
+        given(lambda s, z: s.linear("attn.o_proj", z.permute(0, 2, 3, 1).flatten(2))),
+    )

@@ -1,0 +1,139 @@
+"""What a hypothesis is, and the ways to write one down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.diff.relayout import candidates
+from pellucid.diff.replay.operations import Setting, apply, cast, leaf
+from pellucid.diff.replay.replay import Replay
+
+Wrong = Callable[[Replay, str], Tensor]
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A cause by name, what it would mean here, and the tensor it would give."""
+
+    cause: str
+    evidence: str
+    compute: Wrong
+
+
+def parameters(setting: Setting, name: str) -> tuple[str, ...]:
+    """Full names of the parameters an operation reads."""
+    layer = names.layer_of(name)
+    block = f"layers.{layer}." if layer is not None else ""
+    head = "embed" if setting.config.tied else "unembed"
+    llama = setting.config.family == "llama"
+    reads = {
+        "embed": "embed",
+        "pos_embed": "pos_embed",
+        "attn_norm": "attn_norm",
+        "attn.q": "attn.q_proj",
+        "attn.k": "attn.k_proj",
+        "attn.v": "attn.v_proj",
+        "attn_out": "attn.o_proj",
+        "mlp_norm": "mlp_norm",
+        "mlp.pre": "mlp.up_proj",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp_out": "mlp.down_proj",
+        "final_norm": "norm",
+        "logits": head,
+    }.get(leaf(name))
+    if reads is None:
+        return ()
+    bias = not llama or setting.weights(f"{block}{reads}.bias") is not None
+    found = (f"{block}{reads}.weight", *((f"{block}{reads}.bias",) if bias else ()))
+    return tuple(full for full in found if setting.weights(full) is not None)
+
+
+def with_weights(setting: Setting, changed: Mapping[str, Tensor]) -> Setting:
+    """The setting with some parameters exchanged."""
+    plain = setting.weights
+    return replace(
+        setting, weights=lambda asked: changed[asked] if asked in changed else plain(asked)
+    )
+
+
+def in_setting(change: Callable[[Setting], Setting]) -> Wrong:
+    """The right operation under another config, dialect or weights."""
+
+    def compute(replay: Replay, name: str) -> Tensor:
+        return apply(change(replay.setting), name, replay.arguments(name))
+
+    return compute
+
+
+def given(function: Callable[..., Tensor]) -> Wrong:
+    """A wrong operation on the right inputs: function(setting, *inputs)."""
+
+    def compute(replay: Replay, name: str) -> Tensor:
+        setting = replace(replay.setting, layer=names.layer_of(name))
+        values = (cast(value, setting, leaf(name)) for value in replay.arguments(name))
+        return function(setting, *values)
+
+    return compute
+
+
+def from_sibling(source: str, function: Callable[..., Tensor]) -> Wrong:
+    """A wrong operation on other inputs: function(setting, tensor named `source` of the block)."""
+
+    def compute(replay: Replay, name: str) -> Tensor:
+        setting = replace(replay.setting, layer=names.layer_of(name))
+        return function(setting, replay.value(sibling(name, source)).to(setting.dtype))
+
+    return compute
+
+
+def sibling(name: str, what: str) -> str:
+    """Another tensor of the same step and block: ("step.1.layers.2.mlp.act", "mlp.up")."""
+    step, layer = names.step_of(name), names.layer_of(name)
+    block = (
+        f"layers.{layer}." if layer is not None and not what.startswith(("rope", "mask")) else ""
+    )
+    return (f"step.{step}." if step else "") + block + what
+
+
+def other_weights(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The right operation on A's weights laid out, joined, rounded or taken wrongly.
+
+    What was done to a weight was mostly done to its bias too, so that is tried first.
+    """
+    setting = replay.setting
+    weight, bias = (
+        next((p for p in parameters(setting, name) if p.endswith(kind)), None)
+        for kind in (".weight", ".bias")
+    )
+    of_bias: dict[tuple[str, str], Tensor] = {}
+    if bias is not None:
+        plain = setting.parameter_named(bias)
+        of_bias = {("missing bias", f"without {bias}"): torch.zeros_like(plain)}
+        for cause, evidence, tensor in candidates(bias, setting.weights, setting.config):
+            of_bias[cause, evidence] = tensor
+    if weight is not None:
+        for cause, evidence, tensor in candidates(weight, setting.weights, setting.config):
+            beside = of_bias.get((cause, evidence))
+            if bias is not None and beside is not None:
+                yield _exchanged(cause, evidence, {weight: tensor, bias: beside})
+            yield _exchanged(cause, evidence, {weight: tensor})
+    if bias is not None:
+        for (cause, evidence), tensor in of_bias.items():
+            yield _exchanged(cause, evidence, {bias: tensor})
+
+
+def _exchanged(cause: str, evidence: str, changed: dict[str, Tensor]) -> Hypothesis:
+    stated = f"{' and '.join(changed)}: {evidence}"
+    return Hypothesis(cause, stated, in_setting(lambda s: with_weights(s, changed)))
+
+
+def of_model(name: str, what: str) -> str:
+    """A tensor of the whole model at the step of `name`: ("step.1.logits", "mask")."""
+    step = names.step_of(name)
+    return f"step.{step}.{what}" if step else what

@@ -1,0 +1,57 @@
+"""Where tokens stand and who sees whom: positions and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.diff.causes.hypothesis import Hypothesis
+from pellucid.diff.replay.replay import Replay
+
+
+def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Off by one, counted from the padding, started again."""
+    expected, _ = replay.expected_places(names.step_of(name))
+    for shift in (1, -1):
+        yield Hypothesis(
+            "cache position off by one" if names.step_of(name) else "positions off by one",
+            f"every position {shift:+d}",
+            lambda r, n, by=shift: expected + by,
+        )
+    plain = torch.arange(expected.shape[-1]) + int(expected.max()) - expected.shape[-1] + 1
+    yield Hypothesis(
+        "left padding without positions",
+        "positions count the padding",
+        lambda r, n: plain.expand_as(expected),
+    )
+    counted = torch.arange(expected.shape[-1]).expand_as(expected)
+    yield Hypothesis("positions restart", "positions start at 0 again", lambda r, n: counted)
+
+
+def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """One too wide or narrow, top-left, missing, transposed, open to padding."""
+    step = names.step_of(name)
+    _, expected = replay.expected_places(step)
+    tokens, seen = expected.shape[-2:]
+    rows, columns = torch.arange(tokens)[:, None], torch.arange(seen)[None]
+    bottom = rows + seen - tokens
+    for cause, evidence, value in (
+        ("mask one too wide", "each token also sees the next one", columns <= bottom + 1),
+        ("mask one too narrow", "no token sees itself", columns < bottom),
+        ("top-left causal mask", "the mask ignores the tokens in the cache", columns <= rows),
+        ("mask missing", "every token sees every other", columns >= 0),
+        ("mask transposed", "every token sees only what follows it", columns >= bottom),
+    ):
+        if cause.startswith("top-left") and tokens == seen:
+            continue  # nothing in the cache: the right mask
+        allowed = value.expand(expected.shape)
+        yield Hypothesis(cause, evidence, lambda r, n, v=allowed: v)
+        if expected.ndim == 4:
+            padded = allowed & expected.diagonal(dim1=-2, dim2=-1).any(-1)[..., None, None]
+            yield Hypothesis(cause, evidence, lambda r, n, v=padded: v)
+    if expected.ndim == 4:
+        causal = (columns <= bottom).expand(expected.shape)
+        yield Hypothesis("padding not masked", "tokens see the padding", lambda r, n: causal)

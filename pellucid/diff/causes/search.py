@@ -1,0 +1,169 @@
+"""Why a tensor diverged: not guessed, replayed until one hypothesis gives the observed values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.diff.causes.hypothesis import Hypothesis, in_setting, parameters, with_weights
+from pellucid.diff.causes.table import hypotheses
+from pellucid.diff.replay.operations import SOURCES, leaf
+from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.statistics import Measure, beyond, equal, rms
+from pellucid.diff.sides.side import Side
+from pellucid.diff.static import Finding
+
+BETTER = 1.3  # by how much a later hypothesis must fit better than an earlier, likelier one
+HOPELESS = 1e4  # in units of the last place: no operation is off by so much through rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One hypothesis replayed: how far its values are from those observed, and whether it fits."""
+
+    cause: str
+    evidence: str
+    error: float | None  # None: does not apply to these shapes
+    fits: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """All four fields; an infinite error has no number in JSON."""
+        known = self.error is not None and math.isfinite(self.error)
+        return {
+            "cause": self.cause,
+            "evidence": self.evidence,
+            "error": self.error if known else None,
+            "fits": self.fits,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cause:
+    """What reproduces the observed values, and how well: error before and after, tried in all."""
+
+    name: str
+    evidence: str
+    error: float
+    tried: int
+
+    def to_json(self) -> dict[str, str]:
+        """The schema's two fields."""
+        return {"name": self.name, "evidence": self.evidence}
+
+
+def find_cause(
+    replay: Replay,
+    name: str,
+    observed: Tensor,
+    before: Measure,
+    other: Side,
+    findings: Sequence[Finding],
+) -> tuple[Cause | None, tuple[Trial, ...]]:
+    """The hypothesis that gives `observed` within rounding, or None; and all that were tried.
+
+    `other` is the side that diverged: its own weights and config are the first hypotheses, since
+    what the static stages found is the likeliest reason.
+    """
+    tried: list[Trial] = []
+    best: tuple[float, Hypothesis] | None = None
+    for hypothesis in _ordered(replay, name, observed, other, findings):
+        result = _trial(replay, name, observed, hypothesis)
+        fits = result is not None and result.verdict in ("identical", "within-rounding")
+        tried.append(_told(hypothesis, result, fits))
+        if result is None or not fits:
+            continue
+        if best is None or result.error_b < best[0] / BETTER:
+            best = (result.error_b, hypothesis)
+        if result.verdict == "identical" or hypothesis.cause.startswith("B's own"):
+            break
+    if best is None:
+        return None, tuple(tried)
+    error, chosen = best
+    evidence = (
+        f"{chosen.evidence}: replayed, the error of {name} falls from {before.error_b:.2g} "
+        f"to {error:.2g}"
+    )
+    cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
+    return cause, tuple(tried)
+
+
+def _told(hypothesis: Hypothesis, result: Measure | None, fits: bool) -> Trial:
+    return Trial(
+        cause=hypothesis.cause,
+        evidence=hypothesis.evidence,
+        error=None if result is None else result.error_b,
+        fits=fits,
+    )
+
+
+def _ordered(
+    replay: Replay, name: str, observed: Tensor, other: Side, findings: Sequence[Finding]
+) -> Iterator[Hypothesis]:
+    yield from _from_findings(replay, name, other, findings)
+    yield from hypotheses(replay, name, observed)
+
+
+def _from_findings(
+    replay: Replay, name: str, other: Side, findings: Sequence[Finding]
+) -> Iterator[Hypothesis]:
+    """What the weights and constants stages found: all parameters of the operation, the config."""
+    exchanged: dict[str, Tensor] = {}
+    found: list[Finding] = []
+    for parameter in parameters(replay.setting, name):
+        here = [f for f in findings if f.stage == "weights" and f.name == parameter]
+        mine, theirs = replay.setting.weights(parameter), other.weight(parameter)
+        if here and mine is not None:
+            exchanged[parameter] = torch.zeros_like(mine) if theirs is None else theirs
+            found += here
+    if found:
+        found.sort(key=lambda finding: finding.kind != "fault")
+        evidence = "; ".join(f"{finding.name}: {finding.finding}" for finding in found)
+        own = in_setting(lambda s: with_weights(s, exchanged))
+        yield Hypothesis(found[0].cause, evidence, own)
+    constants = [finding for finding in findings if finding.stage == "constants"]
+    if constants and other.config is not None:
+        evidence = "; ".join(f"{finding.name}: {finding.finding}" for finding in constants)
+        changed = in_setting(lambda s: replace(s, config=other.config))
+        yield Hypothesis(constants[0].cause, evidence, changed)
+        if found:
+            both = in_setting(lambda s: replace(with_weights(s, exchanged), config=other.config))
+            evidence = "; ".join(f"{f.name}: {f.finding}" for f in (*found, *constants))
+            yield Hypothesis(f"{found[0].cause} and {constants[0].cause}", evidence, both)
+
+
+def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) -> Measure | None:
+    """The hypothesis in the run's arithmetic and in the reference's, with the observation."""
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
+    try:
+        near = hypothesis.compute(replay, name)
+        if leaf(name) in SOURCES:
+            same = bool((observed == near).all())
+            return equal() if same else beyond("other values")
+        rough = _difference(near, observed)
+        limit = min(0.5, HOPELESS * torch.finfo(replay.setting.dtype).eps)
+        if limit < rough < math.inf:
+            return beyond("far off", error_b=rough)
+        exact = hypothesis.compute(wide, name)
+        if observed.isfinite().all() and not near.isfinite().any():
+            return None
+        exact, near = _finite_where(observed, exact, near)
+        return replay.hold(name, exact, near, observed, observed.dtype)
+    except (RuntimeError, KeyError, IndexError):
+        return None  # the hypothesis does not fit these shapes
+
+
+def _difference(near: Tensor, observed: Tensor) -> float:
+    """Relative RMS difference; NaN where either is not finite."""
+    seen = observed[..., : near.shape[-1]].double()
+    return float(rms(near.double() - seen) / rms(seen))
+
+
+def _finite_where(observed: Tensor, exact: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """R and its neighbour, taken as observed where both overflow alike."""
+    alike = ~observed.isfinite() & ~near.isfinite()
+    return torch.where(alike, observed, exact), torch.where(alike, observed, near)

@@ -1,0 +1,1 @@
+"""Each named tensor computed again from its inputs, and the verdict on what the other side has."""

@@ -1,0 +1,151 @@
+"""The verdict on each observed tensor of one side, held against its operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pellucid import names
+from pellucid.diff.causes.search import Cause, Trial, find_cause
+from pellucid.diff.replay.operations import SOURCES, Setting, leaf
+from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.statistics import Measure, beyond, equal, not_judged
+from pellucid.diff.sides.side import Side
+from pellucid.diff.static import Finding
+from pellucid.trace import Trace
+
+Keep = Callable[[str, Tensor, Tensor], None]  # name, R, what was observed
+
+# R is not computed where nothing differs: it costs more than all the rest.
+_IDENTICAL = replace(equal(), error_a=float("nan"), error_b=float("nan"))
+
+
+class Judge:
+    """One side's observations, each held against its operation on that side's own inputs.
+
+    setting   side A's arithmetic
+    declared  that of this side, where it says so: its dtype, its dialect, and weights declared to
+              differ (quantised, rounded); what these explain reads "explained"
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        observed: Trace,
+        setting: Setting,
+        padding: Tensor | None,
+        tokens: Tensor,
+        *,
+        declared: Setting | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        self.keep = keep
+        self.side, self.padding, self.tokens = side, padding, tokens
+        self.observed = dict(observed)
+        held = {"tokens": tokens, **self.observed}
+        self.own = Replay(held, setting, padding)
+        self.wide = Replay(held, setting.wide(), padding)
+        self.declared = self.declared_wide = None
+        if declared is not None:
+            self.declared = Replay(held, declared, padding)
+            self.declared_wide = Replay(held, declared.wide(), padding)
+        self._shift: Tensor | None = None
+
+    def judge(self, name: str) -> Measure:
+        """The verdict on one observed tensor."""
+        seen = self.observed[name]
+        if leaf(name) in SOURCES:
+            return self._judge_source(name, seen)
+        try:
+            near = self.own.compute(name)
+            if torch.equal(near, seen):
+                if self.keep is not None:
+                    self.keep(name, near, seen)
+                return _IDENTICAL
+            exact = self.wide.compute(name)
+            result = self.own.hold(name, exact, near, seen)
+            if self.keep is not None and exact.shape == seen.shape:
+                self.keep(name, exact, seen)
+            if result.verdict != "diverged" or self.declared is None:
+                return result
+            assert self.declared_wide is not None, "made together with `declared`"
+            exact = self.declared_wide.compute(name)
+            other = self.declared.hold(name, exact, self.declared.compute(name), seen, seen.dtype)
+        except KeyError as error:
+            return not_judged(f"needs {error.args[0]}")
+        if other.verdict == "diverged":
+            return result
+        note = _declared(self.own.setting, self.declared.setting)
+        return replace(result, verdict="explained", ratio=other.ratio, where="", note=note)
+
+    def _judge_source(self, name: str, seen: Tensor) -> Measure:
+        """Tokens, positions and mask: exact, but for what cannot matter."""
+        what, step = leaf(name), names.step_of(name)
+        if what == "tokens":
+            same = step > 0 or torch.equal(torch.atleast_2d(seen), self.tokens)
+            return _exact(same, "other tokens than the run was asked for")
+        positions, mask = self.own.expected_places(step)
+        if what == "mask":
+            return self._judge_mask(name, seen, mask)
+        shift = (seen - positions).to(torch.int64)
+        if not shift.any():
+            return equal()
+        real = self._real_tokens(step, shift.shape)
+        if self.own.setting.config.family == "llama" and shift.ndim and _uniform(shift, real):
+            first = shift.reshape(-1, shift.shape[-1])[:, -1]
+            if self._shift is None and step == 0:
+                self._shift = first
+            if self._shift is not None and torch.equal(first, self._shift):
+                note = "all positions shifted alike: RoPE sees only differences"
+                return replace(equal(note), verdict="within-rounding")
+        place = int((shift != 0).reshape(-1, shift.shape[-1]).any(0).nonzero()[0])
+        return beyond(f"token {place}: off by {int(shift[..., place].reshape(-1)[0]):+d}")
+
+    def _judge_mask(self, name: str, seen: Tensor, mask: Tensor) -> Measure:
+        try:
+            wrong = seen.to(torch.bool) != mask
+        except RuntimeError:
+            note = f"shape {tuple(seen.shape)}, expected {tuple(mask.shape)}"
+            return beyond(note)
+        if self.keep is not None:
+            self.keep(name, mask, seen)
+        if self.padding is not None and wrong.ndim == 4:
+            rows = torch.arange(mask.shape[-2]) + mask.shape[-1] - mask.shape[-2]
+            real = rows[None] >= self.padding[:, None]  # (B, T): what padding sees is nobody's
+            wrong = wrong & real[:, None, :, None]
+        if not wrong.any():
+            return equal()
+        query, key = wrong.nonzero()[0][-2:].tolist()
+        may = "may" if bool(seen.expand(wrong.shape)[tuple(wrong.nonzero()[0])]) else "may not"
+        return beyond(f"token {query} {may} look at token {key}")
+
+    def _real_tokens(self, step: int, shape: torch.Size) -> Tensor:
+        if self.padding is None or len(shape) < 2 or step:
+            return torch.ones(shape, dtype=torch.bool)
+        return torch.arange(shape[-1])[None] >= self.padding[:, None]
+
+    def cause(
+        self, name: str, result: Measure, static: Sequence[Finding]
+    ) -> tuple[Cause | None, tuple[Trial, ...]]:
+        """What reproduces the diverged tensor, or None; and all that was tried."""
+        replay = self.declared or self.own
+        return find_cause(replay, name, self.observed[name], result, self.side, static)
+
+
+def _declared(setting: Setting, other: Setting) -> str:
+    if (other.dtype, other.dialect) == (setting.dtype, setting.dialect):
+        return "with the weights it is known to have"
+    return f"{str(other.dtype).removeprefix('torch.')} in the dialect {other.dialect.name}"
+
+
+def _uniform(shift: Tensor, real: Tensor) -> bool:
+    rows = shift.reshape(-1, shift.shape[-1])
+    kept = real.reshape(-1, shift.shape[-1])
+    return all(len(set(row[keep].tolist())) == 1 for row, keep in zip(rows, kept, strict=True))
+
+
+def _exact(same: bool, note: str) -> Measure:
+    return equal() if same else beyond(note)

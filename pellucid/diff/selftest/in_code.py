@@ -1,0 +1,333 @@
+"""Faults of a port's code and config: positions, norms, attention, MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pellucid.diff.selftest import damage
+from pellucid.diff.selftest.engine import Port
+from pellucid.diff.selftest.fault import Change, Fault, fault, gpt2, llama
+from pellucid.models.rope import RopeConfig
+
+
+def _rope(**fields: Any) -> Change:
+    return lambda config: replace(config, rope=replace(config.rope, **fields))
+
+
+def _theta(times: float) -> Change:
+    return lambda c: replace(c, rope=replace(c.rope, theta=c.rope.theta * times))
+
+
+def _plain_rope(config: Any) -> Any:
+    return replace(config, rope=RopeConfig(theta=config.rope.theta))
+
+
+def _scaled(kind: str, factor: float) -> Change:
+    """A RoPE scaled for a context longer than the one (a short one) it was trained on."""
+    return _rope(type=kind, factor=factor, original_context=32)
+
+
+ROPE = (
+    llama(
+        "RoPE turns neighbours, not halves",
+        "layers.0.attn.q_rotated",
+        "RoPE pairing",
+        port=Port(pairs="neighbours"),
+    ),
+    llama(
+        "rotate_half with tables for neighbours",
+        "layers.0.attn.q_rotated",
+        "RoPE pairing",
+        port=Port(pairs="mixed"),
+    ),
+    llama("keys not rotated", "layers.0.attn.k_rotated", "RoPE missing", port=Port(rotates="q")),
+    llama("RoPE turns backwards", "rope.sin", "RoPE direction", port=Port(direction=-1)),
+    llama(
+        "RoPE theta 100 times", "rope.cos", "RoPE theta", static="RoPE theta", config=_theta(100)
+    ),
+    llama(
+        "RoPE theta a third more",
+        "rope.cos",
+        "RoPE theta",
+        static="RoPE theta",
+        config=_theta(4 / 3),
+    ),
+    llama(
+        "RoPE theta, tables not seen",
+        "layers.0.attn.q_rotated",
+        "RoPE theta",
+        static="RoPE theta",
+        config=_theta(50),
+        hides=("rope.cos", "rope.sin"),
+    ),
+    llama("RoPE exponent i/D", "rope.cos", "RoPE exponent", port=Port(exponent="i/D")),
+    llama(
+        "llama3 scaling missing",
+        "rope.cos",
+        "RoPE scaling missing",
+        static="RoPE scaling missing",
+        with_config=_scaled("llama3", 8.0),
+        config=_plain_rope,
+    ),
+    llama(
+        "llama3 factor 8 for 32",
+        "rope.cos",
+        "RoPE scaling factor",
+        static="RoPE scaling factor",
+        with_config=_scaled("llama3", 32.0),
+        config=_rope(factor=8.0),
+    ),
+    llama(
+        "linear factor ignored",
+        "rope.cos",
+        "RoPE scaling missing",
+        static="RoPE scaling missing",
+        with_config=_rope(type="linear", factor=4.0),
+        config=_plain_rope,
+    ),
+    llama(
+        "yarn ignored",
+        "rope.cos",
+        "RoPE scaling missing",
+        static="RoPE scaling missing",
+        with_config=_scaled("yarn", 4.0),
+        config=_plain_rope,
+    ),
+    llama(
+        "RoPE frequencies in bfloat16",
+        "rope.cos",
+        "RoPE frequencies rounded",
+        port=Port(frequency_dtype=torch.bfloat16),
+        rows="long",
+    ),
+    llama(
+        "positions in bfloat16",
+        "rope.cos",
+        "positions rounded",
+        port=Port(position_dtype=torch.bfloat16),
+        applies=lambda c: c.context_length > 300,  # bfloat16 holds every integer up to 256
+        rows="long",
+    ),
+)
+
+NORMS = (
+    fault(
+        "eps 1e-6 for 1e-5",
+        "layers.0.attn_norm",
+        "norm eps",
+        static="norm eps",
+        with_config=lambda c: replace(c, norm_eps=1e-5),
+        config=lambda c: replace(c, norm_eps=1e-6),
+    ),
+    fault(
+        "eps 3e-4 for 1e-5, in the code",
+        "layers.0.attn_norm",
+        "norm eps",
+        port=Port(eps=3e-4),
+        with_config=lambda c: replace(c, norm_eps=1e-5),
+    ),
+    llama(
+        "RMSNorm all in bfloat16",
+        "layers.0.attn_norm",
+        "norm cast order",
+        port=Port(norm_dtype=torch.bfloat16),
+    ),
+    fault(
+        "norm weight plus one",
+        "layers.1.mlp_norm",
+        "norm weight plus one",
+        static="norm weight plus one",
+        weights=damage.norm_plus_one,
+    ),
+    gpt2(
+        "LayerNorm bias dropped",
+        "layers.1.attn_norm",
+        "missing bias",
+        static="missing bias",
+        weights=damage.without_norm_bias,
+    ),
+    llama(
+        "LayerNorm for RMSNorm",
+        "layers.0.attn_norm",
+        "LayerNorm for RMSNorm",
+        port=Port(norm="with mean"),
+    ),
+    gpt2(
+        "RMSNorm for LayerNorm",
+        "layers.0.attn_norm",
+        "RMSNorm for LayerNorm",
+        port=Port(norm="without mean"),
+    ),
+    gpt2(
+        "variance over C - 1", "layers.0.attn_norm", "unbiased variance", port=Port(norm="unbiased")
+    ),
+    fault(
+        "norm squares overflow float16",
+        "layers.0.attn_norm",
+        "float16 overflow",
+        port=Port(square_dtype=torch.float16),
+        with_weights=damage.massive_channel,
+    ),
+    fault("final norm missing", "logits", "final norm missing", port=Port(final_norm=False)),
+)
+
+
+ATTENTION = (
+    llama(
+        "GQA heads tiled",
+        "layers.0.attn.scores",
+        "GQA heads tiled",
+        applies=lambda c: 1 < c.n_kv_heads < c.n_heads,
+        port=Port(heads="tiled"),
+    ),
+    fault("scores not scaled", "layers.0.attn.scores", "attention scale", port=Port(scale="none")),
+    fault(
+        "scores scaled by the model's width",
+        "layers.0.attn.scores",
+        "attention scale",
+        port=Port(scale="1/sqrt C"),
+    ),
+    fault("scores scaled by D", "layers.0.attn.scores", "attention scale", port=Port(scale="1/D")),
+    fault(
+        "scores scaled by D, in a fused kernel",
+        "layers.0.attn.z",
+        "attention scale",
+        port=Port(scale="1/D", fused=True),
+    ),
+    fault("mask one too wide", "mask", "mask one too wide", port=Port(mask="wide")),
+    fault("mask one too narrow", "mask", "mask one too narrow", port=Port(mask="narrow")),
+    fault("mask missing", "mask", "mask missing", port=Port(mask="none")),
+    fault(
+        "mask one too wide, mask not seen",
+        "layers.0.attn.masked_scores",
+        "mask one too wide",
+        port=Port(mask="wide"),
+        hides=("mask",),
+    ),
+    fault(
+        "mask one too wide, in a fused kernel",
+        "layers.0.attn.z",
+        "mask one too wide",
+        port=Port(mask="wide", fused=True),
+        hides=("mask",),
+    ),
+    fault(
+        "top-left mask with a cache",
+        "step.1.mask",
+        "top-left causal mask",
+        port=Port(mask="top-left"),
+        steps=2,
+    ),
+    fault(
+        "softmax in bfloat16",
+        "layers.0.attn.pattern",
+        "softmax precision",
+        port=Port(softmax_dtype=torch.bfloat16),
+    ),
+    fault(
+        "heads joined without moving them",
+        "layers.0.attn_out",
+        "heads joined wrongly",
+        port=Port(joined="by head"),
+    ),
+    gpt2(
+        "attention dropout left on",
+        "layers.0.attn.pattern",
+        "dropout left on",
+        port=Port(dropout="attention"),
+    ),
+)
+
+PLACES = (
+    fault(
+        "cache position one too high",
+        "step.1.positions",
+        "cache position off by one",
+        port=Port(cached_position=1),
+        steps=2,
+    ),
+    fault(
+        "cache position one too low",
+        "step.1.positions",
+        "cache position off by one",
+        port=Port(cached_position=-1),
+        steps=2,
+    ),
+    llama(
+        "cache position, positions not seen",
+        "step.1.rope.cos",
+        "positions off by one",
+        port=Port(cached_position=1),
+        steps=2,
+        hides=("positions",),
+    ),
+    gpt2(
+        "left padding without positions",
+        "positions",
+        "left padding without positions",
+        port=Port(counts_padding="always"),
+        rows="padded",
+    ),
+    fault(
+        "left padding without positions in decoding",
+        "step.1.positions",
+        "left padding without positions",
+        port=Port(counts_padding="decoding"),
+        rows="padded",
+        steps=1,
+    ),
+    fault(
+        "left padding not masked",
+        "mask",
+        "padding not masked",
+        port=Port(sees_padding=True),
+        rows="padded",
+    ),
+)
+
+STREAM = (
+    fault(
+        "embedding times the root of its width",
+        "embed",
+        "embedding scaled",
+        port=Port(embed_scale=True),
+    ),
+    gpt2(
+        "embedding dropout left on",
+        "layers.0.resid_pre",
+        "dropout left on",
+        port=Port(dropout="embedding"),
+    ),
+    fault(
+        "residual after the norm",
+        "layers.0.resid_mid",
+        "residual after the norm",
+        port=Port(residual="normed"),
+    ),
+    fault(
+        "residual of the MLP from before attention",
+        "layers.0.resid_post",
+        "residual from before attention",
+        port=Port(parallel=True),
+    ),
+    gpt2(
+        "GELU erf for tanh",
+        "layers.0.mlp.act",
+        "GELU form",
+        static="GELU form",
+        config=lambda c: replace(c, gelu="erf"),
+    ),
+    gpt2("GELU by sigmoid", "layers.0.mlp.act", "GELU form", port=Port(activation="sigmoid")),
+    fault("ReLU", "layers.0.mlp.act", "activation", port=Port(activation="relu")),
+    llama(
+        "SwiGLU on the wrong branch",
+        "layers.0.mlp.act",
+        "SwiGLU on the wrong branch",
+        port=Port(branch="up"),
+    ),
+)
+
+CODE: tuple[Fault, ...] = (*ROPE, *ATTENTION, *PLACES, *NORMS, *STREAM)

@@ -1,0 +1,109 @@
+"""A side that transformers runs: its config and parameters in our terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid import checkpoints, tokenizers
+from pellucid.checkpoints.formats.hf import table
+from pellucid.checkpoints.formats.hf_config import read_config
+from pellucid.diff.options import Options
+from pellucid.diff.sides.side import Side
+from pellucid.diff.sides.transformers import from_transformers
+from pellucid.generate import encode_prompt
+from pellucid.language_model import as_dtype
+from pellucid.models import Config
+
+LIVE = "hf:"  # before a path: run it in transformers
+LLAMAS_BY_ANOTHER_NAME = ("mistral", "qwen2")  # within their sliding window, if they have one
+LLAMA_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+    "rope_scaling", "rope_parameters", "tie_word_embeddings", "hidden_act",
+)  # fmt: skip
+
+
+def live_side(model: Any, label: str) -> Side:
+    """A side that runs a transformers model as it is, with its config and weights in our terms.
+
+    Nothing is copied. GPT-2, Llama, and the families that compute exactly what a Llama does; of
+    others only the names are known, and their sides have neither config nor weights. ValueError
+    for a config that says what Pellucid does not have.
+    """
+    stated = json.loads(model.config.to_json_string())
+    if model.config.model_type in LLAMAS_BY_ANOTHER_NAME:
+        whole = model.config.to_dict()
+        stated = {key: whole[key] for key in LLAMA_KEYS if key in whole} | {"model_type": "llama"}
+    if stated["model_type"] not in ("gpt2", "llama"):
+        return from_transformers(model, label)
+    config = read_config(stated, f"{label}: config")
+    weights = canonical(config, model.state_dict(), label)
+    return from_transformers(model, label, config=config, weights=weights)
+
+
+def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """transformers' parameters under our names, as views."""
+    found: dict[str, Tensor] = {}
+    for entry in table(config):
+        if entry.stored not in state:
+            raise ValueError(
+                f"{label} has no {entry.stored}: expected a …LMHeadModel or …ForCausalLM whose "
+                "parameters carry transformers' names"
+            )
+        upright = state[entry.stored].t() if entry.transposed else state[entry.stored]
+        if entry.parameters:
+            parts = upright.chunk(len(entry.parameters))
+            found |= dict(zip(entry.parameters, parts, strict=True))
+        bias = entry.stored.removesuffix("weight") + "bias"
+        if config.family == "llama" and bias in state:  # Qwen2: of q, k and v, but not of o
+            found[entry.parameters[0].removesuffix("weight") + "bias"] = state[bias]
+    head = state.get("lm_head.weight")
+    if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
+        found["unembed.weight"] = head  # the config says it is the embedding, it is not
+    return found
+
+
+def live_folder(source: str, options: Options) -> Side:
+    """``hf:PATH``: the folder in transformers, with eager attention unless `fused` is asked for."""
+    try:
+        transformers = import_module("transformers")  # an extra: absent from most installations
+    except ImportError:
+        raise ValueError(
+            f"{source} needs transformers, which is not installed: pip install transformers"
+        ) from None
+    folder = checkpoints.resolve(source.removeprefix(LIVE))
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{source}: {folder} has no config.json: transformers reads Hugging Face's layout only"
+        )
+    logging = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=as_dtype(options.dtype) or "auto",
+            attn_implementation="sdpa" if options.fused else "eager",
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{source}: transformers cannot load it: {line}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    tokenizer = tokenizers.load(folder)
+    return replace(
+        live_side(model, source),
+        encode=partial(encode_prompt, tokenizer),
+        bos_id=tokenizer.bos_id,
+        specials=tokenizer.specials,
+    )

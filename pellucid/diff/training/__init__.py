@@ -1,0 +1,1 @@
+"""Two training steps held against each other: losses, gradients, updates."""

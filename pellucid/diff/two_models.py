@@ -1,0 +1,306 @@
+"""`pellucid.diff`: a model, or a recording of one, against another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pellucid import names
+from pellucid.diff.options import Options
+from pellucid.diff.replay.operations import SOURCES, leaf
+from pellucid.diff.report import Report
+from pellucid.diff.sides.live import LIVE, live_folder, live_side
+from pellucid.diff.sides.maps import UnknownNames, load_map
+from pellucid.diff.sides.propose import as_yaml, propose_map
+from pellucid.diff.sides.recordings import (
+    check_length,
+    check_recording,
+    in_memory_order,
+    load_recording,
+    named,
+)
+from pellucid.diff.sides.side import Batch, Side, from_model, from_trace, pad_left
+from pellucid.diff.stages import compare
+from pellucid.diff.training.record import are_steps, diff_steps
+from pellucid.generate.fast import trace_fast
+from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
+from pellucid.models import GPT2, Llama, Model, empty_model
+from pellucid.models.quantised import is_quantised
+from pellucid.trace import Trace
+
+if TYPE_CHECKING:
+    from pellucid.diff.replay.judge import Keep
+    from pellucid.diff.stages import Progress
+
+DEFAULT_PROMPT = "The quick brown fox jumps over the lazy dog. 1 2 3 4 5 6 7 8 9 10"
+
+
+def diff(
+    a: Any,
+    b: Any,
+    prompt: Prompt | Sequence[Sequence[int]] | None = None,
+    *,
+    steps: int = 0,
+    dtype_a: str | torch.dtype | None = None,
+    dtype_b: str | torch.dtype | None = None,
+    dialect_a: str | None = None,
+    dialect_b: str | None = None,
+    fused: bool = False,
+    copies: int = 1,
+    fast: bool = False,
+    name_map: str | Path | None = None,
+    progress: Progress = lambda stage: None,
+    keep: Keep | None = None,
+) -> Report:
+    """Compare two implementations of one model, tensor by tensor.
+
+    a, b       a LanguageModel, one of our models, a transformers model, a Trace, a side made by
+               hand, or a path: a model folder, a trace file (.safetensors, .npz), ``hf:PATH`` to
+               run a folder in transformers
+    prompt     text, token ids, or rows of token ids (padded on the left); None takes a short
+               English sentence, or the tokens of a recording
+    steps      also follow so many decoding steps with the KV cache
+    dtype_a, dtype_b, dialect_a, dialect_b  run that side in another dtype or dialect
+    fused      B takes its attention in one kernel
+    copies     B, one of our models, runs every row so many times in one batch
+    fast       B, one of our models, takes the decoding steps in C
+    name_map   what a recording's names mean: transformers, meta, transformerlens, gguf, litgpt,
+               or a YAML file; None finds out
+    keep       is given each judged tensor of B: name, R, what was observed
+
+    Two recordings of a training step are compared by `diff_steps`. R, the reference, is A's
+    arithmetic at higher precision. ValueError where the two cannot be
+    compared or nothing was.
+    """
+    if are_steps(a, b):
+        if prompt is not None or steps:
+            raise ValueError("a recorded training step has a batch of its own: give no prompt")
+        return diff_steps(a, b)
+    left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
+    run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
+    right = Options(dtype=dtype_b, dialect=dialect_b, **run_b)
+    if fast and not steps:
+        raise ValueError("fast is about decoding: ask for steps of it (steps=8, --steps 8)")
+    sides = _both_sides(((a, left), (b, right)), as_rows(prompt))
+    recorded = [side.recorded for side in sides if side.recorded is not None]
+    if name_map and not recorded:
+        raise ValueError("name_map says what a trace file's names mean: neither side is one")
+    if prompt is None and not recorded:
+        prompt = DEFAULT_PROMPT
+    passes = [names.step_of(name) for seen in recorded for name in seen]
+    most = max([steps, *passes])
+    report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
+    _demand_judged(report)
+    report.note = "; ".join([note for note in (report.note, *map(_left_out, sides)) if note])
+    return report
+
+
+def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
+    """Text as it is; token ids as one row; rows as rows."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    rows = [[item] if isinstance(item, int) else list(item) for item in prompt]
+    if all(isinstance(item, int) for item in prompt):
+        return [[token for row in rows for token in row]]
+    return rows
+
+
+def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: Any) -> None:
+    """For tests: AssertionError with the report's first lines where a and b diverge."""
+    report = diff(a, b, prompt, **options)
+    if report.verdict == "diverged":
+        raise AssertionError(report.summary())
+
+
+def as_side(source: Any, label: str, options: Options | None = None) -> Side:
+    """A side of a diff from whatever a user has in hand; ValueError for what is none."""
+    options = options or Options()
+    if is_recording(source):
+        return _from_recording(source, label, options)
+    if isinstance(source, str | Path) and not str(source).startswith(LIVE):
+        source = load(source, dtype=options.dtype, dialect=options.dialect)
+    if isinstance(source, LanguageModel | GPT2 | Llama):
+        return _guarded(_from_own(source, label, options))
+    fixed = options
+    if isinstance(source, str | Path):
+        side = live_folder(str(source), options)
+        fixed = replace(options, dtype=None, fused=False)
+    elif isinstance(source, Side):
+        side = source
+    elif isinstance(source, nn.Module) and hasattr(getattr(source, "config", None), "model_type"):
+        side = live_side(source, f"{label} (transformers)")
+    else:
+        raise ValueError(
+            f"{label} is a {type(source).__name__}: expected a model, a trace, or a path to one"
+        )
+    if fixed.dtype or fixed.dialect or fixed.fused or fixed.copies != 1 or fixed.fast:
+        raise ValueError(
+            f"{side.label} is taken as it is: dtype, dialect, fused, copies and fast are for "
+            "Pellucid's own models, dtype and fused also for hf:PATH"
+        )
+    return _guarded(side)
+
+
+def is_recording(source: Any) -> bool:
+    """Whether a side is a Trace or a trace file, something that cannot be run."""
+    path = isinstance(source, str | Path) and str(source).endswith((".safetensors", ".npz"))
+    return isinstance(source, Trace) or path
+
+
+def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Side:
+    """One of our own models, maybe in another dtype or dialect; a loaded one can encode text."""
+    whole = source if isinstance(source, LanguageModel) else None
+    given: Model = source.model if isinstance(source, LanguageModel) else source
+    model = _recast(given, as_dtype(options.dtype), options.dialect)
+    if options.copies < 1:
+        raise ValueError(f"copies is {options.copies}: expected 1 or more")
+    words = [
+        str(model.norm.weight.dtype).removeprefix("torch.") if options.dtype else "",
+        options.dialect or "",
+        "fused" if options.fused else "",
+        f"{options.copies} copies" if options.copies > 1 else "",
+        "fast" if options.fast else "",
+    ]
+    said = ", ".join(word for word in words if word)
+    name = whole.name if whole else f"{label} ({model.config.family})"
+    side = from_model(
+        model,
+        f"{name} ({said})" if said else name,
+        encode=whole.encode if whole else None,
+        bos_id=whole.tokenizer.bos_id if whole else None,
+        specials=whole.tokenizer.specials if whole else None,
+        fused=options.fused,
+        copies=options.copies,
+    )
+    return replace(side, run=partial(trace_fast, model)) if options.fast else side
+
+
+def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:
+    """The model in another dtype or dialect; what stays the same is shared, not copied."""
+    held, spoken = model.norm.weight.dtype, model.dialect.name
+    if dtype in (None, held) and dialect in (None, spoken):
+        return model
+    if is_quantised(model):
+        raise ValueError("a quantised model is taken as it is: load it in that dtype and dialect")
+    other = empty_model(model.config, dialect or spoken)
+    weights = {name: tensor.to(dtype or held) for name, tensor in model.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other.train(model.training)
+
+
+def _from_recording(source: Any, label: str, options: Options) -> Side:
+    if options.dtype or options.dialect or options.fused or options.copies != 1 or options.fast:
+        raise ValueError(
+            f"{label} is a recording: dtype, dialect, fused, copies and fast do not apply"
+        )
+    if isinstance(source, Trace):
+        seen, label = source, f"{label} (trace)"
+    elif Path(source).is_file():
+        seen, label = load_recording(source), str(source)
+    else:
+        raise ValueError(f"{label}: there is no file {source}")
+    family = getattr(options.config, "family", None)
+    chosen = load_map(options.name_map, family) if options.name_map else None
+    seen = in_memory_order(named(seen, label, chosen, options.config))
+    if options.config is not None:
+        check_recording(seen, label, options.config)
+    side = from_trace(seen, label)
+
+    def replayed(rows: Batch, steps: int) -> Trace:
+        padded = pad_left(rows)[0]
+        held = seen.get("tokens")
+        if held is None or not torch.equal(torch.atleast_2d(held), padded):
+            side.observe(rows, steps)  # says which tokens it holds, if it does
+        check_length(seen, label, padded.shape[1])
+        return seen
+
+    return replace(side, run=replayed)
+
+
+def _guarded(side: Side) -> Side:
+    """The side, refusing token ids and lengths that its model has no place for."""
+    run, config = side.run, side.config
+    if run is None or config is None:
+        return side
+
+    def guarded(rows: Batch, steps: int) -> Trace:
+        for row in rows:
+            try:
+                check_tokens(row, config)
+            except ValueError as error:
+                raise ValueError(f"{side.label}: {error}") from None
+        length = max(map(len, rows)) + steps
+        if config.family == "gpt2" and length > config.context_length:
+            raise ValueError(
+                f"{side.label} has positions for {config.context_length} tokens, the run has "
+                f"{length}: shorten the prompt"
+            )
+        return run(rows, steps)
+
+    return replace(side, run=guarded)
+
+
+def _both_sides(
+    given: Sequence[tuple[Any, Options]], rows: str | list[list[int]] | None
+) -> tuple[Side, Side]:
+    """Both sides; a model first, because what it is tells how to read a recording."""
+    built: dict[int, Side] = {}
+    for place in sorted((0, 1), key=lambda place: is_recording(given[place][0])):
+        source, options = given[place]
+        other = built.get(1 - place)
+        config = other.config if other else None
+        try:
+            built[place] = as_side(source, "AB"[place], replace(options, config=config))
+        except UnknownNames as error:
+            raise _with_proposal(error, other, rows) from None
+    return built[0], built[1]
+
+
+def _with_proposal(
+    error: UnknownNames, other: Side | None, rows: str | list[list[int]] | None
+) -> UnknownNames:
+    """The error with what its names seem to mean, where the other side can run the same tokens."""
+    seen = error.recorded
+    if other is None or other.run is None or other.recorded is not None:
+        return error
+    if isinstance(rows, str):
+        rows = [other.encode(rows)] if other.encode else None
+    if rows is None:
+        advice = "give the prompt it was made of, and a map is proposed"
+        return UnknownNames(f"{error} ({advice})", seen)
+    proposed = propose_map(seen, other.observe(rows, 0))
+    if not proposed:
+        return UnknownNames(f"{error}; none of its tensors has the shape of one of ours", seen)
+    advice = "proposed by value, order and shape; check it, save it as names.yaml and give"
+    return UnknownNames(f"{error}; {advice} name_map='names.yaml'", seen, as_yaml(proposed))
+
+
+def _left_out(side: Side) -> str:
+    """What a recording holds under names that nothing is known of."""
+    seen = side.recorded if side.recorded is not None else ()
+    left = [name for name in seen if not names.known(name)]
+    left += getattr(seen, "meta", {}).get("unmapped", [])
+    if not left:
+        return ""
+    return f"{len(left)} tensors of {side.label} have unknown names, such as {left[0]}"
+
+
+def _demand_judged(report: Report) -> None:
+    """ValueError where nothing was compared, or where both sides stop being numbers."""
+    judged = [row for row in report.tensors if row.measure.verdict != "not-judged"]
+    broken = [row.name for row in report.tensors if "not finite" in row.measure.note]
+    if report.verdict == "diverged":
+        return
+    if broken:
+        raise ValueError(
+            f"{report.a} and {report.b} both have NaN or infinity from {broken[0]} on: "
+            f"{len(broken)} tensors cannot be compared"
+        )
+    if not any(leaf(row.name) not in SOURCES for row in judged):
+        raise ValueError(f"nothing of {report.a} and {report.b} was compared")

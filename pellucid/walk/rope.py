@@ -1,0 +1,157 @@
+"""RoPE, the chapter of the walk on positions (Su et al., RoFormer, 2021).
+
+    T  tokens      D  width of one head      pair i = components i and i + D/2 of a query or key
+
+A token at position p has its pair i turned by p × frequency i. Then the product of a query and a
+key depends on how far apart they stand, not on where. The second half of the file is how the
+frequencies are lowered for a context longer than the one a model was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pellucid.models import RopeConfig
+from pellucid.walk.steps import Script
+
+script = Script()
+step = script.step
+
+
+@step(
+    "once",
+    "rope.exponents",
+    lambda config: f"i / {config.head_dim // 2}",
+    dims="D/2",
+    picture="bars",
+)
+def exponents(head_dim, wide, device):
+    """How far down the row each pair stands"""
+    pairs = head_dim // 2
+    return torch.arange(pairs, device=device).to(wide) / pairs
+
+
+@step("once")
+def theta(rope, head_dim, token_count):
+    return base(rope, head_dim, length=token_count)
+
+
+@step("once", "rope.frequencies", "1 / {theta}^{exponents}", dims="D/2", picture="bars")
+def frequencies(exponents, theta):
+    """Radians that each pair turns from one position to the next"""
+    return 1.0 / (theta**exponents)
+
+
+@step(
+    "once",
+    "rope.scaled_frequencies",
+    lambda config: f"{{frequencies}} as {config.rope.type}, up to {config.rope.factor:g} × slower",
+    dims="D/2",
+    picture="bars",
+    when=lambda config: config.rope.type in SLOWED,
+)
+def scaled_frequencies(frequencies, rope, head_dim):
+    """The same, slowed for a context longer than the one of the training"""
+    return SLOWED[rope.type](frequencies, rope, head_dim)
+
+
+@step("once", "rope.angles", "{positions} ⊗ {scaled_frequencies}", dims="T D/2")
+def angles(positions, scaled_frequencies):
+    """The angle of each pair at each position"""
+    return torch.outer(positions.to(scaled_frequencies.dtype), scaled_frequencies)
+
+
+@step("once", "rope.cis", "cos + i·sin of {angles}", dims="T D/2", picture="rays")
+def cis(angles, rope, dialect, dtype):
+    """The angles as complex numbers of length 1"""
+    if dialect.polar:
+        turn = torch.polar(torch.ones_like(angles), angles)
+    else:
+        turn = torch.complex(angles.cos(), angles.sin())
+    turn = turn * magnitude(rope)
+    return rounded(turn, dtype) if dialect.rope == "x" else turn
+
+
+def rounded(number, dtype):
+    """Both parts of complex numbers in the precision of dtype."""
+    return torch.view_as_complex(torch.view_as_real(number).to(dtype).to(number.real.dtype))
+
+
+@step("once", "rope.cos")
+def cos(cis, dialect, dtype):
+    return cis.real.to(dtype if dialect.rope == "x" else cis.real.dtype)
+
+
+@step("once", "rope.sin")
+def sin(cis, dialect, dtype):
+    return cis.imag.to(dtype if dialect.rope == "x" else cis.imag.dtype)
+
+
+# ── Longer contexts: the formulas of the reference implementations, frequencies (D/2) ─────────────
+
+
+def base(rope: RopeConfig, head_dim: int, length: int) -> float:
+    """theta; the dynamic type raises it for a prompt longer than the original context.
+
+    Chen et al. and bloc97 (2023), as in transformers' dynamic NTK scaling.
+    """
+    trained = rope.original_context or length
+    if rope.type != "dynamic" or length <= trained:
+        return rope.theta
+    growth = rope.factor * length / trained - (rope.factor - 1)
+    return rope.theta * growth ** (head_dim / (head_dim - 2))
+
+
+def linear(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """Every position counts 1/factor (Chen et al., position interpolation, 2023)."""
+    return frequencies / rope.factor
+
+
+def llama3(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """Waves longer than the context are slowed, short ones kept (Llama 3.1, `model.py`)."""
+    waves_in_context = (rope.original_context or 1) / (2 * math.pi / frequencies)
+    smooth = (waves_in_context - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    smooth = smooth.clamp(0, 1)  # 0: slow it, 1: keep it
+    return (1 - smooth) * frequencies / rope.factor + smooth * frequencies
+
+
+def yarn(frequencies: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """Like llama3, with a ramp that is straight over the pairs (Peng et al., YaRN, 2023)."""
+    ends = []
+    for turns in (rope.beta_fast, rope.beta_slow):
+        wavelength = (rope.original_context or 1) / turns
+        ends.append(head_dim / 2 * math.log(wavelength / (2 * math.pi)) / math.log(rope.theta))
+    if rope.truncate:
+        ends = [math.floor(ends[0]), math.ceil(ends[1])]
+    low, high = max(ends[0], 0), min(ends[1], head_dim - 1)
+    pair = torch.arange(len(frequencies), device=frequencies.device).to(frequencies.dtype)
+    slow = ((pair - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+    return frequencies / rope.factor * slow + frequencies * (1 - slow)
+
+
+SLOWED: dict[str, Callable[[Tensor, RopeConfig, int], Tensor]] = {
+    "linear": linear,
+    "llama3": llama3,
+    "yarn": yarn,
+}
+
+
+def magnitude(rope: RopeConfig) -> float:
+    """Length of cos + i·sin: 1, but yarn sharpens attention by 0.1·ln(factor) + 1."""
+
+    def sharper(weight: float) -> float:
+        return 0.1 * weight * math.log(rope.factor) + 1.0
+
+    if rope.type != "yarn":
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return sharper(rope.mscale) / sharper(rope.mscale_all_dim)
+    return sharper(1.0)

@@ -1,0 +1,76 @@
+"""The diagram: everything is in it, once, it fits, and the picture is well-formed."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from pellucid import names
+from pellucid.models.census import census
+from pellucid.models.shapes import SHAPES, shape
+from pellucid.show import diagram_svg, diagram_text
+from pellucid.show.diagram import structure
+
+MODELS = ["gpt2", "book-gpt", "llama-2-7b", "llama-3-8b", "llama-3.2-1b", "llama-3.1-70b"]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_text_fits_a_hundred_columns(name: str):
+    for ascii_only in (False, True):
+        lines = diagram_text.plain(structure(shape(name).config), ascii_only=ascii_only).split("\n")
+        assert max(map(len, lines)) <= 100
+        assert not ascii_only or all(line.isascii() for line in lines)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_name_of_the_vocabulary_is_in_both_renderings(name: str):
+    config = shape(name).config
+    drawn = structure(config)
+    text, picture = diagram_text.plain(drawn), diagram_svg.svg(drawn, name)
+    for row in names.ROWS:
+        if config.family in row.families:
+            assert row.leaf in text, row.leaf
+            assert row.leaf in picture, row.leaf
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_shapes_and_folding(name: str):
+    config = shape(name).config
+    counted = census(config)
+    for rendering in (
+        diagram_text.plain(structure(config, 17)),
+        diagram_svg.svg(structure(config, 17), name),
+    ):
+        assert f"× {config.n_layers}" in rendering
+        assert f"{counted.block.each:,}" in rendering
+        for part in counted.block.parts:
+            assert f"{part.count:,}" in rendering
+    assert f"17×{config.width}" in diagram_text.plain(structure(config, 17))
+
+
+def test_what_a_reader_looks_for():
+    llama = diagram_text.plain(structure(shape("llama-3-8b").config))
+    for words in ("32 query heads share 8 key/value heads", "RMSNorm", "RoPE", "SwiGLU", "⊕"):
+        assert words in llama
+    gpt2 = diagram_text.plain(structure(shape("gpt2").config))
+    for words in ("LayerNorm", "pos_embed", "GELU", "tied"):
+        assert words in gpt2
+    assert "RoPE" not in gpt2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_svg_is_well_formed_and_stays_inside(name: str):
+    root = ElementTree.fromstring(diagram_svg.svg(structure(shape(name).config), "a <b> & c"))
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.find(f"{space}title").text == "a <b> & c"  # type: ignore[union-attr]
+    for text in root.iter(f"{space}text"):
+        assert 0 <= float(text.attrib.get("x", 0)) <= width
+        assert -height <= float(text.attrib.get("y", 0)) <= height
+    assert "http" not in ElementTree.tostring(root, "unicode").replace("http://www.w3.org", "")
+
+
+def test_too_many_tokens():
+    with pytest.raises(ValueError, match="2000 tokens: expected 1 to 1024"):
+        structure(shape("gpt2").config, 2000)
