@@ -15,7 +15,7 @@ from tiny import LLAMA, random_model
 
 from pellucid import cli
 from pellucid import language_model as language_models
-from pellucid.diff import diff as difference
+from pellucid.diff import two_models
 from pellucid.diff.selftest import run as benchmark
 from pellucid.language_model import LanguageModel
 from pellucid.show.diff_terminal import show
@@ -44,7 +44,7 @@ def models(monkeypatch):
         "broken": language_model(broken=True),
         "deeper": language_model(config=replace(CONFIG, n_layers=3)),
     }
-    for module in (difference, language_models):
+    for module in (two_models, language_models):
         monkeypatch.setattr(module, "load", lambda name, **how: held[name])
     return held
 
@@ -189,7 +189,7 @@ def test_unknown_names_are_answered_with_a_map_that_works(capsys, tmp_path, mode
 
 
 def test_on_a_terminal_lines_wrap_and_have_colours():
-    report = difference.diff("good", "broken", "hello").to_json()
+    report = two_models.diff("good", "broken", "hello").to_json()
     terminal = Console(file=io.StringIO(), force_terminal=True, width=72, color_system="truecolor")
     show(report, terminal, every=False)
     written = terminal.file.getvalue()

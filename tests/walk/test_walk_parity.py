@@ -164,4 +164,4 @@ def test_the_walk_shares_no_arithmetic_with_the_models():
                     assert node.module == "pellucid.models", path.name
                     assert {alias.name for alias in node.names} <= allowed, path.name
                 else:
-                    assert node.module.split(".")[1] in ("reference", "numerics"), path.name
+                    assert node.module.split(".")[1] in ("walk", "numerics"), path.name

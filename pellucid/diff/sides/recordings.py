@@ -12,6 +12,7 @@ from pellucid import names
 from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map
 from pellucid.trace import Trace
 
+ALIGNMENT = 64  # bytes: where torch's own tensors begin
 _PROJECTED = ("attn.q", "attn.k", "attn.v")  # and q_rotated, k_rotated
 # With left padding these have an axis for the batch too; without it, foreign ones may.
 _LOOSE = ("positions", "mask", "rope.cos", "rope.sin", "pos_embed", "tokens")
@@ -77,14 +78,15 @@ def in_memory_order(seen: Trace) -> Trace:
     """Queries, keys and values (B, heads, T, D) with the heads of a token side by side in memory.
 
     A projection leaves them so, a file does not, and a matrix product may add up in another order.
+    So it may where a tensor begins at an odd place of a mapped file: such tensors are copied.
     """
-    return Trace(
-        {
-            name: x.transpose(1, 2).contiguous().transpose(1, 2) if _headed(name, x) else x
-            for name, x in seen.items()
-        },
-        seen.meta,
-    )
+    return Trace({name: _in_memory_order(name, x) for name, x in seen.items()}, seen.meta)
+
+
+def _in_memory_order(name: str, x: Tensor) -> Tensor:
+    if _headed(name, x):
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    return x if x.data_ptr() % ALIGNMENT == 0 else x.clone()
 
 
 def _headed(name: str, x: Tensor) -> bool:

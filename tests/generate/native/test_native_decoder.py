@@ -85,6 +85,19 @@ def test_a_prompt_in_pieces(kind, parts):
     assert off <= TOLERANCE[torch.float32]
 
 
+def parts_at_a_tie(lm, plain: str, fast_text: str) -> bool:
+    """Whether two texts part where the model itself rates both tokens alike, within rounding.
+
+    Which bfloat16 sums round the same way depends on the instructions that a processor has.
+    """
+    ids, others = (lm.tokenizer.encode(text, bos=True) for text in (plain, fast_text))
+    same = next(i for i, pair in enumerate(zip(ids, others, strict=False)) if pair[0] != pair[1])
+    with torch.no_grad():
+        row = lm.model(torch.tensor([ids[:same]]), last=True)[0, -1].float()
+    gap = (row[ids[same]] - row[others[same]]).abs() / row.abs().max()
+    return bool(gap <= TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("source", ["demo", "demo-gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_demos_write_the_same(source, dtype):
@@ -92,8 +105,10 @@ def test_the_demos_write_the_same(source, dtype):
     prompts = ["def parse(text):", "The module provides", "import"]
     for prompt in prompts:
         options = {"max_new_tokens": 60, "temperature": 0.0}
-        assert lm.generate(prompt, fast=True, **options) == lm.generate(
-            prompt, fast=False, **options
+        fast_text = lm.generate(prompt, fast=True, **options)
+        plain = lm.generate(prompt, fast=False, **options)
+        assert fast_text == plain or (
+            dtype == "bfloat16" and parts_at_a_tie(lm, prompt + plain, prompt + fast_text)
         )
     batch = {"max_new_tokens": 30, "seed": 3, "temperature": 0.7}
     together = lm.generate_batch(prompts, fast=True, **batch)
