@@ -114,12 +114,12 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights, and so of the activations."""
-        return self.model.norm.weight.dtype
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.model.norm.weight.device
+        return self.model.device
 
     @property
     def name(self) -> str:

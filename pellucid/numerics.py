@@ -11,10 +11,8 @@ scratch, one tensor and matrix multiplication at a time", and for GPT-2 the book
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
-
-Family = Literal["llama", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +20,8 @@ class Dialect:
     """Cast points of one reference. ``x`` is the activation dtype (the dtype of the weights).
 
     norm      "float32": normalise in float32, cast to x, then times weight; "x": all in x
+    norm_product
+              "x": the weight multiplies after that cast; "float32": before it (Gemma, OLMo 2)
     rope      "float32": cos, sin and product in float32, cast to x; "x": cos and sin cast to x,
               product in x; "keep": as float32, and q, k stay float32 (so scores are float32)
     polar     RoPE in complex numbers, as Meta: cos and sin from ``torch.polar``, a complex product,
@@ -35,6 +35,7 @@ class Dialect:
 
     name: str
     norm: Literal["float32", "x"] = "float32"
+    norm_product: Literal["float32", "x"] = "x"
     rope: Literal["float32", "x", "keep"] = "float32"
     polar: bool = False
     scale: Literal["divide", "multiply"] = "divide"
@@ -49,19 +50,36 @@ class Dialect:
         return self.rope != "keep"
 
 
-_DIALECTS: dict[tuple[str, Family], Dialect] = {
-    ("meta", "llama"): Dialect(name="meta", polar=True, logits="float32"),
-    ("meta", "gpt2"): Dialect(name="meta", logits="float32"),
-    ("hf", "llama"): Dialect(name="hf", rope="x", scale="multiply", mask="min"),
-    ("hf", "gpt2"): Dialect(name="hf", scale="multiply", mask="min", softmax="x", gelu="composed"),
-    ("notebook", "llama"): Dialect(name="notebook", norm="x", rope="keep", polar=True),
-    ("notebook", "gpt2"): Dialect(name="notebook", softmax="x", gelu="composed"),
+_META = Dialect(name="meta", polar=True, logits="float32")
+_HF = Dialect(name="hf", rope="x", scale="multiply", mask="min")
+_NOTEBOOK = Dialect(name="notebook", norm="x", rope="keep", polar=True)
+# By whose model it is: what a config calls its `rounding`. transformers casts each family's norms
+# and tables as that family's first code did; Meta and the notebook have a Llama and nothing else.
+_DIALECTS: dict[str, dict[str, Dialect]] = {
+    "llama": {"meta": _META, "hf": _HF, "notebook": _NOTEBOOK},
+    "gemma": {  # modeling_gemma.py, GemmaRMSNorm: cast after × (1 + weight)
+        "meta": replace(_META, norm_product="float32"),
+        "hf": replace(_HF, norm_product="float32"),
+        "notebook": _NOTEBOOK,
+    },
+    "olmo": {  # modeling_olmo2.py: as Gemma's norm; cos and sin stay float32, and so the product
+        "meta": replace(_META, norm_product="float32"),
+        "hf": replace(_HF, norm_product="float32", rope="float32"),
+        "notebook": _NOTEBOOK,
+    },
+    "gpt2": {
+        "meta": Dialect(name="meta", logits="float32"),
+        "hf": Dialect(name="hf", scale="multiply", mask="min", softmax="x", gelu="composed"),
+        "notebook": Dialect(name="notebook", softmax="x", gelu="composed"),
+    },
 }
 NAMES = ("meta", "hf", "notebook")
 
 
-def dialect(name: str, family: Family) -> Dialect:
-    """The cast points of reference `name` for `family`; ValueError for a name that is none."""
+def dialect(name: str, rounding: str) -> Dialect:
+    """The cast points of reference `name` for a `rounding`; ValueError for an unknown name."""
     if name not in NAMES:
         raise ValueError(f"unknown dialect {name!r}: expected one of {', '.join(NAMES)}")
-    return _DIALECTS[name, family]
+    if rounding not in _DIALECTS:
+        raise ValueError(f"unknown rounding {rounding!r}: expected one of {', '.join(_DIALECTS)}")
+    return _DIALECTS[rounding][name]

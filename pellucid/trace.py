@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.numerics import Dialect
 
 Edit = Callable[[Tensor], Tensor]
@@ -225,10 +225,10 @@ def estimated_bytes(
     (None: none of them).
     """
     globs = (only,) if isinstance(only, str) else tuple(only)
-    sizes = names.sizes(config, batch=batch, tokens=tokens, seen=seen)
+    sizes = graph.sizes(config, batch=batch, tokens=tokens, seen=seen)
     return sum(
-        names.elements(name, sizes) * _itemsize(names.row(name).leaf, itemsize, dialect)
-        for name in names.expand(config)
+        graph.elements(name, sizes) * _itemsize(graph.row(name).leaf, itemsize, dialect)
+        for name in graph.expand(config)
         if any(fnmatchcase(name, glob) for glob in globs)
     )
 
@@ -265,7 +265,7 @@ class Trace(MutableMapping[str, Tensor]):
         tensor = self._tensors[name]
         if not index:
             return tensor
-        if names.has_batch(name) and tensor.shape[0] == 1:
+        if graph.has_batch(name) and tensor.shape[0] == 1:
             tensor = tensor[0]
         if len(index) > tensor.ndim:
             raise IndexError(
@@ -326,7 +326,7 @@ class Trace(MutableMapping[str, Tensor]):
     def dims(self, name: str) -> tuple[str, ...]:
         """Letters of a tensor's axes: from the trace file where it says so, else from names.py."""
         stated = self.meta.get("dims", {}).get(name)
-        return tuple(stated) if stated else names.dims(name)
+        return tuple(stated) if stated else graph.dims(name)
 
     def save(self, path: str | Path) -> None:
         """Write a trace file: safetensors, with `meta` and each known name's dims as metadata.
@@ -337,7 +337,7 @@ class Trace(MutableMapping[str, Tensor]):
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        dims = {name: list(self.dims(name)) for name in self if names.known(name)}
+        dims = {name: list(self.dims(name)) for name in self if graph.known(name)}
         meta = {**self.meta, "dims": {**dims, **self.meta.get("dims", {})}, "order": list(self)}
         stated = {key: _encoded(value) for key, value in meta.items()}
         path = Path(path)

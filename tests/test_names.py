@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import CONFIGS, random_model, random_tokens
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.models import Cache
 from pellucid.trace import trace
 
@@ -17,14 +17,14 @@ def test_a_trace_holds_exactly_the_names_of_the_table_in_its_order(kind):
     model = random_model(config)
     with trace(model) as seen:
         model(random_tokens(config, 3, 7))
-    assert list(seen) == list(names.expand(config))
+    assert list(seen) == list(graph.expand(config))
 
 
 def bound_dims(seen) -> dict[str, int]:
     """One size for each letter of a trace; an error where a letter has two."""
     sizes: dict[str, int] = {}
     for name, tensor in seen.items():
-        letters = names.dims(name)
+        letters = graph.dims(name)
         assert tensor.ndim == len(letters), f"{name}: {tuple(tensor.shape)} for {letters}"
         for letter, size in zip(letters, tensor.shape, strict=True):
             assert sizes.setdefault(letter, size) == size, f"{name}: {letter} is {size} here"
@@ -38,7 +38,7 @@ def test_every_letter_binds_to_one_size(kind):
     with trace(model) as seen:
         model(random_tokens(config, 3, 7))
     sizes = bound_dims(seen)
-    expected = names.sizes(config, batch=3, tokens=7, seen=7)
+    expected = graph.sizes(config, batch=3, tokens=7, seen=7)
     assert sizes == {letter: expected[letter] for letter in sizes}
     with_heads = {"B", "T", "S", "C", "H", "Hkv", "D", "F", "V"}
     assert set(sizes) == with_heads | ({"D/2"} if config.family == "llama" else set())
@@ -58,8 +58,8 @@ def test_letters_bind_with_a_cache_where_t_and_s_differ(kind):
 
 
 def test_rows_are_unique_and_described():
-    assert len({row.name for row in names.ROWS}) == len(names.ROWS)
-    for row in names.ROWS:
+    assert len({row.name for row in graph.ROWS}) == len(graph.ROWS)
+    for row in graph.ROWS:
         assert row.sentence.endswith("."), row.name
         assert row.families in (("gpt2", "llama"), ("gpt2",), ("llama",)), row.name
 
@@ -69,22 +69,22 @@ def test_names_of_decoding_steps():
     assert names.without_step("layers.3.attn.q") == "layers.3.attn.q"
     assert (names.step_of("step.12.logits"), names.step_of("logits")) == (12, 0)
     assert (names.layer_of("step.2.layers.31.mlp_out"), names.layer_of("embed")) == (31, None)
-    assert names.dims("step.2.layers.31.attn.scores") == ("B", "H", "T", "S")
-    assert names.row("layers.31.mlp.up").name == "layers.N.mlp.up"
+    assert graph.dims("step.2.layers.31.attn.scores") == ("B", "H", "T", "S")
+    assert graph.row("layers.31.mlp.up").name == "layers.N.mlp.up"
 
 
 def test_batch_axis():
-    assert names.has_batch("layers.0.attn.q")
-    assert not names.has_batch("mask")
-    assert not names.has_batch("rope.cos")
-    assert names.has_batch("something.else")  # foreign tensors: the field's convention
+    assert graph.has_batch("layers.0.attn.q")
+    assert not graph.has_batch("mask")
+    assert not graph.has_batch("rope.cos")
+    assert graph.has_batch("something.else")  # foreign tensors: the field's convention
 
 
 @pytest.mark.parametrize("name", ["layers.0.attn.query", "layers.x.attn.q", "attn.q", ""])
 def test_unknown_names_are_refused_and_not_known(name):
     with pytest.raises(KeyError, match="names look like"):
-        names.row(name)
-    assert not names.known(name)
+        graph.row(name)
+    assert not graph.known(name)
 
 
 @pytest.mark.parametrize(

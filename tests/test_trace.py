@@ -11,7 +11,7 @@ from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import Cache
 from pellucid.numerics import NAMES
 from pellucid.trace import Trace, estimated_bytes, is_open, set_step, tap, trace
@@ -71,7 +71,7 @@ def test_only_keeps_what_matches_in_order(only):
     globs = [only] if isinstance(only, str) else only
     with trace(model, only=only) as seen:
         model(TOKENS)
-    expected = [n for n in names.expand(LLAMA) if any(fnmatchcase(n, glob) for glob in globs)]
+    expected = [n for n in graph.expand(LLAMA) if any(fnmatchcase(n, glob) for glob in globs)]
     assert list(seen) == expected
 
 
@@ -317,7 +317,7 @@ def test_a_trace_sees_nothing_of_other_threads():
         assert not seen
         model(TOKENS)
     assert elsewhere == [False]
-    assert list(seen) == list(names.expand(LLAMA))
+    assert list(seen) == list(graph.expand(LLAMA))
 
 
 # ── Decoding steps, sizes ────────────────────────────────────────────────────────────────────────

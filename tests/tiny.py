@@ -24,7 +24,7 @@ LLAMA = LlamaConfig(
 GPT = GPTConfig(vocab_size=97, context_length=64, width=36, n_layers=2, n_heads=4, hidden_width=56)
 CONFIGS: dict[str, Config] = {
     "gpt2": GPT,
-    "gpt2-book": replace(GPT, qkv_bias=False, tied=False),
+    "gpt2-book": replace(GPT, biases=("o", "mlp"), tied=False),
     "llama-mha": replace(LLAMA, n_kv_heads=4),
     "llama-gqa": LLAMA,
     "llama-mqa": replace(LLAMA, n_kv_heads=1, tied=True),

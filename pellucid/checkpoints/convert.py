@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pellucid.checkpoints.config_keys import read_json
+from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
 from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
@@ -36,7 +37,7 @@ from pellucid.checkpoints.tokenizer_files import (
 )
 from pellucid.checkpoints.writers import size
 from pellucid.files import folder_beside, move
-from pellucid.models import LlamaConfig
+from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
 LAYOUTS = ("hf", "meta")
@@ -205,7 +206,7 @@ def _target(
         )
     if max_shard_bytes is not None:
         raise ValueError("Meta's layout is split by a number of shards, not by their size")
-    if not isinstance(config, LlamaConfig):
+    if not is_plain_llama(config):
         raise ValueError(
             f"Meta's layout knows Llama only; {opened.source} is a {config.family} model: "
             "convert it to hf"
@@ -221,12 +222,13 @@ def _target(
     )
 
 
-def _for_llama3(config: LlamaConfig, tokenizer: bool | None) -> bool:
+def _for_llama3(config: Config, tokenizer: bool | None) -> bool:
     """Whether Meta's loader of Llama 3 is to read it, or that of Llama 1 and 2.
 
     Each knows one kind of tokenizer (`tokenizer`: whether it is Llama 3's); without either kind,
     RoPE's base tells them apart.
     """
+    assert config.rope is not None, "a Llama"
     if config.rope.type != "default":
         return True
     return config.rope.theta != 10000.0 if tokenizer is None else tokenizer
@@ -253,14 +255,14 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
             "the values after that, on both sides"
         )
     config = written.config
-    if written.layout != "meta" or not isinstance(config, LlamaConfig):
+    if written.layout != "meta" or not is_plain_llama(config):
         return notes
     if config.context_length != opened.config.context_length:
         notes.append(
             f"params.json does not state the context length, {opened.config.context_length:,}; who "
             f"opens the folder without knowing it takes {config.context_length:,}"
         )
-    if config.rope.factor == 32:
+    if config.rope is not None and config.rope.factor == 32:
         notes.append(
             "params.json does not state the factor by which RoPE is scaled: it is 32 for this "
             "width, while Meta's published code takes 8 for every model"

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,9 +175,16 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     record["skipped"] = {**skipped, **record["skipped"]}
     flops = limits.prefill_flops(config, rounds.plan.prefill)
     return {
-        "shape": {"name": title, "family": config.family, "config": asdict(config)},
+        "shape": {"name": title, "family": config.family, "config": _stated(config)},
         "machine": described,
         **record,
         "prefill_flops": flops,
         "summary": summarise(record, flops, arguments.baseline),
     }
+
+
+def _stated(config: Config) -> dict[str, Any]:
+    """The config's fields, without the family, which stands beside them."""
+    from pellucid.models.description import describe
+
+    return {name: value for name, value in describe(config).items() if name != "family"}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -59,7 +58,7 @@ def info(arguments: argparse.Namespace) -> None:
 
         arguments.svg.write_text(svg(drawn, title), "utf-8")
     if arguments.json:
-        about = {"model": title, "family": config.family, "config": asdict(config)}
+        about = {"model": title, "family": config.family, "config": _stated(config)}
         print_json({**about, **as_json(counted, tokens)})
         return
     out = console()
@@ -192,3 +191,10 @@ def _can_print(characters: str, encoding: str | None) -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+def _stated(config: Config) -> dict[str, Any]:
+    """The config's fields, without the family, which stands beside them."""
+    from pellucid.models.description import describe
+
+    return {name: value for name, value in describe(config).items() if name != "family"}

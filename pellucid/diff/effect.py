@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.replay.operations import leaf
 from pellucid.diff.report import Effect
 from pellucid.trace import Trace
@@ -31,7 +31,7 @@ def _logit_pairs(
     seen_a: Trace, seen_b: Trace, padding: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for name in seen_a:
-        if not names.known(name) or leaf(name) != "logits" or name not in seen_b:
+        if not graph.known(name) or leaf(name) != "logits" or name not in seen_b:
             continue
         x, y = seen_a[name].double(), seen_b[name].double()
         if x.shape[:2] != y.shape[:2]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.effect import effect
 from pellucid.diff.replay.judge import Judge, Keep
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
@@ -112,9 +112,9 @@ def _encoded(side: Side, prompt: str | None) -> Batch | None:
 
 
 def _demand_overlap(a: Side, b: Side, seen_a: Trace, seen_b: Trace) -> None:
-    if not any(names.known(name) and leaf(name) not in SOURCES for name in seen_b):
+    if not any(graph.known(name) and leaf(name) not in SOURCES for name in seen_b):
         raise ValueError(f"{b.label} gave no tensor with a known name: nothing was compared")
-    if not any(names.known(name) and leaf(name) not in SOURCES for name in seen_a):
+    if not any(graph.known(name) and leaf(name) not in SOURCES for name in seen_a):
         raise ValueError(f"{a.label} gave no tensor with a known name: nothing was compared")
 
 
@@ -206,5 +206,5 @@ def declared_setting(side: Side, setting: Setting, static: Sequence[Finding]) ->
 
 def _ordered_names(config: Any, seen_a: Trace, seen_b: Trace) -> list[str]:
     steps = {names.step_of(name) for seen in (seen_a, seen_b) for name in seen}
-    plain = list(names.expand(config))
+    plain = list(graph.expand(config))
     return [f"step.{step}.{name}" if step else name for step in sorted(steps) for name in plain]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
@@ -30,7 +30,7 @@ from pellucid.diff.stages import compare
 from pellucid.diff.training.record import are_steps, diff_steps
 from pellucid.generate.fast import trace_fast
 from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
-from pellucid.models import GPT2, Llama, Model, empty_model
+from pellucid.models import Decoder, Model, empty_model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
@@ -125,7 +125,7 @@ def as_side(source: Any, label: str, options: Options | None = None) -> Side:
         return _from_recording(source, label, options)
     if isinstance(source, str | Path) and not str(source).startswith(LIVE):
         source = load(source, dtype=options.dtype, dialect=options.dialect)
-    if isinstance(source, LanguageModel | GPT2 | Llama):
+    if isinstance(source, LanguageModel | Decoder):
         return _guarded(_from_own(source, label, options))
     fixed = options
     if isinstance(source, str | Path):
@@ -161,7 +161,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
     if options.copies < 1:
         raise ValueError(f"copies is {options.copies}: expected 1 or more")
     words = [
-        str(model.norm.weight.dtype).removeprefix("torch.") if options.dtype else "",
+        str(model.dtype).removeprefix("torch.") if options.dtype else "",
         options.dialect or "",
         "fused" if options.fused else "",
         f"{options.copies} copies" if options.copies > 1 else "",
@@ -183,7 +183,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
 
 def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:
     """The model in another dtype or dialect; what stays the same is shared, not copied."""
-    held, spoken = model.norm.weight.dtype, model.dialect.name
+    held, spoken = model.dtype, model.dialect.name
     if dtype in (None, held) and dialect in (None, spoken):
         return model
     if is_quantised(model):
@@ -236,7 +236,7 @@ def _guarded(side: Side) -> Side:
             except ValueError as error:
                 raise ValueError(f"{side.label}: {error}") from None
         length = max(map(len, rows)) + steps
-        if config.family == "gpt2" and length > config.context_length:
+        if config.rope is None and length > config.context_length:
             raise ValueError(
                 f"{side.label} has positions for {config.context_length} tokens, the run has "
                 f"{length}: shorten the prompt"
@@ -284,7 +284,7 @@ def _with_proposal(
 def _left_out(side: Side) -> str:
     """What a recording holds under names that nothing is known of."""
     seen = side.recorded if side.recorded is not None else ()
-    left = [name for name in seen if not names.known(name)]
+    left = [name for name in seen if not graph.known(name)]
     left += getattr(seen, "meta", {}).get("unmapped", [])
     if not left:
         return ""

@@ -31,7 +31,7 @@ def evaluating(*models: Model) -> Iterator[None]:
 
 def hidden_of(model: Model, inputs: Tensor, scored: Tensor) -> Tensor:
     """Of inputs (B, T), the normalised residual stream at the scored places, (N, C)."""
-    device = model.norm.weight.device
+    device = model.device
     return model.hidden(inputs.to(device))[scored.to(device)]
 
 

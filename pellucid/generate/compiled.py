@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.models import GPT2, Cache, Model
+from pellucid.models import Cache, Model
 from pellucid.models.attention import Mask
 from pellucid.models.cache import LayerCache
 
@@ -50,15 +50,10 @@ def decode_step(
     allowed = (place <= position) & (place >= starts[:, None])  # (B, room)
     mask = Mask(allowed[:, None, None, :], plain=False)
     positions = (position - starts)[:, None]  # (B, 1)
-    x = model.embed(tokens)
-    if isinstance(model, GPT2):
-        x = x + model.pos_embed(positions)
-        for layer, cache in zip(model.layers, layers, strict=True):
-            x = layer(x, mask, cache)
-    else:
-        cos, sin = model.rope(positions, x.dtype)
-        for layer, cache in zip(model.layers, layers, strict=True):
-            x = layer(x, cos, sin, mask, cache)
+    x = model.embedded(tokens, positions, 0)
+    places = model.places(positions, mask, x.dtype, end=position)
+    for layer, kind, cache in zip(model.layers, model.kinds, layers, strict=True):
+        x = layer(x, places[kind], cache)
     return model.logits(model.norm(x))[:, -1]
 
 
@@ -70,7 +65,7 @@ class CompiledSteps:
 
         backend: of ``torch.compile``; None is its own with CUDA graphs.
         """
-        device = model.norm.weight.device
+        device = model.device
         self._model, self.cache = model, cache
         self._position = torch.zeros(1, dtype=torch.long, device=device)
         self._layers = [FixedLayer(layer, room, self._position) for layer in cache.layers]

@@ -22,7 +22,7 @@ from torch import Tensor
 from pellucid import trace
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.sample import Sampling, next_tokens, row_generators
-from pellucid.models import Cache, Config, LlamaConfig, Model
+from pellucid.models import Cache, Config, Model
 
 MAX_NEW_TOKENS = 128  # where nobody says how many
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
@@ -30,7 +30,7 @@ _FILL = 0  # stands for padding and for rows that have finished; nothing looks a
 
 def context_limit(config: Config) -> int:
     """Tokens a model can have in view; dynamic RoPE stretches its original context by `factor`."""
-    if isinstance(config, LlamaConfig) and config.rope.type == "dynamic":
+    if config.rope is not None and config.rope.type == "dynamic":
         original = config.rope.original_context or config.context_length
         return max(config.context_length, int(original * config.rope.factor))
     return config.context_length
@@ -41,7 +41,7 @@ def usual_length(config: Config, prompts: Sequence[Sequence[int]], *, slide: boo
 
     At least one, so that a prompt that fills the context is refused with the numbers.
     """
-    if slide or config.family == "gpt2":  # the context slides
+    if slide or config.rope is None:  # the context slides
         return MAX_NEW_TOKENS
     room = context_limit(config) - max(map(len, prompts), default=0)
     return max(1, min(MAX_NEW_TOKENS, room))
@@ -223,7 +223,7 @@ class Generation(Iterator[list[int | None]]):
     def _stale(self) -> bool:
         """Whether this pass turns all tokens by other frequencies than those in the cache."""
         config = self._model.config
-        if not isinstance(config, LlamaConfig) or config.rope.type != "dynamic":
+        if config.rope is None or config.rope.type != "dynamic":
             return False
         original = config.rope.original_context or 1
         return any(len(self._rows[row]) > original for row in self._live)
@@ -294,7 +294,7 @@ def generate_tokens(
         raise ValueError("the model is in training mode (dropout acts): call model.eval()")
     if kept is not None and len(prompts) != 1:
         raise ValueError(f"{len(prompts)} prompts: a kept cache belongs to exactly one")
-    crops = slide or model.config.family == "gpt2"
+    crops = slide or model.config.rope is None
     return Generation(
         model,
         [list(prompt) for prompt in prompts],

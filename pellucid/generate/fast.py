@@ -36,7 +36,7 @@ class FastSteps:
         self._model, self._length = model, length
         self._decoder: native.Decoder | None = None
         self._compiled: Any = None
-        self._on_gpu = model.norm.weight.device.type == "cuda"
+        self._on_gpu = model.device.type == "cuda"
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
         if not self._possible or self._on_gpu:
             return
@@ -98,10 +98,11 @@ class FastSteps:
 
     def _begin(self, cache: Cache, rows: int, room: int) -> None:
         """Room in the cache, also of one that holds nothing yet."""
-        config, like = self._model.config, self._model.norm.weight
+        config = self._model.config
+        like = torch.empty(0, dtype=self._model.dtype, device=self._model.device)
         for layer in cache.layers:
             if layer.k is None:
-                layer.begin(rows, config.n_kv_heads, room, like.detach(), config.head_dim)
+                layer.begin(rows, config.n_kv_heads, room, like, config.head_dim)
         cache.reserve(room)
 
     def _on_gpu_step(
@@ -126,7 +127,7 @@ def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace
     tokens = torch.tensor(
         [[0] * start + list(row) for start, row in zip(starts, rows, strict=True)]
     )
-    cache, dtype = Cache(model.config.n_layers), model.norm.weight.dtype
+    cache, dtype = Cache(model.config.n_layers), model.dtype
     engine = FastSteps(model, longest + steps, wanted=True)
     following: Sequence[Sequence[int]] | None = getattr(rows, "following", None)
     with trace.trace(model, fused=True) as seen:

@@ -1,4 +1,4 @@
-"""The two families, one file each, and how to build one from its config."""
+"""The decoder, what it is made of, and how to build one from its config."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pellucid.models.cache import Cache
-from pellucid.models.gpt2 import GPT2, GPTConfig
-from pellucid.models.llama import Llama, LlamaConfig
-from pellucid.models.rope import RopeConfig
+from pellucid.models.config import GPTConfig, Layer, LlamaConfig, ModelConfig
+from pellucid.models.decoder import Decoder
+from pellucid.models.rope_scaling import RopeConfig
 
-Config = GPTConfig | LlamaConfig
-Model = GPT2 | Llama
+Config = ModelConfig
+Model = Decoder
 
 __all__ = [
-    "GPT2",
     "Cache",
     "Config",
+    "Decoder",
     "GPTConfig",
-    "Llama",
+    "Layer",
     "LlamaConfig",
     "Model",
+    "ModelConfig",
     "RopeConfig",
     "build",
     "empty_model",
@@ -33,7 +34,7 @@ __all__ = [
 
 def build(config: Config, dialect: str = "hf") -> Model:
     """The model of a config; under ``torch.device("meta")`` it takes no memory."""
-    return GPT2(config, dialect) if isinstance(config, GPTConfig) else Llama(config, dialect)
+    return Decoder(config, dialect)
 
 
 def empty_model(config: Config, dialect: str = "hf") -> Model:
@@ -65,10 +66,10 @@ def initialise(model: Model, generator: torch.Generator | None = None) -> None:
     """
     residual = 0.02 / (2 * model.config.n_layers) ** 0.5
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", "sinks")):
             nn.init.zeros_(parameter)
-        elif parameter.ndim == 1:  # the weight of a norm
-            nn.init.ones_(parameter)
+        elif parameter.ndim == 1:  # the weight of a norm, or what it has beyond 1
+            nn.init.constant_(parameter, 0.0 if model.config.norm_offset else 1.0)
         else:
             adds = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(parameter, std=residual if adds else 0.02, generator=generator)

@@ -1,147 +1,21 @@
-"""Rotary position embedding (Su et al., RoFormer, 2021) and its four ways to a longer context.
+"""Rotary position embedding (Su et al., RoFormer, 2021).
 
     T  tokens in this pass      D  head width      pair i  =  components i and i + D/2
 
 A token at position p has its pair i turned by the angle p × frequency i. The frequencies fall from
-1 to nearly 1/theta; a scaling type lowers some of them so that larger positions stay in the range
-the model was trained on.
+1 to nearly 1/theta; `rope_scaling` lowers some of them for a context longer than the training's.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from pellucid.models.rope_scaling import RopeConfig, frequencies, scaled_frequencies
 from pellucid.numerics import Dialect
 from pellucid.trace import tap
 
-TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Base and scaling of RoPE; fields are named as in Hugging Face's ``rope_scaling``.
-
-    original_context  context length of pre-training, in tokens; needed by dynamic, llama3 and yarn
-    """
-
-    theta: float = 10000.0
-    type: str = "default"
-    factor: float = 1.0
-    original_context: int | None = None
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        if self.type not in TYPES:
-            raise ValueError(f"unknown rope type {self.type!r}: expected one of {', '.join(TYPES)}")
-        if self.theta <= 0:
-            raise ValueError(f"rope theta is {self.theta}: expected a number above 0")
-        if self.factor < 1:
-            raise ValueError(f"rope scaling factor is {self.factor}: expected 1 or more")
-        if self.type in ("dynamic", "llama3", "yarn") and not self.original_context:
-            raise ValueError(f"rope type {self.type!r} needs the original context length")
-        if self.type == "llama3" and self.low_freq_factor <= 0:
-            raise ValueError(
-                f"rope low_freq_factor is {self.low_freq_factor}: expected a number above 0"
-            )
-        if self.type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(
-                f"rope low_freq_factor {self.low_freq_factor} must lie below "
-                f"high_freq_factor {self.high_freq_factor}"
-            )
-
-    @property
-    def magnitude(self) -> float:
-        """Factor on cos and sin; yarn sharpens attention a little as the context grows."""
-        if self.type != "yarn":
-            return 1.0
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.mscale and self.mscale_all_dim:
-            return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
-        return _mscale(self.factor, 1.0)
-
-
-def _mscale(factor: float, weight: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
-def frequencies(
-    rope: RopeConfig,
-    head_dim: int,
-    *,
-    length: int | Tensor = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Radians per position of each pair, (D/2).
-
-    `length` is the number of tokens seen so far; only the dynamic type looks at it. One per row,
-    (B, 1, 1), gives (B, 1, D/2).
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim
-    theta: float | Tensor = rope.theta
-    if rope.type == "dynamic":
-        theta = _dynamic(rope, head_dim, torch.as_tensor(length, dtype=dtype, device=device))
-    plain = 1.0 / (theta**exponents)
-    if rope.type == "linear":
-        return plain / rope.factor
-    if rope.type == "llama3":
-        return _llama3(rope, plain)
-    if rope.type == "yarn":
-        return _yarn(rope, head_dim, exponents)
-    return plain
-
-
-def _dynamic(rope: RopeConfig, head_dim: int, length: Tensor) -> Tensor:
-    """A larger theta for a longer text ("NTK-aware", as in transformers' dynamic type)."""
-    original = rope.original_context or 1
-    stretch = rope.factor * length.clamp(min=original) / original - (rope.factor - 1)
-    return rope.theta * stretch ** (head_dim / (head_dim - 2))
-
-
-def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
-    """Long waves divided by the factor, short ones kept, a ramp between (Llama 3.1 `model.py`)."""
-    original = rope.original_context or 1
-    wavelength = 2 * math.pi / plain
-    slowed = torch.where(wavelength > original / rope.low_freq_factor, plain / rope.factor, plain)
-    ramp = (original / wavelength - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
-    between = (wavelength <= original / rope.low_freq_factor) & (
-        wavelength >= original / rope.high_freq_factor
-    )
-    return torch.where(between, (1 - ramp) * plain / rope.factor + ramp * plain, slowed)
-
-
-def _yarn(rope: RopeConfig, head_dim: int, exponents: Tensor) -> Tensor:
-    """Ramp over the pair index between two numbers of turns (Peng et al., YaRN, 2023)."""
-    original = rope.original_context or 1
-
-    def pair_turning(turns: float) -> float:
-        """The pair that makes `turns` full turns over the original context."""
-        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001  # a step instead of a division by zero
-    pairs = torch.arange(head_dim // 2, dtype=exponents.dtype, device=exponents.device)
-    keep = 1 - torch.clamp((pairs - low) / (high - low), 0, 1)  # 1: as trained, 0: slowed
-    waves = rope.theta**exponents
-    return 1.0 / (rope.factor * waves) * (1 - keep) + 1.0 / waves * keep
+__all__ = ["RopeConfig", "RotaryEmbedding", "frequencies", "interleaved", "rotate"]
 
 
 class RotaryEmbedding(nn.Module):
@@ -149,22 +23,24 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, rope: RopeConfig, head_dim: int, dialect: Dialect) -> None:
         super().__init__()
-        self.rope, self.head_dim, self.dialect = rope, head_dim, dialect
+        self.rope, self.head_dim, self.dialect = rope, int(head_dim * rope.share), dialect
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions (T) or (B, T) -> cos, sin (T, D/2) or (B, T, D/2)."""
         working = torch.promote_types(dtype, torch.float32)
-        length = positions[..., None].amax(-2, keepdim=True) + 1  # of each row, as if alone
-        turns = frequencies(
-            self.rope, self.head_dim, length=length, dtype=working, device=positions.device
-        )  # (D/2), or (B, 1, D/2) where rows differ
+        if self.rope.type == "default":
+            pairs = torch.arange(0, self.head_dim, 2, dtype=working, device=positions.device)
+            turns = 1.0 / (self.rope.theta ** (pairs / self.head_dim))  # (D/2) per position
+        else:
+            turns = scaled_frequencies(self.rope, self.head_dim, positions, working)
         angles = positions[..., None].to(working) * turns
         if self.dialect.polar and not torch.compiler.is_compiling():
             cis = torch.polar(torch.ones_like(angles), angles)
             cos, sin = cis.real, cis.imag
         else:
             cos, sin = angles.cos(), angles.sin()
-        cos, sin = cos * self.rope.magnitude, sin * self.rope.magnitude
+        if self.rope.type != "default":
+            cos, sin = cos * self.rope.magnitude, sin * self.rope.magnitude
         if self.dialect.rope == "x":
             cos, sin = cos.to(dtype), sin.to(dtype)
         return tap(self, "cos", cos), tap(self, "sin", sin)
@@ -174,6 +50,8 @@ class RotaryEmbedding(nn.Module):
 # the product q · k may add up its terms in another order else.
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
     """Turn each pair of x (B, H, T, D) by its angle; cos, sin (T, D/2) or (B, T, D/2)."""
+    if 2 * cos.shape[-1] < x.shape[-1]:
+        return _rotate_some(x, cos, sin, dialect)
     if dialect.polar and not torch.compiler.is_compiling():
         turned = _rotate_complex(x, torch.complex(cos, sin))
     else:
@@ -181,6 +59,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
         first, second = x.transpose(1, 2).to(cos.dtype).chunk(2, dim=-1)  # (B, T, H, D/2) each
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return (turned if dialect.rope == "keep" else turned.to(x.dtype)).transpose(1, 2)
+
+
+def _rotate_some(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
+    """As `rotate` for the first components of a head; the rest stay as they are (GPT-NeoX, Phi)."""
+    first, rest = x.tensor_split((2 * cos.shape[-1],), dim=-1)
+    turned = rotate(first, cos, sin, dialect)
+    parts = (turned.transpose(1, 2), rest.to(turned.dtype).transpose(1, 2))
+    return torch.cat(parts, dim=-1).transpose(1, 2)
 
 
 def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pellucid import names
-from pellucid.models import Config, GPTConfig, LlamaConfig
+from pellucid import graph
+from pellucid.models import Config
 from pellucid.models.census import Census, Part, census, check_tokens
 
 Kind = Literal["input", "table", "norm", "linear", "operation"]
@@ -22,7 +22,7 @@ Kind = Literal["input", "table", "norm", "linear", "operation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One box. `gives` is the leaf of the tensor that comes out of it, a row of `names.ROWS`."""
+    """One box. `gives` is the leaf of the tensor that comes out of it, a row of `graph.ROWS`."""
 
     title: str
     kind: Kind
@@ -86,7 +86,7 @@ class Structure:
 
     def shape(self, leaf: str) -> tuple[str, ...]:
         """Sizes of a tensor, ("32", "T", "128"); the batch is left out."""
-        letters = next(row.dims for row in names.ROWS if row.leaf == leaf)
+        letters = next(row.dims for row in graph.ROWS if row.leaf == leaf)
         return tuple(self.sizes[letter] for letter in letters if letter != "B")
 
 
@@ -99,7 +99,7 @@ def structure(config: Config, tokens: int | None = None) -> Structure:
         check_tokens(config, tokens)
     sizes = {
         letter: f"{size}"
-        for letter, size in names.sizes(
+        for letter, size in graph.sizes(
             config, batch=1, tokens=tokens or 0, seen=tokens or 0
         ).items()
     }
@@ -137,7 +137,7 @@ class _Parts:
     def norm(self, path: str, gives: str) -> Step:
         part = self[path]
         config = self.counted.config
-        form = "RMSNorm" if isinstance(config, LlamaConfig) else "LayerNorm"
+        form = "RMSNorm" if config.norm == "rms" else "LayerNorm"
         facts = (f"{form}, eps {config.norm_eps:g}",)
         return Step(title=path, kind="norm", gives=gives, facts=facts, parameters=part.count)
 
@@ -161,7 +161,7 @@ def _operation(title: str, gives: str, *facts: str) -> Step:
 def _shared(config: Config) -> tuple[Shared, ...]:
     mask = Shared(gives="mask", sentence="True where a token may look")
     positions = Shared(gives="positions", sentence="0, 1, 2 …")
-    if isinstance(config, GPTConfig):
+    if config.rope is None:
         return positions, mask
     rope = config.rope
     scaling = "no scaling" if rope.type == "default" else f"{rope.type} scaling × {rope.factor:g}"
@@ -180,7 +180,7 @@ def _stem(config: Config, parts: _Parts) -> tuple[Step | Branch, ...]:
         gives="tokens",
         facts=(f"ids 0 … {config.vocab_size - 1:,}",),
     )
-    if isinstance(config, LlamaConfig):
+    if config.rope is not None:
         return tokens, parts.table("embed")
     return tokens, parts.table("embed"), Branch(body=parts.table("pos_embed"), reads=False)
 
@@ -198,7 +198,7 @@ def _attention(config: Config, parts: _Parts) -> Branch:
     q: Node = parts.linear("attn.q_proj", "attn.q", _heads(heads, "query", width))
     k: Node = parts.linear("attn.k_proj", "attn.k", _heads(kv_heads, "key", width))
     v: Node = parts.linear("attn.v_proj", "attn.v", _heads(kv_heads, "value", width))
-    if isinstance(config, LlamaConfig):
+    if config.rope is not None:
         q = Series((q, _operation("RoPE", "attn.q_rotated", "by rope.cos, rope.sin")))
         k = Series((k, _operation("RoPE", "attn.k_rotated", "by rope.cos, rope.sin")))
     pattern = Series(
@@ -234,7 +234,7 @@ def _sharing(heads: int, kv_heads: int) -> str:
 def _mlp(config: Config, parts: _Parts) -> Branch:
     norm = parts.norm("mlp_norm", "mlp_norm")
     down = parts.linear("mlp.down_proj", "mlp_out")
-    if isinstance(config, LlamaConfig):
+    if config.rope is not None:
         gate = parts.linear("mlp.gate_proj", "mlp.gate")
         act = _operation("SiLU", "mlp.act", "x · sigmoid(x)")
         up = parts.linear("mlp.up_proj", "mlp.up")
@@ -243,7 +243,7 @@ def _mlp(config: Config, parts: _Parts) -> Branch:
         return Branch(
             body=body, title="MLP", note="SwiGLU: down(SiLU(gate) × up)", gives="resid_post"
         )
-    form = "tanh form" if config.gelu == "tanh" else "exact, by erf"
+    form = "tanh form" if config.activation == "gelu_tanh" else "exact, by erf"
     act = _operation("GELU", "mlp.act", form)
     body = Series((norm, parts.linear("mlp.up_proj", "mlp.pre"), act, down))
     return Branch(body=body, title="MLP", note="down(GELU(up))", gives="resid_post")

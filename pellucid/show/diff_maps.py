@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph
 from pellucid.show.colours import scale_of
 
 CELLS = 6144  # kept of a tensor that diverged: 96 × 64
@@ -86,9 +86,9 @@ class Maps:
         except RuntimeError:
             return
         if seen.numel():
-            dims = names.dims(name)
+            dims = graph.dims(name)
             dims = dims if len(dims) == seen.ndim else ("B", "H", *dims[-2:])[-seen.ndim :]
-            if names.known(name) and names.row(name).leaf == "attn.pattern":
+            if graph.known(name) and graph.row(name).leaf == "attn.pattern":
                 reference, seen = _without_future(reference, seen)
             self.pairs[name] = reduced(reference, seen, dims, CELLS)
 

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pellucid import names
+from pellucid import graph
 from pellucid.show import colours
 from pellucid.show.diff_maps import FEW_CELLS, Pair, smaller
 from pellucid.show.diff_story import Line, by_cause, factor, facts, meaning, story
@@ -324,7 +324,7 @@ def _urgency(row: Json) -> tuple[bool, float]:
 def _entry(row: Json, pair: Pair | None, drawn: Mapping[str, Json]) -> dict[str, Any]:
     entry = {key: row[key] for key in ("verdict", "error_a", "error_b", "ratio", "where", "note")}
     entry["factor"] = factor(row["ratio"])
-    entry["sentence"] = names.row(row["name"]).sentence if names.known(row["name"]) else ""
+    entry["sentence"] = graph.row(row["name"]).sentence if graph.known(row["name"]) else ""
     if pair is not None:
         entry.update(dims=pair.dims, shape=pair.shape, stats=_finite(pair.stats))
         entry["picture"] = drawn.get(row["name"])

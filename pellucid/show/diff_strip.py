@@ -12,7 +12,7 @@ from html import escape
 from math import log10
 from typing import Any
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.show.diff_story import factor
 
 Json = Mapping[str, Any]
@@ -54,10 +54,10 @@ def _strip(here: Sequence[str], judged: Mapping[str, Json]) -> str:
 
 def _rows(here: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The tensors before the layers, each layer, those after; in the order of the forward pass."""
-    order = [row.leaf for row in names.ROWS]
+    order = [row.leaf for row in graph.ROWS]
     found: dict[int | None, dict[str, str]] = {}
     for name in here:
-        if names.known(name):
+        if graph.known(name):
             found.setdefault(names.layer_of(name), {})[_leaf(name)] = name
     tail = ("final_norm", "logits")
     whole = found.pop(None, {})
@@ -71,7 +71,7 @@ def _rows(here: Sequence[str]) -> list[tuple[str, list[str]]]:
 
 
 def _leaf(name: str) -> str:
-    return names.row(name).leaf
+    return graph.row(name).leaf
 
 
 def _head(leaf: str, place: int, y: int) -> str:

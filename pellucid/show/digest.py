@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 
 ELEMENTS = 16_384  # kept for pictures: 128 × 128, or 17 tokens × 963 channels
 STRINGS = 512  # kept of a list of strings
@@ -110,7 +110,7 @@ def digest(step: Step | Digest, elements: int = ELEMENTS) -> Digest:
 
 def sentence(step: Step) -> str:
     """What the tensor is, in the vocabulary's words; "" for what is no name of it."""
-    return names.row(step.name).sentence if names.known(step.name) else ""
+    return graph.row(step.name).sentence if graph.known(step.name) else ""
 
 
 def dtype_name(dtype: Any) -> str:

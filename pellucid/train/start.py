@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pellucid.models import GPT2, Config, Model, build, initialise
+from pellucid.models import Config, Model, build, initialise
 
 Start = Literal["sinusoids", "gpt2", "torch"]
 
@@ -45,7 +45,7 @@ def begin(model: Model, seed: int) -> None:
     (Vaswani et al., 2017, section 3.5). They are the size of random ones, and trained like them.
     """
     initialise(model, torch.Generator().manual_seed(seed))
-    if isinstance(model, GPT2):
+    if model.config.rope is None:
         with torch.no_grad():
             table = sinusoids(*model.pos_embed.weight.shape)
             model.pos_embed.weight.copy_(0.02 * 2**0.5 * table)  # the RMS of a sine is 1/√2

@@ -15,7 +15,7 @@ import csv
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -23,9 +23,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from pellucid import names
+from pellucid import graph
 from pellucid import step_recording as training_step
 from pellucid.models import Model
+from pellucid.models.description import describe
 from pellucid.trace import Trace, trace
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.objective import document_starts
@@ -46,7 +47,7 @@ def watchable(model: Model, *, logits: bool) -> tuple[list[str], list[str]]:
     fused = model.dialect.fusible
     activations = [
         name
-        for name in names.expand(model.config)
+        for name in graph.expand(model.config)
         if (logits or name != "logits") and not (fused and name.endswith(_ONLY_NAMED))
     ]
     return activations, [name for name, _ in model.named_parameters()]
@@ -61,7 +62,7 @@ def check_only(model: Model, only: list[str], *, logits: bool) -> None:
         reason = "names look like layers.0.attn.q and embed.weight"
         if glob.endswith("logits"):
             reason = "the chunked loss never holds logits; --loss plain does"
-        elif any(fnmatchcase(name, glob) for name in names.expand(model.config)):
+        elif any(fnmatchcase(name, glob) for name in graph.expand(model.config)):
             reason = "the fused attention kernel of training shows q, k, v and z only"
         raise ValueError(f"--only {glob}: no tensor of a training step is called so ({reason})")
 
@@ -141,7 +142,7 @@ class Watch:
                 "recording": training_step.KIND,
                 "optimizer_steps": training_step.steps_of(optimizer, parameters),
                 "groups": training_step.settings_of(optimizer, parameters),
-                "config": {"family": model.config.family, **asdict(model.config)},
+                "config": describe(model.config),
                 "dialect": model.dialect.name,
                 "step": step,
             }

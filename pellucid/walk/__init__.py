@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import Config
 from pellucid.numerics import Dialect
 from pellucid.walk.runner import Runner
@@ -96,10 +96,10 @@ def witness(
         if step.index or step.name not in found:
             found.setdefault(step.name, []).append(step.value)
     collected = {}
-    for name in names.expand(config):
-        per_head = names.dims(name)[1:2] in (("H",), ("Hkv",))
+    for name in graph.expand(config):
+        per_head = graph.dims(name)[1:2] in (("H",), ("Hkv",))
         value = torch.stack(found[name]) if per_head else found[name][0]
-        collected[name] = value[None] if names.has_batch(name) else value
+        collected[name] = value[None] if graph.has_batch(name) else value
     return collected
 
 
@@ -135,7 +135,7 @@ def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:
         )
     if prompt.is_floating_point() or prompt.min() < 0 or prompt.max() >= config.vocab_size:
         raise ValueError(f"token ids must be whole numbers from 0 to {config.vocab_size - 1}")
-    if config.family == "gpt2" and len(prompt) > config.context_length:
+    if config.rope is None and len(prompt) > config.context_length:
         raise ValueError(
             f"{len(prompt)} tokens, but there are position embeddings for only "
             f"{config.context_length}: crop to the last {config.context_length}"

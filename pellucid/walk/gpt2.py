@@ -281,7 +281,7 @@ BEND = {
     "layers.N.mlp.inner",
     "√(2/π) × ({pre} + 0.044715 × {pre}³)",
     dims="T F",
-    when=lambda config: config.gelu == "tanh",
+    when=lambda config: config.activation == "gelu_tanh",
 )
 def inner(pre):
     """Inside the tanh of GELU"""
@@ -290,7 +290,7 @@ def inner(pre):
 
 @each_layer(
     "layers.N.mlp.act",
-    lambda config: f"½ × {{pre}} × (1 + {BEND[config.gelu]})",
+    lambda config: f"½ × {{pre}} × (1 + {BEND[config.activation]})",
 )
 def act(pre, inner, gelu, dialect):
     """What each hidden unit says: GELU, a soft switch (Hendrycks & Gimpel, 2016)"""

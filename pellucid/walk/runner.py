@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import Config
 from pellucid.numerics import Dialect
 from pellucid.walk.steps import Line, Picture, Scope, Script, Step
@@ -181,7 +181,7 @@ class Runner:
         name, index = self._numbered(line.name), (at,) if isinstance(at, int) else ()
         dims = line.dims
         if dims is None:  # the walk has no batch axis, and an index takes another
-            dims = tuple(letter for letter in names.dims(name) if letter != "B")[len(index) :]
+            dims = tuple(letter for letter in graph.dims(name) if letter != "B")[len(index) :]
         numbers = {key: held.value for scope in self.scopes.values() for key, held in scope.items()}
         return Step(
             name=name,

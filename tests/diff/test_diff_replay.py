@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import CONFIGS, random_model
 
-from pellucid import names
+from pellucid import graph
 from pellucid.diff.replay.operations import SOURCES, Setting, inputs, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.diff.sides.side import from_model, pad_left
@@ -51,7 +51,7 @@ def test_unobserved_tensors_follow_from_those_before(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_inputs_name_tensors_that_come_before(name):
-    order = list(names.expand(CONFIGS[name]))
+    order = list(graph.expand(CONFIGS[name]))
     for place, key in enumerate(order):
         for source in inputs(CONFIGS[name], key):
             assert order.index(source) < place, (key, source)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peers import CONFIGS, pair, rows
 
-from pellucid import names
+from pellucid import graph
 from pellucid.diff import compare, from_model
 from pellucid.diff.sides.transformers import _Call, from_transformers
 from pellucid.diff.two_models import as_side, diff, live_side
@@ -18,7 +18,7 @@ UNSEEN = {"attn.scores", "attn.masked_scores"}  # inside the eager function
 
 
 def leaves(seen):
-    return {names.row(name).leaf for name in seen}
+    return {graph.row(name).leaf for name in seen}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -161,7 +161,7 @@ def test_models_with_llamas_module_names(kind):
             parameter.add_(torch.randn(parameter.shape, generator=generator) / 4)
     side, prompt = as_side(model, "A"), rows(CONFIGS["gqa"], 9, 5)
     seen = side.observe(prompt, 1)
-    assert leaves(seen) == {row.leaf for row in names.ROWS if "llama" in row.families} - UNSEEN
+    assert leaves(seen) == {row.leaf for row in graph.ROWS if "llama" in row.families} - UNSEEN
     assert seen["layers.0.attn.q_rotated"].shape == (2, 4, 9, 8)
     assert seen["step.1.layers.1.attn.k_rotated"].shape == (2, 2, 1, 8)
     assert diff(model, model, prompt, steps=1).verdict == "identical"

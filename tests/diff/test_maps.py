@@ -7,7 +7,7 @@ import torch
 from peers import CONFIGS, rows
 from tiny import random_model
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff import from_model
 from pellucid.diff.sides.layouts import lay_out, parse_layout
 from pellucid.diff.sides.maps import guess_map, load_map, read_map
@@ -32,7 +32,7 @@ def under(seen, table):
     out = {}
     for name, tensor in seen.items():
         step, plain = names.step_of(name), names.without_step(name)
-        layer, leaf = names.layer_of(name), names.row(name).leaf
+        layer, leaf = names.layer_of(name), graph.row(name).leaf
         if leaf in table:
             foreign, change = table[leaf]
             foreign = foreign.format(N=layer) if layer is not None else foreign
@@ -102,7 +102,7 @@ def test_a_shipped_map_brings_everything_home(kind, given):
     chosen = load_map(kind, config.family) if given == "by name" else guess_map(foreign)
     assert chosen is not None and chosen.label == kind
     home = chosen.apply(foreign, config)
-    assert set(home) == {name for name in seen if names.row(name).leaf in table}
+    assert set(home) == {name for name in seen if graph.row(name).leaf in table}
     assert list(home) == [name for name in seen if name in home], "in the order of the pass"
     for name, tensor in home.items():
         assert torch.equal(tensor, seen[name]), name
@@ -126,7 +126,7 @@ def test_every_shipped_map_speaks_of_names_that_exist():
         for family in ("llama", "gpt2"):
             for targets in load_map(kind, family).entries.values():
                 for target in targets:
-                    row = names.row(target.name.replace("{N}", "0"))
+                    row = graph.row(target.name.replace("{N}", "0"))
                     assert family in row.families or kind in ("meta", "litgpt"), target
 
 

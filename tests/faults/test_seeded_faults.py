@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pellucid import names, tokenizers
+from pellucid import graph, names, tokenizers
 from pellucid.diff import from_model
 from pellucid.diff.selftest.catalogue import CONTROLS, FAULTS, TOKENS
 from pellucid.diff.selftest.engine import Engine, Port, inverse_frequencies
@@ -129,7 +129,7 @@ def test_the_special_tokens_of_two_releases_of_llama_3(assets):
 def test_the_catalogue_is_whole():
     assert len({fault.name for fault in FAULTS}) >= 60
     for family, subject in SUBJECTS.items():
-        order = {"tokens", *names.expand(subject.config)}
+        order = {"tokens", *graph.expand(subject.config)}
         for fault in FAULTS:
             if family in fault.families:
                 assert names.without_step(fault.first) in order, fault.name

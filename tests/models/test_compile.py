@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import attention, gpt2, llama, rope
 from pellucid.trace import is_open, trace
 
@@ -91,7 +91,7 @@ def test_a_trace_of_a_compiled_model_sees_everything(kind, how):
     for _ in range(2):  # before anything is compiled, and after
         with trace(model) as seen:
             model(tokens)
-        assert list(seen) == list(names.expand(config))
+        assert list(seen) == list(graph.expand(config))
         for name in seen:
             assert torch.equal(seen[name], plain[name]), name
         with torch.no_grad():

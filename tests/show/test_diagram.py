@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models.census import census
 from pellucid.models.shapes import SHAPES, shape
 from pellucid.show import diagram_svg, diagram_text
@@ -28,7 +28,7 @@ def test_every_name_of_the_vocabulary_is_in_both_renderings(name: str):
     config = shape(name).config
     drawn = structure(config)
     text, picture = diagram_text.plain(drawn), diagram_svg.svg(drawn, name)
-    for row in names.ROWS:
+    for row in graph.ROWS:
         if config.family in row.families:
             assert row.leaf in text, row.leaf
             assert row.leaf in picture, row.leaf

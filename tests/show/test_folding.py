@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import LLAMA
 
-from pellucid import names
+from pellucid import graph
 from pellucid.show.folding import fold
 
-ALL = list(names.expand(LLAMA.__class__(**{**LLAMA.__dict__, "n_layers": 6})))
+ALL = list(graph.expand(LLAMA.__class__(**{**LLAMA.__dict__, "n_layers": 6})))
 
 
 def unfold(text, layers, steps):

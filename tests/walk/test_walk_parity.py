@@ -11,7 +11,7 @@ import torch
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 import pellucid.walk
-from pellucid import names
+from pellucid import graph
 from pellucid.models import RopeConfig
 from pellucid.numerics import NAMES, dialect
 from pellucid.trace import trace
@@ -47,7 +47,7 @@ def both(config, dtype, dialect_name="hf", count=13):
     with trace(model) as seen:
         model(tokens[None])
     said = witness(config, model.state_dict(), tokens, dialect(dialect_name, config.family))
-    assert list(said) == list(names.expand(config))
+    assert list(said) == list(graph.expand(config))
     assert set(said) == set(seen)
     for name in said:
         assert said[name].shape == seen[name].shape, name
@@ -125,12 +125,12 @@ def test_a_step_is_what_its_address_names_in_a_trace(shape, asked):
     steps = list(
         walk(config, model.state_dict(), tokens, dialect=dialect("hf", config.family), **asked)
     )
-    vocabulary = set(names.expand(config))
+    vocabulary = set(graph.expand(config))
     compared = {step.name for step in steps if step.name in vocabulary}
     for step in steps:
         if step.name in vocabulary:
             theirs = seen[step.address]
-            theirs = theirs[0] if names.has_batch(step.name) and not step.index else theirs
+            theirs = theirs[0] if graph.has_batch(step.name) and not step.index else theirs
             assert error(step.value, theirs) <= 1e-12, step.address
     assert steps[-1].value == seen["logits"][0, -1].argmax()
     # What stands in no step of its own: given to the walk, or another step's value.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import GPT, LLAMA, random_model, random_tokens
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import RopeConfig
 from pellucid.numerics import dialect
 from pellucid.walk import Step, script_of, walk
@@ -165,7 +165,7 @@ def test_formulas_as_a_reader_sees_them():
 
 @pytest.mark.parametrize("config", [LLAMA, GPT])
 def test_dims_stand_for_one_size_each(config):
-    sizes = names.sizes(config, batch=1, tokens=COUNT, seen=COUNT)
+    sizes = graph.sizes(config, batch=1, tokens=COUNT, seen=COUNT)
     sizes |= {"H·D": sizes["H"] * sizes["D"], "Hkv·D": sizes["Hkv"] * sizes["D"], "specials": 2}
     for step in walked(config, everything=True):
         expected = [sizes[dim] if dim in sizes else int(dim) for dim in step.dims]
@@ -189,12 +189,12 @@ def test_every_argument_of_every_step_is_known(config):
 def test_the_vocabulary_is_covered_in_its_order(config):
     """Each name of names.py is a line; lines of other names say what their dims are."""
     lines = script_of(config).lines
-    vocabulary = {row.name for row in names.ROWS if config.family in row.families}
+    vocabulary = {row.name for row in graph.ROWS if config.family in row.families}
     written = {line.name.replace("layers.0.", "layers.N.") for line in lines}
     assert vocabulary <= written
     for line in lines:
         if line.name and line.dims is None:
-            names.row(line.name.replace("N", "0"))
+            graph.row(line.name.replace("N", "0"))
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT])

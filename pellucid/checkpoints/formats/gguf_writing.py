@@ -17,7 +17,7 @@ from pellucid.checkpoints import parameter_shapes
 from pellucid.checkpoints.formats.gguf_file import Announced, write
 from pellucid.checkpoints.formats.meta import interleaved
 from pellucid.checkpoints.writers import bytes_of
-from pellucid.models import Config, GPTConfig, LlamaConfig, RopeConfig
+from pellucid.models import Config, RopeConfig
 from pellucid.models.rope import frequencies
 
 _FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}  # llama.cpp's enum llama_ftype
@@ -54,9 +54,11 @@ def _hyperparameters(config: Config) -> dict[str, int | float | str]:
         "feed_forward_length": config.hidden_width,
         "attention.head_count": config.n_heads,
     }
-    if isinstance(config, GPTConfig):
-        if config.gelu != "tanh":
-            raise ValueError(f"gelu is {config.gelu!r}: llama.cpp's gpt2 knows only the tanh form")
+    if config.rope is None:
+        if config.activation != "gelu_tanh":
+            raise ValueError(
+                f"activation is {config.activation!r}: llama.cpp's gpt2 knows only the tanh form"
+            )
         return keys | {"attention.layer_norm_epsilon": float(config.norm_eps)}
     keys |= {
         "attention.head_count_kv": config.n_kv_heads,
@@ -84,7 +86,7 @@ def _entries(
             yield f"{_WHOLE[path]}.{kind}", shape, lambda name=name: weights[name]
             continue
         _, layer, leaf = path.split(".", 2)
-        if isinstance(config, GPTConfig) and leaf in ("attn.q_proj", "attn.k_proj", "attn.v_proj"):
+        if config.rope is None and leaf in ("attn.q_proj", "attn.k_proj", "attn.v_proj"):
             if leaf == "attn.q_proj":
                 names = [name.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
                 joined = (3 * shape[0], *shape[1:])
@@ -93,7 +95,7 @@ def _entries(
         heads = _turned_heads(config, leaf)
         read = _interleaved(weights, name, heads) if heads else lambda name=name: weights[name]
         yield f"blk.{layer}.{_IN_LAYER[leaf]}.{kind}", shape, read
-    if isinstance(config, LlamaConfig) and config.rope.type == "llama3":
+    if config.rope is not None and config.rope.type == "llama3":
         yield "rope_freqs.weight", (config.head_dim // 2,), lambda: _divisors(config)
 
 
@@ -107,13 +109,14 @@ def _interleaved(weights: Mapping[str, Tensor], name: str, heads: int) -> _Read:
 
 def _turned_heads(config: Config, leaf: str) -> int:
     """Heads of a q or k matrix, whose rows llama.cpp expects in Meta's order; 0 for the others."""
-    if not isinstance(config, LlamaConfig):
+    if config.rope is None:
         return 0
     return {"attn.q_proj": config.n_heads, "attn.k_proj": config.n_kv_heads}.get(leaf, 0)
 
 
-def _divisors(config: LlamaConfig) -> Tensor:
+def _divisors(config: Config) -> Tensor:
     """(D/2): what llama.cpp divides each plain RoPE frequency by."""
+    assert config.rope is not None, "a model with RoPE"
     plain = RopeConfig(theta=config.rope.theta)
     return frequencies(plain, config.head_dim) / frequencies(config.rope, config.head_dim)
 

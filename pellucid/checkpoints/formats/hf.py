@@ -35,7 +35,7 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
-from pellucid.models import Config, GPTConfig, LlamaConfig
+from pellucid.models import Config
 
 INDEX = "model.safetensors.index.json"
 # What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
@@ -70,10 +70,10 @@ class Entry:
 
 def table(config: Config) -> Iterator[Entry]:
     """Every stored tensor of a model with `config`, in the order of the forward pass."""
-    return _gpt2(config) if isinstance(config, GPTConfig) else _llama(config)
+    return _gpt2(config) if config.rope is None else _llama(config)
 
 
-def _llama(config: LlamaConfig) -> Iterator[Entry]:
+def _llama(config: Config) -> Iterator[Entry]:
     def entry(stored: str, ours: str) -> Entry:
         return Entry(stored=stored, parameters=(ours,))
 
@@ -83,8 +83,8 @@ def _llama(config: LlamaConfig) -> Iterator[Entry]:
         yield entry(f"{theirs}.input_layernorm.weight", f"{ours}.attn_norm.weight")
         yield entry(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
         for kind, block, biased, leaves in (
-            ("attn", "self_attn", config.attention_bias, ("q_proj", "k_proj", "v_proj", "o_proj")),
-            ("mlp", "mlp", config.mlp_bias, ("gate_proj", "up_proj", "down_proj")),
+            ("attn", "self_attn", "qkv" in config.biases, ("q_proj", "k_proj", "v_proj", "o_proj")),
+            ("mlp", "mlp", "mlp" in config.biases, ("gate_proj", "up_proj", "down_proj")),
         ):
             for leaf in leaves:
                 for part in ("weight", "bias") if biased else ("weight",):
@@ -94,7 +94,7 @@ def _llama(config: LlamaConfig) -> Iterator[Entry]:
         yield entry("lm_head.weight", "unembed.weight")
 
 
-def _gpt2(config: GPTConfig) -> Iterator[Entry]:
+def _gpt2(config: Config) -> Iterator[Entry]:
     def both(stored: str, ours: str, transposed: bool = False) -> Iterator[Entry]:
         yield Entry(
             stored=f"{stored}.weight", parameters=(f"{ours}.weight",), transposed=transposed
@@ -114,8 +114,8 @@ def _gpt2(config: GPTConfig) -> Iterator[Entry]:
         )
         yield Entry(
             stored=f"{theirs}.attn.c_attn.bias",
-            parameters=tuple(f"{name}.bias" for name in qkv) if config.qkv_bias else (),
-            zeros=None if config.qkv_bias else (3 * config.width,),
+            parameters=tuple(f"{name}.bias" for name in qkv) if "qkv" in config.biases else (),
+            zeros=None if "qkv" in config.biases else (3 * config.width,),
         )
         yield from both(f"{theirs}.attn.c_proj", f"{ours}.attn.o_proj", transposed=True)
         yield from both(f"{theirs}.ln_2", f"{ours}.mlp_norm")
@@ -192,7 +192,7 @@ class _Part:
 
 def _prefix_left_out(config: Config, source: TensorFile) -> str:
     """``transformer.`` where the file leaves it out, as the original GPT-2 repository does."""
-    prefix = "transformer." if isinstance(config, GPTConfig) else "model."
+    prefix = "transformer." if config.rope is None else "model."
     return "" if any(name.startswith(prefix) for name in source.entries) else prefix
 
 
@@ -200,7 +200,7 @@ def _redundant(config: Config, prefix: str) -> dict[str, Redundant]:
     """What files hold beside the parameters: buffers, and a tied head written out."""
     found: dict[str, Redundant] = {}
     for layer in range(config.n_layers):
-        if isinstance(config, GPTConfig):
+        if config.rope is None:
             # the causal mask and its filling, buffers in files of transformers < 4.31
             for leaf in ("bias", "masked_bias"):
                 found[f"transformer.h.{layer}.attn.{leaf}".removeprefix(prefix)] = Redundant()

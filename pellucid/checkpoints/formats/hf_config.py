@@ -203,7 +203,7 @@ def write_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
     zero, which compute the same, and with a key of our own, ``"qkv_bias": false``, by which we
     drop them again. ValueError for a config that the format cannot state.
     """
-    if isinstance(config, GPTConfig):
+    if config.rope is None:
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -214,12 +214,12 @@ def write_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
             "vocab_size": config.vocab_size,
             "n_positions": config.context_length,
             "layer_norm_epsilon": config.norm_eps,
-            "activation_function": "gelu_new" if config.gelu == "tanh" else "gelu",
+            "activation_function": "gelu_new" if config.activation == "gelu_tanh" else "gelu",
             "tie_word_embeddings": config.tied,
             "embd_pdrop": config.embed_dropout,
             "attn_pdrop": config.attn_dropout,
             "resid_pdrop": config.resid_dropout,
-            **({} if config.qkv_bias else {"qkv_bias": False}),
+            **({} if "qkv" in config.biases else {"qkv_bias": False}),
             "torch_dtype": str(dtype).removeprefix("torch."),
         }
     return {
@@ -238,15 +238,16 @@ def write_config(config: Config, dtype: torch.dtype) -> dict[str, Any]:
         "rope_theta": config.rope.theta,
         "rope_scaling": _rope_scaling(config),
         "tie_word_embeddings": config.tied,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
+        "attention_bias": "qkv" in config.biases,
+        "mlp_bias": "mlp" in config.biases,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def _rope_scaling(config: LlamaConfig) -> dict[str, Any] | None:
+def _rope_scaling(config: Config) -> dict[str, Any] | None:
     """``rope_scaling``, the spelling that transformers 4 and 5 both read."""
     rope = config.rope
+    assert rope is not None, "a family with RoPE"
     if rope.type == "default":
         return None
     if rope.type == "dynamic" and rope.original_context != config.context_length:

@@ -31,7 +31,7 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
-from pellucid.models import LlamaConfig, RopeConfig
+from pellucid.models import Config, LlamaConfig, ModelConfig, RopeConfig
 
 # Keys of params.json that do not change what a model computes from its tokens.
 IGNORED = frozenset({"max_batch_size", "model_parallel_size"})
@@ -66,7 +66,15 @@ class Entry:
     heads: int = 0
 
 
-def table(config: LlamaConfig, embed_dim: int) -> Iterator[Entry]:
+def is_plain_llama(config: Config) -> bool:
+    """Whether a model is a Llama as Meta's code computes one: nothing but sizes and RoPE differ."""
+    own = ("vocab_size", "context_length", "width", "n_layers", "n_heads", "n_kv_heads")
+    more = ("head_dim", "hidden_width", "norm_eps", "rope", "tied", "biases", "family", "rounding")
+    stated: dict[str, Any] = {name: getattr(config, name) for name in (*own, *more)}
+    return config.rope is not None and config == ModelConfig(**stated)
+
+
+def table(config: Config, embed_dim: int) -> Iterator[Entry]:
     """Every stored tensor of a model with `config`; `embed_dim` is how the embedding is split."""
     yield Entry(stored=EMBED, parameter="embed.weight", dim=embed_dim)
     heads = {"attn.q_proj.weight": config.n_heads, "attn.k_proj.weight": config.n_kv_heads}
@@ -95,7 +103,7 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)  # (heads, D/2, 2, C), flattened
 
 
-def open_folder(folder: Path) -> tuple[LlamaConfig, Weights]:
+def open_folder(folder: Path) -> tuple[Config, Weights]:
     """Config and weights of a folder in Meta's layout, every key and tensor accounted for.
 
     ValueError or OSError, in one line, where something is missing, cut short or does not fit.
@@ -153,7 +161,7 @@ class _Join:
 
 def read_params(
     values: Mapping[str, Any], where: str, shards: Sequence[Mapping[str, Stored]], tied: bool
-) -> LlamaConfig:
+) -> Config:
     """The config that a ``params.json`` states, with what only the tensors can say.
 
     `shards`: what each shard's tensors look like; they give the vocabulary where ``vocab_size`` is
@@ -269,7 +277,7 @@ def _vocabulary(shards: Sequence[Mapping[str, Stored]], width: int) -> int:
     return sum(shape[0] for shape in rows) if rows[0][1] == width else rows[0][0]
 
 
-def _embed_dim(config: LlamaConfig, shards: Sequence[Mapping[str, Stored]]) -> int:
+def _embed_dim(config: Config, shards: Sequence[Mapping[str, Stored]]) -> int:
     """Dimension the embedding is split along: 1 in Llama 1 and 2, 0 in Llama 3; its shape tells."""
     found = shards[0].get(EMBED)
     return 0 if found is None or found.shape[1:] == (config.width,) else 1

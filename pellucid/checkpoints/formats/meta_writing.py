@@ -23,12 +23,13 @@ from pellucid.checkpoints.formats.meta import (
     Entry,
     hidden_width,
     interleaved,
+    is_plain_llama,
     rope,
     table,
 )
 from pellucid.checkpoints.weights import parameter_shapes
 from pellucid.checkpoints.writers import PthWriter
-from pellucid.models import Config, LlamaConfig
+from pellucid.models import Config
 
 _MULTIPLES = (256, 1024, 4096, 512, 128, 64, 32, 16, 8, 4, 2, 1)
 
@@ -58,7 +59,7 @@ def write_params(config: Config, llama3: bool) -> dict[str, Any]:
 
     ValueError, with the reason, for a model that the format cannot state.
     """
-    if not isinstance(config, LlamaConfig):
+    if not is_plain_llama(config):
         raise ValueError(f"Meta's layout knows Llama only, and this is a {config.family} model")
     scaled = _scaled(config)
     if config.head_dim * config.n_heads != config.width:
@@ -66,9 +67,12 @@ def write_params(config: Config, llama3: bool) -> dict[str, Any]:
             f"Meta's layout takes the head width from the width, {config.width} / "
             f"{config.n_heads} heads; this model sets it apart, to {config.head_dim}"
         )
-    biased = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name)]
+    biased = [
+        {"qkv": "attention_bias", "mlp": "mlp_bias"}[part] for part in config.biases if part != "o"
+    ]
     if biased:
         raise ValueError(f"Meta's layout has no biases; this model has {' and '.join(biased)}")
+    assert config.rope is not None, "a Llama"
     multiple_of, multiplier = _hidden(config.width, config.hidden_width)
     params: dict[str, Any] = {"dim": config.width}
     if multiplier is not None:
@@ -84,8 +88,9 @@ def write_params(config: Config, llama3: bool) -> dict[str, Any]:
     return params | {"vocab_size": config.vocab_size}
 
 
-def _scaled(config: LlamaConfig) -> bool:
+def _scaled(config: Config) -> bool:
     """Whether RoPE is scaled the one way that params.json can say."""
+    assert config.rope is not None, "a Llama"
     for scaled in (False, True):
         if config.rope == rope(config.width, config.rope.theta, scaled):
             return scaled
@@ -128,7 +133,7 @@ def _hidden(width: int, hidden: int) -> tuple[int, float | None]:
 
 
 def meta_files(
-    config: LlamaConfig, dtypes: Mapping[str, torch.dtype], shards: int, llama3: bool
+    config: Config, dtypes: Mapping[str, torch.dtype], shards: int, llama3: bool
 ) -> MetaFiles:
     """What each of `shards` files holds.
 

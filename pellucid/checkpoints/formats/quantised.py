@@ -48,7 +48,7 @@ def save_quantised(
         model_folder(
             folder,
             model.config,
-            model.norm.weight.dtype,
+            model.dtype,
             tokenizer_from,
             overwrite=overwrite,
             stated={"quantization_config": _stated(how)},

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pellucid.diff.causes.hypothesis import Hypothesis
-from pellucid.diff.replay.operations import inputs, leaf
+from pellucid.diff.replay.operations import leaf
 from pellucid.diff.replay.replay import Replay
+from pellucid.graph import inputs
 
 _DROPPED = ("embed", "resid_pre", "attn.pattern", "attn_out", "resid_mid", "mlp_out", "resid_post")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.relayout import candidates
 from pellucid.diff.replay.operations import Setting, apply, cast, leaf
 from pellucid.diff.replay.replay import Replay
@@ -27,31 +27,12 @@ class Hypothesis:
 
 def parameters(setting: Setting, name: str) -> tuple[str, ...]:
     """Full names of the parameters an operation reads."""
-    layer = names.layer_of(name)
-    block = f"layers.{layer}." if layer is not None else ""
-    head = "embed" if setting.config.tied else "unembed"
-    llama = setting.config.family == "llama"
-    reads = {
-        "embed": "embed",
-        "pos_embed": "pos_embed",
-        "attn_norm": "attn_norm",
-        "attn.q": "attn.q_proj",
-        "attn.k": "attn.k_proj",
-        "attn.v": "attn.v_proj",
-        "attn_out": "attn.o_proj",
-        "mlp_norm": "mlp_norm",
-        "mlp.pre": "mlp.up_proj",
-        "mlp.gate": "mlp.gate_proj",
-        "mlp.up": "mlp.up_proj",
-        "mlp_out": "mlp.down_proj",
-        "final_norm": "norm",
-        "logits": head,
-    }.get(leaf(name))
-    if reads is None:
+    module = graph.module_of(setting.config, name)
+    if not module:
         return ()
-    bias = not llama or setting.weights(f"{block}{reads}.bias") is not None
-    found = (f"{block}{reads}.weight", *((f"{block}{reads}.bias",) if bias else ()))
-    return tuple(full for full in found if setting.weights(full) is not None)
+    return tuple(
+        full for full in (f"{module}.weight", f"{module}.bias") if setting.weights(full) is not None
+    )
 
 
 def with_weights(setting: Setting, changed: Mapping[str, Tensor]) -> Setting:

@@ -21,8 +21,9 @@ from pellucid.diff.causes.hypothesis import (
     sibling,
     with_weights,
 )
-from pellucid.diff.replay.operations import Setting, inputs, leaf
+from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
+from pellucid.graph import inputs
 
 
 def embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

@@ -18,8 +18,9 @@ from pellucid.diff.causes.measured import measured_weights
 from pellucid.diff.causes.positions import mask, positions
 from pellucid.diff.causes.rope import rope_table, rotated
 from pellucid.diff.causes.stream import act, embed, hidden, logits, norm, residual
-from pellucid.diff.replay.operations import inputs, leaf
+from pellucid.diff.replay.operations import leaf
 from pellucid.diff.replay.replay import Replay
+from pellucid.graph import inputs
 
 __all__ = ["Hypothesis", "hypotheses", "parameters"]
 

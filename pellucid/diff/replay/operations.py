@@ -1,8 +1,8 @@
 """Every named tensor as one operation on the named tensors before it.
 
-This is the graph that a diff replays: what an implementation says it computed, computed again from
-the very inputs it says it had, in any precision. An operation is a function of a `Setting` (config,
-weights, dtype, rounding) and its inputs; `INPUTS` says which tensors those are.
+What an implementation says it computed, computed again from the very inputs it says it had, in any
+precision. An operation is a function of a `Setting` (config, weights, dtype, rounding) and its
+inputs; `graph` says which tensors those are and whose weight it reads.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import names
-from pellucid.models.attention import interleaved, repeat_heads
-from pellucid.models.gpt2 import gelu
+from pellucid import graph, names
+from pellucid.graph import leaf
+from pellucid.models.attention import capped, interleaved, last_of, repeat_heads, scaled, softmax
+from pellucid.models.parts import activation
 from pellucid.models.rope import RotaryEmbedding, rotate
 from pellucid.numerics import Dialect
 
@@ -84,20 +85,26 @@ class Setting:
         return out if bias is None else out + bias
 
     def norm(self, name: str, x: Tensor) -> Tensor:
-        """RMSNorm or LayerNorm, as the family has it."""
-        weight = self.parameter(f"{name}.weight")
-        if self.config.family == "gpt2":
-            bias = self.parameter(f"{name}.bias")
-            return F.layer_norm(x, weight.shape, weight, bias, self.config.norm_eps)
-        inside = (
-            x.dtype if self.dialect.norm == "x" else torch.promote_types(x.dtype, torch.float32)
-        )
-        wide = x.to(inside)
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.config.norm_eps)
+        """RMSNorm or LayerNorm, as the config has it."""
+        config, wide = self.config, torch.promote_types(x.dtype, torch.float32)
+        weight = self.parameter(f"{name}.weight") if config.norm_weight else None
+        if weight is not None and config.norm_offset:
+            weight = 1.0 + weight.to(wide if config.norm == "rms" else x.dtype)
+        if config.norm == "layer":
+            bias = self.parameter(f"{name}.bias") if config.norm_bias else None
+            return F.layer_norm(x, x.shape[-1:], weight, bias, config.norm_eps)
+        if self.dialect.norm == "x":
+            wide = x.dtype
+        whole = x.to(wide)
+        normed = whole * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + config.norm_eps)
+        if weight is None or self.dialect.norm_product == "float32":
+            return (normed if weight is None else normed * weight).to(x.dtype)
         return normed.to(x.dtype) * weight
 
     def heads(self, x: Tensor) -> Tensor:
-        """(B, T, heads · D) -> (B, heads, T, D)."""
+        """(B, T, heads · D) -> (B, heads, T, D), cut to ± the config's clip."""
+        clip = self.config.qkv_clip
+        x = x.clamp(-clip, clip) if clip else x
         return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
 
@@ -115,9 +122,9 @@ def _pos_embed(s: Setting, positions: Tensor) -> Tensor:
     return F.embedding(positions, table).to(s.dtype)
 
 
-def _rope(place: int) -> Operation:
+def _rope(which: str, place: int) -> Operation:
     def operation(s: Setting, positions: Tensor) -> Tensor:
-        rotary = RotaryEmbedding(s.config.rope, s.config.head_dim, s.dialect)
+        rotary = RotaryEmbedding(getattr(s.config, which), s.config.head_dim, s.dialect)
         return rotary(positions, s.dtype)[place]
 
     return operation
@@ -128,10 +135,19 @@ def _rotated(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotate(x, cos.to(working), sin.to(working), s.dialect)
 
 
+def _heads_normed(which: str) -> Operation:
+    def operation(s: Setting, x: Tensor) -> Tensor:
+        if s.config.qk_norm == "head":
+            return s.norm(which, x)
+        whole = s.norm(which, x.transpose(1, 2).flatten(2))
+        return whole.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+
+    return operation
+
+
 def scale_scores(s: Setting, products: Tensor) -> Tensor:
-    """q · kᵀ -> scores, divided by √D the way the dialect writes it."""
-    width = s.config.head_dim
-    return products / width**0.5 if s.dialect.scale == "divide" else products * width**-0.5
+    """q · kᵀ -> scores, scaled the way the config and the dialect say."""
+    return scaled(products, s.config.head_dim, s.config.score_scale, s.dialect)
 
 
 def _scores(s: Setting, q: Tensor, k: Tensor) -> Tensor:
@@ -147,29 +163,46 @@ def _masked(s: Setting, scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def _pattern(s: Setting, masked: Tensor) -> Tensor:
-    if s.dialect.softmax == "x":
-        return torch.softmax(masked, dim=-1)
-    working = torch.promote_types(masked.dtype, torch.float32)
-    return torch.softmax(masked, dim=-1, dtype=working).to(s.dtype)
+    sinks = s.parameter("attn.sinks") if s.config.sinks else None
+    pattern = softmax(masked, sinks, s.dialect)
+    return pattern if s.dialect.softmax == "x" else pattern.to(s.dtype)
 
 
 def _z(s: Setting, pattern: Tensor, v: Tensor) -> Tensor:
     return pattern @ repeat_heads(v, pattern.shape[1])
 
 
-def _attn_out(s: Setting, z: Tensor) -> Tensor:
+def _joined(s: Setting, z: Tensor) -> Tensor:
     return s.linear("attn.o_proj", z.transpose(1, 2).flatten(2))
 
 
-def _act(s: Setting, x: Tensor) -> Tensor:
-    if s.config.family == "llama":
-        return F.silu(x)
-    return gelu(x, s.config.gelu, s.dialect.gelu == "composed")
+def _added(product: Operation, raw: str, norm: str) -> Operation:
+    """What is added to the stream: a product, or what a norm and a factor make of it."""
+
+    def operation(s: Setting, x: Tensor) -> Tensor:
+        if not graph.has(s.config, raw, s.layer or 0):
+            return product(s, x)
+        return (
+            s.norm(norm, x) if s.config.norm_places != "before" else x
+        ) * s.config.residual_scale
+
+    return operation
+
+
+def _down(s: Setting, x: Tensor) -> Tensor:
+    return s.linear("mlp.down_proj", x)
+
+
+def _head(s: Setting, x: Tensor) -> Tensor:
+    return s.linear("embed" if s.config.tied else "unembed", x)
 
 
 def _logits(s: Setting, x: Tensor) -> Tensor:
-    head = "embed" if s.config.tied else "unembed"
-    logits = s.linear(head, x)
+    if graph.has(s.config, "raw_logits"):
+        logits = x * s.config.logit_scale
+        logits = capped(logits, s.config.logit_cap) if s.config.logit_cap else logits
+    else:
+        logits = _head(s, x)
     if s.dialect.logits == "float32":
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits
@@ -185,85 +218,44 @@ def _sum(s: Setting, *parts: Tensor) -> Tensor:
 OPERATIONS: dict[str, Operation] = {
     "embed": _embed,
     "pos_embed": _pos_embed,
-    "rope.cos": _rope(0),
-    "rope.sin": _rope(1),
+    "embed_normed": lambda s, x: s.norm("embed_norm", x),
+    "embed_scaled": lambda s, x: x * x.new_tensor(s.config.embed_scale),
+    "rope.cos": _rope("rope", 0),
+    "rope.sin": _rope("rope", 1),
+    "second_rope.cos": _rope("second_rope", 0),
+    "second_rope.sin": _rope("second_rope", 1),
+    "window_mask": lambda s, mask: last_of(mask, s.config.window),
     "resid_pre": _sum,
     "attn_norm": lambda s, x: s.norm("attn_norm", x),
     "attn.q": lambda s, x: s.heads(s.linear("attn.q_proj", x)),
     "attn.k": lambda s, x: s.heads(s.linear("attn.k_proj", x)),
     "attn.v": lambda s, x: s.heads(s.linear("attn.v_proj", x)),
+    "attn.q_normed": _heads_normed("attn.q_norm"),
+    "attn.k_normed": _heads_normed("attn.k_norm"),
     "attn.q_rotated": _rotated,
     "attn.k_rotated": _rotated,
     "attn.scores": _scores,
+    "attn.capped_scores": lambda s, scores: capped(scores, s.config.score_cap),
     "attn.masked_scores": _masked,
     "attn.pattern": _pattern,
     "attn.z": _z,
-    "attn_out": _attn_out,
+    "attn.out": _joined,
+    "attn_out": _added(_joined, "attn.out", "attn_out_norm"),
     "resid_mid": _sum,
     "mlp_norm": lambda s, x: s.norm("mlp_norm", x),
     "mlp.pre": lambda s, x: s.linear("mlp.up_proj", x),
     "mlp.gate": lambda s, x: s.linear("mlp.gate_proj", x),
     "mlp.up": lambda s, x: s.linear("mlp.up_proj", x),
-    "mlp.act": _act,
+    "mlp.act": lambda s, x: activation(x, s.config.activation, s.dialect),
     "mlp.hidden": lambda s, act, up: act * up,
-    "mlp_out": lambda s, x: s.linear("mlp.down_proj", x),
+    "mlp.out": _down,
+    "mlp_out": _added(_down, "mlp.out", "mlp_out_norm"),
     "resid_post": _sum,
     "final_norm": lambda s, x: s.norm("norm", x),
+    "raw_logits": _head,
     "logits": _logits,
 }
 SOURCES = ("tokens", "positions", "mask")  # given, not computed
-
-
-def leaf(name: str) -> str:
-    """The operation of a full name: ``step.2.layers.3.attn.q`` -> ``attn.q``."""
-    return names.row(name).leaf
-
-
-def inputs(config: Any, name: str) -> tuple[str, ...]:
-    """Full names of the tensors `name` is computed from, in the order its operation takes them.
-
-    Keys and values are named by the pass that computed them; with a KV cache the caller joins the
-    passes before. ``()`` for tokens, positions and mask.
-    """
-    step, layer, what = names.step_of(name), names.layer_of(name), leaf(name)
-    prefix = f"step.{step}." if step else ""
-    block = f"{prefix}layers.{layer}." if layer is not None else prefix
-    llama = config.family == "llama"
-    rotated = "_rotated" if llama else ""
-    if what == "resid_pre":
-        if layer:
-            return (f"{prefix}layers.{layer - 1}.resid_post",)
-        return (f"{prefix}embed",) if llama else (f"{prefix}embed", f"{prefix}pos_embed")
-    if what == "final_norm":
-        return (f"{prefix}layers.{config.n_layers - 1}.resid_post",)
-    table: dict[str, tuple[str, ...]] = {
-        "embed": (f"{prefix}tokens",),
-        "pos_embed": (f"{prefix}positions",),
-        "rope.cos": (f"{prefix}positions",),
-        "rope.sin": (f"{prefix}positions",),
-        "attn_norm": (f"{block}resid_pre",),
-        "attn.q": (f"{block}attn_norm",),
-        "attn.k": (f"{block}attn_norm",),
-        "attn.v": (f"{block}attn_norm",),
-        "attn.q_rotated": (f"{block}attn.q", f"{prefix}rope.cos", f"{prefix}rope.sin"),
-        "attn.k_rotated": (f"{block}attn.k", f"{prefix}rope.cos", f"{prefix}rope.sin"),
-        "attn.scores": (f"{block}attn.q{rotated}", f"{block}attn.k{rotated}"),
-        "attn.masked_scores": (f"{block}attn.scores", f"{prefix}mask"),
-        "attn.pattern": (f"{block}attn.masked_scores",),
-        "attn.z": (f"{block}attn.pattern", f"{block}attn.v"),
-        "attn_out": (f"{block}attn.z",),
-        "resid_mid": (f"{block}resid_pre", f"{block}attn_out"),
-        "mlp_norm": (f"{block}resid_mid",),
-        "mlp.pre": (f"{block}mlp_norm",),
-        "mlp.gate": (f"{block}mlp_norm",),
-        "mlp.up": (f"{block}mlp_norm",),
-        "mlp.act": (f"{block}mlp.gate" if llama else f"{block}mlp.pre",),
-        "mlp.hidden": (f"{block}mlp.act", f"{block}mlp.up"),
-        "mlp_out": (f"{block}mlp.hidden" if llama else f"{block}mlp.act",),
-        "resid_post": (f"{block}resid_mid", f"{block}mlp_out"),
-        "logits": (f"{prefix}final_norm",),
-    }
-    return table.get(what, ())
 
 
 def apply(setting: Setting, name: str, values: tuple[Tensor, ...]) -> Tensor:
@@ -294,6 +286,7 @@ def inner_length(setting: Setting, name: str, values: tuple[Tensor, ...]) -> int
         return values[0].shape[-1]
     if what == "attn.z":
         return values[1].shape[-2]
-    if what in ("attn.q", "attn.k", "attn.v", "mlp.pre", "mlp.gate", "mlp.up", "mlp_out", "logits"):
-        return values[0].shape[-1]
-    return setting.config.n_heads * setting.config.head_dim if what == "attn_out" else 1
+    module = graph.module_of(setting.config, name)
+    if not module or what == "embed":
+        return 1
+    return values[0].shape[-1] * (values[0].shape[1] if module.endswith("o_proj") else 1)

@@ -7,7 +7,7 @@ among its inputs.
 
 from __future__ import annotations
 
-from pellucid import names
+from pellucid import graph
 from pellucid.diff.effect import effect
 from pellucid.diff.replay.judge import Keep
 from pellucid.diff.replay.statistics import Measure, rms, roundoff
@@ -29,7 +29,7 @@ def judge_pairs(
     keep: Keep | None = None,
 ) -> Report:
     """Report on the names both recordings have; ValueError where there are none."""
-    shared = [name for name in seen_a if name in seen_b and names.known(name)]
+    shared = [name for name in seen_a if name in seen_b and graph.known(name)]
     if not any(seen_a[name].is_floating_point() for name in shared):
         raise ValueError(f"{a.label} and {b.label} share no named tensor: nothing was compared")
     worst = 0.0

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pellucid import names
-from pellucid.diff.replay.operations import Setting, apply, inner_length, inputs, leaf
+from pellucid import graph, names
+from pellucid.diff.replay.operations import Setting, apply, inner_length, leaf
 from pellucid.diff.replay.statistics import (
     MASKED,
     Measure,
@@ -19,6 +19,7 @@ from pellucid.diff.replay.statistics import (
     measure,
     roundoff,
 )
+from pellucid.graph import inputs
 from pellucid.models.attention import positions_and_mask
 
 # Read over all steps so far when a KV cache is on: what an earlier pass put there.
@@ -67,7 +68,7 @@ class Replay:
         unit = self.explained_error(name, dtype)
         exact, near, seen = (self.real_tokens(name, value) for value in (exact, near, seen))
         masked = leaf(name) == "attn.masked_scores"
-        result = measure(exact, near, seen, names.dims(name), unit, masked=masked)
+        result = measure(exact, near, seen, graph.dims(name), unit, masked=masked)
         if result.verdict == "within-rounding":
             excess = self._excess(name, exact, seen, dtype)
             if excess > 1:
@@ -95,7 +96,7 @@ class Replay:
 
     def real_tokens(self, name: str, value: Tensor) -> Tensor:
         """`value` with zeros where a row of the first pass has padding."""
-        letters = names.dims(name)
+        letters = graph.dims(name)
         if self.starts is None or names.step_of(name) or "T" not in letters:
             return value
         axis = letters.index("T") - len(letters)  # tables have a batch axis only with padding

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.sides.layouts import FIXED, Layout, lay_out, learn_sizes, parse_layout
 from pellucid.diff.sides.transformers import place_in_pass
 from pellucid.trace import Trace
@@ -97,7 +97,7 @@ class NameMap:
         rows = self.found(recorded)
         sizes = dict(self.sizes)
         if config is not None:
-            known = names.sizes(config, batch=1, tokens=1, seen=1)
+            known = graph.sizes(config, batch=1, tokens=1, seen=1)
             sizes = {letter: known[letter] for letter in FIXED} | sizes
         whole = [(to[0].layout, recorded[name]) for name, _, to in rows if len(to) == 1]
         learn_sizes(sizes, whole)
@@ -106,16 +106,16 @@ class NameMap:
             try:
                 parts = _parts(recorded[name], targets, sizes)
                 for target, part in zip(targets, parts, strict=True):
-                    x = lay_out(part, target.layout, names.dims(target.name), sizes)
+                    x = lay_out(part, target.layout, graph.dims(target.name), sizes)
                     seen.setdefault(prefix + target.name, _typed(target.name, x))
             except ValueError as error:
                 raise ValueError(f"name map {self.label}: {name}: {error}") from None
         for name in recorded:
-            if names.known(name):
+            if graph.known(name):
                 seen.setdefault(name, recorded[name])
         ordered = {name: seen[name] for name in sorted(seen, key=place_in_pass)}
         left = [name for name in recorded if name not in {row[0] for row in rows}]
-        unmapped = [name for name in left if not names.known(name)]
+        unmapped = [name for name in left if not graph.known(name)]
         return Trace(ordered, {**recorded.meta, "name_map": self.label, "unmapped": unmapped})
 
 
@@ -169,13 +169,13 @@ def _targets(pattern: str, text: str, label: str) -> Iterator[Target]:
         match = _TARGET.fullmatch(part)
         name = match[1] if match else part.strip()
         plain = name.replace("{N}", "0")
-        if match is None or not names.known(plain):
-            near = get_close_matches(name, [row.name.replace(".N.", ".{N}.") for row in names.ROWS])
+        if match is None or not graph.known(plain):
+            near = get_close_matches(name, [row.name.replace(".N.", ".{N}.") for row in graph.ROWS])
             hint = f"; did you mean {', '.join(near)}?" if near else ""
             raise ValueError(f"name map {label}: {pattern}: no tensor is called {name!r}{hint}")
         if ("{N}" in name) != ("{N}" in pattern):
             raise ValueError(f"name map {label}: {pattern}: {{N}} must stand on both sides or none")
-        dims = names.dims(plain)
+        dims = graph.dims(plain)
         layout = parse_layout(match[2]) if match[2] else Layout(axes=tuple((d,) for d in dims))
         if set(layout.letters) - {"B"} != set(dims) - {"B"}:
             raise ValueError(

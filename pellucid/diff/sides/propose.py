@@ -14,7 +14,7 @@ from itertools import permutations
 
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.sides.layouts import Layout, lay_out
 from pellucid.trace import Trace
 
@@ -81,14 +81,14 @@ def _without_layer(row: Proposed) -> tuple[str, str]:
 
 
 def _plain(name: str) -> str:
-    return " ".join(names.dims(name))
+    return " ".join(graph.dims(name))
 
 
 def _sizes(ours: Trace) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name in ours:
-        if names.step_of(name) == 0 and len(names.dims(name)) == ours[name].ndim:
-            sizes |= dict(zip(names.dims(name), ours[name].shape, strict=True))
+        if names.step_of(name) == 0 and len(graph.dims(name)) == ours[name].ndim:
+            sizes |= dict(zip(graph.dims(name), ours[name].shape, strict=True))
     return sizes
 
 
@@ -97,12 +97,12 @@ def _fits(
 ) -> Iterator[Proposed]:
     """Every layout in which x has the shape of our tensor, with the agreement of the values."""
     y = ours[name]
-    repeated = 2 if "D/2" in names.dims(name) else 1
+    repeated = 2 if "D/2" in graph.dims(name) else 1
     if x.numel() not in (y.numel(), repeated * y.numel()):
         return
-    for layout in _layouts(names.dims(name), x.ndim):
+    for layout in _layouts(graph.dims(name), x.ndim):
         try:
-            laid = lay_out(x, layout, names.dims(name), sizes)
+            laid = lay_out(x, layout, graph.dims(name), sizes)
         except (ValueError, RuntimeError):
             continue
         if laid.shape == y.shape:

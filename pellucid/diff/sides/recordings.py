@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map
 from pellucid.trace import Trace
 
@@ -58,13 +58,13 @@ def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = N
     """
     if not recorded:
         raise ValueError(f"{label}: the trace is empty: nothing can be compared")
-    own = [name for name in recorded if names.known(name) and names.without_step(name) != "tokens"]
+    own = [name for name in recorded if graph.known(name) and names.without_step(name) != "tokens"]
     chosen = name_map or guess_map(recorded, getattr(config, "family", None))
     if name_map is None and chosen is not None and chosen.knows(recorded) <= len(own):
         chosen = None
     if chosen is not None and chosen.knows(recorded):
         return chosen.apply(recorded, config)
-    unknown = [name for name in recorded if not names.known(name)]
+    unknown = [name for name in recorded if not graph.known(name)]
     if len(own) >= len(unknown):
         return recorded
     said = f"name map {chosen.label} knows none" if chosen else f"{len(unknown)} are unknown"
@@ -90,14 +90,14 @@ def _in_memory_order(name: str, x: Tensor) -> Tensor:
 
 
 def _headed(name: str, x: Tensor) -> bool:
-    return names.known(name) and x.ndim == 4 and names.row(name).leaf.startswith(_PROJECTED)
+    return graph.known(name) and x.ndim == 4 and graph.row(name).leaf.startswith(_PROJECTED)
 
 
 def check_length(seen: Trace, label: str, tokens: int) -> None:
     """ValueError where a recording is of another number of tokens than the run."""
     for name in seen:
-        if names.known(name) and names.step_of(name) == 0 and "T" in names.dims(name):
-            dims = names.dims(name)
+        if graph.known(name) and names.step_of(name) == 0 and "T" in graph.dims(name):
+            dims = graph.dims(name)
             length = seen[name].shape[dims.index("T") - len(dims)]
             if length != tokens:
                 raise ValueError(
@@ -109,11 +109,11 @@ def check_length(seen: Trace, label: str, tokens: int) -> None:
 
 def check_recording(seen: Trace, label: str, config: Any) -> None:
     """ValueError, with both shapes, where a recording cannot be of a model with `config`."""
-    wanted = set(names.expand(config))
+    wanted = set(graph.expand(config))
     held: dict[tuple[int, str], int] = {}
-    known = names.sizes(config, batch=0, tokens=0, seen=0)
+    known = graph.sizes(config, batch=0, tokens=0, seen=0)
     for name in seen:
-        if not names.known(name):
+        if not graph.known(name):
             continue
         plain, step = names.without_step(name), names.step_of(name)
         if plain not in wanted:
@@ -123,7 +123,7 @@ def check_recording(seen: Trace, label: str, config: Any) -> None:
             )
         if plain in _LOOSE:
             continue
-        dims, shape = names.dims(name), tuple(seen[name].shape)
+        dims, shape = graph.dims(name), tuple(seen[name].shape)
         expected = tuple(
             held.get((0 if letter == "B" else step, letter), length)
             if letter in "BTS"

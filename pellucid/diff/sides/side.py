@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph
 from pellucid.models import Cache
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.numerics import Dialect, dialect
@@ -115,7 +115,7 @@ def from_model(
 
     return Side(
         label=label,
-        dtype=model.norm.weight.dtype,
+        dtype=model.dtype,
         config=model.config,
         dialect=model.dialect,
         weights=FullWeights(model) if is_quantised(model) else dict(model.state_dict()),
@@ -128,7 +128,7 @@ def from_model(
 
 def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> None:
     """One pass over the rows, then decoding steps with a cache: greedy, or along `following`."""
-    device = model.norm.weight.device
+    device = model.device
     tokens, padding = pad_left(rows)
     tokens = tokens.to(device)
     padding = None if padding is None else padding.to(device)
@@ -153,12 +153,12 @@ def _first_rows(seen: Trace, rows: int) -> Trace:
 
 def _has_rows(name: str, tensor: Tensor) -> bool:
     """With left padding even positions, masks and tables have an axis for the batch."""
-    return names.has_batch(name) or tensor.ndim > len(names.dims(name))
+    return graph.has_batch(name) or tensor.ndim > len(graph.dims(name))
 
 
 def from_trace(seen: Trace, label: str) -> Side:
     """A side that was recorded; its metadata says in which dtype and dialect, if anything does."""
-    if not any(names.known(name) for name in seen):
+    if not any(graph.known(name) for name in seen):
         raise ValueError(
             f"{label}: none of its {len(seen)} tensors has a known name (the first is "
             f"{next(iter(seen), 'none')!r}); give a name map"

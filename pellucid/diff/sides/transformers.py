@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.replay.statistics import MASKED
 from pellucid.diff.sides.side import Batch, Side, pad_left
 from pellucid.numerics import dialect
@@ -377,6 +377,6 @@ def _shared(x: Tensor, ndim: int) -> Tensor:
 
 def place_in_pass(name: str) -> tuple[int, int, int, int]:
     """Sort key of a name: step, before / in / after the blocks, layer, row of the vocabulary."""
-    row, layer = names.row(name), names.layer_of(name)
+    row, layer = graph.row(name), names.layer_of(name)
     section = 1 if layer is not None else 2 if row.leaf in ("final_norm", "logits") else 0
-    return names.step_of(name), section, layer or 0, names.ROWS.index(row)
+    return names.step_of(name), section, layer or 0, graph.ROWS.index(row)

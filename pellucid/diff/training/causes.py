@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from pellucid.diff.training.replay import (
     parameters_of,
     replay,
 )
+from pellucid.models.description import describe
 from pellucid.step_recording import AFTER, GRADIENT, IGNORED, SETTINGS
 from pellucid.trace import Trace
 
@@ -93,7 +94,7 @@ def _tied_cause(a: Trace, seen: Trace) -> Cause | None:
     observed = found(seen, GRADIENT + "embed.weight")
     if not config.tied or observed is None:
         return None
-    meta = seen.meta | {"config": {"family": config.family, **asdict(replace(config, tied=False))}}
+    meta = seen.meta | {"config": describe(replace(config, tied=False))}
     apart = Trace({**seen, "unembed.weight": seen["embed.weight"]}, meta)
     exact = replay(apart, a, torch.float64)
     for there, missing in (("embed", "head"), ("unembed", "embedding")):

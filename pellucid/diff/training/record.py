@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from pellucid.diff.report import Report
 from pellucid.diff.sides.live import canonical
 from pellucid.diff.sides.transformers_gradients import foreign_pass
 from pellucid.diff.training.steps import compare_steps, is_step
-from pellucid.models import GPT2, Config, Llama
+from pellucid.models import Config, Decoder
+from pellucid.models.description import describe
 from pellucid.step_recording import AFTER, CLIPPED, GRADIENT, MEANS, watched_parameters
 from pellucid.trace import Trace, trace
 
@@ -43,7 +43,7 @@ def record_step(
     The result can be saved, and compared with `diff_steps`. ValueError where `step` never calls
     ``optimizer.step()``, or the model is none of these.
     """
-    own = isinstance(model, GPT2 | Llama)
+    own = isinstance(model, Decoder)
     parameters = {n: p for n, p in model.named_parameters() if isinstance(p, nn.Parameter)}
     shown: Mapping[str, Tensor]
     with watched_parameters(parameters, optimizer) as (tensors, meta):
@@ -64,7 +64,7 @@ def record_step(
         meta["groups"] = _renamed_groups(config, meta["groups"])
     found |= tensors | {"batch.inputs": inputs, "batch.targets": targets}
     found |= {} if starts is None else {"batch.starts": starts}
-    meta |= {"config": {"family": config.family, **asdict(config)}, "dialect": dialect}
+    meta |= {"config": describe(config), "dialect": dialect}
     meta |= {"training": model.training}
     return Trace({name: tensor.detach().cpu() for name, tensor in found.items()}, meta)
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, empty_model
+from pellucid.models import Config, Model, empty_model
+from pellucid.models.description import described_config
 from pellucid.step_recording import CLIPPED, GRADIENT, IGNORED, MEANS
 from pellucid.trace import Trace, trace
 
@@ -30,15 +31,11 @@ def config_of(seen: Trace) -> Config:
     stated = seen.meta.get("config")
     if not isinstance(stated, dict):
         raise ValueError("a recorded step states no config of the model it is of")
-    fields: dict[str, Any] = {key: value for key, value in stated.items() if key != "family"}
-    if stated.get("family") == "gpt2":
-        config: Config = GPTConfig(**fields)
-        dropped = config.embed_dropout or config.attn_dropout or config.resid_dropout
-        if dropped and seen.meta.get("training", True):
-            raise ValueError("a step with dropout cannot be computed again: record it without")
-        return config
-    fields["rope"] = RopeConfig(**fields["rope"])
-    return LlamaConfig(**fields)
+    config = described_config(stated)
+    dropped = config.embed_dropout or config.attn_dropout or config.resid_dropout
+    if dropped and seen.meta.get("training", True):
+        raise ValueError("a step with dropout cannot be computed again: record it without")
+    return config
 
 
 def parameters_of(config: Config) -> list[str]:

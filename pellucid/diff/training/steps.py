@@ -13,14 +13,14 @@ a difference is rounding. So a fault in one stage does not hide one in the next:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph
 from pellucid.diff.causes.search import Cause
 from pellucid.diff.effect import effect
 from pellucid.diff.replay.statistics import Measure, beyond, explained_error, measure, not_judged
@@ -38,6 +38,7 @@ from pellucid.diff.training.replay import (
     replay,
     taken,
 )
+from pellucid.models.description import describe
 from pellucid.step_recording import AFTER, CLIPPED, GRADIENT, KIND, SETTINGS
 from pellucid.trace import Trace
 
@@ -151,7 +152,7 @@ def _settings(a: Trace, b: Trace) -> Iterator[Finding]:
                 said = f"{theirs} against {mine} of A, for {name}"
                 yield Finding(stage="constants", name=key, finding=said, cause=f"another {key}")
                 break
-    ours, others = asdict(config_of(a)), asdict(config_of(b))
+    ours, others = describe(config_of(a)), describe(config_of(b))
     for key in ours:
         if ours[key] != others[key]:
             said = f"{others[key]} against {ours[key]} of A"
@@ -213,7 +214,7 @@ def _held(
     The second is asked only where the first does not explain what was observed.
     """
     observed, plain = seen[name], name.removeprefix(GRADIENT)
-    whole = not (names.known(plain) and names.has_batch(plain))
+    whole = not (graph.known(plain) and graph.has_batch(plain))
 
     def part(tensor: Tensor) -> Tensor:
         return tensor if whole else tensor[: len(observed)]  # the rows of one pass
@@ -247,8 +248,8 @@ def _measure(
 
 def _dims(name: str, tensor: Tensor) -> tuple[str, ...]:
     plain = name.removeprefix(GRADIENT)
-    if names.known(plain) and len(names.dims(plain)) == tensor.ndim:
-        return names.dims(plain)
+    if graph.known(plain) and len(graph.dims(plain)) == tensor.ndim:
+        return graph.dims(plain)
     return ("row", "column")[: tensor.ndim]
 
 

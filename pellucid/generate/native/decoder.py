@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pellucid.generate.native.build import library
 from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
 from pellucid.generate.native.recording import Recording, StepRequest
-from pellucid.models import GPT2, Cache, Model
+from pellucid.models import Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 from pellucid.system import cores
 
@@ -64,13 +64,13 @@ class _Model(Structure):
 
 def unsupported(model: Model) -> str | None:
     """Why the C decoder cannot run this model as it is now; None where it can."""
-    dtype, dialect = model.norm.weight.dtype, model.dialect
+    dtype, dialect = model.dtype, model.dialect
     if dtype not in _KINDS:
         return f"weights in {dtype}: expected float32, bfloat16 or float16"
     if dtype != torch.float32 and (not dialect.fusible or dialect.norm == "x"):
         return f"the {dialect.name} dialect rounds in places of its own"
-    if model.norm.weight.device.type != "cpu":
-        return f"the model is on {model.norm.weight.device}"
+    if model.device.type != "cpu":
+        return f"the model is on {model.device}"
     rope = getattr(model.config, "rope", None)
     if rope is not None and rope.type == "dynamic":
         return "dynamic RoPE turns every position anew as the text grows"
@@ -219,9 +219,9 @@ class Decoder:
 
     def _described(self, length: int) -> _Model:
         model, config = self.model, self.model.config
-        is_llama = not isinstance(model, GPT2)
-        dialect, dtype = model.dialect, model.norm.weight.dtype
-        gelu = "erf" if getattr(config, "gelu", "tanh") == "erf" else dialect.gelu
+        is_llama = model.config.rope is not None
+        dialect, dtype = model.dialect, model.dtype
+        gelu = "erf" if config.activation == "gelu" else dialect.gelu
         layers = (_Layer * config.n_layers)(*(self._layer(layer) for layer in model.layers))
         self._layers = layers
         described = _Model(
@@ -243,7 +243,7 @@ class Decoder:
             norm_bias=self._floats(getattr(model.norm, "bias", None)),
             layers=layers,
         )
-        if isinstance(model, GPT2):
+        if model.config.rope is None:
             described.pos_embed = self._floats(model.pos_embed.weight)
         else:
             cos, sin = model.rope(torch.arange(length), dtype)

@@ -72,7 +72,7 @@ class Recording:
         for layer in range(self._config.n_layers):
             for leaf, buffers in self._buffers.items():
                 name = leaf
-                if self._config.family == "gpt2":
+                if self._config.rope is None:
                     if leaf in _ONLY_LLAMA:
                         continue
                     name = "mlp.pre" if leaf == "mlp.up" else leaf  # its product is not gated

@@ -1,0 +1,136 @@
+"""The parts a block is made of: norms and MLPs."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pellucid.models.config import Activation, ModelConfig
+from pellucid.numerics import Dialect
+from pellucid.trace import tap
+
+Norm: TypeAlias = "RMSNorm | LayerNorm"
+
+
+def norm(config: ModelConfig, dialect: Dialect, width: int = 0) -> Norm:
+    """The norm of a config, over its width or another."""
+    return (LayerNorm if config.norm == "layer" else RMSNorm)(
+        config, width or config.width, dialect
+    )
+
+
+def head_norm(config: ModelConfig, dialect: Dialect, heads: int) -> Norm | None:
+    """The norm of queries or keys of so many heads; None where they have none."""
+    if not config.qk_norm:
+        return None
+    if config.qk_norm == "whole":
+        return WholeNorm(config, heads * config.head_dim, dialect)
+    return norm(config, dialect, config.head_dim)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang & Sennrich, 2019)."""
+
+    def __init__(self, config: ModelConfig, width: int, dialect: Dialect) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if config.norm_weight else None
+        self.eps, self.offset, self.dialect = config.norm_eps, config.norm_offset, dialect
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, C) -> (…, C)."""
+        wide = x if self.dialect.norm == "x" else x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.weight is None:
+            return normed.to(x.dtype)
+        weight = 1.0 + self.weight.to(normed.dtype) if self.offset else self.weight
+        if self.dialect.norm_product == "float32":
+            return (normed * weight).to(x.dtype)
+        return normed.to(x.dtype) * weight
+
+
+class WholeNorm(RMSNorm):
+    """All heads of a token normalised together: (B, H, T, D) as H · D numbers (OLMo 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, T, D) -> (B, H, T, D)."""
+        flat = super().forward(x.transpose(1, 2).flatten(2))
+        return flat.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+
+
+class LayerNorm(nn.Module):
+    """(x − mean) / sqrt(variance + eps) · weight + bias over the last axis (Ba et al., 2016)."""
+
+    def __init__(self, config: ModelConfig, width: int, dialect: Dialect) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if config.norm_weight else None
+        self.bias = nn.Parameter(torch.zeros(width)) if config.norm_bias else None
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, C) -> (…, C)."""
+        weight = self.weight if self.weight is None or not self.offset else 1.0 + self.weight
+        return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
+
+
+def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
+    """SiLU, one of the two GELUs (Hendrycks & Gimpel, 2016), or squared ReLU; elementwise."""
+    if form == "silu":
+        return F.silu(x)
+    if form == "relu2":
+        return F.relu(x).square()
+    return gelu(x, form, dialect)
+
+
+def gelu(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
+    """Gaussian error linear unit: exact, or by tanh.
+
+    Where the dialect composes it, the tanh form is taken one operation at a time, as transformers'
+    GPT-2 and the book do: in bfloat16 each of them rounds.
+    """
+    if form == "gelu":
+        return F.gelu(x)
+    if dialect.gelu == "fused":
+        return F.gelu(x, approximate="tanh")
+    inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
+    return 0.5 * x * (1.0 + torch.tanh(inner))
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) × up(x)) (Shazeer, 2020)."""
+
+    def __init__(self, config: ModelConfig, dialect: Dialect) -> None:
+        super().__init__()
+        width, hidden, bias = config.width, config.hidden_width, "mlp" in config.biases
+        self.dialect = dialect
+        self.activation: Activation = config.activation
+        self.gate_proj = nn.Linear(width, hidden, bias=bias)
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        gate = tap(self, "gate", self.gate_proj(x))  # (B, T, F)
+        up = tap(self, "up", self.up_proj(x))
+        act = tap(self, "act", activation(gate, self.activation, self.dialect))
+        return self.down_proj(tap(self, "hidden", act * up))
+
+
+class MLP(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, config: ModelConfig, dialect: Dialect) -> None:
+        super().__init__()
+        width, hidden, bias = config.width, config.hidden_width, "mlp" in config.biases
+        self.dialect = dialect
+        self.activation: Activation = config.activation
+        self.up_proj = nn.Linear(width, hidden, bias=bias)
+        self.down_proj = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        pre = tap(self, "pre", self.up_proj(x))  # (B, T, F)
+        return self.down_proj(tap(self, "act", activation(pre, self.activation, self.dialect)))
