@@ -16,8 +16,6 @@ from safetensors.torch import save_file
 
 MODELS = Path(__file__).resolve().parent / "models"
 VOCABULARY = 270
-VERBS = ["walk", "trace", "diff", "generate", "chat", "info", "plan", "train", "finetune", "eval"]
-VERBS += ["bench", "convert", "fetch"]
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -1,9 +1,9 @@
 """Traces in a few bytes per tensor: its bits as a digest, its values as a norm and two projections.
 
 A file of golden traces holds, for each way to run a model and each dialect and dtype, one row per
-named tensor, in order. Where this machine computes like the one that made them (`fingerprint`), the
-bits must be equal; elsewhere the values must be close. Only what users see is used: `pellucid.load`,
-`lm.trace`, `lm.model`, `lm.generate_batch` and `pellucid.trace.trace`.
+named tensor, in order. Where this machine computes like the one that made them (`fingerprint`),
+the bits must be equal; elsewhere the values must be close. Only what users see is used:
+`pellucid.load`, `lm.trace`, `lm.model`, `lm.generate_batch` and `pellucid.trace.trace`.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def differences(found: Golden, frozen: Golden, dtype: str, *, bits: bool) -> lis
 
 @cache
 def fingerprint() -> dict[str, str]:
-    """What decides the bits of this machine's results: versions, and results of the sizes in use."""
+    """What decides the bits of this machine's results: versions, and results of such sizes."""
     random = torch.Generator().manual_seed(7)
     told = hashlib.sha256()
 
@@ -192,7 +192,10 @@ def fingerprint() -> dict[str, str]:
         for result in results:
             told.update(digest(result))
     for dtype in (torch.float64, torch.float32):
-        y, angles = x.to(dtype), torch.outer(torch.arange(20), 10000.0 ** -(x[0, 0].abs().to(dtype)))
+        y, angles = (
+            x.to(dtype),
+            torch.outer(torch.arange(20), 10000.0 ** -(x[0, 0].abs().to(dtype))),
+        )
         for result in (angles, angles.cos(), angles.sin(), torch.polar(y.abs(), y).real, y.sqrt()):
             told.update(digest(result))
     return {

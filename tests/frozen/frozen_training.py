@@ -1,4 +1,4 @@
-"""The runs that are frozen: how they were begun, and how to begin or resume one in another place."""
+"""The runs that are frozen: how they were begun, and how to go on with one in another place."""
 
 from __future__ import annotations
 

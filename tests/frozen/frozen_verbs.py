@@ -28,7 +28,7 @@ from pellucid.cli import main
 HERE = Path(__file__).resolve().parent
 TRANSCRIPTS = HERE / "transcripts"
 PLACE = "@HERE@"
-SELF_TEST = "diff --self-test --json".split()
+SELF_TEST = ["diff", "--self-test", "--json"]
 
 # What depends on the clock, the machine or the version: only its type is kept.
 VOLATILE = {"seconds", "tokens_per_second", "versions", "date"}
@@ -127,7 +127,7 @@ CASES: dict[str, dict[str, Any]] = {
     "generate-demo-float32-json": case(
         f"generate import -n 12 --dtype float32 --seed 2 {_GREEDY} --json"
     ),
-    "generate-demo-gpt2-json": case(f"generate import -n 12 -m demo-gpt2 --seed 2 {_GREEDY} --json"),
+    "generate-demo-gpt2-json": case(f"generate import -m demo-gpt2 -n 9 --seed 2 {_GREEDY} --json"),
     "generate-batch": case(
         "generate def import return -n 8 --dtype float32 --temperature 0 --engine plain", exact=True
     ),
@@ -188,7 +188,8 @@ CASES: dict[str, dict[str, Any]] = {
         f"train --data text.txt --out run {_TRAIN} --json",
     ),
     "train-watched-json": case(
-        f"train --data text.txt --out run {_TRAIN} --trace-every 2 --only layers.0.resid_post --json"
+        f"train --data text.txt --out run {_TRAIN} --trace-every 2 --only layers.0.resid_post "
+        "--json"
     ),
     "train-characters-json": case(
         f"train --data text.txt --out run {_TRAIN} --tokenizer characters --no-begin --json"
@@ -384,10 +385,14 @@ def flags(verb: str) -> list[str]:
     status, text, _ = _within([verb, "--help"], HERE, {})
     assert status == 0
     listed = re.findall(r"^ {2,}(-\S.*?)(?: {2,}|$)", text, re.MULTILINE)
-    return sorted({flag for line in listed for flag in re.findall(r"(?<!\S)--?[A-Za-z][\w-]*", line)})
+    return sorted(
+        {flag for line in listed for flag in re.findall(r"(?<!\S)--?[A-Za-z][\w-]*", line)}
+    )
 
 
-def differences(now: list[dict], then: list[dict], case: dict[str, Any], *, same: bool) -> list[str]:
+def differences(
+    now: list[dict], then: list[dict], case: dict[str, Any], *, same: bool
+) -> list[str]:
     """What a later version says otherwise than it may, in lines.
 
     same  whether arithmetic is that of the machine where the transcripts were made

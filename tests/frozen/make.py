@@ -29,14 +29,15 @@ import frozen_files  # noqa: E402
 import frozen_models  # noqa: E402
 import frozen_traces  # noqa: E402
 import torch  # noqa: E402
-from frozen_training import FINETUNED, RUNS, SHARDED, STEPS, begin, sources  # noqa: E402
+from frozen_training import FINETUNED, RUNS, SHARDED, begin, sources  # noqa: E402
 from frozen_verbs import CASES, SELF_TEST, TRANSCRIPTS, flags, perform, workplace  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 import pellucid  # noqa: E402
 from pellucid.cli import main as pellucid_main  # noqa: E402
 
-WORDS = "value name list item count index path line text file size key data node left right".split()
+WORDS = ["value", "name", "list", "item", "count", "index", "path", "line"]
+WORDS += ["text", "file", "size", "key", "data", "node", "left", "right"]
 
 
 def run(*argv: str) -> None:
@@ -64,7 +65,15 @@ def models() -> None:
     shutil.rmtree(frozen_models.MODELS, ignore_errors=True)
     with TemporaryDirectory() as folder:
         learnt = Path(folder) / "run"
-        sizes = ["--width=8", "--heads=2", "--layers=1", "--context=16", "--vocab=270", "--steps=1", "--warmup=0"]
+        sizes = [
+            "--width=8",
+            "--heads=2",
+            "--layers=1",
+            "--context=16",
+            "--vocab=270",
+            "--steps=1",
+            "--warmup=0",
+        ]
         quiet = ["--no-plot", "--no-tensorboard", "--sample-every=0", "--json"]
         run("train", "--data", str(HERE / "text.txt"), "--out", str(learnt), *sizes, *quiet)
         frozen_models.write_all(learnt / "last")
@@ -156,18 +165,13 @@ def verbs() -> None:
     """Transcripts of the verbs and the flags they take."""
     shutil.rmtree(TRANSCRIPTS, ignore_errors=True)
     TRANSCRIPTS.mkdir()
-    listed = {verb: flags(verb) for verb in sorted(pellucid_verbs())}
+    listed = {verb: flags(verb) for verb in sorted(VERBS)}
     (HERE / "flags.json").write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
     for name, case in CASES.items():
         with TemporaryDirectory() as folder:
             told = perform(case, workplace(Path(folder).resolve()))
         shown = json.dumps(told, indent=1, ensure_ascii=False)
         (TRANSCRIPTS / f"{name}.json").write_text(shown + "\n", encoding="utf-8")
-
-
-def pellucid_verbs() -> list[str]:
-    """The verbs of today."""
-    return frozen_models.VERBS
 
 
 def bench() -> None:
@@ -197,6 +201,8 @@ def faults() -> None:
     (HERE / "faults.json").write_text(f'{kept}"rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
+VERBS = ["walk", "trace", "diff", "generate", "chat", "info", "plan", "train", "finetune", "eval"]
+VERBS += ["bench", "convert", "fetch"]
 PARTS = (text, models, traces, runs, sharded, weights, bench, verbs, faults)
 
 if __name__ == "__main__":

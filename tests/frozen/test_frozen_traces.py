@@ -64,7 +64,7 @@ def test_every_value_is_what_it_was(name, dtype):
         if frozen_traces.same_machine() or not now.dtype.is_floating_point:
             assert torch.equal(now, then), key
         scale = then.double().masked_fill(then.double().abs() > 1e30, 0.0).abs().max().item()
-        close = dict(rtol=CLOSE[dtype], atol=CLOSE[dtype] * 4 * scale)
+        close = {"rtol": CLOSE[dtype], "atol": CLOSE[dtype] * 4 * scale}
         torch.testing.assert_close(now, then, **close, msg=lambda told, key=key: f"{key}: {told}")
 
 

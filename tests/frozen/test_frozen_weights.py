@@ -9,8 +9,8 @@ import frozen_traces
 import pytest
 import torch
 from frozen_models import MODELS
-from frozen_training import HERE
 from frozen_traces import PROMPT
+from frozen_training import HERE
 from safetensors.torch import load_file
 
 import pellucid
