@@ -28,12 +28,8 @@ _TUNE = ["finetune", f"{PLACE}/llama-wide", f"--steps={STEPS}", "--batch=4", "--
 _TUNE += ["--lr=0.01", "--precision=float32", "--context=48", *_QUIET[:1], "--save-every=10"]
 _TUNE += ["--json"]
 # finetune has no --stop: these are stopped after step 10 by an interrupt (Ctrl-C)
-FINETUNED = {
-    "lora": (
-        [*_TUNE, "--data", f"{PLACE}/answers.jsonl", "--lora=2", "--lora-dropout=0.1"],
-        ["INTERRUPT"],
-    ),
-}
+_LORA = ["--data", f"{PLACE}/answers.jsonl", "--lora=2", "--dtype=float32", "--lora-dropout=0.1"]
+FINETUNED = {"lora": ([*_TUNE, *_LORA], ["INTERRUPT"])}
 SHARDED = (
     [*_TEXT, "--kv-heads=2", "--parallel=fsdp"],
     _HALF,
