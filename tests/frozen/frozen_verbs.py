@@ -202,7 +202,7 @@ CASES: dict[str, dict[str, Any]] = {
         )
         for kind, data, more in (
             ("text", "text.txt", ""),
-            ("instructions", "answers.jsonl", "--lora 2 --targets attention --merge --dtype float32"),
+            ("instructions", "answers.jsonl", "--lora 2 --targets mlp --merge --dtype float32"),
             ("classification", "labels.csv", "--last-blocks 1"),
             ("preferences", "pairs.jsonl", "--lora 2 --beta 0.2 --dtype float32"),
         )
