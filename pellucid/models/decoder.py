@@ -38,30 +38,26 @@ PlacesOf = dict[Layer, Places]  # by the kind of a layer
 class Decoder(nn.Module):
     """Tokens to logits. `dialect` says whose rounding to reproduce in bfloat16."""
 
-    pos_embed: nn.Embedding  # where there is no RoPE
-    rope: RotaryEmbedding
+    rope: RotaryEmbedding  # where a layer asks for it, and so the second
     second_rope: RotaryEmbedding
 
     def __init__(self, config: ModelConfig, dialect_name: str = "hf") -> None:
         super().__init__()
-        self.config, self.kinds = config, config.kinds
+        self.config, self.kinds, self.has_windows = config, config.kinds, config.has_windows
         self.dialect = dialect(dialect_name, config.rounding)
         self.embed = nn.Embedding(config.vocab_size, config.width)
         if config.embed_norm:
             self.embed_norm = parts.norm(config, self.dialect)
         if config.rope is None:
             self.pos_embed = nn.Embedding(config.context_length, config.width)
-        for name in sorted({kind.rope for kind in self.kinds} - {""}):
+        self.ropes = sorted({kind.rope for kind in self.kinds} - {""})
+        for name in self.ropes:
             rotary = RotaryEmbedding(getattr(config, name), config.head_dim, self.dialect)
             self.add_module(name, rotary)
         self.dropout = nn.Dropout(config.embed_dropout)
         self.layers = nn.ModuleList(Block(config, self.dialect) for _ in range(config.n_layers))
         self.norm = parts.norm(config, self.dialect)
-        self.unembed = (
-            None
-            if config.tied
-            else nn.Linear(config.width, config.vocab_size, bias="head" in config.biases)
-        )
+        self.unembed = None if config.tied else parts.head(config)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,9 +79,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), or (B, 1, V) of the last token with `last`.
 
-        `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T), says
-        where in its row a text begins, after padding or after another text. ValueError where there
-        are more tokens than position embeddings.
+        `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T): where in
+        its row a text begins. ValueError for more tokens than there are position embeddings.
         """
         x = self.hidden(tokens, cache=cache, starts=starts)
         # A row with the strides of a longer text multiplies 40 times slower in bfloat16: copy it.
@@ -108,50 +103,46 @@ class Decoder(nn.Module):
 
     def embedded(self, tokens: Tensor, positions: Tensor, seen: int) -> Tensor:
         """tokens (B, T) -> the residual stream before the first block, (B, T, C)."""
-        if self.config.rope is None and seen > self.config.context_length:
-            raise ValueError(
-                f"{seen} tokens, but there are position embeddings for only "
-                f"{self.config.context_length}: crop to the last {self.config.context_length}"
-            )
         x = tap(self, "embed", self.embed(tokens))
         if self.config.rope is None:
-            x = x + tap(self, "pos_embed", self.pos_embed(positions))
+            x = self._with_positions(x, positions, seen)
         if self.config.embed_norm:
             x = tap(self, "embed_normed", self.embed_norm(x))
         if self.config.embed_scale != 1:
             x = tap(self, "embed_scaled", x * x.new_tensor(self.config.embed_scale))
         return self.dropout(x)
 
+    def _with_positions(self, x: Tensor, positions: Tensor, seen: int) -> Tensor:
+        if seen > self.config.context_length:
+            raise ValueError(
+                f"{seen} tokens, but there are position embeddings for only "
+                f"{self.config.context_length}: crop to the last {self.config.context_length}"
+            )
+        return x + tap(self, "pos_embed", self.pos_embed(positions))
+
     def places(
         self, positions: Tensor, mask: Mask, dtype: torch.dtype, end: Tensor | None = None
     ) -> PlacesOf:
-        """What each kind of layer needs to know of positions (T) or (B, T) and of the mask.
-
-        end: place of the last token among S, where that is not the end of the mask.
-        """
+        """What each kind of layer needs of positions (T) or (B, T) and mask; `end` as `last_of`."""
         turns: dict[str, tuple[Tensor, Tensor] | None] = {"": None}
-        for name, module in self.named_children():
-            if isinstance(module, RotaryEmbedding):
-                turns[name] = module(positions, dtype)
-        masks = {False: mask, True: mask}
-        if self.config.has_windows:
-            allowed = tap(self, "window_mask", last_of(mask.allowed, self.config.window, end))
-            plain = mask.plain and allowed.shape[-1] <= self.config.window
-            masks[True] = Mask(allowed, plain)
+        turns |= {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
+        masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         return {kind: Places(turns[kind.rope], masks[kind.window]) for kind in set(self.kinds)}
+
+    def _windowed(self, mask: Mask, end: Tensor | None) -> Mask:
+        allowed = last_of(mask.allowed, self.config.window, end)
+        plain = mask.plain and allowed.shape[-1] <= self.config.window
+        return Mask(tap(self, "window_mask", allowed), plain)
 
     def logits(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> logits (B, T, V)."""
         logits = F.linear(x, self.embed.weight) if self.unembed is None else self.unembed(x)
         if self.config.logit_scale != 1 or self.config.logit_cap:
-            logits = self._rescaled(tap(self, "raw_logits", logits))
+            logits = tap(self, "raw_logits", logits) * self.config.logit_scale
+            logits = capped(logits, self.config.logit_cap) if self.config.logit_cap else logits
         if self.dialect.logits == "float32":
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return tap(self, "logits", logits)
-
-    def _rescaled(self, logits: Tensor) -> Tensor:
-        logits = logits * self.config.logit_scale
-        return capped(logits, self.config.logit_cap) if self.config.logit_cap else logits
 
 
 class Block(nn.Module):
@@ -213,18 +204,16 @@ class Attention(nn.Module):
         q = tap(self, "q", self._heads(self.q_proj(x)))  # (B, H, T, D)
         k = tap(self, "k", self._heads(self.k_proj(x)))  # (B, Hkv, T, D)
         v = tap(self, "v", self._heads(self.v_proj(x)))  # (B, Hkv, T, D)
-        if not self.norm_last:
-            q, k = self._normed(q, k)
+        q, k = (q, k) if self.norm_last else self._normed(q, k)
         if places.turns is not None:
             q = tap(self, "q_rotated", rotate(q, *places.turns, self.dialect))
             k = tap(self, "k_rotated", rotate(k, *places.turns, self.dialect))
-        if self.norm_last:
-            q, k = self._normed(q, k)
+        q, k = self._normed(q, k) if self.norm_last else (q, k)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hkv, S, D)
-        how = Scores(self.scale, self.cap, self.sinks)
         dropout = self.attn_dropout if self.training else 0.0
-        z = attend(self, q, k, v, places.mask, how, self.dialect, dropout)  # (B, H, T, D)
+        how = Scores(self.scale, self.cap, self.sinks, self.dialect, dropout)
+        z = attend(self, q, k, v, places.mask, how)  # (B, H, T, D)
         return self.o_proj(z.transpose(1, 2).flatten(2))  # heads side by side: (B, T, H·D)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -44,12 +44,10 @@ class RMSNorm(nn.Module):
         """x (…, C) -> (…, C)."""
         wide = x if self.dialect.norm == "x" else x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.weight is None:
-            return normed.to(x.dtype)
-        weight = 1.0 + self.weight.to(normed.dtype) if self.offset else self.weight
-        if self.dialect.norm_product == "float32":
-            return (normed * weight).to(x.dtype)
-        return normed.to(x.dtype) * weight
+        weight = 1.0 if self.weight is None else self.weight
+        weight = 1.0 + self.weight.to(wide.dtype) if self.offset else weight
+        cast_last = self.dialect.norm_product == "float32"
+        return (normed * weight).to(x.dtype) if cast_last else normed.to(x.dtype) * weight
 
 
 class WholeNorm(RMSNorm):
@@ -76,25 +74,27 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
 
 
+def head(config: ModelConfig) -> nn.Linear:
+    """The matrix that logits come from, where it is not the embedding."""
+    return nn.Linear(config.width, config.vocab_size, bias="head" in config.biases)
+
+
 def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
-    """SiLU, one of the two GELUs (Hendrycks & Gimpel, 2016), or squared ReLU; elementwise."""
+    """SiLU, squared ReLU, or GELU (Hendrycks & Gimpel, 2016), exact or by tanh; elementwise."""
     if form == "silu":
         return F.silu(x)
     if form == "relu2":
         return F.relu(x).square()
-    return gelu(x, form, dialect)
+    if form == "gelu_tanh" and dialect.gelu == "composed":
+        return composed_gelu(x)
+    return F.gelu(x, approximate="tanh" if form == "gelu_tanh" else "none")
 
 
-def gelu(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
-    """Gaussian error linear unit: exact, or by tanh.
+def composed_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh form one operation at a time, as transformers' GPT-2 and the book take it.
 
-    Where the dialect composes it, the tanh form is taken one operation at a time, as transformers'
-    GPT-2 and the book do: in bfloat16 each of them rounds.
+    In bfloat16 each of them rounds; one kernel rounds once.
     """
-    if form == "gelu":
-        return F.gelu(x)
-    if dialect.gelu == "fused":
-        return F.gelu(x, approximate="tanh")
     inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
     return 0.5 * x * (1.0 + torch.tanh(inner))
 

@@ -27,20 +27,17 @@ class RotaryEmbedding(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions (T) or (B, T) -> cos, sin (T, D/2) or (B, T, D/2)."""
-        working = torch.promote_types(dtype, torch.float32)
-        if self.rope.type == "default":
-            pairs = torch.arange(0, self.head_dim, 2, dtype=working, device=positions.device)
-            turns = 1.0 / (self.rope.theta ** (pairs / self.head_dim))  # (D/2) per position
-        else:
-            turns = scaled_frequencies(self.rope, self.head_dim, positions, working)
-        angles = positions[..., None].to(working) * turns
+        wide, rope = torch.promote_types(dtype, torch.float32), self.rope
+        pairs = torch.arange(0, self.head_dim, 2, dtype=wide, device=positions.device)
+        turns, size = 1.0 / (rope.theta ** (pairs / self.head_dim)), 1.0  # (D/2) per position
+        if rope.type != "default":
+            turns, size = scaled_frequencies(rope, self.head_dim, positions, wide)
+        angles = positions[..., None].to(wide) * turns
         if self.dialect.polar and not torch.compiler.is_compiling():
             cis = torch.polar(torch.ones_like(angles), angles)
-            cos, sin = cis.real, cis.imag
+            cos, sin = cis.real * size, cis.imag * size
         else:
-            cos, sin = angles.cos(), angles.sin()
-        if self.rope.type != "default":
-            cos, sin = cos * self.rope.magnitude, sin * self.rope.magnitude
+            cos, sin = angles.cos() * size, angles.sin() * size
         if self.dialect.rope == "x":
             cos, sin = cos.to(dtype), sin.to(dtype)
         return tap(self, "cos", cos), tap(self, "sin", sin)

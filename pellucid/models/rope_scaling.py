@@ -145,7 +145,11 @@ def _yarn(rope: RopeConfig, head_dim: int, exponents: Tensor) -> Tensor:
 
 def scaled_frequencies(
     rope: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """`frequencies` of a pass at positions (T) or (B, T): (D/2), or (B, 1, D/2) as rows differ."""
+) -> tuple[Tensor, float]:
+    """`frequencies` of a pass at positions (T) or (B, T), and the factor on cos and sin.
+
+    (D/2), or (B, 1, D/2) as rows differ.
+    """
     length = positions[..., None].amax(-2, keepdim=True) + 1  # of each row, as if alone
-    return frequencies(rope, head_dim, length=length, dtype=dtype, device=positions.device)
+    turns = frequencies(rope, head_dim, length=length, dtype=dtype, device=positions.device)
+    return turns, rope.magnitude
