@@ -9,16 +9,17 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import LLAMA, random_tokens
+from tiny import GPT, LLAMA, random_tokens
 
 import pellucid
-from pellucid.models import build
+from pellucid.models import Layer, RopeConfig, build
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pellucid"
@@ -170,9 +171,48 @@ def first_line(node) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
-def test_reading_distance_of_a_llama_forward():
-    """How many lines a newcomer opens to understand one whole forward pass of a Llama."""
-    model, tokens = build(LLAMA).eval(), random_tokens(LLAMA, 1, 8)
+W, NOPE = Layer(window=True), Layer(rope="")
+GEMMA = replace(
+    LLAMA, norm_places="both", norm_offset=True, embed_scale=6.0, activation="gelu_tanh", tied=True
+)
+FORWARDS = {
+    "llama": LLAMA,
+    "gpt2": GPT,
+    "mistral": replace(LLAMA, window=4, layers=(W,)),
+    "qwen3": replace(LLAMA, qk_norm="head"),
+    "olmo2": replace(LLAMA, qk_norm="whole", norm_places="after", rounding="olmo"),
+    "smollm3": replace(LLAMA, layers=(Layer(), NOPE)),
+    "gemma2": replace(GEMMA, window=4, layers=(W, Layer()), score_cap=5.0, logit_cap=3.0),
+    "gemma3": replace(
+        GEMMA,
+        qk_norm="head",
+        second_rope=RopeConfig(theta=100.0),
+        window=4,
+        layers=(Layer(window=True, rope="second_rope"), Layer()),
+    ),
+    "granite_swa": replace(
+        LLAMA, sinks=True, embed_scale=3.0, residual_scale=0.5, logit_scale=0.2, score_scale=0.3,
+        window=4, layers=(W, NOPE),
+    ),
+    "cohere2": replace(
+        LLAMA, norm="layer", parallel=True, window=4, layers=(W, NOPE), logit_scale=0.3
+    ),
+    "phi": replace(
+        LLAMA, norm="layer", norm_bias=True, parallel=True, gated=False, activation="gelu_tanh",
+        rope=RopeConfig(share=0.6), biases=("qkv", "o", "mlp", "head"),
+    ),
+    "nanochat": replace(
+        LLAMA, norm_weight=False, embed_norm=True, qk_norm="head", qk_norm_last=True, gated=False,
+        activation="relu2", logit_cap=15.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FORWARDS)
+def test_reading_distance_of_a_forward(family):
+    """How many lines a newcomer opens to understand one whole forward pass."""
+    config = FORWARDS[family]
+    model, tokens = build(config).eval(), random_tokens(config, 1, 8)
     codes = set()
     sys.setprofile(lambda frame, event, _: codes.add(frame.f_code))
     try:
@@ -183,7 +223,7 @@ def test_reading_distance_of_a_llama_forward():
     opened = lines_opened(codes)
     assert {"pellucid.models.decoder.Decoder", "pellucid.trace.tap"} < set(opened)
     total = sum(opened.values())
-    assert total <= 300, f"{total} lines for one Llama forward: {opened}"
+    assert total <= 300, f"{total} lines for one forward: {opened}"
 
 
 # ── Floors ───────────────────────────────────────────────────────────────────────────────────────

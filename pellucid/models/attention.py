@@ -138,4 +138,4 @@ def softmax(masked: Tensor, sinks: Tensor | None, dialect: Dialect) -> Tensor:
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
     """x (B, Hkv, S, D) -> (B, H, S, D): each key/value head serves H / Hkv query heads in a row."""
     groups = heads // x.shape[1]
-    return x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
+    return x if groups == 1 else x[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)

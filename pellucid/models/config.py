@@ -107,10 +107,11 @@ class ModelConfig:
     def _check_layers(self) -> None:
         for name in ("rope", "second_rope"):
             rope = getattr(self, name)
-            if rope and self.rotary_width(rope) % 2:
+            turned = self.rotary_width(rope) if rope else 0
+            if turned % 2:
+                some = "" if turned == self.head_dim else f", of which {name} turns {turned}"
                 raise ValueError(
-                    f"{name} turns {self.rotary_width(rope)} of head_dim {self.head_dim}: "
-                    "RoPE turns pairs, it must be even"
+                    f"head_dim is {self.head_dim}{some}: RoPE turns pairs, it must be even"
                 )
         for layer in self.layers:
             if layer.window and self.window < 1:

@@ -64,8 +64,8 @@ def llama_pair(config, dtype, rope_parameters=None):
             max_position_embeddings=config.context_length,
             rms_norm_eps=config.norm_eps,
             tie_word_embeddings=config.tied,
-            attention_bias=config.attention_bias,
-            mlp_bias=config.mlp_bias,
+            attention_bias="qkv" in config.biases,
+            mlp_bias="mlp" in config.biases,
             rope_parameters=rope_parameters or {"rope_type": "default", "rope_theta": 10000.0},
             attn_implementation="eager",
         )
@@ -120,7 +120,7 @@ LLAMAS = {
     "mha": replace(LLAMA, n_kv_heads=4),
     "gqa": LLAMA,
     "mqa": replace(LLAMA, n_kv_heads=1, tied=True),
-    "biases": replace(LLAMA, attention_bias=True, mlp_bias=True),
+    "biases": replace(LLAMA, biases=("qkv", "o", "mlp")),
     "wide heads": replace(LLAMA, head_dim=32, width=64, hidden_width=96),
 }
 

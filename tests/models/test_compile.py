@@ -10,7 +10,7 @@ import torch
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import graph
-from pellucid.models import attention, gpt2, llama, rope
+from pellucid.models import attention, decoder, parts, rope
 from pellucid.trace import is_open, trace
 
 
@@ -44,7 +44,7 @@ def test_the_compiled_graph_equals_an_untapped_twins(kind, name, monkeypatch):
     tapped, untapped = Recorder(), Recorder()
     with torch.no_grad():
         logits = torch.compile(model, backend=tapped, fullgraph=True)(tokens)
-        for module in (gpt2, llama, rope, attention):
+        for module in (decoder, parts, rope, attention):
             monkeypatch.setattr(module, "tap", lambda module, leaf, tensor: tensor)
         monkeypatch.setattr(attention.trace, "names_steps", lambda: False)
         torch._dynamo.reset()

@@ -12,6 +12,8 @@ from tiny import GPT, random_model, random_tokens
 from torch import nn
 
 from pellucid.models import Cache, GPTConfig, build, initialise
+from pellucid.models.parts import activation
+from pellucid.numerics import Dialect
 
 
 def count(config) -> int:
@@ -83,7 +85,9 @@ class BookBlock(nn.Module):
     def __init__(self, config):
         super().__init__()
         width = config.width
-        self.att = BookAttention(width, config.n_heads, config.context_length, config.qkv_bias)
+        self.att = BookAttention(
+            width, config.n_heads, config.context_length, "qkv" in config.biases
+        )
         self.ff = nn.Sequential(
             nn.Linear(width, config.hidden_width), BookGelu(), nn.Linear(config.hidden_width, width)
         )
@@ -139,7 +143,7 @@ def from_book(weights) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_the_books_model(qkv_bias):
-    config = replace(GPT, qkv_bias=qkv_bias, tied=False)
+    config = replace(GPT, biases=("qkv", "o", "mlp") if qkv_bias else ("o", "mlp"), tied=False)
     torch.manual_seed(0)
     book = BookModel(config).double()
     with torch.no_grad():
@@ -159,15 +163,16 @@ def test_the_gelu_forms_differ_and_erf_is_the_exact_one():
     tokens = random_tokens(GPT, 1, 5)
     with torch.no_grad():
         tanh = random_model(GPT)(tokens)
-        erf_model = random_model(replace(GPT, gelu="erf"))
+        erf_model = random_model(replace(GPT, activation="gelu"))
         assert not torch.allclose(erf_model(tokens), tanh, atol=1e-6)
-    from pellucid.models.gpt2 import gelu
-
+    fused, composed = Dialect(name="fused"), Dialect(name="composed", gelu="composed")
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     exact = torch.tensor([v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x.tolist()]).double()
-    torch.testing.assert_close(gelu(x, "erf", composed=False), exact, rtol=0, atol=1e-6)
-    torch.testing.assert_close(gelu(x, "tanh", composed=True), BookGelu()(x), rtol=0, atol=1e-14)
-    torch.testing.assert_close(gelu(x, "tanh", composed=False), BookGelu()(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(activation(x, "gelu", fused), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        activation(x, "gelu_tanh", composed), BookGelu()(x), rtol=0, atol=1e-14
+    )
+    torch.testing.assert_close(activation(x, "gelu_tanh", fused), BookGelu()(x), rtol=0, atol=1e-14)
 
 
 def test_hidden_width_is_four_times_the_width_unless_set():
@@ -189,7 +194,7 @@ def test_hidden_width_is_four_times_the_width_unless_set():
 )
 def test_a_config_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
-        replace(GPT, **wrong)
+        GPTConfig(width=36, **wrong)
 
 
 # ── Behaviour ────────────────────────────────────────────────────────────────────────────────────

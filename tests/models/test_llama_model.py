@@ -52,7 +52,7 @@ def test_the_head_set_apart_from_the_width():
 
 
 def test_biases_where_the_config_says():
-    names = random_model(replace(LLAMA, attention_bias=True, mlp_bias=True)).state_dict().keys()
+    names = random_model(replace(LLAMA, biases=("qkv", "o", "mlp"))).state_dict().keys()
     biases = {
         name.removeprefix("layers.0.") for name in names if "layers.0." in name and "bias" in name
     }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pellucid.cli import main
-from pellucid.models import GPT2, GPTConfig
+from pellucid.models import Decoder, GPTConfig
 from pellucid.train import (
     LoaderBatches,
     Schedule,
@@ -103,7 +103,7 @@ def book_model(vocab: int) -> BookGPT:
     return BookGPT(vocab)
 
 
-def our_model(vocab: int) -> GPT2:
+def our_model(vocab: int) -> Decoder:
     config = GPTConfig(
         vocab_size=vocab,
         context_length=CONTEXT,
@@ -116,9 +116,7 @@ def our_model(vocab: int) -> GPT2:
         attn_dropout=DROPOUT,
         resid_dropout=DROPOUT,
     )
-    model = new_model(config, 123, "torch")
-    assert isinstance(model, GPT2)
-    return model
+    return new_model(config, 123, "torch")
 
 
 def loader(ids: list[int], shuffle: bool) -> DataLoader:
