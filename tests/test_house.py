@@ -45,6 +45,7 @@ FLOORS = {
     "models": 2,
     "trace": 2,
     "files": 1,
+    "ownership": 1,
     "names": 1,
     "numerics": 1,
     "step_recording": 1,
