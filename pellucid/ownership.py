@@ -133,8 +133,8 @@ def _check_own(path: Path, found: os.stat_result, kind: str) -> None:
         )
     if found.st_mode & _OTHERS_WRITE:
         raise PermissionError(
-            f"others may write to the {kind} {path} ({_mode(found)}): delete it, or choose a folder "
-            "of your own"
+            f"others may write to the {kind} {path} ({_mode(found)}): delete it, or choose a "
+            "folder of your own"
         )
 
 

@@ -106,7 +106,7 @@ def test_anything_else_goes_through_the_library(
     _check_against_the_library(ours, path, examples=60)
 
 
-def test_an_added_token_that_is_no_special_cuts_ordinary_text(
+def test_an_added_token_is_inert_in_text_whether_or_not_it_is_called_special(
     trained_folder: Path, tmp_path: Path
 ) -> None:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -118,9 +118,13 @@ def test_an_added_token_that_is_no_special_cuts_ordinary_text(
     ours = tokenizers.load(path)
     assert isinstance(ours, LibraryTokenizer)
     assert ours.specials == {"<|endoftext|>": 0}
+    assert ours.controls == {"<|endoftext|>": 0, "<tool>": 400}
     ids = ours.encode("a<tool><|endoftext|>")
-    assert ids.count(400) == 1 and 0 not in ids
+    assert not {0, 400} & set(ids)
     assert ours.decode(ids) == "a<tool><|endoftext|>"
+    allowed = ours.encode("a<tool><|endoftext|>", specials=True)
+    assert allowed == [*ours.encode("a"), 400, 0]
+    assert ours.decode(allowed, skip_specials=True) == "a<tool>"  # only what is called special
     _check_against_the_library(ours, path, examples=60)
     # The library reads such a name as bytes (é is one of the 256 characters) and gives U+FFFD.
     added[1]["content"] = "<é>"
