@@ -53,7 +53,7 @@ class Conversation:
         *,
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        stop: Collection[str] = (),
+        stop: str | Collection[str] | None = (),
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,

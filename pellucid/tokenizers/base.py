@@ -78,6 +78,11 @@ class Tokenizer:
         """Number of ids; valid ids are 0 … vocab_size - 1."""
         return len(self._table)
 
+    @cached_property
+    def unused_ids(self) -> frozenset[int]:
+        """Ids below `vocab_size` that no token has; a model may have logits for them."""
+        return frozenset(id for id, token in enumerate(self._table) if token is None)
+
     def encode(
         self, text: str, bos: bool = False, eos: bool = False, specials: bool = False
     ) -> list[int]:
@@ -238,6 +243,26 @@ class StreamDecoder:
     def flush(self) -> str:
         """What still waits when no token follows: U+FFFD for an unfinished character, else ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def check_ids(ids: Iterable[object], count: int, name: str) -> None:
+    """ValueError for ids of `count` tokens that are no whole numbers, or far beyond their count.
+
+    A table is as long as the largest id. Real vocabularies have gaps of some thousands; one id of
+    400 million in a small file would take gigabytes.
+    """
+    most = 2 * count + 100_000
+    for id in ids:
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < most:
+            raise ValueError(
+                f"{name}: a token has the id {id!r}; expected a whole number from 0 to {most - 1} "
+                f"for {count} tokens: the file is damaged, fetch it again"
+            )
+
+
+def is_ordinary(name: str) -> bool:
+    """Whether an added token is a word or white space, which text may well hold: no mark."""
+    return all(part.isalnum() or part.isspace() or part in "▁_'" for part in name)
 
 
 def valid_unicode(text: str) -> str:

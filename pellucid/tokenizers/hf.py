@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.tokenizers.base import StreamDecoder, Tokenizer, valid_unicode
+from pellucid.tokenizers.base import StreamDecoder, Tokenizer, check_ids, is_ordinary, valid_unicode
 from pellucid.tokenizers.bytelevel import (
     GPT2_SPLIT,
     KNOWN_SPLITS,
@@ -49,7 +49,9 @@ def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: st
     except (KeyError, TypeError):
         raise ValueError(f'{name}: expected an "id" and a "content" per added token') from None
     specials = {text: id for text, id in named.items() if added[text].get("special")}
+    check_ids(named.values(), len(named) + len(model["vocab"]), name)
     if isinstance(model["vocab"], dict):
+        check_ids(model["vocab"].values(), len(named) + len(model["vocab"]), name)
         named = model["vocab"] | named
     roles = find_roles(folder, named)
     shared: dict[str, Any] = {
@@ -87,11 +89,7 @@ def _marks(added: dict[str, dict[str, Any]], roles: Roles) -> dict[str, int]:
         if text
         and not token.get("special")
         and not (text.isspace() and token["id"] not in ends)
-        and (
-            token["id"] in ends
-            or text in template
-            or not all(part.isalnum() or part.isspace() or part in "▁_'" for part in text)
-        )
+        and (token["id"] in ends or text in template or not is_ordinary(text))
     }
 
 

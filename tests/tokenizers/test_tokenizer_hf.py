@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +335,27 @@ def test_malformed_files_are_one_clear_error(trained_folder: Path, tmp_path: Pat
             tokenizers.load(_changed(trained_folder, tmp_path, **changes))
         assert str(tmp_path) in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("id", [400_000_000, 2**32 - 1, -1, 1.5, "7", True, None])
+def test_an_id_that_cannot_be_is_refused_before_a_table_is_made(
+    trained_folder: Path, tmp_path: Path, id: object
+) -> None:
+    vocab = json.loads((trained_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    added = [{"id": id, "content": "<x>", "special": True}]
+    for changes in ({"added_tokens": added}, {"model__vocab": vocab | {"the": id}}):
+        started = time.process_time()
+        with pytest.raises(ValueError, match="a token has the id .*expected a whole") as raised:
+            tokenizers.load(_changed(trained_folder, tmp_path, **changes))
+        assert time.process_time() - started < 5
+        assert "\n" not in str(raised.value)
+
+
+def test_gaps_in_a_vocabulary_are_known(trained_folder: Path, tmp_path: Path) -> None:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": id, "content": name, "special": True, **plain}
+        for id, name in ((0, "<|endoftext|>"), (403, "<x>"))
+    ]
+    ours = tokenizers.load(_changed(trained_folder, tmp_path, added_tokens=added))
+    assert (ours.vocab_size, ours.unused_ids) == (404, {400, 401, 402})
