@@ -47,6 +47,7 @@ FLOORS = {
     "trace": 2,
     "files": 1,
     "graph": 1,
+    "ownership": 1,
     "names": 1,
     "numerics": 1,
     "step_recording": 1,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -65,6 +66,8 @@ def _run(verb: str, argv: list[str]) -> int:
     getattr(module, f"{verb}_arguments")(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     arguments = parser.parse_args(argv)
+    usual_format = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"pellucid {verb}: {_one_line(message)}\n"
     try:
         return getattr(module, verb)(arguments) or 0
     except KeyboardInterrupt:
@@ -76,11 +79,17 @@ def _run(verb: str, argv: list[str]) -> int:
         if arguments.traceback:
             raise
         return _complain(verb, error.args[0] if isinstance(error, KeyError) else error)
+    finally:
+        warnings.formatwarning = usual_format
 
 
 def _complain(verb: str, what: object) -> int:
-    print(f"pellucid {verb}: {' '.join(str(what).split())}", file=sys.stderr)
+    print(f"pellucid {verb}: {_one_line(what)}", file=sys.stderr)
     return 2
+
+
+def _one_line(what: object) -> str:
+    return " ".join(str(what).split())
 
 
 def _sentence(line: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -59,9 +61,10 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work",
         type=Path,
-        default=Path(tempfile.gettempdir()) / "pellucid-bench",
+        default=_work_folder(),
         metavar="DIR",
-        help="where the random models are kept from run to run (default %(default)s)",
+        help="where the random models are kept from run to run, a folder that nobody else can "
+        "write (default %(default)s)",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one JSON object, raw turns included")
@@ -70,6 +73,12 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--save", metavar="NAME", help=f"write the JSON to {_RESULTS}/NAME.json (or to a path)"
     )
     group.add_argument("--show", type=Path, metavar="FILE.json", help="print a saved run again")
+
+
+def _work_folder() -> Path:
+    """A folder of this user's in the temporary one, which is not emptied within a session."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"pellucid-bench-{user}"
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -146,6 +155,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from pellucid.bench.shapes import model_home
     from pellucid.bench.summary import summarise
     from pellucid.language_model import free_memory
+    from pellucid.ownership import own_folder
 
     title, config = _config(arguments.shape)
     globs = [glob for given in arguments.engines or [] for glob in given.split(",")]
@@ -161,7 +171,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             config,
             runnable,
             _plan(arguments),
-            model_home(arguments.work, title, config),
+            own_folder(model_home(arguments.work, title, config)),
             int(budget),
             status.update if sys.stderr.isatty() else lambda text: None,
         )
