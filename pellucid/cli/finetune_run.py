@@ -41,7 +41,8 @@ from pellucid.train.documents import find_files
 from pellucid.train.finetune import classify, freeze
 from pellucid.train.finetune.rows import Cut
 from pellucid.train.finetune.tasks import UNITS, Task
-from pellucid.train.state import digest
+from pellucid.train.slices import digest
+from pellucid.train.state import check_settings
 from pellucid.train.step_log import Write, step_log
 
 LOG, ADAPTER, MERGED = "log.csv", "adapter", "merged"
@@ -90,6 +91,7 @@ class FinetuneRun:
         last = self.out / run_folder.LAST
         if not last.is_dir():
             raise FileNotFoundError(f"--resume: {run_folder.kept(self.out)}")
+        check_settings(last, self.out / CONFIG)
         self._load_weights(last)
         self.state = TrainState.load(last, self.model, self.config)
         extra = self.state.extra
@@ -180,7 +182,7 @@ class FinetuneRun:
 
     def _write_last(self, folder: Path) -> None:
         self._write(folder, torch.float32)
-        self.state.save(folder, self.model)
+        self.state.save(folder, self.model, self.out / CONFIG)
 
     def _write_best(self, folder: Path) -> None:
         self._write(folder, self.checkpoint.dtype)

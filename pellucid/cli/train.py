@@ -201,11 +201,13 @@ def resolved(arguments: argparse.Namespace) -> argparse.Namespace:
 
 def resumed(arguments: argparse.Namespace) -> argparse.Namespace:
     """The settings of the run that is gone on with; flags may change only what changes no step."""
-    from pellucid.train import settings
+    from pellucid.train import run_folder, settings
+    from pellucid.train.state import check_settings
 
     path = arguments.out / "config.toml"
     if not path.is_file():
         raise FileNotFoundError(f"--resume: {arguments.out} holds no run (no config.toml in it)")
+    check_settings(arguments.out / run_folder.LAST, path)
     written = settings.defaults() | settings.read(path)
     for name, value in given_flags(arguments).items():
         if name not in MAY_CHANGE and value != written[name]:

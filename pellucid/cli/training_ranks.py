@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.cli import USER_ERRORS
-from pellucid.cli.training_run import Run, Stop
+from pellucid.cli.training_run import CONFIG, Run, Stop
 from pellucid.cli.training_setup import bfloat16, clear
 from pellucid.train import TrainState, run_folder
 from pellucid.train.objective import Objective
-from pellucid.train.parallel import SHARDED, checkpoint
+from pellucid.train.parallel import checkpoint
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks, Joined, restarted
@@ -105,9 +105,6 @@ def on_ranks(
 def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRun:
     """`run` on all ranks: its model spread, its state read if it goes on; it is used up."""
     last, model, settings = run.out / run_folder.LAST, run.model, run.settings
-    sharded = (last / SHARDED).is_dir()
-    alone = TrainState.load(last, model, run.config) if resume and not sharded else None
-    optimizer = checkpoint.whole_optimizer(model, alone) if alone else {}
     ranks = DistributedRanks(layout, joined.device)
     if not layout.sharded and layout.tensor == 1:
         model.to(joined.device)  # what is cut goes there in parts
@@ -122,13 +119,11 @@ def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRu
     )
     config = replace(run.config, compile=False, bfloat16=narrow and not layout.sharded)
     kept = {field.name: getattr(run, field.name) for field in fields(run)}
-    kept |= {"config": config, "state": TrainState.begin(model, config)}
+    begin = TrainState.begin(model, config)
+    state = TrainState.load(last, model, config, ranks) if resume else begin
+    kept |= {"config": config, "state": state}
     kept["quiet"] = run.quiet or not joined.first
     whole = RanksRun(**kept, joined=joined, ranks=ranks, through=through)
-    if alone:
-        checkpoint.take_over(optimizer, alone, model, whole.state)
-    elif resume:
-        checkpoint.load(last, model, whole.state, ranks)
     if resume:
         whole.restore()
     # For dropout: ranks with other rows draw other numbers. A state that has its own puts it back.
@@ -208,26 +203,16 @@ class RanksRun(Run):
         self.joined.wait()
 
     def _write_last(self, folder: Path) -> None:
-        aside = self._write_both(folder, torch.float32)
-        if self.joined.first:
-            (aside / SHARDED).rename(folder / SHARDED)
-            aside.rmdir()
+        save = self._save_model(torch.float32)
+        checkpoint.save(folder, self.model, self.state, self.ranks, save, self.out / CONFIG)
 
     def _write_best(self, folder: Path) -> None:
-        aside = self._write_both(folder, getattr(torch, self.settings.dtype))
-        if self.joined.first:
-            shutil.rmtree(aside)
+        save = self._save_model(getattr(torch, self.settings.dtype))
+        checkpoint.save_weights(folder, self.model, self.ranks, save)
 
-    def _write_both(self, folder: Path, dtype: torch.dtype) -> Path:
-        """What every rank has, beside `folder`; in `folder` the model that they make together."""
-        aside = folder.with_name(f"{folder.name}.{SHARDED}")
-        checkpoint.save(aside, self.model, self.state, self.ranks)
-        if self.joined.first:
-            checkpoints.save(
-                folder,
-                self.model.config,
-                checkpoint.Consolidated(aside),
-                tokenizer_from=self.tokenizer_folder,
-                dtype=dtype,
-            )
-        return aside
+    def _save_model(self, dtype: torch.dtype) -> checkpoint.SaveModel:
+        def save(folder: Path, weights: Mapping[str, Tensor]) -> None:
+            config, tokenizer = self.model.config, self.tokenizer_folder
+            checkpoints.save(folder, config, weights, tokenizer_from=tokenizer, dtype=dtype)
+
+        return save

@@ -293,7 +293,7 @@ class Run:
 
     def _write_last(self, folder: Path) -> None:
         self._write_model(folder, torch.float32)
-        self.state.save(folder, self.model)
+        self.state.save(folder, self.model, self.out / CONFIG)
 
     def _write_best(self, folder: Path) -> None:
         self._write_model(folder, getattr(torch, self.settings.dtype))

@@ -33,7 +33,7 @@ from pellucid.train import (
     token_stream,
 )
 from pellucid.train.documents import Layout, begin_and_end
-from pellucid.train.parallel import SHARDED, ranks_launched
+from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
 from pellucid.train.shards import tokenise
@@ -85,20 +85,9 @@ def go_on(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
     copy_tokenizer(last, folder)  # the checkpoint goes when the next one is saved
     run = _run(settings, out, model, tokenizers.load(folder), folder, quiet)
     if not ranks_launched():  # they take their parts of the state once the model is spread
-        run.state = saved_state(last, model, run.config)
+        run.state = TrainState.load(last, model, run.config)
         run.restore()
     return run
-
-
-def saved_state(last: Path, model: Model, config: TrainConfig) -> TrainState:
-    """The state of a checkpoint, of one process or of several."""
-    if not (last / SHARDED).is_dir():
-        return TrainState.load(last, model, config)
-    from pellucid.train.parallel import checkpoint
-
-    state = TrainState.begin(model, config)
-    checkpoint.load(last, model, state)
-    return state
 
 
 def freeze_biases(model: Model) -> None:

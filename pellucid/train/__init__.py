@@ -28,6 +28,7 @@
 """
 
 from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
+from pellucid.train.config import TrainConfig
 from pellucid.train.documents import (
     Document,
     Layout,
@@ -38,7 +39,7 @@ from pellucid.train.documents import (
     token_stream,
 )
 from pellucid.train.evaluation import bits_per_byte, evaluate
-from pellucid.train.loop import Progress, TrainConfig, TrainingDiverged, train
+from pellucid.train.loop import Progress, TrainingDiverged, train
 from pellucid.train.objective import (
     Objective,
     next_token_objective,

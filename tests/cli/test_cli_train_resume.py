@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
 
     target = {
         "weights": (sys.modules["pellucid.checkpoints.save"], "write_weights"),
-        "state": (sys.modules["pellucid.train.state"], "save_file"),
+        "state": (sys.modules["pellucid.train.slices"], "save_file"),
         "fsync": (os, "fsync"),
         "rename": (Path, "rename"),
         "link": (os, "replace"),
