@@ -8,7 +8,7 @@
 The second holds pickles: ``.metadata``, which slice of which tensor lies where, and in the
 ``.distcp`` files a ``torch.save`` archive for each slice. Both come from whoever made the folder.
 `_Metadata` makes inert records of a few classes known by name and refuses every other; the archives
-go through torch's own restricted reader. Entries that are no tensors stay unread: none is needed.
+go through torch's own restricted reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def several_ranks(folder: Path, share: slice) -> tuple[dict[str, Any], Slices]:
     """
     inside = folder / SHARDED
     facts = _facts(inside)
-    index, places = _index(inside)
+    index, places, others = _index(inside)
     sums = facts["sha256"]
     for name in sorted(sums)[share]:
         if not (inside / plain_name(name)).is_file():
@@ -122,9 +122,14 @@ def several_ranks(folder: Path, share: slice) -> tuple[dict[str, Any], Slices]:
         if digest(inside / name) != sums[name]:
             raise ValueError(f"{inside / name} is damaged: it is not what was written (checksum)")
 
+    for file, begin, length in others[share]:  # nothing of them is needed
+        _archived(inside / file, begin, length)
+
     def read_file(file: str, name: str, offset: Numbers) -> Tensor:
-        begin, length = places[name, offset]
-        return _archived(inside / file, begin, length)
+        found = _archived(inside / file, *places[name, offset])
+        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
+            raise ValueError(f"{inside / file}: {_REFUSED}: {name} is no plain tensor")
+        return found
 
     stored = Slices(index, read_file)
     steps = {
@@ -146,8 +151,16 @@ def _facts(inside: Path) -> dict[str, Any]:
     return facts
 
 
-def _index(inside: Path) -> tuple[dict[str, Entry], dict[tuple[str, Numbers], tuple[int, int]]]:
-    """The index of the tensors, and where in its file each slice lies: begin and length."""
+class _Contents(NamedTuple):
+    """The index of the tensors; where in its file each slice lies; and where other values do."""
+
+    index: dict[str, Entry]
+    places: dict[tuple[str, Numbers], tuple[int, int]]  # begin and length
+    others: list[tuple[str, int, int]]  # file, begin and length
+
+
+def _index(inside: Path) -> _Contents:
+    """What ``.metadata`` says."""
     path = inside / METADATA
     if not path.is_file():
         raise FileNotFoundError(f"{inside}: no {METADATA} of a checkpoint in it")
@@ -160,19 +173,20 @@ def _index(inside: Path) -> tuple[dict[str, Entry], dict[tuple[str, Numbers], tu
         raise ValueError(f"{path} is damaged: {said}") from None
 
 
-def _understood(
-    metadata: Any,
-) -> tuple[dict[str, Entry], dict[tuple[str, Numbers], tuple[int, int]]]:
+def _understood(metadata: Any) -> _Contents:
     found = metadata.state
     files: dict[str, dict[str, Numbers]] = {}
     places: dict[tuple[str, Numbers], tuple[int, int]] = {}
+    others: list[tuple[str, int, int]] = []
     for key, place in found["storage_data"].items():
         name, offset = _today(key.state["fqn"]), key.state.get("offset")
-        if name is None or offset is None:
-            continue
         file = plain_name(place.state["relative_path"])
-        files.setdefault(name, {})[file] = tuple(offset)
-        places[name, tuple(offset)] = (place.state["offset"], place.state["length"])
+        begin, length = place.state["offset"], place.state["length"]
+        if offset is None:
+            others.append((file, begin, length))
+        elif name is not None:
+            files.setdefault(name, {})[file] = tuple(offset)
+            places[name, tuple(offset)] = (begin, length)
     index = {}
     for old, stored in found["state_dict_metadata"].items():
         name = _today(old)
@@ -183,7 +197,7 @@ def _understood(
                 "dtype": dtype,
                 "slices": {file: list(begin) for file, begin in files.get(name, {}).items()},
             }
-    return read_index(index, METADATA), places
+    return _Contents(read_index(index, METADATA), places, others)
 
 
 def _today(old: str) -> str | None:
@@ -194,11 +208,13 @@ def _today(old: str) -> str | None:
     return old if old.startswith("random.") else None
 
 
-def _archived(path: Path, begin: int, length: int) -> Tensor:
-    """One slice: an archive of ``torch.save`` with a tensor and nothing else in it."""
+def _archived(path: Path, begin: int, length: int) -> Any:
+    """What an archive of ``torch.save`` in a file holds: tensors, numbers, texts."""
     with path.open("rb") as opened:
         opened.seek(begin)
         data = opened.read(min(length, path.stat().st_size))
+    if not data.startswith(b"PK"):  # torch would take it for a pickle of its first format
+        raise ValueError(f"{path}: {_REFUSED}: it holds no archive where the index says so")
     try:
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -206,6 +222,4 @@ def _archived(path: Path, begin: int, length: int) -> Tensor:
     except Exception as error:  # torch names no class of its own for a broken archive
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} is damaged: {said[:160]}") from None
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.device.type != "cpu":
-        raise ValueError(f"{path}: {_REFUSED}: it holds no plain tensor where one belongs")
     return found
