@@ -27,29 +27,33 @@ def finetune(arguments: Namespace) -> int:
     from pellucid.cli.finetune_run import clear
     from pellucid.cli.finetune_setup import prepare
     from pellucid.cli.training_run import stopping
+    from pellucid.train import run_folder
 
     out: Path = arguments.out
     if arguments.resume:
         settings = resumed(arguments)
     else:
         settings = Namespace(**(defaults() | given(arguments)))
-        check(settings, out, arguments.overwrite)
-    run = prepare(settings, out, quiet=arguments.json)
-    if arguments.resume:
-        run.restore()
-    else:
-        clear(out)
-        run.begin()  # a folder that cannot be written shows now, not after an hour
-    with stopping() as stop:
-        run.fit(stop)
-    summary = run.finish()
+        check(settings)
+    with run_folder.locked(out):
+        if not arguments.resume:
+            check_out(out, arguments.overwrite)
+        run = prepare(settings, out, quiet=arguments.json)
+        if arguments.resume:
+            run.restore()
+        else:
+            clear(out)
+            run.begin()  # a folder that cannot be written shows now, not after an hour
+        with stopping() as stop:
+            run.fit(stop)
+        summary = run.finish()
     if arguments.json:
         print_json(summary)
     return 130 if summary["interrupted"] else 0
 
 
-def check(settings: Namespace, out: Path, overwrite: bool) -> None:
-    """What is quick to complain about: settings that exclude each other, a folder in use."""
+def check(settings: Namespace) -> None:
+    """What is quick to complain about: settings that exclude each other."""
     if not settings.data:
         raise ValueError("nothing to learn from: give --data FILE")
     if settings.lora is None and settings.adapter is None:
@@ -62,9 +66,11 @@ def check(settings: Namespace, out: Path, overwrite: bool) -> None:
         raise ValueError(f"{given} and --last-blocks are two ways to train a part: give one")
     if settings.adapter is not None and settings.targets:
         raise ValueError("--adapter says which layers are adapted: leave out --targets")
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file: expected a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a folder with something in it that is not to be replaced."""
+    if any(out.iterdir()) and not overwrite:
         raise FileExistsError(
             f"--out {out} is not empty: give a new folder, --resume to go on, or --overwrite"
         )

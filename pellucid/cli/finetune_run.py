@@ -88,12 +88,10 @@ class FinetuneRun:
 
     def restore(self) -> None:
         """Go on from ``OUT/last``."""
-        last = self.out / run_folder.LAST
-        if not last.is_dir():
-            raise FileNotFoundError(f"--resume: {run_folder.kept(self.out)}")
-        check_settings(last, self.out / CONFIG)
-        self._load_weights(last)
-        self.state = TrainState.load(last, self.model, self.config)
+        check_settings(self.out / run_folder.LAST, self.out / CONFIG)
+        with run_folder.reading_last(self.out) as last:
+            self._load_weights(last)
+            self.state = TrainState.load(last, self.model, self.config)
         extra = self.state.extra
         if extra["data"] != self.read:
             raise ValueError(f"--resume: {self._changed(extra['data'])} is not what it was")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -75,22 +76,24 @@ def train(arguments: argparse.Namespace) -> int:
         return _train_on_ranks(arguments)
     from pellucid.cli.training_run import stopping
     from pellucid.cli.training_setup import clear
+    from pellucid.train import run_folder
 
     settings = _settings(arguments)
-    _make_room(arguments, settings)
-    with TemporaryDirectory() as folder:
+    with run_folder.locked(arguments.out), TemporaryDirectory() as folder:
+        _make_room(arguments, settings)
         run = _prepared(arguments, settings, Path(folder))
         if not arguments.resume:
             clear(arguments.out)
             run.begin()  # a folder that cannot be written shows now, not after an hour
         with stopping() as stop:
             run.fit(stop)
-    return _closing(arguments, run)
+        return _closing(arguments, run)
 
 
 def _tokenise_only(arguments: argparse.Namespace) -> int:
     """Tokenise, and leave the rest to a run with the same text and tokenizer."""
     from pellucid.cli.training_setup import TOKENS, read_text, tokenizer_for
+    from pellucid.train import run_folder
     from pellucid.train.parallel import ranks_launched
 
     settings = _settings(arguments)
@@ -98,7 +101,7 @@ def _tokenise_only(arguments: argparse.Namespace) -> int:
         raise ValueError("--tokenise-only is for --data: other text is tokenised in memory")
     if ranks_launched():
         raise ValueError("--tokenise-only starts processes of its own: leave out torchrun")
-    with TemporaryDirectory() as folder:
+    with run_folder.locked(arguments.out), TemporaryDirectory() as folder:
         tokenizer = tokenizer_for(settings, Path(folder))
         text = read_text(settings, tokenizer, arguments.out, quiet=arguments.json)
     summary = {
@@ -122,6 +125,7 @@ def _train_on_ranks(arguments: argparse.Namespace) -> int:
     """One of the processes of ``torchrun … -m pellucid train``."""
     from pellucid.cli.training_ranks import go_on_if_restarted, layout, on_ranks, quiet_unless_first
     from pellucid.cli.training_run import stopping
+    from pellucid.train import run_folder
     from pellucid.train.parallel import ranks_launched
     from pellucid.train.parallel.ranks import joined
 
@@ -129,7 +133,11 @@ def _train_on_ranks(arguments: argparse.Namespace) -> int:
         go_on_if_restarted(arguments)
         settings = _settings(arguments)
         layout(settings, ranks_launched())  # what cannot be shared out shows before ranks meet
-    with joined(settings.device, settings.rank_timeout) as ranks, TemporaryDirectory() as folder:
+    with (
+        joined(settings.device, settings.rank_timeout) as ranks,
+        run_folder.locked(arguments.out) if ranks.first else nullcontext(),
+        TemporaryDirectory() as folder,
+    ):
         if ranks.first:
             _make_room(arguments, settings)
         run = on_ranks(
@@ -221,9 +229,7 @@ def resumed(arguments: argparse.Namespace) -> argparse.Namespace:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder with something in it that nobody said to replace."""
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file: expected a folder")
-    if out.is_dir() and {path.name for path in out.iterdir()} - {"tokens"} and not overwrite:
+    if {path.name for path in out.iterdir()} - {"tokens"} and not overwrite:
         raise FileExistsError(
             f"--out {out} is not empty: give a new folder, --resume to go on, or --overwrite"
         )

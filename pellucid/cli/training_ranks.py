@@ -104,7 +104,7 @@ def on_ranks(
 
 def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRun:
     """`run` on all ranks: its model spread, its state read if it goes on; it is used up."""
-    last, model, settings = run.out / run_folder.LAST, run.model, run.settings
+    model, settings = run.model, run.settings
     ranks = DistributedRanks(layout, joined.device)
     if not layout.sharded and layout.tensor == 1:
         model.to(joined.device)  # what is cut goes there in parts
@@ -119,8 +119,10 @@ def spread(run: Run, layout: Layout, joined: Joined, *, resume: bool) -> RanksRu
     )
     config = replace(run.config, compile=False, bfloat16=narrow and not layout.sharded)
     kept = {field.name: getattr(run, field.name) for field in fields(run)}
-    begin = TrainState.begin(model, config)
-    state = TrainState.load(last, model, config, ranks) if resume else begin
+    state = TrainState.begin(model, config)
+    if resume:
+        with run_folder.reading_last(run.out) as last:
+            state = TrainState.load(last, model, config, ranks)
     kept |= {"config": config, "state": state}
     kept["quiet"] = run.quiet or not joined.first
     whole = RanksRun(**kept, joined=joined, ranks=ranks, through=through)

@@ -74,18 +74,17 @@ def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run
 
 def go_on(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
     """A run as it was when ``RUN/last`` was saved."""
-    last = out / run_folder.LAST
-    if not last.is_dir():
-        raise FileNotFoundError(f"--resume: {run_folder.kept(out)}")
-    checkpoint = checkpoints.open_checkpoint(last)
-    model = build(checkpoint.config, "meta")
-    model.load_state_dict(dict(checkpoint.weights))
+    with run_folder.reading_last(out) as last:
+        checkpoint = checkpoints.open_checkpoint(last)
+        model = build(checkpoint.config, "meta")
+        model.load_state_dict(dict(checkpoint.weights))
     if not settings.bias:
         freeze_biases(model)
     copy_tokenizer(last, folder)  # the checkpoint goes when the next one is saved
     run = _run(settings, out, model, tokenizers.load(folder), folder, quiet)
     if not ranks_launched():  # they take their parts of the state once the model is spread
-        run.state = TrainState.load(last, model, run.config)
+        with run_folder.reading_last(out):
+            run.state = TrainState.load(last, model, run.config)
         run.restore()
     return run
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.models import Model
 from pellucid.train.batches import Batch
 from pellucid.train.slices import Held, whole
 
@@ -55,6 +56,9 @@ class Ranks:
         """Euclidean norm of the whole gradient, a float32 scalar."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
+
+    def reshard(self, model: Model) -> None:
+        """Let go of whole parameters that a forward pass left gathered: back to slices of them."""
 
     def held(self, tensor: Tensor) -> Held:
         """What this process has of a parameter, or of a tensor that is spread like one."""

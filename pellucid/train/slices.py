@@ -173,6 +173,9 @@ class Slices(Mapping[str, Tensor]):
         shape = self.index[name].shape
         return self.read(name, (0,) * len(shape), shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.index  # without reading it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.index)
 

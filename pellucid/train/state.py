@@ -123,6 +123,7 @@ class TrainState:
         return write_together(Path(folder) / FOLDER, self._tensors(model, ranks), ranks)
 
     def _tensors(self, model: Model, ranks: Ranks) -> dict[str, Held]:
+        ranks.reshard(model)
         tensors = {
             f"random.{ranks.rank}.{kind}": whole(numbers)._replace(writes=ranks.writes_rank)
             for kind, numbers in random_numbers(device_of(model)).items()
@@ -317,10 +318,13 @@ def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 def check_settings(folder: Path, settings: Path) -> None:
     """ValueError where `settings` is not the file that the run of the checkpoint in `folder` wrote.
 
-    States of versions before have no checksum of it, and a missing state is for `load` to say.
+    States of versions before have no checksum of it; what cannot be read is for `load` to say.
     """
     path = folder / FOLDER / FACTS
-    facts = _parsed(path).get("facts") if path.is_file() else None
+    try:
+        facts = _parsed(path).get("facts")
+    except (ValueError, OSError):
+        return
     wanted = facts.get("settings_sha256") if isinstance(facts, dict) else None
     if wanted is not None and digest(settings) != wanted:
         raise ValueError(

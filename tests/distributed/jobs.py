@@ -148,6 +148,8 @@ def save_older(
     save(folder, model, state, ranks)
     if ranks is None or ranks.process == 0:
         shutil.rmtree(folder / "training")
+    if ranks is not None:
+        dist.barrier()
     older_format.save(folder, model, state, ranks)
 
 

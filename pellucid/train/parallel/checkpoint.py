@@ -48,6 +48,7 @@ def save_weights(folder: Path, model: Model, ranks: Ranks, save_model: SaveModel
     save_model  is given `folder` and the whole weights by name, each read when it is asked for
     """
     aside = folder.with_name(f"{folder.name}.weights")
+    ranks.reshard(model)
     held = {name: ranks.held(parameter) for name, parameter in model.named_parameters()}
     written = write_together(aside, held, ranks)
     if ranks.process == 0:

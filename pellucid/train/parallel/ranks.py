@@ -216,6 +216,12 @@ class DistributedRanks(Ranks):
         dist.all_reduce(squares)
         return squares.sqrt()
 
+    def reshard(self, model: Model) -> None:
+        """Let go of whole parameters that a forward pass left gathered: back to slices of them."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def held(self, tensor: Tensor) -> Held:
         """What this process has of a parameter, or of a tensor that is spread like one."""
         if not isinstance(tensor, DTensor):
