@@ -154,7 +154,7 @@ def _facts(inside: Path) -> dict[str, Any]:
 class _Contents(NamedTuple):
     """The index of the tensors; where in its file each slice lies; and where other values do."""
 
-    index: dict[str, Entry]
+    entries: dict[str, Entry]
     places: dict[tuple[str, Numbers], tuple[int, int]]  # begin and length
     others: list[tuple[str, int, int]]  # file, begin and length
 

@@ -64,7 +64,7 @@ class Written(NamedTuple):
 
     file: str
     sha256: str
-    index: dict[str, Entry]
+    entries: dict[str, Entry]
 
 
 def write_slices(file: Path, tensors: Mapping[str, Held]) -> Written:
@@ -89,7 +89,7 @@ def joined_index(parts: list[Written]) -> dict[str, Entry]:
     """The index of all processes' files."""
     index: dict[str, Entry] = {}
     for part in parts:
-        for name, entry in part.index.items():
+        for name, entry in part.entries.items():
             index.setdefault(name, Entry(entry.shape, entry.dtype)).offsets.update(entry.offsets)
     return index
 

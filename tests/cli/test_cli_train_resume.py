@@ -18,8 +18,8 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.cli import main
-from pellucid.cli.training_run import Run
 from pellucid.train import run_folder
+from pellucid.train.run import Pretraining
 
 MODEL = ["--family=gpt2", "--vocab=300", "--width=16", "--layers=2", "--heads=2", "--context=16"]
 # 12 steps of 4 rows are several epochs of this text; dropout draws random numbers at every step.
@@ -91,14 +91,14 @@ def test_a_compiled_run_goes_on_bit_for_bit(text: Path, tmp_path: Path):
 def test_ctrl_c_and_going_on(text: Path, tmp_path: Path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(command(text, whole)) == 0
-    between_steps = Run._between_steps
+    between_steps = Pretraining.between_steps
 
-    def interrupted(run: Run, progress) -> None:
-        between_steps(run, progress)
+    def interrupted(run: Pretraining, progress, log) -> None:
+        between_steps(run, progress, log)
         if progress.step == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "_between_steps", interrupted)
+    monkeypatch.setattr(Pretraining, "between_steps", interrupted)
     assert main(command(text, parts)) == 130
     monkeypatch.undo()
     capsys.readouterr()
