@@ -16,6 +16,7 @@ _LAZY = {
     "LanguageModel": "pellucid.language_model",
     "assert_same_model": "pellucid.diff",
     "diff_steps": "pellucid.diff.training.record",
+    "finetune": "pellucid.train.finetune.entry",
     "load": "pellucid.language_model",
     "record_step": "pellucid.diff.training.record",
     "Trace": "pellucid.trace",
@@ -26,8 +27,10 @@ __all__ = [
     "assert_same_model",
     "diff",
     "diff_steps",
+    "finetune",
     "load",
     "record_step",
+    "train",
 ]
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from pellucid.diff.training.record import diff_steps, record_step
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
+    from pellucid.train.entry import train_model as train
+    from pellucid.train.finetune.entry import finetune
 
 
 def __getattr__(name: str) -> Any:

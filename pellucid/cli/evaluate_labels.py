@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def evaluate_labels(arguments: argparse.Namespace) -> None:
     """Print accuracy and a line for each label, for the examples in ``--labels FILE``."""
-    from pellucid.cli.finetune_run import class_lines
+    from pellucid.show.training_terminal import class_lines
 
     lm = load_model(arguments)
     found = label_report(lm, arguments)

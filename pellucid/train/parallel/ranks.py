@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,12 +25,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
 from pellucid.models import Model
 from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.ranks import Ranks
+from pellucid.train.slices import Held, whole
 
 TIMEOUT = 600.0  # seconds to wait for another rank in a step
 PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
@@ -181,6 +184,8 @@ class DistributedRanks(Ranks):
         )
         self.rank = self.mesh.get_local_rank("data")
         self.world = layout.data
+        self.process, self.processes = dist.get_rank(), dist.get_world_size()
+        self.writes_rank = self.mesh.get_local_rank("tensor") == 0
         self.model: Model | None = None
         self.wrapped: DistributedDataParallel | None = None
 
@@ -210,6 +215,32 @@ class DistributedRanks(Ranks):
                 squares += part.double().square().sum() / copies
         dist.all_reduce(squares)
         return squares.sqrt()
+
+    def reshard(self, model: Model) -> None:
+        """Let go of whole parameters that a forward pass left gathered: back to slices of them."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def held(self, tensor: Tensor) -> Held:
+        """What this process has of a parameter, or of a tensor that is spread like one."""
+        if not isinstance(tensor, DTensor):
+            return whole(tensor)._replace(writes=self.process == 0)
+        mesh, placements = tensor.device_mesh, tensor.placements
+        local = tensor.to_local()
+        shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+        assert tuple(local.shape) == tuple(shape), f"{local.shape} of {tensor.shape}, not {shape}"
+        place = mesh.get_coordinate()
+        assert place is not None, "this process is on the mesh of its parameters"
+        axes = zip(placements, place, strict=True)
+        writes = all(number == 0 for axis, number in axes if axis.is_replicate())
+        return Held(local, tuple(offset), tuple(tensor.shape), writes)
+
+    def gathered(self, found: Any) -> list[Any]:
+        """What each process found, in their order; all of them call this together."""
+        everyone: list[Any] = [None] * self.processes
+        dist.all_gather_object(everyone, found)
+        return everyone
 
 
 def _part(gradient: Tensor) -> tuple[Tensor, int]:
