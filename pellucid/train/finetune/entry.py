@@ -1,4 +1,4 @@
-"""A whole fine-tuning run as one call: ``pellucid.finetune("demo", data=["a.json"], out="out")``."""
+"""`pellucid.finetune`: a fine-tuning run from settings, with progress as a callback."""
 
 from __future__ import annotations
 

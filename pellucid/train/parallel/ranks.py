@@ -40,8 +40,12 @@ PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """The ranks that torchrun started, joined. `device` is this one's; the store is the job's."""
+    """The ranks that torchrun started, joined. `device` is this one's; the store is the job's.
 
+    `rank` is this one's number among them, also when they have parted again.
+    """
+
+    rank: int
     device: torch.device
     patient: dist.ProcessGroup
     store: Store
@@ -49,7 +53,7 @@ class Joined:
     @property
     def first(self) -> bool:
         """Whether this is the one rank that prints, prepares and writes."""
-        return dist.get_rank() == 0
+        return self.rank == 0
 
     def wait(self) -> None:
         """Go on when every rank is here, however long one of them prepares or writes."""
@@ -91,7 +95,7 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
-        yield Joined(device=place, patient=patient, store=whole)
+        yield Joined(rank=rank, device=place, patient=patient, store=whole)
     except (RuntimeError, ValueError, OSError) as error:
         lost = isinstance(error, RuntimeError)
         if lost and not is_lost(error):
