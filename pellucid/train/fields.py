@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _KINDS = {
     bool: "true or false",
@@ -130,7 +130,7 @@ def rows(kind: type) -> Iterator[Row]:
         section = about["section"] or section
         group = about["group"] or (f"[{section}]" if about["section"] else group)
         hint = hints[each.name]
-        if isinstance(hint, UnionType):
+        if get_origin(hint) in (UnionType, Union):  # the second of a Literal and None
             (hint,) = (part for part in get_args(hint) if part is not NoneType)
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         assert each.default is not MISSING, f"{each.name} has a default"

@@ -1,4 +1,4 @@
-"""A whole fine-tuning run as one call: ``pellucid.finetune("demo", data=["a.json"], out="out")``."""
+"""A whole fine-tuning run as a call: ``pellucid.finetune("demo", data=["a.json"], out="out")``."""
 
 from __future__ import annotations
 
