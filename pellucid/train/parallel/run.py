@@ -20,7 +20,8 @@ from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks, Joined, joined, restarted
 from pellucid.train.prepare import bfloat16, clear, go_on, make_room, prepare
-from pellucid.train.run import Crew, Pretraining, stopping
+from pellucid.train.pretraining import Pretraining
+from pellucid.train.run import Crew, stopping
 from pellucid.train.settings import TrainSettings
 from pellucid.train.state import TrainState
 
