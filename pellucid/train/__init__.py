@@ -12,7 +12,7 @@
 | recipe_batches.py | the batch orders of other trainers |
 | entry.py | a whole run as one call |
 | settings.py, fields.py, presets/ | every setting, as TOML and as flags; recipes |
-| prepare.py, run.py | what a run needs before its first step; the run, from there to its end |
+| prepare.py, run.py, pretraining.py | what a run needs; the run itself |
 | listener.py | what a run tells while it goes on |
 | run_folder.py | whole checkpoints, whatever happens |
 | events.py, loss_plot.py, utilisation.py | TensorBoard files, a picture, how busy the machine is |
@@ -49,7 +49,7 @@ _LAZY = {
     "Listener": "listener",
     "LoaderBatches": "recipe_batches",
     "Objective": "objective",
-    "Pretraining": "run",
+    "Pretraining": "pretraining",
     "Progress": "loop",
     "RandomBatches": "recipe_batches",
     "Ranks": "ranks",
@@ -103,9 +103,9 @@ if TYPE_CHECKING:
         plain_next_token_objective,
     )
     from pellucid.train.optim import Schedule, adamw, parameter_groups
+    from pellucid.train.pretraining import Pretraining
     from pellucid.train.ranks import Ranks
     from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
-    from pellucid.train.run import Pretraining
     from pellucid.train.settings import TrainSettings
     from pellucid.train.shards import Corpus, open_corpus, tokenise
     from pellucid.train.start import begin, new_model

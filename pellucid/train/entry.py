@@ -21,7 +21,8 @@ from pellucid.train.prepare import (
     read_text,
     tokenizer_for,
 )
-from pellucid.train.run import Pretraining, stopping
+from pellucid.train.pretraining import Pretraining
+from pellucid.train.run import stopping
 from pellucid.train.settings import CONFIG, TrainSettings, resolve, resumed
 from pellucid.train.state import check_settings
 

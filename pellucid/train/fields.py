@@ -130,7 +130,7 @@ def rows(kind: type) -> Iterator[Row]:
         section = about["section"] or section
         group = about["group"] or (f"[{section}]" if about["section"] else group)
         hint = hints[each.name]
-        if get_origin(hint) in (Union, UnionType):  # with a Literal in it, it is typing's
+        if get_origin(hint) in (UnionType, Union):  # the second of a Literal and None
             (hint,) = (part for part in get_args(hint) if part is not NoneType)
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         assert each.default is not MISSING, f"{each.name} has a default"

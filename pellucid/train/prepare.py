@@ -33,8 +33,9 @@ from pellucid.train.optim import Schedule
 from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
+from pellucid.train.pretraining import Pretraining
 from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
-from pellucid.train.run import EVENTS, LOG, PLOT, Pretraining
+from pellucid.train.run import EVENTS, LOG, PLOT
 from pellucid.train.settings import CONFIG, TrainSettings
 from pellucid.train.shards import tokenise
 from pellucid.train.spans import training_texts

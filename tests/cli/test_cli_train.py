@@ -15,7 +15,7 @@ from rich.console import Console
 from pellucid import checkpoints, tokenizers
 from pellucid.cli import main
 from pellucid.models import GPTConfig, LlamaConfig
-from pellucid.train.run import Pretraining
+from pellucid.train.pretraining import Pretraining
 from pellucid.train.step_log import COLUMNS
 
 MODEL = ["--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=16"]

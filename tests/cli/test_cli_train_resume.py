@@ -19,7 +19,7 @@ import torch
 from pellucid import checkpoints
 from pellucid.cli import main
 from pellucid.train import run_folder
-from pellucid.train.run import Pretraining
+from pellucid.train.pretraining import Pretraining
 
 MODEL = ["--family=gpt2", "--vocab=300", "--width=16", "--layers=2", "--heads=2", "--context=16"]
 # 12 steps of 4 rows are several epochs of this text; dropout draws random numbers at every step.

@@ -10,7 +10,7 @@ import signal
 import sys
 
 from pellucid.cli import main
-from pellucid.train.run import Pretraining
+from pellucid.train.pretraining import Pretraining
 
 if __name__ == "__main__":
     rank, step, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""`pellucid.finetune`: a fine-tuning run from settings, with progress as a callback."""
+"""A whole fine-tuning run as a call: ``pellucid.finetune("demo", data=["a.json"], out="out")``."""
 
 from __future__ import annotations
 

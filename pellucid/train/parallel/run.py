@@ -20,7 +20,8 @@ from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks, Joined, joined, restarted
 from pellucid.train.prepare import bfloat16, clear, go_on, make_room, prepare
-from pellucid.train.run import Crew, Pretraining, stopping
+from pellucid.train.pretraining import Pretraining
+from pellucid.train.run import Crew, stopping
 from pellucid.train.settings import TrainSettings
 from pellucid.train.state import TrainState
 
@@ -145,6 +146,7 @@ class RankCrew(Crew):
 
     def __init__(self, settings: TrainSettings, together: Joined, ranks: DistributedRanks) -> None:
         self.settings, self.together, self._ranks = settings, together, ranks
+        self._first, self._processes = together.first, ranks.processes  # also when ranks have left
 
     @property
     def ranks(self) -> DistributedRanks:
@@ -154,12 +156,12 @@ class RankCrew(Crew):
     @property
     def first(self) -> bool:
         """Whether this is the one that shows and writes what one can."""
-        return self.together.first
+        return self._first
 
     @property
     def processes(self) -> int:
         """How many there are."""
-        return dist.get_world_size()
+        return self._processes
 
     @property
     def about(self) -> str:
