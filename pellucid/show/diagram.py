@@ -147,7 +147,11 @@ class _Parts:
     def norm(self, path: str, gives: str, *facts: str) -> Step:
         part = self.counted.part(path)
         form = "RMSNorm" if self.config.norm == "rms" else "LayerNorm"
-        form += f", eps {self.config.norm_eps:g}" + ("" if part else ", no weight")
+        form += f", eps {self.config.norm_eps:g}"
+        if not self.config.norm_weight:
+            facts = ("no weight", *facts)
+        elif self.config.norm_offset:
+            facts = ("× (1 + weight)", *facts)
         return Step(
             title=path.removeprefix("attn."),
             kind="norm",
@@ -285,13 +289,12 @@ def _turned(parts: _Parts, letter: str, heads: int) -> Node:
     ]
     if f"attn.{letter}_rotated" in parts:
         names = [name for name in ("rope", "second_rope") if f"{name}.cos" in parts]
-        tables = ", ".join(f"{name}.{table}" for name in names for table in ("cos", "sin"))
         widths = {config.rotary_width(getattr(config, name)) for name in names} - {config.head_dim}
         some = (
             f"{', '.join(map(str, sorted(widths)))} of {config.head_dim} turned" if widths else ""
         )
         layers = parts.in_layers(parts.layers_with[f"attn.{letter}_rotated"])
-        by = f"by {tables}" if len(names) == 1 else "by either RoPE's cos, sin"
+        by = f"by {names[0]}.cos, {names[0]}.sin" if len(names) == 1 else f"by {' or '.join(names)}"
         steps.append(_operation("RoPE", f"attn.{letter}_rotated", by, some, layers))
     if f"attn.{letter}_normed" in parts:
         whole = ("all heads together",) if config.qk_norm == "whole" else ()
