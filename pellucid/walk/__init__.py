@@ -17,10 +17,10 @@ from pellucid import graph
 from pellucid.models import Config
 from pellucid.numerics import Dialect
 from pellucid.walk.runner import Runner
-from pellucid.walk.script import script
+from pellucid.walk.script import SCRIPT
 from pellucid.walk.steps import Picture, Step
 
-__all__ = ["Picture", "Step", "script", "walk", "witness"]
+__all__ = ["SCRIPT", "Picture", "Step", "walk", "witness"]
 
 
 def walk(
@@ -113,7 +113,7 @@ def _runner(
         stored = weights["embed.weight"].dtype
         prompt = prompt.to(weights["embed.weight"].device)
     values = {"token_strings": None, "specials": None} | values
-    return Runner(script, config, weights, dialect, dtype or stored, tokens=prompt, **values)
+    return Runner(SCRIPT, config, weights, dialect, dtype or stored, tokens=prompt, **values)
 
 
 def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ import re
 from typing import Protocol
 
 from pellucid import names
-from pellucid.walk.script import script
+from pellucid.walk.script import SCRIPT
 
 _OF_KEYS_AND_VALUES = re.compile(r"attn\.(w[kv]_head|[kv](_\w+)?)\[")
 
@@ -14,7 +14,7 @@ _OF_KEYS_AND_VALUES = re.compile(r"attn\.(w[kv]_head|[kv](_\w+)?)\[")
 def _parts() -> dict[tuple[str, bool], list[str]]:
     """Name of a step, and whether it is about a slice -> the chapters that the script has it in."""
     found: dict[tuple[str, bool], list[str]] = {}
-    for line in script.lines:
+    for line in SCRIPT.lines:
         chapters = found.setdefault((line.name, line.index is not None), [])
         if line.chapter not in chapters:
             chapters.append(line.chapter)
@@ -22,7 +22,7 @@ def _parts() -> dict[tuple[str, bool], list[str]]:
 
 
 _PARTS = _parts()
-_OF_A_LAYER = {line.chapter for line in script.lines if line.name.startswith("layers.N.")}
+_OF_A_LAYER = {line.chapter for line in SCRIPT.lines if line.name.startswith("layers.N.")}
 
 
 class Told(Protocol):

@@ -265,20 +265,6 @@ def _whose(config):
     return "head" if config.n_kv_heads == config.n_heads else "key/value head"
 
 
-_TITLES: dict[str, dict[str, Words]] = {
-    "k": {
-        "Queries of head {head}: what each token looks for": lambda config, layer: (
-            f"Keys of {_whose(config)} {{head}}: what each token can be found by"
-        )
-    },
-    "v": {
-        "Queries of head {head}: what each token looks for": lambda config, layer: (
-            f"Values of {_whose(config)} {{head}}: what each token hands over"
-        )
-    },
-}
-
-
 def same_for(letter: str, parts: Iterable[Script]) -> Script:
     """The steps of `parts`, written for queries, for keys ("k") or values ("v")."""
     script = Script()
@@ -286,7 +272,7 @@ def same_for(letter: str, parts: Iterable[Script]) -> Script:
         words = {word: _reworded(word, letter) for word in part.words()}
         words |= {"head": "kv_head", "n_heads": "n_kv_heads", "H": "Hkv", "H·D": "Hkv·D"}
         titles = {title: _retold(title, letter) for title in part.titles()}
-        script.include(part, words, titles | _TITLES[letter])
+        script.include(part, words, titles)
     return script
 
 
@@ -295,6 +281,11 @@ def _reworded(word: str, letter: str) -> str:
     return re.sub(r"^([wb]?)q(?=_|$)", rf"\g<1>{letter}", word)
 
 
-def _retold(title: str, letter: str) -> str:
-    title = title.replace("wq", f"w{letter}")
-    return title.replace("Queries", "Keys").replace("queries", "keys")
+def _retold(title: str, letter: str) -> Words:
+    """A title of queries, told of keys or values."""
+    plural, why = {"k": ("Keys", "can be found by"), "v": ("Values", "hands over")}[letter]
+    title = title.replace("wq", f"w{letter}").replace("looks for", why)
+    title = title.replace("Queries", plural).replace("queries", plural.lower())
+    if "s of head" not in title:
+        return title
+    return lambda config, layer: title.replace("s of head", f"s of {_whose(config)}")

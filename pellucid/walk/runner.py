@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.models import Config, Layer
 from pellucid.numerics import Dialect
-from pellucid.walk.steps import Line, Picture, Scope, Script, Step, Words
+from pellucid.walk.steps import Line, Picture, Scope, Script, Step, Words, renamed
 
 
 class Held(NamedTuple):
@@ -246,12 +246,9 @@ class Runner:
 
     def _source(self, line: Line) -> str:
         """The line's code, with this layer's number and the names this config's values go by."""
-        stands_in = self.block.stands_in
-
-        def present(found: re.Match[str]) -> str:
-            return _shown(stands_in.get(found[0], found[0]))
-
-        return re.sub(r"\b[a-z]\w*", present, self._numbered(line.source))
+        names = {argument: argument for argument in line.arguments} | dict(self.block.stands_in)
+        shown = {name: _shown(value) for name, value in names.items()}
+        return "\n\n".join((self._numbered(renamed(line.body, shown)), *line.helpers))
 
     def _numbered(self, name: str) -> str:
         if name.startswith("rope."):

@@ -20,8 +20,8 @@ from __future__ import annotations
 from pellucid.walk import attention, embedding, mlp, unembedding
 from pellucid.walk.steps import Script
 
-script = Script()
-script.include(embedding.script)
-script.include(attention.script)  # heads.py, rope.py; norms.py and finish.py around it
-script.include(mlp.script)
-script.include(unembedding.script)
+SCRIPT = Script()
+SCRIPT.include(embedding.script)
+SCRIPT.include(attention.script)  # heads.py, rope.py; norms.py and finish.py around it
+SCRIPT.include(mlp.script)
+SCRIPT.include(unembedding.script)

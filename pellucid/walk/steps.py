@@ -167,11 +167,6 @@ class Line:
     chapter: str = ""
 
     @property
-    def source(self) -> str:
-        """The code that a reader sees."""
-        return "\n\n".join((self.body, *self.helpers))
-
-    @property
     def stand_in(self) -> str:
         """What takes the place of its value where the step is left out."""
         return self.otherwise or next(iter(self.arguments))
@@ -207,8 +202,8 @@ class Line:
 
 
 def renamed(text: str, words: Mapping[str, str]) -> str:
-    """`text` with the `words` in it replaced."""
-    return re.sub(r"\w+", lambda found: words.get(found[0], found[0]), text)
+    """`text`, a name or code, with the `words` in it replaced, but for what stands in quotes."""
+    return re.sub(r'"[^"]*"|\w+', lambda found: words.get(found[0], found[0]), text)
 
 
 class Script:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import math
 import re
+import textwrap
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +18,8 @@ from tiny import CONFIGS, FEATURES, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import graph
 from pellucid.models import RopeConfig
-from pellucid.numerics import dialect
-from pellucid.walk import Step, script, walk
+from pellucid.numerics import Dialect, dialect
+from pellucid.walk import SCRIPT, Step, rope, walk
 from pellucid.walk.steps import RUNNER_NAMES
 
 COUNT = 7
@@ -121,7 +125,7 @@ def test_without_strings_the_steps_about_text_are_left_out():
 )
 def test_formulas_tell_the_true_shapes(config):
     weights = random_model(config).state_dict()
-    named = {line.variable: line.name for line in script.lines if line.title}
+    named = {line.variable: line.name for line in SCRIPT.lines if line.title}
     steps = walked(config, layer=1, head=3)
     shapes: dict[str, tuple[int, ...]] = {}
     checked = 0
@@ -133,8 +137,8 @@ def test_formulas_tell_the_true_shapes(config):
             assert right == str(step.value.item())
         for name, shape in re.findall(r"(\w+)\[([\d,]+)\]", left):
             shape = tuple(map(int, shape.split(",")))
-            if name in script.weights:
-                full = script.weights["embedding" if config.tied and name == "unembed" else name]
+            if name in SCRIPT.weights:
+                full = SCRIPT.weights["embedding" if config.tied and name == "unembed" else name]
                 assert shape == tuple(weights[full.replace("N", "1")].shape), step.formula
             elif name in named and named[name] in shapes:
                 assert shape == shapes[named[name]], step.formula
@@ -179,10 +183,10 @@ def test_dims_stand_for_one_size_each(config):
 
 @pytest.mark.parametrize("config", [LLAMA, GPT])
 def test_every_argument_of_every_step_is_known(config):
-    known = {*RUNNER_NAMES, *vars(config), *script.weights}
-    known |= {f"{weight}_{form}" for weight in script.weights for form in ("stored", "head")}
+    known = {*RUNNER_NAMES, *vars(config), *SCRIPT.weights}
+    known |= {f"{weight}_{form}" for weight in SCRIPT.weights for form in ("stored", "head")}
     seen: set[str] = set()
-    for line in script.lines:
+    for line in SCRIPT.lines:
         for argument in line.arguments:
             assert argument in known or argument in seen, f"{line.variable}: {argument}"
         seen.add(line.variable)
@@ -190,10 +194,10 @@ def test_every_argument_of_every_step_is_known(config):
 
 def test_the_vocabulary_is_covered():
     """Each name of graph.py is a line; lines of other names say what their dims are."""
-    written = {line.name.replace("layers.0.", "layers.N.") for line in script.lines}
+    written = {line.name.replace("layers.0.", "layers.N.") for line in SCRIPT.lines}
     # A second RoPE's steps are those of the first, under its own names.
     assert {row.name.replace("second_rope.", "rope.") for row in graph.ROWS} <= written
-    for line in script.lines:
+    for line in SCRIPT.lines:
         if line.name and line.dims is None:
             graph.row(line.name.replace("N", "0"))
 
@@ -201,7 +205,7 @@ def test_the_vocabulary_is_covered():
 @pytest.mark.parametrize("config", [*CONFIGS.values(), *FEATURES.values()])
 def test_a_value_has_one_step_in_every_kind_of_layer(config):
     for kind in set(config.kinds):
-        there = [line.variable for line in script.lines if line.when(config, kind)]
+        there = [line.variable for line in SCRIPT.lines if line.when(config, kind)]
         assert len(set(there)) == len(there)
 
 
@@ -235,6 +239,27 @@ def test_source_is_the_body_and_the_helpers_it_calls():
     assert helper.startswith("def rms_norm(x,") and "torch.rsqrt" in helper
     for source in sources.values():
         assert "@each" not in source and '"""' not in source.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT, *FEATURES.values()])
+def test_every_source_is_code_about_what_the_step_was_computed_from(config):
+    """What is shown is reworded: no word may change in quotes, and each name must be known."""
+    known = {*RUNNER_NAMES, *vars(config), *dir(builtins), "torch", "F", "math", "weights"}
+    known |= {line.variable.removesuffix("_last") for line in SCRIPT.lines}
+    known |= {f"{weight}{form}" for weight in SCRIPT.weights for form in ("", "_stored", "_head")}
+    choices = {word for hint in get_type_hints(Dialect).values() for word in get_args(hint)}
+    for step in walked(config, everything=True):
+        if not step.source or step.source.startswith('weights["'):
+            continue
+        tree = ast.parse(f"def step():\n{textwrap.indent(step.source, '    ')}")
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert {node.id for node in names} <= known | own | set(vars(rope)), step.source
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and ast.unparse(node.left).startswith("dialect."):
+                assert ast.literal_eval(node.comparators[0]) in choices, step.source
 
 
 def test_pictures():
