@@ -322,10 +322,11 @@ def _finished(parts: _Parts, part: str, path: str) -> tuple[Step, ...]:
     if f"{part}.out" not in parts:
         return (parts.linear(path, gives),)
     product = parts.linear(path, f"{part}.out")
-    scale = (f"× {config.residual_scale:g}",) if config.residual_scale != 1 else ()
+    scale = f"× {config.residual_scale:g}"
     if config.norm_places == "before":
-        return product, _operation(scale[0], gives)
-    return product, parts.norm(f"{part}_out_norm", gives, *scale)
+        return product, _operation(scale, gives)
+    scales = (scale,) if config.residual_scale != 1 else ()
+    return product, parts.norm(f"{part}_out_norm", gives, *scales)
 
 
 def _heads(heads: int, what: str, width: int) -> str:
