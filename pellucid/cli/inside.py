@@ -28,7 +28,9 @@ LLAMA3_PROMPT = "the answer to the ultimate question of life, the universe, and 
 CODE_PROMPT = "if not isinstance(value, str"
 TOP = 10
 _NUMBERED = re.compile(r"\b(layers|step)\.\d+\.")
-_DRAWN = re.compile(r"rope\.cis|embed|layers\.\d+\.attn\.(q|scores|masked_scores|pattern)")
+_DRAWN = re.compile(
+    r"(second_)?rope\.cis|embed|layers\.\d+\.attn\.(q|scores|capped_scores|masked_scores|pattern)"
+)
 
 
 def walk_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +128,9 @@ def _steps(
         tokens,
         token_strings=token_strings,
         specials=tokenizer.specials,
-        dialect=numerics.dialect(arguments.dialect or checkpoint.dialect, checkpoint.config.family),
+        dialect=numerics.dialect(
+            arguments.dialect or checkpoint.dialect, checkpoint.config.rounding
+        ),
         dtype=as_dtype(arguments.dtype),
         layer=arguments.layer,
         head=arguments.head,
