@@ -49,6 +49,7 @@ FLOORS = {
     "graph": 1,
     "names": 1,
     "numerics": 1,
+    "spelling": 1,
     "step_recording": 1,
     "system": 1,
     "tokenizers": 1,
