@@ -42,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
+    status = 0
     try:
         status = _dispatch(words)
-        try:
-            sys.stdout.flush()  # here, not at exit: there a failure could only be a traceback
-        except OSError as error:
-            abandon_output()  # what is left in the buffer goes nowhere
-            if isinstance(error, BrokenPipeError):
-                return 0
-            return _complain(words[0] if words else "help", error)  # a full disk
+        sys.stdout.flush()  # here, not at exit: there a failure could only be a traceback
     except BrokenPipeError:  # `pellucid … | head`
         abandon_output()
         return 0
+    except OSError as error:  # a full disk behind standard output
+        if "--traceback" in words:
+            raise
+        abandon_output()
+        return status or _complain(words[0] if words else "help", error)
     except KeyboardInterrupt:
         with contextlib.suppress(OSError):
             print(file=sys.stderr)

@@ -25,7 +25,7 @@ Both are compared with A's arithmetic at higher precision: take as A the one you
 exit status: 0 the same (identical, within rounding, or explained), 1 diverged, 2 an error"""
 
 # Flags that are parameters of `pellucid.diff` under the same names.
-_RUN = "steps dtype_a dtype_b dialect_a dialect_b fused copies fast".split()
+_RUN = ("steps", "dtype_a", "dtype_b", "dialect_a", "dialect_b", "fused", "copies", "fast")
 
 
 def diff_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,10 +49,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     prompt = group.add_mutually_exclusive_group()
     prompt.add_argument(
-        "-p",
-        "--prompt",
-        metavar="TEXT",
-        help="text to run (default: the recording's, or a sentence)",
+        "-p", "--prompt", metavar="TEXT", help="text to run both on (default: a short sentence)"
     )
     prompt.add_argument(
         "--tokens",
@@ -88,7 +85,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--fused", action="store_true", help="run B's attention in one fused kernel")
     group.add_argument(
-        "--copies", type=count, default=1, metavar="N", help="copies of each row in B's batch (1)"
+        "--copies", type=count, default=1, metavar="N", help="repeat each row N times in B's batch"
     )
     group.add_argument("--fast", action="store_true", help="with --steps: decode B in C")
 
