@@ -39,14 +39,13 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="also look for engines in this Python interpreter (repeatable)",
+        help="also look for engines in the Python interpreter at PATH (repeatable)",
     )
     parser.add_argument(
         "--work",
         type=Path,
         metavar="DIR",
-        help="folder that keeps the model files from run to run (default: pellucid-bench in the "
-        "folder for temporary files)",
+        help="folder to keep model files in (default: pellucid-bench in the temporary folder)",
     )
     _add_plan_arguments(parser.add_argument_group("measurement"))
     group = parser.add_argument_group("output")
@@ -55,9 +54,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the results")
     group.add_argument(
-        "--save",
-        metavar="NAME",
-        help="also write JSON to benchmarks/results/NAME.json, or to a path",
+        "--save", metavar="NAME", help="also write JSON to benchmarks/results/NAME.json (or a path)"
     )
     group.add_argument(
         "--show", type=Path, metavar="FILE.json", help="print a saved run, without measuring"
@@ -66,10 +63,14 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--baseline", metavar="NAME", help="engine that the ratios divide by (default: the first)"
+        "--baseline", metavar="NAME", help="engine to compare others with (default: the first)"
     )
-    group.add_argument("--rounds", type=int, metavar="N", help="rounds to measure (default 2)")
-    group.add_argument("--loads", type=int, metavar="N", help="loads to measure (default 1)")
+    group.add_argument(
+        "--rounds", type=int, metavar="N", help="measure all of it N times (default 2)"
+    )
+    group.add_argument(
+        "--loads", type=int, metavar="N", help="time the loading N times (default 1)"
+    )
     group.add_argument(
         "--measures", metavar="NAME,…", help="measure only these of: decode, prefill, batched"
     )
@@ -144,7 +145,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     from pellucid.bench.rounds import QUICK, Plan
 
     given = {name: getattr(arguments, name) for name in ("rounds", "loads", "threads")}
-    stated: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if arguments.measures:
-        stated["measures"] = tuple(arguments.measures.split(","))
+    given["measures"] = tuple(arguments.measures.split(",")) if arguments.measures else None
+    stated = {name: value for name, value in given.items() if value is not None}
     return replace(QUICK if arguments.quick else Plan(), **stated)

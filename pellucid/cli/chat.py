@@ -30,7 +30,6 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_writing_arguments(parser, "until the model ends its answer or its context is full")
     add_model_arguments(parser)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"in the conversation:\n{COMMANDS}"
 
 

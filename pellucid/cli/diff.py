@@ -30,7 +30,6 @@ _RUN = ("steps", "dtype_a", "dtype_b", "dialect_a", "dialect_b", "fused", "copie
 
 def diff_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid diff``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument("a", nargs="?", metavar="A", help="the implementation that is trusted")
     parser.add_argument("b", nargs="?", metavar="B", help="the implementation to check")
@@ -85,9 +84,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         )
     group.add_argument("--fused", action="store_true", help="run B's attention in one fused kernel")
     group.add_argument(
-        "--copies", type=count, default=1, metavar="N", help="repeat each row N times in B's batch"
+        "--copies", type=count, default=1, metavar="N", help="give B N copies of a row (default 1)"
     )
-    group.add_argument("--fast", action="store_true", help="with --steps: decode B in C")
+    group.add_argument("--fast", action="store_true", help="with --steps: run B's decoding in C")
 
 
 def diff(arguments: argparse.Namespace) -> int:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pellucid.spelling import suggestion
 
 
+class VerbHelp(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of an epilog, and names such as llama-3-8b in one piece."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class VerbParser(argparse.ArgumentParser):
     """Errors end with status 2 and one line on standard error; usage is what ``--help`` prints."""
 
     words: Sequence[str] = ()
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=VerbHelp)
 
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """As `parse_args`; an error names a flag among `words` that does not exist."""

@@ -36,7 +36,7 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
         "--layer", type=int, default=0, metavar="N", help="show layer N in full (default 0)"
     )
     group.add_argument(
-        "--head", type=int, default=0, metavar="N", help="show attention head N (default 0)"
+        "--head", type=int, default=0, metavar="N", help="show attention head N in full (default 0)"
     )
     group.add_argument("--all", action="store_true", help="show every head of every layer")
     group.add_argument(

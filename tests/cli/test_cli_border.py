@@ -45,7 +45,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 def options(verb: str) -> list[str]:
-    parser = VerbParser()
+    parser = VerbParser("pellucid", "")
     getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
     return list(parser._option_string_actions)
 

@@ -92,7 +92,7 @@ def test_the_calls_of_the_front_door_are_listed():
 @pytest.mark.parametrize("verb", THIN)
 def test_a_line_of_help_is_read_without_its_neighbours(verb):
     """No line is a fragment of the flag's name, such as "of JSON lines" or "(as stored)"."""
-    parser = VerbParser()
+    parser = VerbParser("pellucid", "")
     getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction):
