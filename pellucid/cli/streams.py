@@ -6,7 +6,7 @@ import codecs
 import contextlib
 import os
 import sys
-from typing import TextIO
+from typing import Literal, TextIO
 
 # For an output that knows only ASCII or Latin-1; one for one where columns and maps are drawn.
 _REPLACEMENTS = {
@@ -54,7 +54,7 @@ def can_encode(characters: str, stream: TextIO) -> bool:
     return True
 
 
-def _null(mode: str) -> TextIO:
+def _null(mode: Literal["r", "w"]) -> TextIO:
     return open(os.devnull, mode, encoding="utf-8")
 
 
