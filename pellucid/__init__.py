@@ -18,6 +18,7 @@ _LAZY = {
     "convert": "pellucid.checkpoints",
     "diff_steps": "pellucid.diff.training.record",
     "fetch": "pellucid.checkpoints",
+    "finetune": "pellucid.train.finetune.entry",
     "label_report": "pellucid.evaluate.labels",
     "load": "pellucid.language_model",
     "model_report": "pellucid.checkpoints.model_report",
@@ -36,6 +37,7 @@ __all__ = [
     "diff",
     "diff_steps",
     "fetch",
+    "finetune",
     "label_report",
     "load",
     "model_report",
@@ -43,6 +45,7 @@ __all__ = [
     "record_step",
     "run_bench",
     "text_report",
+    "train",
     "walk_prompt",
 ]
 
@@ -57,6 +60,8 @@ if TYPE_CHECKING:
     from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
+    from pellucid.train.entry import train_model as train
+    from pellucid.train.finetune.entry import finetune
     from pellucid.walk.prompt_walk import walk_prompt
 
 

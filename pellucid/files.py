@@ -51,7 +51,7 @@ def clear_unfinished(parent: Path) -> None:
         if not _UNFINISHED.fullmatch(path.name) or path.is_symlink():
             continue
         with contextlib.suppress(OSError):  # still locked, or cleared by another process meanwhile
-            lock = _lock(path)
+            lock = lock_folder(path)
             if lock is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
@@ -63,17 +63,18 @@ def _locked_folder(folder: Path) -> tuple[Path, int | None]:
         beside = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
         beside.mkdir(parents=True)
         try:
-            lock = _lock(beside)
+            lock = lock_folder(beside)
         except OSError:
             continue  # it was cleared away before it could be locked
         if beside.exists():
             return beside, lock
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """A lock on a folder: a file descriptor, to be closed. None where the system has no such locks.
 
-    OSError where another process holds it, or the folder is not there.
+    The system lets it go when the process ends, however it ends. Raises BlockingIOError where
+    another process holds it, OSError where the folder is not there.
     """
     try:
         import fcntl

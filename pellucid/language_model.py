@@ -182,7 +182,7 @@ class LanguageModel:
         prompt: Prompt,
         *,
         max_new_tokens: Length = "usual",
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
@@ -192,7 +192,7 @@ class LanguageModel:
 
         max_new_tokens  "usual": 128, fewer where the context ends before; None: until the model
                         stops or its context is full
-        stop            strings before which the text ends
+        stop            one string or several before which the text ends
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
         fast            decode in C: None where it can be done, True or an error, False never
@@ -212,7 +212,15 @@ class LanguageModel:
     def generate_batch(
         self, prompts: Sequence[Prompt], *, max_new_tokens: Length = "usual", **options: Any
     ) -> list[str]:
-        """As `generate` for several prompts at once; each row's text is the one it has alone."""
+        """As `generate` for several prompts at once; each row's text is the one it has alone.
+
+        ValueError for a single prompt: its letters or tokens are no prompts.
+        """
+        if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+            raise ValueError(
+                f"generate_batch takes a list of prompts, got one: {str(prompts)[:40]!r}; put it "
+                "into a list, or call generate"
+            )
         own = ("stop", "seed", "slide", "fast")
         known = {name: options.pop(name) for name in own if name in options}
         rows = [self.encode(prompt) for prompt in prompts]
@@ -302,7 +310,12 @@ class LanguageModel:
     def _decode(self, tokens: list[int], steps: int) -> list[int]:
         """Greedy tokens of so many decoding steps after the first pass, seen by an open trace."""
         passes = generate_tokens(
-            self.model, [tokens], sampling=Sampling(temperature=0.0), max_new_tokens=steps + 1
+            self.model,
+            [tokens],
+            sampling=Sampling(temperature=0.0),
+            max_new_tokens=steps + 1,
+            vocab_size=self.tokenizer.vocab_size,  # the trace names its tokens by their text
+            unused_ids=self.tokenizer.unused_ids,
         )
         chosen = [token for (token,) in passes if token is not None]
         return chosen[:-1]  # the last pass chooses a token that no pass reads

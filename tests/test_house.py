@@ -26,7 +26,7 @@ PACKAGE = ROOT / "pellucid"
 FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-FILE_LINES = 400
+FILE_LINES = 500  # a question whether the file has outgrown its idea
 FUNCTION_LINES = 60
 
 # Imports run downward; rooms of one floor may import each other, never in a circle.
@@ -47,6 +47,7 @@ FLOORS = {
     "trace": 2,
     "files": 1,
     "graph": 1,
+    "ownership": 1,
     "names": 1,
     "numerics": 1,
     "spelling": 1,
@@ -419,10 +420,18 @@ def test_the_changelog_has_this_version():
     assert next(name for name in headings if name != "Unreleased") == pellucid.__version__
 
 
-def test_the_map_in_contributing_names_every_part():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+def test_the_map_names_every_room_and_none_that_is_gone():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = text.split("```")[1]
     parts = {name.split(".")[1] for name in MODULES if name.count(".") >= 1} - {"__main__"}
-    missing = [
-        part for part in sorted(parts) if f"{part}/" not in text and f"{part}.py" not in text
-    ]
-    assert not missing
+    rooms = {f"{part}/" if (PACKAGE / part).is_dir() else f"{part}.py" for part in parts}
+    named = set(re.findall(r"^.{8}([a-z_]+(?:/|\.py)) ", drawn, re.MULTILINE))
+    assert named == rooms
+    floors = [floor(name) for name in room_order(drawn)]
+    assert floors == sorted(floors, reverse=True), "the map draws the floors from the top down"
+
+
+def room_order(drawn: str) -> list[str]:
+    """The rooms of the map as module names, in the order of its lines."""
+    found = re.findall(r"^.{8}([a-z_]+)(?:/|\.py) ", drawn, re.MULTILINE)
+    return [f"pellucid.{name}" for name in found]

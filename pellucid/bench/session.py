@@ -8,7 +8,9 @@ Importing this module imports PyTorch; workers, which may not have it, never do.
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +26,9 @@ from pellucid.checkpoints.model_report import find_config
 from pellucid.language_model import free_memory
 from pellucid.models import Config
 from pellucid.models.description import describe_fields
+from pellucid.ownership import own_folder
 
 RESULTS = Path("benchmarks/results")
-WORK = Path(tempfile.gettempdir()) / "pellucid-bench"
 _SHARE_OF_MEMORY = 0.7
 
 
@@ -38,7 +40,7 @@ def run_bench(
     baseline: str | None = None,
     peer_pythons: Sequence[str] = (),
     memory_bytes: int | None = None,
-    work: Path = WORK,
+    work: Path | None = None,
     prepare: bool = False,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
@@ -49,7 +51,9 @@ def run_bench(
     baseline      engine to divide by; None: the first
     peer_pythons  other interpreters in which peers may be installed
     memory_bytes  of all engines together; None: 70 % of what is free
-    work          where the models' files are kept from run to run; prepare: only write them
+    work          where models' files are kept from run to run (None: `work_folder()`), which must be
+                  a folder that only this user can write
+    prepare       only write the models' files
 
     Ctrl-C ends the measurements, and what has been measured is summarised. ValueError for a shape
     or an engine that is unknown.
@@ -61,7 +65,7 @@ def run_bench(
     runnable, skipped = candidates.available(chosen, peer_pythons)
     budget = memory_bytes or int(_SHARE_OF_MEMORY * free_memory(torch.device("cpu")))
     described = machine.describe()
-    home = model_home(work, title, config)
+    home = own_folder(model_home(work or work_folder(), title, config))
     rounds = Rounds(config, runnable, plan or Plan(), home, budget, progress)
     interrupted = False
     try:
@@ -82,6 +86,12 @@ def run_bench(
         "summary": summarise(record, flops, baseline),
     }
     return result | ({"interrupted": True} if interrupted else {})
+
+
+def work_folder() -> Path:
+    """A folder of this user's in the temporary one, which is not emptied within a session."""
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"pellucid-bench-{user}"
 
 
 def find_shape(source: str) -> tuple[str, Config]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -88,6 +89,8 @@ def _run(verb: str, words: list[str]) -> int:
         "--traceback", action="store_true", help="after an error, show where in the code it arose"
     )
     arguments = parser.parse_words(words)
+    usual_format = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"pellucid {verb}: {_one_line(message)}\n"
     try:
         _check_device(arguments)
         return getattr(module, verb)(arguments) or 0
@@ -97,6 +100,8 @@ def _run(verb: str, words: list[str]) -> int:
         if arguments.traceback:
             raise
         return _complain(verb, error.args[0] if isinstance(error, KeyError) else error)
+    finally:
+        warnings.formatwarning = usual_format
 
 
 def _check_device(arguments: object) -> None:
@@ -110,8 +115,12 @@ def _check_device(arguments: object) -> None:
 
 def _complain(verb: str, what: object) -> int:
     with contextlib.suppress(OSError):
-        print(f"pellucid {verb}: {' '.join(str(what).split())}", file=sys.stderr)
+        print(f"pellucid {verb}: {_one_line(what)}", file=sys.stderr)
     return 2
+
+
+def _one_line(what: object) -> str:
+    return " ".join(str(what).split())
 
 
 def _sentence(line: str) -> str:

@@ -45,7 +45,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         type=Path,
         metavar="DIR",
-        help="folder to keep model files in (default: pellucid-bench in the temporary folder)",
+        help="folder of yours to keep model files in (default: one in the temporary folder)",
     )
     _add_plan_arguments(parser.add_argument_group("measurement"))
     group = parser.add_argument_group("output")
@@ -97,9 +97,9 @@ def bench(arguments: argparse.Namespace) -> int:
 
         print("\n".join(specs()))
         return 0
-    from pellucid.bench.session import WORK, read_result, save_result
+    from pellucid.bench.session import read_result, save_result, work_folder
 
-    arguments.work = arguments.work or WORK
+    arguments.work = arguments.work or work_folder()
     result = read_result(arguments.show) if arguments.show else _measure(arguments)
     if arguments.prepare:
         print(arguments.work)

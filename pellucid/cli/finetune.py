@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from argparse import Namespace
 from pathlib import Path
 
-from pellucid.cli.common import print_json
-from pellucid.cli.finetune_settings import add_flags, defaults, given, resumed
+from pellucid.cli.common import console, print_json
+from pellucid.cli.flags import add_flags, given
 
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, where to put it, and a flag for every setting."""
+    from pellucid.train.finetune.settings import FinetuneSettings
+
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="folder, owner/name or a demo (default demo)"
     )
@@ -19,52 +20,22 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from OUT/last, bit for bit")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     parser.add_argument("--json", action="store_true", help="a summary as JSON, no progress")
-    add_flags(parser)
+    add_flags(parser, FinetuneSettings)
 
 
-def finetune(arguments: Namespace) -> int:
+def finetune(arguments: argparse.Namespace) -> int:
     """Fine-tune and save; 130 when interrupted, with what there is saved."""
-    from pellucid.cli.finetune_run import clear
-    from pellucid.cli.finetune_setup import prepare
-    from pellucid.cli.training_run import stopping
+    from pellucid.show.training_terminal import FinetuneDisplay
+    from pellucid.train.finetune.entry import carry_out
+    from pellucid.train.finetune.settings import FinetuneSettings
 
-    out: Path = arguments.out
-    if arguments.resume:
-        settings = resumed(arguments)
-    else:
-        settings = Namespace(**(defaults() | given(arguments)))
-        check(settings, out, arguments.overwrite)
-    run = prepare(settings, out, quiet=arguments.json)
-    if arguments.resume:
-        run.restore()
-    else:
-        clear(out)
-        run.begin()  # a folder that cannot be written shows now, not after an hour
-    with stopping() as stop:
-        run.fit(stop)
-    summary = run.finish()
+    settings = given(arguments, FinetuneSettings)
+    if arguments.model is not None:
+        settings["model"] = arguments.model
+    display = FinetuneDisplay(console(stderr=arguments.json), quiet=arguments.json)
+    run = carry_out(
+        settings, arguments.out, display, resume=arguments.resume, overwrite=arguments.overwrite
+    )
     if arguments.json:
-        print_json(summary)
-    return 130 if summary["interrupted"] else 0
-
-
-def check(settings: Namespace, out: Path, overwrite: bool) -> None:
-    """What is quick to complain about: settings that exclude each other, a folder in use."""
-    if not settings.data:
-        raise ValueError("nothing to learn from: give --data FILE")
-    if settings.lora is None and settings.adapter is None:
-        for name in ("alpha", "targets", "lora_dropout", "merge", "dtype"):
-            if getattr(settings, name):
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} is about adapters: give --lora RANK or --adapter DIR")
-    elif settings.last_blocks is not None:
-        given = "--lora" if settings.adapter is None else "--adapter"
-        raise ValueError(f"{given} and --last-blocks are two ways to train a part: give one")
-    if settings.adapter is not None and settings.targets:
-        raise ValueError("--adapter says which layers are adapted: leave out --targets")
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file: expected a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise FileExistsError(
-            f"--out {out} is not empty: give a new folder, --resume to go on, or --overwrite"
-        )
+        print_json(run.summary())
+    return 130 if run.interrupted else 0

@@ -9,6 +9,7 @@ from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import stream_text
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.marked import as_written
 
 
 class Conversation:
@@ -52,7 +53,7 @@ class Conversation:
         *,
         sampling: Sampling,
         max_new_tokens: int | None = None,
-        stop: Collection[str] = (),
+        stop: str | Collection[str] | None = (),
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
@@ -65,10 +66,11 @@ class Conversation:
         """
         self.turns.append({"role": "user", "content": question})
         try:
+            prompt = self._format.encode(self.messages)
             stream = stream_text(
                 self._model,
                 self._tokenizer,
-                [self._format.encode(self.messages)],
+                [prompt],
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
@@ -84,4 +86,7 @@ class Conversation:
             for (piece,) in stream:
                 yield piece
         finally:
-            self.turns.append({"role": "assistant", "content": stream.completions[0].text})
+            # Its text, which goes back into the next prompt as the tokens it was written in.
+            done = stream.completions[0]
+            content = as_written(self._tokenizer, done.text, done.tokens, after=prompt)
+            self.turns.append({"role": "assistant", "content": content})

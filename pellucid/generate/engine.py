@@ -136,13 +136,14 @@ class Generation(Iterator[list[int | None]]):
         sampling: Sampling,
         generators: list[torch.Generator],
         stop_ids: frozenset[int],
-        vocab_size: int | None,
+        excluded: Tensor | None,
         kept: KeptCache | None,
         fast: bool | None,
     ) -> None:
-        """`rows` are the prompts, and grow; `room` is the number of tokens each may still get."""
+        """`rows` are the prompts, and grow; `room` is the number of tokens each may still get;
+        excluded (V) bool: ids that are never chosen."""
         self._model, self._sampling, self._generators = model, sampling, generators
-        self._stop_ids, self._vocab_size, self._kept = stop_ids, vocab_size, kept
+        self._stop_ids, self._excluded, self._kept = stop_ids, excluded, kept
         self._rows, self._room = rows, room
         self._live = [row for row, left in enumerate(room) if left > 0]
         self._window = context_limit(model.config)
@@ -172,8 +173,8 @@ class Generation(Iterator[list[int | None]]):
         logits = self._forward()
         if len(self._live) < len(logits):
             logits = logits[self._live]  # (live rows, V)
-        if self._vocab_size is not None:
-            logits[:, self._vocab_size :] = -torch.inf
+        if self._excluded is not None:
+            logits = logits.masked_fill(self._excluded, -torch.inf)
         generators = [self._generators[row] for row in self._live]
         seen = None if self._seen is None else self._seen[self._live]
         with one_thread():
@@ -267,6 +268,7 @@ def generate_tokens(
     slide: bool = False,
     kept: KeptCache | None = None,
     vocab_size: int | None = None,
+    unused_ids: Collection[int] = (),
     fast: bool | None = None,
 ) -> Generation:
     """Continue each prompt: an iterator of one token per row and step, None for finished rows.
@@ -282,6 +284,7 @@ def generate_tokens(
     slide           let a Llama go on past its context over the last tokens, as GPT-2 always does
     kept            the cache of a row to begin from and to leave for the next generation
     vocab_size      never choose ids from here on (embeddings are often padded beyond the tokenizer)
+    unused_ids      never choose these either (gaps inside a vocabulary)
     fast            decode in C: None wherever it can and as soon as it is compiled, True or an
                     error, False never. The logits are the same up to rounding
 
@@ -302,10 +305,22 @@ def generate_tokens(
         sampling=sampling,
         generators=row_generators(seed, len(prompts)),
         stop_ids=frozenset(stop_ids),
-        vocab_size=vocab_size,
+        excluded=_excluded(model, vocab_size, unused_ids),
         kept=kept,
         fast=fast,
     )
+
+
+def _excluded(model: Model, vocab_size: int | None, unused_ids: Collection[int]) -> Tensor | None:
+    """(V) bool: ids of the model that no token of the tokenizer has; None where it has them all."""
+    size = model.config.vocab_size
+    last = size if vocab_size is None else vocab_size
+    inside = [id for id in unused_ids if 0 <= id < size]
+    if last >= size and not inside:
+        return None
+    excluded = torch.arange(size) >= last
+    excluded[inside] = True
+    return excluded.to(next(model.parameters()).device)
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
@@ -329,6 +344,8 @@ def _room(
     prompts: Sequence[Sequence[int]], max_new_tokens: int | None, window: int, crops: bool
 ) -> list[int]:
     """New tokens each row may get; ValueError where that is more than the context holds."""
+    if max_new_tokens is not None and not isinstance(max_new_tokens, int):
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}: expected a whole number")
     if max_new_tokens is not None and max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
     for row, prompt in enumerate(prompts):

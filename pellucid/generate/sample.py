@@ -18,19 +18,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Logits divided by less than one, or multiplied by more than the other, may be beyond float32.
+_SMALLEST, _LARGEST = 1e-30, 1e30
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen. The defaults draw from the model's own distribution.
 
-    temperature         divides the logits: below 1 sharper, above 1 flatter; 0 takes the likeliest
+    temperature         divides the logits: below 1 sharper, above 1 flatter; 0 takes the likeliest,
+                        and so does anything below 1e-30, which differs from it in nothing
     top_k               keep the k likeliest tokens; 0 keeps all
     top_p               keep the likeliest tokens that together have at least this probability
                         (nucleus sampling, Holtzman et al. 2020); 1 keeps all
     min_p               keep tokens at least this fraction as likely as the likeliest
                         (Nguyen et al. 2024); 0 keeps all
     repetition_penalty  divides positive and multiplies negative logits of tokens already in the
-                        prompt or the text (CTRL, Keskar et al. 2019); 1 changes nothing
+                        prompt or the text (CTRL, Keskar et al. 2019); 1 changes nothing; from
+                        1e-30 to 1e30
     """
 
     temperature: float = 1.0
@@ -48,15 +53,23 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}: expected above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}: expected between 0 and 1")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+        if not _SMALLEST <= self.repetition_penalty <= _LARGEST:
             raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty}: expected above 0 (1 is none)"
+                f"repetition_penalty is {self.repetition_penalty}: expected above 0, from "
+                f"{_SMALLEST:g} to {_LARGEST:g} (1 is none)"
             )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without a draw."""
+        return self.temperature < _SMALLEST
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """logits (B, V), seen (B, V) bool: what a row has already -> its logits made less likely."""
     lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
+    most = torch.finfo(logits.dtype).max
+    lowered = torch.where(logits.isinf(), logits, lowered.clamp(-most, most))  # −inf: ruled out
     return torch.where(seen, lowered, logits)
 
 
@@ -86,16 +99,18 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def warp(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """All steps before the draw, on logits (B, V); a temperature of 0 ends after the penalty.
+    """All steps before the draw, on logits (B, V); one that is greedy ends after the penalty.
 
     seen (B, V) bool: tokens of each row's prompt and text; needed with a repetition penalty.
     """
     if sampling.repetition_penalty != 1:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+    if sampling.greedy:
         return logits
-    logits = logits / sampling.temperature
+    if sampling.temperature < 1e-3:  # the quotients may be beyond float32: only differences count
+        logits = logits - logits.amax(-1, keepdim=True)
+    logits = logits / min(sampling.temperature, _LARGEST)  # −inf by infinity is no number
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
@@ -119,7 +134,9 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
     # Below 1, but the product may round up to the total, which is on no token's stretch.
     falls = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, falls, right=True)[:, 0]
+    drawn = torch.searchsorted(cumulative, falls, right=True)[:, 0]
+    assert (drawn < logits.shape[-1]).all(), "the number falls on a token's stretch"
+    return drawn
 
 
 def next_tokens(
@@ -133,13 +150,13 @@ def next_tokens(
     Raises ValueError for logits that are not numbers: no token would be right.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.amax(-1).isnan().any():  # one NaN makes a row's largest logit NaN
+    if not logits.amax(-1).isfinite().all():  # one NaN makes a row's largest logit NaN
         raise ValueError(
-            "the logits are not numbers (NaN): the weights are damaged, or the dtype is too narrow "
-            "for this model; try another dtype"
+            "the logits are not numbers (NaN, or infinite): the weights are damaged, or the dtype "
+            "is too narrow for this model; try another dtype"
         )
     logits = warp(logits, sampling, seen)
-    chosen = likeliest(logits) if sampling.temperature == 0 else draw(logits, generators)
+    chosen = likeliest(logits) if sampling.greedy else draw(logits, generators)
     return chosen.tolist()
 
 

@@ -23,7 +23,12 @@ class StopStrings:
     does not depend on how the text is cut into pieces.
     """
 
-    def __init__(self, strings: Collection[str]) -> None:
+    def __init__(self, strings: str | Collection[str] | None) -> None:
+        """`strings`: several, one, or None for none. ValueError for an empty one or no text."""
+        strings = [strings] if isinstance(strings, str) else list(strings or ())
+        for stop in strings:
+            if not isinstance(stop, str):
+                raise ValueError(f"the stop string {stop!r} is no text: expected a list of texts")
         if "" in strings:
             raise ValueError("a stop string is empty: it would stop before the first character")
         self._strings = sorted(strings, key=len, reverse=True)
@@ -88,7 +93,7 @@ class TextStream(Iterator[list[str]]):
         completions: list[Completion],
         tokenizer: Tokenizer,
         *,
-        stop: Collection[str],
+        stop: str | Collection[str] | None,
         stop_ids: frozenset[int],
     ) -> None:
         self.completions = completions
@@ -134,7 +139,7 @@ def stream_text(
     *,
     sampling: Sampling,
     max_new_tokens: int | None = None,
-    stop: Collection[str] = (),
+    stop: str | Collection[str] | None = (),
     stop_ids: Collection[int] | None = None,
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
@@ -143,9 +148,10 @@ def stream_text(
 ) -> TextStream:
     """Continue prompts of token ids: an iterator of one piece of text per row and step.
 
-    A piece never holds half a character. A row ends before the first of the `stop` strings,
-    wherever tokens cut it; `stop_ids` None takes the tokenizer's. Special tokens show by name,
-    except the one that stops. The rest is as for `generate_tokens`, and so are the errors.
+    A piece never holds half a character. A row ends before the first of the `stop` strings (one,
+    several or None), wherever tokens cut it; `stop_ids` None takes the tokenizer's. Special tokens
+    show by name, except the one that stops. The rest is as for `generate_tokens`, and so are the
+    errors.
     """
     ids = tokenizer.stop_ids if stop_ids is None else frozenset(stop_ids)
     generation = generate_tokens(
@@ -158,6 +164,7 @@ def stream_text(
         slide=slide,
         kept=kept,
         vocab_size=tokenizer.vocab_size,
+        unused_ids=tokenizer.unused_ids,
         fast=fast,
     )
     completions = [Completion(prompt=list(prompt)) for prompt in prompts]
@@ -171,10 +178,15 @@ def encode_prompt(
 
     bos       None: where the tokenizer's models are used to it (Llama yes, GPT-2 no), and before an
               empty text where there is a bos token at all, since a model cannot begin from nothing
-    specials  read text that spells a special token as that token
+    specials  read text that spells a special token as that token; where it begins with the bos
+              token it gets no second one
     """
     if bos is None:
         bos = tokenizer.adds_bos or (text == "" and tokenizer.bos_id is not None)
+    if bos and specials:
+        ids = tokenizer.encode(text, specials=True)
+        if ids and ids[0] == tokenizer.bos_id:
+            return ids
     return tokenizer.encode(text, bos=bos, specials=specials)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pellucid.show.training_terminal import class_lines
+
 
 def text_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A report of `pellucid.evaluate.text_report`, a line for each number."""
@@ -37,17 +39,3 @@ def label_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A report of `pellucid.evaluate.labels`: the accuracy and a line for each label."""
     yield f"{report['model']} on {report['count']:,} labelled texts"
     yield from class_lines(report)
-
-
-def class_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """A classifier's accuracy beside that of always guessing, then a line for each label."""
-    rows = report["classes"]
-    most = max(row["support"] for row in rows) / report["count"]
-    yield f"accuracy {report['accuracy']:.1%} (always the most frequent label: {most:.1%})"
-    width = max(len("label"), *(len(row["name"]) for row in rows))
-    yield f"{'label':<{width}}  precision  recall     f1  examples"
-    for row in rows:
-        yield (
-            f"{row['name']:<{width}}  {row['precision']:>9.1%}  {row['recall']:>6.1%}  "
-            f"{row['f1']:>5.1%}  {row['support']:>8,}"
-        )

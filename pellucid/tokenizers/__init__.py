@@ -13,8 +13,9 @@ Pellucid needed.
 | hf.py | tokenizer.json | tiktoken where it gives the same ids, else tokenizers |
 
 base.py holds the shared interface and streaming, bytelevel.py the byte-level BPE, chat.py the
-conversation formats, detect.py finds the format, train.py learns a vocabulary. An engine is
-imported when a tokenizer needs it.
+conversation formats, templates.py runs a checkpoint's template, marked.py tells its words from
+those of messages, detect.py finds the format, train.py learns a vocabulary. An engine is imported
+when a tokenizer needs it.
 """
 
 from pellucid.tokenizers.base import StreamDecoder, Tokenizer

@@ -10,9 +10,11 @@ from __future__ import annotations
 import codecs
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from pellucid.tokenizers.marked import Part
 
 if TYPE_CHECKING:
     from pellucid.tokenizers.chat import ChatFormat
@@ -33,7 +35,9 @@ class Tokenizer:
         adds_bos: whether the model expects its prompts to begin with `bos_id` (Llama does, GPT-2
             does not). `encode` never adds it by itself.
         stop_ids: generation ends at any of these.
-        specials: name -> id of the tokens that no ordinary text encodes to.
+        specials: name -> id of the tokens that the files call special.
+        controls: name -> id of all tokens that no ordinary text encodes to: the special ones, and
+            added tokens that a model reads as marks whatever they are called (`encode`).
         chat: how a conversation is written for this model, or None where that is unknown. That a
             format is known does not mean that this model was trained on it: base models share the
             tokenizer of the tuned ones.
@@ -49,13 +53,16 @@ class Tokenizer:
         eos_id: int | None,
         stop_ids: Iterable[int] = (),
         adds_bos: bool = False,
+        marks: Mapping[str, int] | None = None,
     ) -> None:
-        """`table[id]`: the bytes that the token adds to a text; None where an id has no token."""
+        """`table[id]`: the bytes that the token adds to a text; None where an id has no token.
+        `marks`: tokens beside the special ones that ordinary text must not encode to."""
         self.kind = kind
         self.specials = specials
+        self.controls = specials | dict(marks or {})
         self.bos_id, self.eos_id = bos_id, eos_id
         self.adds_bos = adds_bos and bos_id is not None
-        named = {id for name, id in specials.items() if name in STOP_NAMES}
+        named = {id for name, id in self.controls.items() if name in STOP_NAMES}
         self.stop_ids: frozenset[int] = frozenset(
             {*stop_ids, *named, *([] if eos_id is None else [eos_id])}
         )
@@ -71,6 +78,11 @@ class Tokenizer:
         """Number of ids; valid ids are 0 … vocab_size - 1."""
         return len(self._table)
 
+    @cached_property
+    def unused_ids(self) -> frozenset[int]:
+        """Ids below `vocab_size` that no token has; a model may have logits for them."""
+        return frozenset(id for id, token in enumerate(self._table) if token is None)
+
     def encode(
         self, text: str, bos: bool = False, eos: bool = False, specials: bool = False
     ) -> list[int]:
@@ -81,8 +93,8 @@ class Tokenizer:
                 have no UTF-8 form; each becomes U+FFFD, the replacement character, so that a server
                 survives them. Two halves that belong together become their character.
             bos, eos: put the begin or end token around it.
-            specials: read text that spells a special token as that token. Off by default, so that
-                what a user types cannot end a turn or start another.
+            specials: read text that spells one of `controls` as that token. Off by default, so
+                that what a user types cannot end a turn or start another.
 
         Raises:
             ValueError: `bos` or `eos` is asked for and the tokenizer has none.
@@ -93,6 +105,19 @@ class Tokenizer:
             ids.insert(0, self._require(self.bos_id, "bos"))
         if eos:
             ids.append(self._require(self.eos_id, "eos"))
+        return ids
+
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        """Token ids of a text given in parts: a control token's id, text that stays text whatever
+        it spells, or ids to take as they are."""
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, str):
+                ids += self._encode_plain(valid_unicode(part))
+            elif isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(part)
         return ids
 
     def decode(self, ids: Iterable[int], skip_specials: bool = False) -> str:
@@ -128,11 +153,11 @@ class Tokenizer:
     # What an engine provides ----------------------------------------------------------------------
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of valid Unicode text in which no special token is recognised."""
+        """Ids of valid Unicode text in which no control token is recognised."""
         raise NotImplementedError
 
     def _encode_specials(self, text: str) -> list[int]:
-        """Ids of valid Unicode text in which special tokens are recognised."""
+        """Ids of valid Unicode text in which control tokens are recognised."""
         ids: list[int] = []
         for part in self.split_specials(text):
             if isinstance(part, int):
@@ -148,12 +173,12 @@ class Tokenizer:
     # Shared ---------------------------------------------------------------------------------------
 
     def split_specials(self, text: str) -> list[int | str]:
-        """`text` cut at the special tokens it spells: their ids, and the texts between, if any."""
+        """`text` cut at the control tokens it spells: their ids, and the texts between, if any."""
         if self._special_pattern is None:
             return [text] if text else []
         parts = self._special_pattern.split(text)
         return [
-            self.specials[part] if odd else part
+            self.controls[part] if odd else part
             for place, part in enumerate(parts)
             if (odd := place % 2) or part
         ]
@@ -161,7 +186,7 @@ class Tokenizer:
     @cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
         # Longest first: where one name begins with another, the longer one is meant.
-        names = sorted(filter(None, self.specials), key=len, reverse=True)
+        names = sorted(filter(None, self.controls), key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
     def _bytes_of(self, id: int, skip_specials: bool) -> bytes:
@@ -218,6 +243,26 @@ class StreamDecoder:
     def flush(self) -> str:
         """What still waits when no token follows: U+FFFD for an unfinished character, else ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def check_ids(ids: Iterable[object], count: int, name: str) -> None:
+    """ValueError for ids of `count` tokens that are no whole numbers, or far beyond their count.
+
+    A table is as long as the largest id. Real vocabularies have gaps of some thousands; one id of
+    400 million in a small file would take gigabytes.
+    """
+    most = 2 * count + 100_000
+    for id in ids:
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < most:
+            raise ValueError(
+                f"{name}: a token has the id {id!r}; expected a whole number from 0 to {most - 1} "
+                f"for {count} tokens: the file is damaged, fetch it again"
+            )
+
+
+def is_ordinary(name: str) -> bool:
+    """Whether an added token is a word or white space, which text may well hold: no mark."""
+    return all(part.isalnum() or part.isspace() or part in "▁_'" for part in name)
 
 
 def valid_unicode(text: str) -> str:

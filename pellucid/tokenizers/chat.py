@@ -7,18 +7,23 @@ format here the text of a message stays text: it cannot spell a special token.
 from __future__ import annotations
 
 import importlib.util
-import json
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from pellucid.tokenizers.marked import Marked, is_written, marked_inside, parts
 
 if TYPE_CHECKING:
     import jinja2
 
     from pellucid.tokenizers.base import Tokenizer
+    from pellucid.tokenizers.templates import ChatEnvironment
 
 Message = Mapping[str, Any]
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"}
+_WORD = re.compile(r"[\w-]+")
+_MOST_SAID = 400  # characters of a template's error
 
 
 class ChatFormat:
@@ -53,6 +58,10 @@ class ChatFormat:
     def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
         raise NotImplementedError
 
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a text of which some may be the format's own, or tokens that the model wrote."""
+        return self.tokenizer.encode_parts(parts(text, self.tokenizer.split_specials))
+
 
 class Llama3Chat(ChatFormat):
     """`<|start_header_id|>role<|end_header_id|>\\n\\ntext<|eot_id|>`, once per message.
@@ -70,7 +79,7 @@ class Llama3Chat(ChatFormat):
         ids = [specials["<|begin_of_text|>"]]
         for message in messages:
             ids += self._header(message["role"])
-            ids += self.tokenizer.encode(message["content"].strip())
+            ids += self._ids(message["content"].strip())
             ids.append(specials["<|eot_id|>"])
         return ids + (self._header("assistant") if add_generation_prompt else [])
 
@@ -116,7 +125,12 @@ class Llama2Chat(ChatFormat):
         ids: list[int] = []
         for place in range(0, len(turns), 2):
             question = f"[INST] {turns[place][1].strip()} [/INST]"
-            if place + 1 < len(turns):
+            if place + 1 < len(turns) and is_written(turns[place + 1][1]):
+                # An answer of this conversation: its tokens, as the model wrote them.
+                ids += self.tokenizer.encode(question, bos=True)
+                ids += self._ids(turns[place + 1][1].strip())
+                ids += self.tokenizer.encode("", eos=True)
+            elif place + 1 < len(turns):
                 answered = f"{question} {turns[place + 1][1].strip()} "
                 ids += self.tokenizer.encode(answered, bos=True, eos=True)
             else:
@@ -125,11 +139,13 @@ class Llama2Chat(ChatFormat):
 
 
 class TemplateChat(ChatFormat):
-    """The Jinja template that a checkpoint brings along. Untrusted input: it runs in a sandbox.
+    """The Jinja template that a checkpoint brings along. Untrusted input: it runs in a sandbox with
+    a budget (`templates.py`).
 
-    Text of a message that spells a special token is hidden from the template behind a private-use
-    character and encoded as text; without this a user could end their own turn and write the
-    system's.
+    It sees messages as they are. Only what the template itself writes can become a control token;
+    without this a user could end their own turn and write the system's. A role counts as the
+    template's own word where templates build a token's name of it ("<|user|>"): a usual one, or one
+    that the template knows by name.
     """
 
     name = "template"
@@ -145,62 +161,50 @@ class TemplateChat(ChatFormat):
         """The conversation as the template writes it.
 
         Raises:
-            ValueError: the template is malformed or refuses the conversation.
+            ValueError: the template is malformed, refuses the conversation, or takes too much time
+                or memory.
         """
+        return str.__str__(self._render(messages, add_generation_prompt))
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Marked:
+        values: dict[str, Any] = {
+            # transformers says None where there are none, and templates ask for that
+            "tools": None,
+            "documents": None,
+            **{key: Marked.own(text) for key, text in self.values.items()},
+            "messages": [self._marked(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self.values
-            )
+            environment, template = self._compiled
+            return environment.write(template, values, len(repr(messages)))
         except Exception as error:  # a template is a program, and may fail in any way a program can
-            raise ValueError(f"this model's chat template says: {error}") from error
+            said = " ".join(str(error).split())[:_MOST_SAID] or type(error).__name__
+            said = "".join(part if part.isprintable() else "?" for part in said)
+            raise ValueError(f"this model's chat template says: {said}") from error
+
+    def _marked(self, message: Message) -> dict[str, Any]:
+        marked: dict[str, Any] = marked_inside(message)
+        if message["role"] in self._known_roles:
+            marked["role"] = Marked.own(message["role"])
+        return marked
 
     def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        hidden, messages = self._hide_specials(messages)
-        text = self.render(messages, add_generation_prompt)
-        if not hidden:
-            return self.tokenizer.encode(text, specials=True)
-        shown = str.maketrans(hidden)
-        ids: list[int] = []
-        for part in self.tokenizer.split_specials(text):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self.tokenizer.encode(part.translate(shown))
-        return ids
-
-    def _hide_specials(
-        self, messages: Sequence[Message]
-    ) -> tuple[dict[str, str], Sequence[Message]]:
-        """The names that were hidden, by the character that stands for each, and the messages."""
-        split = self.tokenizer.split_specials
-        texts = [message[key] for message in messages for key in ("role", "content")]
-        spelled = {part for text in texts for part in split(text) if isinstance(part, int)}
-        taken = set().union(self.template, *texts)
-        free = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in taken)
-        marks = dict(zip(sorted(spelled), free, strict=False))
-
-        def hide(text: str) -> str:
-            return "".join(marks[part] if isinstance(part, int) else part for part in split(text))
-
-        names = {id: name for name, id in self.tokenizer.specials.items()}
-        return {mark: names[id] for id, mark in marks.items()}, [
-            {**message, "role": hide(message["role"]), "content": hide(message["content"])}
-            for message in messages
-        ]
+        return self._ids(self._render(messages, add_generation_prompt))
 
     @cached_property
-    def _compiled(self) -> jinja2.Template:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def _known_roles(self) -> set[str]:
+        from pellucid.tokenizers.templates import constants
 
-        # The same settings and helpers as transformers' apply_chat_template, for which templates
-        # are written.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
-        return environment.from_string(self.template)
+        names = {text for text in constants(self.template) if _WORD.fullmatch(text)}
+        return names | _ROLES
+
+    @cached_property
+    def _compiled(self) -> tuple[ChatEnvironment, jinja2.Template]:
+        from pellucid.tokenizers.templates import ChatEnvironment
+
+        environment = ChatEnvironment()
+        return environment, environment.from_string(self.template)
 
 
 def chat_for(
@@ -212,18 +216,3 @@ def chat_for(
     if all(name in tokenizer.specials for name in Llama3Chat.needs):
         return Llama3Chat(tokenizer)
     return None
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes <, > and & for HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.tokenizers.base import StreamDecoder, Tokenizer
+from pellucid.tokenizers.base import StreamDecoder, Tokenizer, check_ids, is_ordinary, valid_unicode
 from pellucid.tokenizers.bytelevel import (
     GPT2_SPLIT,
     KNOWN_SPLITS,
@@ -21,7 +22,8 @@ from pellucid.tokenizers.bytelevel import (
     token_bytes,
 )
 from pellucid.tokenizers.chat import chat_for
-from pellucid.tokenizers.neighbours import find_roles, read_json
+from pellucid.tokenizers.marked import Part
+from pellucid.tokenizers.neighbours import Roles, find_roles, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -47,7 +49,9 @@ def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: st
     except (KeyError, TypeError):
         raise ValueError(f'{name}: expected an "id" and a "content" per added token') from None
     specials = {text: id for text, id in named.items() if added[text].get("special")}
+    check_ids(named.values(), len(named) + len(model["vocab"]), name)
     if isinstance(model["vocab"], dict):
+        check_ids(model["vocab"].values(), len(named) + len(model["vocab"]), name)
         named = model["vocab"] | named
     roles = find_roles(folder, named)
     shared: dict[str, Any] = {
@@ -62,11 +66,31 @@ def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: st
     ranks = split and _ranks(model, specials)
     tokenizer: Tokenizer
     if split and ranks:
-        tokenizer = ByteLevelTokenizer(ranks, split, **shared)
+        tokenizer = ByteLevelTokenizer(ranks, split, **shared)  # all its added tokens are special
     else:
-        tokenizer = LibraryTokenizer(document, name=name, **shared)
+        tokenizer = LibraryTokenizer(document, name=name, marks=_marks(added, roles), **shared)
     tokenizer.chat = chat_for(tokenizer, roles.chat_template, roles.template_values)
     return tokenizer
+
+
+def _marks(added: dict[str, dict[str, Any]], roles: Roles) -> dict[str, int]:
+    """Added tokens that are not called special and must not come out of ordinary text all the same.
+
+    Whether "special" is set says little: published models have <|im_end|> without it. So every
+    added token counts, except words and white space that enlarge a vocabulary ("  ", "Pellucid"):
+    they are text. Even those count where they have a role, or where the chat template writes them
+    (white space it writes as anybody does).
+    """
+    template = roles.chat_template or ""
+    ends = {roles.bos_id, roles.eos_id, *roles.stop_ids}
+    return {
+        text: token["id"]
+        for text, token in added.items()
+        if text
+        and not token.get("special")
+        and not (text.isspace() and token["id"] not in ends)
+        and (token["id"] in ends or text in template or not is_ordinary(text))
+    }
 
 
 def byte_level_split(document: dict[str, Any]) -> Split | None:
@@ -133,28 +157,31 @@ class LibraryTokenizer(Tokenizer):
 
     def __init__(self, document: dict[str, Any], *, name: str, **shared: Any) -> None:
         self._document, self._name = document, name
-        self._engine = self._make(encode_special_tokens=True)
+        self._engine = self._make(document)
         decoder = document.get("decoder") or {}
         self._style, self._drops_space = _decoder_style(decoder)
         super().__init__(table=self._read_table(), **shared)
 
-    def _make(self, encode_special_tokens: bool) -> tokenizers.Tokenizer:
+    def _make(self, document: dict[str, Any]) -> tokenizers.Tokenizer:
         import tokenizers
 
         try:
-            engine = tokenizers.Tokenizer.from_str(json.dumps(self._document))
+            engine = tokenizers.Tokenizer.from_str(json.dumps(document))
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{self._name}: the tokenizers library refuses it: {error}") from None
         engine.no_truncation()
         engine.no_padding()
-        engine.encode_special_tokens = encode_special_tokens
         return engine
 
     @cached_property
-    def _reads_specials(self) -> tokenizers.Tokenizer:
-        # A second engine: whether specials are recognised is a setting of the object, and threads
-        # may share it.
-        return self._make(encode_special_tokens=False)
+    def _renamed(self) -> tuple[tokenizers.Tokenizer, Renamed]:
+        """The engine for text: its control tokens have names that no text spells.
+
+        Only so are they inert in every kind of model: some take a whole word that is in their
+        vocabulary, whatever the library is told about special tokens.
+        """
+        renamed = Renamed(self._document, self.controls)
+        return self._make(renamed.document), renamed
 
     def _read_table(self) -> list[bytes | None]:
         added = {token["content"] for token in self._document.get("added_tokens") or []}
@@ -177,10 +204,29 @@ class LibraryTokenizer(Tokenizer):
         return token.encode()
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._ids(self._engine, text)
+        return self._ids(self._renamed[0], text)
 
     def _encode_specials(self, text: str) -> list[int]:
-        return self._ids(self._reads_specials, text)
+        return self._ids(self._engine, text)
+
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        # As one text: what stands beside a control token decides about spaces next to it.
+        engine, renamed = self._renamed
+        pieces: list[str] = []
+        kept: list[tuple[int, ...]] = []
+        for part in parts:
+            if isinstance(part, str):
+                pieces.append(valid_unicode(part))
+            elif isinstance(part, int):
+                pieces.append(renamed.names[part])
+            else:
+                kept.append(part)
+                pieces.append(renamed.hole)
+        ids = self._ids(engine, "".join(pieces))
+        if not kept:
+            return ids
+        hole, filling = engine.token_to_id(renamed.hole), iter(kept)
+        return [id for one in ids for id in (next(filling) if one == hole else (one,))]
 
     def _ids(self, engine: tokenizers.Tokenizer, text: str) -> list[int]:
         try:
@@ -203,6 +249,52 @@ class LibraryTokenizer(Tokenizer):
         if self._style != "library":
             return super().stream(skip_specials, after)
         return LibraryStream(self, skip_specials, after)
+
+
+class Renamed:
+    """A tokenizer.json whose control tokens have other names, which are drawn by chance.
+
+    names  id of a control token -> its name in `document`
+    hole   the name of one more token, which stands for ids that are known already
+    """
+
+    def __init__(self, document: dict[str, Any], controls: Mapping[str, int]) -> None:
+        # Letters and digits, which no normaliser changes.
+        chance = secrets.token_hex(16)
+        news = {name: f"{chance}{number:08x}" for number, name in enumerate([*controls, ""])}
+        self.hole = news.pop("")
+        self.names = {id: news[name] for name, id in controls.items()}
+        model: dict[str, Any] = dict(document["model"])
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {news.get(text, text): id for text, id in model["vocab"].items()}
+        else:  # Unigram: [piece, score] by id
+            model["vocab"] = [[news.get(text, text), *rest] for text, *rest in model["vocab"]]
+        if model.get("unk_token") in news:
+            model["unk_token"] = news[model["unk_token"]]
+        if model.get("merges"):
+            model["merges"] = [merge for merge in model["merges"] if not _makes(merge, news)]
+        exact = {"normalized": False, "single_word": False}
+        added = [
+            {**token, "content": news[token["content"]], **exact}
+            if token["content"] in news
+            else token
+            for token in document.get("added_tokens") or []
+        ]
+        vocab: dict[str, int] | list[Any] = document["model"]["vocab"]
+        ids = [*_vocab_ids(vocab), *(token["id"] for token in added)]
+        plain = {"lstrip": False, "rstrip": False, "special": True, **exact}
+        added.append({"id": max(ids) + 1, "content": self.hole, **plain})
+        self.document = {**document, "model": model, "added_tokens": added, "post_processor": None}
+
+
+def _vocab_ids(vocab: dict[str, int] | list[Any]) -> Iterable[int]:
+    return vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+
+
+def _makes(merge: str | list[str], names: Mapping[str, str]) -> bool:
+    """Whether a merge takes or makes a token of these names."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    return any(name in names for name in (*pair, "".join(pair)))
 
 
 class LibraryStream(StreamDecoder):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pellucid.tokenizers.base import is_ordinary
+
 # Where no file names them.
 _USUAL_BOS = ("<|begin_of_text|>", "<s>", "<|endoftext|>")
 _USUAL_EOS = ("<|end_of_text|>", "</s>", "<|endoftext|>")
@@ -47,8 +49,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def find_roles(folder: Path, ids: dict[str, int]) -> Roles:
-    """Roles from the files in `folder`, for the tokens in `ids` (name -> id)."""
+def find_roles(
+    folder: Path,
+    ids: dict[str, int],
+    *,
+    bos: Iterable[str] = _USUAL_BOS,
+    eos: Iterable[str] = _USUAL_EOS,
+) -> Roles:
+    """Roles from the files in `folder`, for the tokens in `ids` (name -> id).
+
+    bos, eos: the names of these tokens where no file says, the first that there is.
+    """
     config = read_json(folder / "tokenizer_config.json")
     names = read_json(folder / "special_tokens_map.json")
     numbers = [read_json(folder / "generation_config.json"), read_json(folder / "config.json")]
@@ -66,13 +77,40 @@ def find_roles(folder: Path, ids: dict[str, int]) -> Roles:
         if isinstance(id, int)
     }
     return Roles(
-        bos_id=_role("bos_token", (config, names), numbers, ids, _USUAL_BOS),
-        eos_id=_role("eos_token", (config, names), numbers, ids, _USUAL_EOS),
+        bos_id=_role("bos_token", (config, names), numbers, ids, bos),
+        eos_id=_role("eos_token", (config, names), numbers, ids, eos),
         stop_ids=frozenset(stops & set(ids.values())),
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         chat_template=_chat_template(folder, config),
         template_values=values,
     )
+
+
+def added_tokens(folder: Path) -> dict[str, tuple[int, bool]]:
+    """Tokens added beside a vocabulary: name -> id, and whether a file calls it special.
+
+    Out of added_tokens.json, which says nothing about that (words are not), and of
+    "added_tokens_decoder" in tokenizer_config.json.
+    Raises ValueError where one is no name with an id, or has two.
+    """
+    found: dict[str, tuple[int, bool]] = {}
+    listed = read_json(folder / "added_tokens.json")
+    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    entries: list[tuple[Any, Any, Any]] = [
+        (name, id, not is_ordinary(name)) for name, id in listed.items()
+    ]
+    try:
+        entries += [(_name(token), int(id), token.get("special")) for id, token in decoder.items()]
+    except (AttributeError, ValueError, TypeError):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: expected an id and a token with its content for "
+            "each of added_tokens_decoder"
+        ) from None
+    for name, id, special in entries:
+        if not isinstance(name, str) or not isinstance(id, int) or found.get(name, (id,))[0] != id:
+            raise ValueError(f"{folder}: the added token {name!r} has the id {id!r}: expected one")
+        found[name] = id, bool(special)
+    return found
 
 
 def _role(

@@ -7,17 +7,20 @@ decoding takes it away again. A character that no piece covers becomes its UTF-8
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pellucid.tokenizers.base import Tokenizer
+from pellucid.tokenizers.base import Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
-from pellucid.tokenizers.neighbours import find_roles
+from pellucid.tokenizers.neighbours import added_tokens, find_roles
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 LLAMA2_PIECES = 32_000
+_MODEL = "tokenizer.model"
+_NOWHERE = Path(os.devnull)  # no file is in it
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -35,17 +38,25 @@ class SentencePieceTokenizer(Tokenizer):
         size = engine.vocab_size()
         pieces = [engine.id_to_piece(id) for id in range(size)]
         specials = {pieces[id]: id for id in range(size) if engine.is_control(id)}
-        roles = find_roles(folder, dict(zip(pieces, range(size), strict=True))) if folder else None
-        bos_id, eos_id = engine.bos_id(), engine.eos_id()
+        ids = dict(zip(pieces, range(size), strict=True))
+        added = _added(folder, ids) if folder else {}
+        specials |= {name: id for name, (id, special) in added.items() if special}
+        ids |= {name: id for name, (id, _) in added.items()}
+        # The library says -1 for "none".
+        begin, end = ([pieces[id]] if id >= 0 else [] for id in (engine.bos_id(), engine.eos_id()))
+        roles = find_roles(folder or _NOWHERE, ids, bos=begin, eos=end)
+        table = [_piece_bytes(engine, id) for id in range(size)]
+        last = max([size - 1, *(id for id, _ in added.values())])
+        texts: dict[int, bytes] = {id: name.encode() for name, (id, _) in added.items()}
         super().__init__(
             kind="sentencepiece",
-            table=[_piece_bytes(engine, id) for id in range(size)],
+            table=[*table, *(texts.get(id) for id in range(size, last + 1))],
             specials=specials,
-            # The library says -1 for "none".
-            bos_id=bos_id if bos_id >= 0 else None,
-            eos_id=eos_id if eos_id >= 0 else None,
-            stop_ids=roles.stop_ids if roles else (),
-            adds_bos=roles is None or roles.adds_bos is not False,
+            bos_id=roles.bos_id,
+            eos_id=roles.eos_id,
+            stop_ids=roles.stop_ids,
+            adds_bos=roles.adds_bos is not False,
+            marks={name: id for name, (id, _) in added.items()},
         )
         self._engine = engine
         self._unknown = engine.unk_id()
@@ -55,8 +66,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._adds_space = "".join(engine.encode("a", out_type=str)).startswith("▁")
         self.chat = chat_for(
             self,
-            roles.chat_template if roles else None,
-            roles.template_values if roles else {},
+            roles.chat_template,
+            roles.template_values,
         )
         if self.chat is None and size >= LLAMA2_PIECES and self.bos_id is not None:
             self.chat = Llama2Chat(self)
@@ -70,6 +81,30 @@ class SentencePieceTokenizer(Tokenizer):
     def token_string(self, id: int) -> str:
         # Decoding an unknown piece gives " ⁇ ", which says less than its name.
         return "<unk>" if id == self._unknown else super().token_string(id)
+
+
+def _added(folder: Path, pieces: dict[str, int]) -> dict[str, tuple[int, bool]]:
+    """Tokens that the files in `folder` add to the model's own pieces.
+
+    Raises ValueError where one takes the id of another piece, or is a word or white space: such a
+    token cuts ordinary text, which the sentencepiece library does not know.
+    """
+    added = added_tokens(folder)
+    size = len(pieces)
+    check_ids((id for id, _ in added.values()), size + len(added), str(folder))
+    ids: dict[int, str] = {id: name for name, id in pieces.items()}
+    for name, (id, special) in added.items():
+        if ids.setdefault(id, name) != name or pieces.get(name, id) != id:
+            raise ValueError(
+                f"{folder}: the added token {name!r} has the id {id}, but the model has "
+                f"{ids[id]!r} there: do the files belong together?"
+            )
+        if name not in pieces and not special and is_ordinary(name):
+            raise ValueError(
+                f"{folder} adds the word {name!r} to the tokens, which {_MODEL} does not know; "
+                "save the tokenizer as tokenizer.json (transformers does) and load that"
+            )
+    return {name: found for name, found in added.items() if name not in pieces}
 
 
 def _piece_bytes(engine: SentencePieceProcessor, id: int) -> bytes:
@@ -87,15 +122,11 @@ def from_file(path: Path) -> SentencePieceTokenizer:
     """A SentencePiece `.model` file.
 
     Raises:
-        ValueError: the file is no SentencePiece model, or tokens were added beside it.
+        ValueError: the file is no SentencePiece model, or tokens were added beside it that it
+            cannot have.
     """
     from sentencepiece import SentencePieceProcessor
 
-    if (path.parent / "added_tokens.json").is_file():
-        raise ValueError(
-            f"{path.parent / 'added_tokens.json'} adds tokens that {path.name} does not know; "
-            f"save the tokenizer as tokenizer.json (transformers does) and load that"
-        )
     engine = SentencePieceProcessor()
     try:
         engine.LoadFromSerializedProto(path.read_bytes())

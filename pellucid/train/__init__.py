@@ -1,4 +1,4 @@
-"""Training from raw text.
+"""Training from raw text. ``pellucid.train(data=["book.txt"], out="run")`` is a whole run.
 
 | module | holds |
 |---|---|
@@ -10,11 +10,15 @@
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | objective.py, cross_entropy.py | the loss, without ever holding all logits |
 | recipe_batches.py | the batch orders of other trainers |
-| settings.py, settings_table.py, presets/ | every setting, as TOML and as flags; recipes |
+| entry.py | a whole run as one call |
+| settings.py, fields.py, presets/ | every setting, as TOML and as flags; recipes |
+| prepare.py, run.py, pretraining.py | what a run needs; the run itself |
+| listener.py | what a run tells while it goes on |
 | run_folder.py | whole checkpoints, whatever happens |
 | events.py, loss_plot.py, utilisation.py | TensorBoard files, a picture, how busy the machine is |
-| loop.py | gradients, clipping, and the loop as a generator of steps |
-| state.py | what a run needs, beyond the weights, to go on bit for bit |
+| config.py, loop.py | gradients, clipping, and the loop as a generator of steps |
+| state.py, slices.py | what a run needs, beyond the weights, to go on bit for bit |
+| older_state.py | the same as versions before wrote it, read without running anything in it |
 | evaluation.py | loss on held-out text, bits per byte |
 | lean_products.py | bfloat16 products that keep no copy of a weight |
 | watch.py, watch_plot.py | what chosen tensors do over a run |
@@ -27,30 +31,86 @@
         print(progress.step, progress.loss)
 """
 
-from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
-from pellucid.train.documents import (
-    Document,
-    Layout,
-    hold_out,
-    read_documents,
-    stdlib_documents,
-    stream_documents,
-    token_stream,
-)
-from pellucid.train.evaluation import bits_per_byte, evaluate
-from pellucid.train.loop import Progress, TrainConfig, TrainingDiverged, train
-from pellucid.train.objective import (
-    Objective,
-    next_token_objective,
-    plain_next_token_objective,
-)
-from pellucid.train.optim import Schedule, adamw, parameter_groups
-from pellucid.train.ranks import Ranks
-from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
-from pellucid.train.shards import Corpus, open_corpus, tokenise
-from pellucid.train.start import begin, new_model
-from pellucid.train.state import TrainState
-from pellucid.train.token_source import TokenFiles, TokenSource, TokenTensor
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+# Resolved on first use, so that settings and ``--help`` do not wait for torch.
+_LAZY = {
+    "Batch": "batches",
+    "Batches": "batches",
+    "Corpus": "shards",
+    "Document": "documents",
+    "IGNORED": "batches",
+    "Layout": "documents",
+    "Listener": "listener",
+    "LoaderBatches": "recipe_batches",
+    "Objective": "objective",
+    "Pretraining": "pretraining",
+    "Progress": "loop",
+    "RandomBatches": "recipe_batches",
+    "Ranks": "ranks",
+    "Schedule": "optim",
+    "TokenFiles": "token_source",
+    "TokenSource": "token_source",
+    "TokenTensor": "token_source",
+    "TrainConfig": "config",
+    "TrainSettings": "settings",
+    "TrainState": "state",
+    "TrainingDiverged": "loop",
+    "adamw": "optim",
+    "begin": "start",
+    "bits_per_byte": "evaluation",
+    "evaluate": "evaluation",
+    "held_out_windows": "batches",
+    "hold_out": "documents",
+    "new_model": "start",
+    "next_token_objective": "objective",
+    "open_corpus": "shards",
+    "parameter_groups": "optim",
+    "plain_next_token_objective": "objective",
+    "read_documents": "documents",
+    "stdlib_documents": "documents",
+    "stream_documents": "documents",
+    "token_stream": "documents",
+    "tokenise": "shards",
+    "train": "loop",
+    "train_model": "entry",
+}
+
+if TYPE_CHECKING:
+    from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
+    from pellucid.train.config import TrainConfig
+    from pellucid.train.documents import (
+        Document,
+        Layout,
+        hold_out,
+        read_documents,
+        stdlib_documents,
+        stream_documents,
+        token_stream,
+    )
+    from pellucid.train.entry import train_model
+    from pellucid.train.evaluation import bits_per_byte, evaluate
+    from pellucid.train.listener import Listener
+    from pellucid.train.loop import Progress, TrainingDiverged, train
+    from pellucid.train.objective import (
+        Objective,
+        next_token_objective,
+        plain_next_token_objective,
+    )
+    from pellucid.train.optim import Schedule, adamw, parameter_groups
+    from pellucid.train.pretraining import Pretraining
+    from pellucid.train.ranks import Ranks
+    from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
+    from pellucid.train.settings import TrainSettings
+    from pellucid.train.shards import Corpus, open_corpus, tokenise
+    from pellucid.train.start import begin, new_model
+    from pellucid.train.state import TrainState
+    from pellucid.train.token_source import TokenFiles, TokenSource, TokenTensor
 
 __all__ = [
     "IGNORED",
@@ -59,8 +119,10 @@ __all__ = [
     "Corpus",
     "Document",
     "Layout",
+    "Listener",
     "LoaderBatches",
     "Objective",
+    "Pretraining",
     "Progress",
     "RandomBatches",
     "Ranks",
@@ -69,6 +131,7 @@ __all__ = [
     "TokenSource",
     "TokenTensor",
     "TrainConfig",
+    "TrainSettings",
     "TrainState",
     "TrainingDiverged",
     "adamw",
@@ -88,4 +151,21 @@ __all__ = [
     "token_stream",
     "tokenise",
     "train",
+    "train_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Callable(ModuleType):
+    """``pellucid.train(…)`` is a call, and ``pellucid.train.Batches`` a name in here."""
+
+    def __call__(self, **arguments: Any) -> Any:
+        return import_module(f"{__name__}.entry").train_model(**arguments)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -6,6 +6,7 @@
       last, best      links to the newest and the best checkpoint: each a model's folder
       checkpoints/
         last-00000400/      model files, and training/ with what it takes to go on
+        last-00000200/      the one before it, in case the last is damaged
         best-00000350/      model files
 
 A checkpoint is written into a folder of its own beside the others, made durable and renamed; then
@@ -18,22 +19,58 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pellucid.files import lock_folder
+from pellucid.train.state import read_state
 
 CHECKPOINTS = "checkpoints"
 LAST, BEST = "last", "best"
 
 
-def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new folder and make ``run/name`` lead to it; the one before it goes.
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """No other process writes into the folder `run` meanwhile; it is made if it is not there.
 
-    Raises OSError, in one line that says what is left, where it cannot be written.
+    The system lets the lock go when this process ends, however it ends. Raises OSError, in one
+    line, where another process has it, or `run` is a file.
+    """
+    there = run.exists()
+    if there and not run.is_dir():
+        raise NotADirectoryError(f"--out {run} is a file: expected a folder")
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(run)
+    except BlockingIOError:
+        raise OSError(
+            f"--out {run} is in use: another run writes into it; wait for its end, or give another "
+            "folder"
+        ) from None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if not there:
+            with suppress(OSError):  # what was refused leaves no folder behind
+                run.rmdir()
+
+
+def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder and make ``run/name`` lead to it.
+
+    Of the newest checkpoints the one before it stays, of the best none. Raises OSError, in one line
+    that says what is left, where it cannot be written.
     """
     place = run / CHECKPOINTS
     final = _unused(place / f"{name}-{step:08}")
+    stays = {final.name}
+    if name == LAST:
+        stays.add((run / name).resolve().name)
     part = place / f".{final.name}.{secrets.token_hex(4)}.part"
     try:
         with saving(run, step):
@@ -47,7 +84,7 @@ def publish(run: Path, name: str, step: int, write: Callable[[Path], None]) -> N
         for left in place.glob(f"{part.name}*"):  # and what `write` had beside it
             shutil.rmtree(left, ignore_errors=True)
     for folder in place.iterdir():
-        if folder != final and re.fullmatch(rf"\.*{name}-\d{{8,}}[-.\w]*", folder.name):
+        if folder.name not in stays and re.fullmatch(rf"\.*{name}-\d{{8,}}[-.\w]*", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -84,6 +121,44 @@ def kept(run: Path) -> str:
     """What a run can go on from, for a message: ``RUN/last holds step 400``."""
     found = step_of(run / LAST)
     return f"{run / LAST} holds step {found}" if found is not None else f"{run} holds no checkpoint"
+
+
+@contextmanager
+def reading_last(run: Path) -> Iterator[Path]:
+    """Gives ``RUN/last`` to go on from; an error inside names the checkpoint before it, if whole.
+
+    Raises FileNotFoundError where there is no ``RUN/last``.
+    """
+    last = run / LAST
+    try:
+        if not last.is_dir():
+            raise FileNotFoundError(f"--resume: {kept(run)}")
+        yield last
+    except (ValueError, OSError) as error:
+        whole = next(filter(_is_whole, _others(run)), None)
+        if whole is None:
+            raise
+        link = shlex.join(["ln", "-sfn", f"{CHECKPOINTS}/{whole.name}", str(last)])
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(
+            f"{error}; the checkpoint of step {step_of(whole)} is whole: to go on from there, "
+            f"{link} and --resume again"
+        ) from None
+
+
+def _others(run: Path) -> list[Path]:
+    """Checkpoints to go on from besides ``RUN/last``, the newest first."""
+    found = [path for path in (run / CHECKPOINTS).glob(f"{LAST}-*") if step_of(path) is not None]
+    used = (run / LAST).resolve()
+    return sorted((path for path in found if path.resolve() != used), reverse=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_state(folder)
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def step_of(link: Path) -> int | None:

@@ -2,27 +2,24 @@
 
     defaults  <  preset  <  config file  <  flags            the later one wins
 
-The rows of `SETTINGS` are the only list there is. The command line makes its flags of them, `read`
-checks a file against them, and `write` puts down what a run really used, which `read` takes again.
+The fields of `TrainSettings` are the only list there is. The command line makes its flags of them,
+`read` checks a file against them, and `dump` gives what a run really used; `read` takes it again.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
 import os
-import tomllib
-from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pellucid.train.settings_table import SECTIONS, SETTINGS, Setting, Value
+from pellucid.train import fields
+from pellucid.train.fields import setting
 
+CONFIG = "config.toml"  # in a run's folder
 DEFAULT_STEPS = 1600
-BY_NAME = {setting.name: setting for setting in SETTINGS}
 _ELSEWHERE = {  # what other trainers call it
     "learning_rate": "lr",
     "batch_size": "batch",
@@ -32,18 +29,98 @@ _ELSEWHERE = {  # what other trainers call it
     "n_head": "heads",
     "n_embd": "width",
 }
-_KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    list: "a text or a list of texts",
-}
+# What may be changed when a run goes on: nothing that changes its steps.
+MAY_CHANGE = {"stop", "device", "save_every", "sample_every", "prompt", "tensorboard", "plot"}
+MAY_CHANGE |= {"trace_every", "only", "trace_tensors"}
+MAY_CHANGE |= {"parallel", "tensor", "recompute", "rank_timeout"}  # who computes what, not what
+# Of a model that begins from random weights; with `init` all of it comes from that model.
+FROM_INIT = ("family", "width", "layers", "heads", "kv_heads", "hidden", "context")
+FROM_INIT += ("qkv_bias", "tied", "start", "tokenizer")
 
 
-def defaults() -> dict[str, Value]:
-    """Every setting as it is where nobody says anything."""
-    return {setting.name: setting.default for setting in SETTINGS}
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Every setting of a training run; None where the value depends on others."""
+
+    data: list[str] | None = setting(
+        None, "text files, JSON lines, folders of them", section="text"
+    )
+    stdlib: bool = setting(False, "the standard library of this Python: code and prose")
+    text_key: str = setting("text", "key of the text in JSON lines")
+    separator: str | None = setting(
+        None, "stands between two documents of a text file", "a file is one"
+    )
+    tokenizer: str | None = setting(None, "a tokenizer to use, or 'characters'", "a BPE is learnt")
+    tokens: str | None = setting(
+        None, "folder of tokenised text, to share between runs", "RUN/tokens"
+    )
+    vocab: int = setting(2048, "tokens of the byte-level BPE that is learnt")
+    begin: bool = setting(True, "put the tokens that begin and end a text around each document")
+    hold_out: int = setting(40, "hold out each N-th document; of fewer, the last tenth of each")
+    copies: float = setting(0.0, "share of rows with a passage copied, to form induction heads")
+    order: Literal["seeded", "dataloader", "random"] = setting("seeded", "of windows")
+    documents: Literal["packed", "masked"] = setting("packed", "of a row: one text, or each alone")
+    init: str | None = setting(
+        None, "begin from this model, its shape and weights", "random weights", section="model"
+    )
+    family: Literal["llama", "gpt2"] = setting("llama", "which of the two")
+    width: int = setting(192, "of the residual stream")
+    layers: int = setting(4, "blocks")
+    heads: int = setting(6, "query heads")
+    kv_heads: int | None = setting(None, "key/value heads, llama only", "as many")
+    hidden: int | None = setting(None, "of the MLP", "8/3 of the width, gpt2: 4 times")
+    context: int = setting(256, "tokens in view")
+    dropout: float = setting(0.0, "share of values left out while training, gpt2 only")
+    qkv_bias: bool = setting(True, "biases of queries, keys and values, gpt2 only")
+    bias: bool = setting(True, "train the other biases, gpt2 only; else they stay 0")
+    tied: bool = setting(True, "the head is the embedding")
+    start: Literal["sinusoids", "gpt2", "torch"] = setting("sinusoids", "random weights")
+    steps: int | None = setting(
+        None, "optimiser steps", "1600, or as many as the epochs have", section="training"
+    )
+    epochs: int | None = setting(None, "times over the text, in place of steps", "go by steps")
+    stop: int | None = setting(
+        None, "end after this step; the rate goes by all the same", "the last"
+    )
+    batch: int = setting(16, "rows of a step, each as long as the context")
+    micro_batch: int | None = setting(None, "rows in memory at a time", "all")
+    lr: float = setting(0.003, "highest learning rate")
+    min_lr: float | None = setting(None, "at the end", "lr / 20")
+    warmup: int = setting(80, "steps up to it")
+    hold: int = setting(0, "steps at it, before it comes down")
+    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "how it comes down")
+    weight_decay: float = setting(0.1, "of matrices")
+    decay_all: bool = setting(False, "decay biases and norms as well")
+    beta1: float = setting(0.9, "AdamW's memory of gradients")
+    beta2: float = setting(0.95, "AdamW's memory of their squares")
+    fused: bool = setting(True, "AdamW in one kernel")
+    clip: float = setting(1.0, "longest gradient; 0: any")
+    seed: int = setting(1, "of weights, batches, dropout and samples")
+    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of products")
+    compile: bool = setting(False, "torch.compile the blocks")
+    recompute: bool = setting(False, "activation checkpointing: less memory, one more forward pass")
+    parallel: Literal["ddp", "fsdp", "tp"] = setting("ddp", "how torchrun's ranks share work")
+    tensor: int = setting(1, "ranks that share every matrix, with fsdp")
+    rank_timeout: float = setting(600.0, "seconds a rank waits for another")
+    loss: Literal["chunked", "plain"] = setting("chunked", "logits a part at a time, or at once")
+    device: str = setting("cpu", "cpu, cuda, cuda:1 …")
+    eval_every: int = setting(50, "steps between evaluations on held-out text")
+    eval_first: bool = setting(False, "the first evaluation is after step 1")
+    eval_windows: int = setting(32, "windows of held-out text in each; 0: all")
+    patience: int = setting(0, "evaluations without a better loss before an early end; 0: none")
+    save_every: int = setting(
+        200, "steps between checkpoints; 0: at the end only", section="output"
+    )
+    sample_every: int = setting(200, "steps between samples; 0: none")
+    prompt: str = setting("def", "where samples begin")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the best model's file")
+    tensorboard: bool = setting(True, "write event files into RUN/tensorboard")
+    plot: bool = setting(True, "draw the losses into RUN/loss.png")
+    trace_every: int = setting(0, "watch tensors at step 1 and each N-th: RUN/trace.csv; 0: none")
+    only: list[str] | None = setting(
+        None, "globs of the names to watch, such as 'layers.*.resid_post'", "all", metavar="GLOB"
+    )
+    trace_tensors: bool = setting(False, "write watched tensors whole into RUN/traces")
 
 
 def presets() -> list[str]:
@@ -52,7 +129,7 @@ def presets() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def preset(name: str) -> dict[str, Value]:
+def preset(name: str) -> dict[str, Any]:
     """The settings of a shipped recipe; ValueError that lists them for a name that is none."""
     if name not in presets():
         raise ValueError(f"no preset is called {name!r}: expected one of {', '.join(presets())}")
@@ -60,7 +137,7 @@ def preset(name: str) -> dict[str, Value]:
     return parse(file.read_text(encoding="utf-8"), f"preset {name}")
 
 
-def read(path: str | Path) -> dict[str, Value]:
+def read(path: str | Path) -> dict[str, Any]:
     """The settings in a TOML file, checked; those it does not name are not in the result.
 
     Raises OSError where there is no file, ValueError for one that is no TOML, a key that is no
@@ -72,116 +149,79 @@ def read(path: str | Path) -> dict[str, Value]:
     return parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def parse(text: str, where: str) -> dict[str, Value]:
+def parse(text: str, where: str) -> dict[str, Any]:
     """As `read`, from text that an error calls `where`."""
-    try:
-        document: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{where} is not TOML: {error}") from None
-    found: dict[str, Value] = {}
-    for section, inside in document.items():
-        if section not in SECTIONS:
-            raise ValueError(f"{where}: no section [{section}]{_nearest(section, SECTIONS)}")
-        if not isinstance(inside, dict):
-            raise ValueError(f"{where}: {section} is a section, [{section}], with settings in it")
-        for name, value in inside.items():
-            found[name] = checked(_setting(section, name, where), value, where)
-    return found
+    return fields.parse(text, where, TrainSettings, _ELSEWHERE)
 
 
-def _setting(section: str, name: str, where: str) -> Setting:
-    here = [setting.name for setting in SETTINGS if setting.section == section]
-    if name in here:
-        return BY_NAME[name]
-    if name in BY_NAME:
-        raise ValueError(f"{where}: {name} belongs into [{BY_NAME[name].section}], not [{section}]")
-    raise ValueError(f"{where}: [{section}] has no setting {name!r}{_nearest(name, [*BY_NAME])}")
+def dump(settings: TrainSettings, title: str = "") -> str:
+    """The settings as TOML, in their order, without what is None or comes from `init`."""
+    return fields.dump(settings, title, FROM_INIT if settings.init is not None else ())
 
 
-def _nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    near = _ELSEWHERE.get(name) or difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-    return f"; did you mean {near!r}?"
+def resolve(
+    given: Mapping[str, Any], *, recipe: str | None = None, config: str | Path | None = None
+) -> TrainSettings:
+    """The defaults, over them a `recipe` (a preset), a `config` file, and what is `given`.
 
-
-def checked(setting: Setting, value: Any, where: str) -> Value:
-    """`value` as the setting's kind; ValueError where it is of another, or not among its choices.
-
-    A whole number stands for a number too, and a text for a list of one.
+    Raises ValueError for a value of the wrong kind, and where two exclude each other.
     """
-    if setting.kind is float and type(value) is int:
-        value = float(value)
-    if setting.kind is list and isinstance(value, str):
-        value = [value]
-    if type(value) is not setting.kind or not _sound(value):
-        expected = _KINDS[setting.kind]
-        raise ValueError(f"{where}: {setting.name} = {value!r}: expected {expected}")
-    if setting.choices and value not in setting.choices:
-        expected = ", ".join(setting.choices)
-        raise ValueError(f"{where}: {setting.name} = {value!r}: expected one of {expected}")
-    return value
+    known = {row.name: row for row in fields.rows(TrainSettings)}
+    found = preset(recipe) if recipe else {}
+    found |= read(config) if config else {}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"no setting {name!r}{fields.nearest(name, list(known), _ELSEWHERE)}")
+        found[name] = known[name].checked(value, known[name].flag)
+    _check_exclusive(found)
+    if found.get("steps") is None and found.get("epochs") is None:
+        found["steps"] = DEFAULT_STEPS
+    return _absolute(TrainSettings(**found))
 
 
-def _sound(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(each, str) for each in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def dump(settings: Mapping[str, Value], title: str = "") -> str:
-    """The settings as TOML, in the order of the table; what is None is left out."""
-    lines = [f"# {title}", ""] if title else []
-    for section in SECTIONS:
-        lines.append(f"[{section}]")
-        for setting in SETTINGS:
-            value = settings.get(setting.name)
-            if setting.section == section and value is not None:
-                # JSON's numbers, strings and lists of strings are TOML's.
-                shown = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-                lines.append(f"{setting.name} = {shown}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-# Of a model that begins from random weights; with `init` all of it comes from that model.
-FROM_INIT = (
-    "family",
-    "width",
-    "layers",
-    "heads",
-    "kv_heads",
-    "hidden",
-    "context",
-    "qkv_bias",
-    "tied",
-    "start",
-    "tokenizer",
-)
-
-
-def resolve(given: Mapping[str, Value]) -> Namespace:
-    """All settings, the `given` ones over the defaults; ValueError where two exclude each other."""
-    whole = Namespace(**(defaults() | dict(given)))
-    if bool(whole.data) == whole.stdlib:
+def _check_exclusive(found: Mapping[str, Any]) -> None:
+    if bool(found.get("data")) == bool(found.get("stdlib")):
         raise ValueError("what to train on: give either data, files and folders of text, or stdlib")
-    if whole.steps is not None and whole.epochs is not None:
-        raise ValueError(f"{whole.steps} steps and {whole.epochs} epochs: give one of them")
-    if whole.epochs is None and whole.steps is None:
-        whole.steps = DEFAULT_STEPS
-    if whole.init is not None:
+    steps, epochs = found.get("steps"), found.get("epochs")
+    if steps is not None and epochs is not None:
+        raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")
+    if found.get("init") is not None:
         for name in FROM_INIT:
-            if given.get(name) is not None:
-                flag = BY_NAME[name].flag
+            if found.get(name) is not None:
+                flag = "--" + name.replace("_", "-")
                 raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
-            setattr(whole, name, None)
-    return _absolute(whole)
 
 
-def _absolute(settings: Namespace) -> Namespace:
+def _absolute(settings: TrainSettings) -> TrainSettings:
     """Paths that lead to the same place wherever the run is resumed."""
+    paths: dict[str, Any] = {}
     if settings.data is not None:
-        settings.data = [os.path.abspath(path) for path in settings.data]
+        paths["data"] = [os.path.abspath(path) for path in settings.data]
     for name in ("tokenizer", "tokens", "init"):
         path = getattr(settings, name)
         if path is not None and (name == "tokens" or Path(path).exists()):
-            setattr(settings, name, os.path.abspath(path))
-    return settings
+            paths[name] = os.path.abspath(path)
+    return replace(settings, **paths)
+
+
+def resumed(out: Path, given: Mapping[str, Any]) -> TrainSettings:
+    """The settings of the run in `out`; what is `given` may change only what changes no step.
+
+    Raises FileNotFoundError where there is no run, ValueError for what may not change.
+    """
+    path = out / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"--resume: {out} holds no run (no {CONFIG} in it)")
+    written = TrainSettings(**read(path))
+    for row in fields.rows(TrainSettings):
+        if row.name not in given:
+            continue
+        value = row.checked(given[row.name], row.flag)
+        before = getattr(written, row.name)
+        if row.name not in MAY_CHANGE and value != before:
+            raise ValueError(
+                f"--resume goes on with {path}, where {row.name} is {before!r}: "
+                f"leave out {row.flag}"
+            )
+        written = replace(written, **{row.name: value})
+    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from tiny import LLAMA
 from pellucid.bench import rounds
 from pellucid.checkpoints.formats.hf_config import write_config
 from pellucid.cli import main
+from pellucid.cli.bench import bench_arguments
 
 FIELDS = {"at", "round", "engine", "measure", "seconds", "peak_bytes", "idle_share"}
 
@@ -75,3 +77,24 @@ def test_a_file_that_is_no_bench_is_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text("{}")
     assert main(["bench", "--show", str(tmp_path / "x.json")]) == 2
     assert "no turns in it" in capsys.readouterr().err
+
+
+def test_a_work_folder_that_others_may_write_is_refused(shape, tmp_path, capsys):
+    work = tmp_path / "work"
+    work.mkdir()
+    work.chmod(0o777)
+    options = ["--quick", "--prepare", "--engines", "pellucid/eager/float32"]
+    assert main(["bench", "--shape", shape, *options, "--work", str(work)]) == 2
+    assert "others may write in" in capsys.readouterr().err
+    assert not list(work.iterdir())
+
+
+def test_each_user_has_a_work_folder_of_their_own(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folders = []
+    for user in (1, 2):
+        monkeypatch.setattr("os.getuid", lambda user=user: user)
+        parser = argparse.ArgumentParser()
+        bench_arguments(parser)
+        folders.append(parser.parse_args([]).work)
+    assert folders[0].parent == tmp_path and folders[0] != folders[1]

@@ -16,9 +16,10 @@ import pellucid
 from pellucid import checkpoints
 from pellucid.checkpoints.formats.hf import table
 from pellucid.checkpoints.formats.peft import apply_adapter, module_names
-from pellucid.cli import finetune_run, main
+from pellucid.cli import main
 from pellucid.models import Model, initialise
 from pellucid.models import adapters as lora
+from pellucid.train import run as training_run
 from pellucid.train.finetune import classify
 
 DEMO = Path(pellucid.__file__).parent / "demos" / "llama"
@@ -96,7 +97,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
     assert summary["held_out_loss"] < summary["held_out_loss_before"]
     assert summary["trained"] < summary["parameters"] or kind == "text"
 
-    steps = finetune_run.train
+    steps = training_run.train
 
     def killed(*arguments, **options):
         for progress in steps(*arguments, **options):
@@ -104,7 +105,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
             if progress.step == 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_run, "train", killed)
+    monkeypatch.setattr(training_run, "train", killed)
     assert finetune(models[family], data[kind], cut, "--save-every=2", "--json", *more) == 130
     monkeypatch.undo()
     assert main(["finetune", "--out", str(cut), "--resume", "--json"]) == 0
@@ -279,7 +280,7 @@ def test_texts_in_a_file_of_examples(suffix, models, tmp_path: Path, capsys):
 def test_data_that_changed_while_the_run_went_on(models, data, tmp_path: Path, capsys, monkeypatch):
     lines = tmp_path / "lines.jsonl"
     lines.write_text(Path(data["instructions"]).read_text())
-    steps = finetune_run.train
+    steps = training_run.train
 
     def changing(*arguments, **options):
         for progress in steps(*arguments, **options):
@@ -287,7 +288,7 @@ def test_data_that_changed_while_the_run_went_on(models, data, tmp_path: Path, c
                 lines.write_text(lines.read_text().replace("Say", "Write"))
             yield progress
 
-    monkeypatch.setattr(finetune_run, "train", changing)
+    monkeypatch.setattr(training_run, "train", changing)
     assert finetune(models["llama"], str(lines), tmp_path / "out", "--save-every=3", "--json") == 0
     assert main(["finetune", "--out", str(tmp_path / "out"), "--resume"]) == 2
     assert f"--resume: {lines} is not what it was" in capsys.readouterr().err

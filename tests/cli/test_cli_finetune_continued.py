@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.checkpoints.formats.peft import TENSORS
-from pellucid.cli import finetune_setup, main
+from pellucid.cli import main
 from pellucid.models import adapters as lora
 from pellucid.tokenizers import TemplateChat
+from pellucid.train.finetune import entry
+from pellucid.train.finetune.run import Finetuning
 
 STEPS = ("--steps=3", "--batch=4", "--warmup=0", "--lr=2e-3", "--precision=float32", "--context=48")
 WORDS = ("import", "return", "class", "def", "print", "yield")
@@ -66,9 +68,9 @@ def losses(out: Path) -> list[float]:
 )
 def test_it_begins_where_the_first_run_ended(demo, kind, first, data, tmp_path: Path, monkeypatch):
     runs = []
-    prepare = finetune_setup.prepare
+    prepare = entry.prepare
     monkeypatch.setattr(
-        finetune_setup,
+        entry,
         "prepare",
         lambda *given, **more: runs.append(prepare(*given, **more)) or runs[-1],
     )
@@ -78,8 +80,8 @@ def test_it_begins_where_the_first_run_ended(demo, kind, first, data, tmp_path: 
         began.update({p: (a.a.clone(), a.b.clone()) for p, a in lora.adapters(self.model).items()})
         begin(self)
 
-    begin = finetune_setup.FinetuneRun.begin
-    monkeypatch.setattr(finetune_setup.FinetuneRun, "begin", judged)
+    begin = Finetuning.begin
+    monkeypatch.setattr(Finetuning, "begin", judged)
     adapter = first[demo] / "adapter"
     finetune(demo, data[kind], tmp_path / "out", "--adapter", str(adapter), "--json")
     stored = lora.adapters(pellucid.load(demo, adapter=adapter).model)

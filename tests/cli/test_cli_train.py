@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from pellucid import checkpoints, tokenizers
-from pellucid.cli import main, training_display
-from pellucid.cli.training_run import Run
+from pellucid.cli import main
 from pellucid.models import GPTConfig, LlamaConfig
+from pellucid.train.pretraining import Pretraining
 from pellucid.train.step_log import COLUMNS
 
 MODEL = ["--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=16"]
@@ -205,14 +205,14 @@ def test_a_diverging_run_keeps_the_last_checkpoint(text: Path, tmp_path: Path, c
 
 
 def test_ctrl_c_finishes_the_step_and_saves(text: Path, tmp_path: Path, capsys, monkeypatch):
-    between_steps = Run._between_steps
+    between_steps = Pretraining.between_steps
 
-    def interrupted(run: Run, progress) -> None:
-        between_steps(run, progress)
+    def interrupted(run: Pretraining, progress, log) -> None:
+        between_steps(run, progress, log)
         if progress.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "_between_steps", interrupted)
+    monkeypatch.setattr(Pretraining, "between_steps", interrupted)
     before = signal.getsignal(signal.SIGINT)
     out = tmp_path / "model"
     assert train(text, out, "--json") == 130
@@ -233,7 +233,7 @@ def test_a_terminal_gets_a_bar_and_the_samples_above_it(text: Path, tmp_path: Pa
     def terminal(*, stderr: bool = False) -> Console:
         return Console(file=screen, force_terminal=True, width=80, highlight=False)
 
-    monkeypatch.setattr(training_display, "console", terminal)
+    monkeypatch.setattr("pellucid.cli.train.console", terminal)
     assert train(text, tmp_path / "model") == 0
     shown = screen.getvalue()
     assert "8/8" in shown

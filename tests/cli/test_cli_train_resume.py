@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ import torch
 
 from pellucid import checkpoints
 from pellucid.cli import main
-from pellucid.cli.training_run import Run
+from pellucid.train import run_folder
+from pellucid.train.pretraining import Pretraining
 
 MODEL = ["--family=gpt2", "--vocab=300", "--width=16", "--layers=2", "--heads=2", "--context=16"]
 # 12 steps of 4 rows are several epochs of this text; dropout draws random numbers at every step.
@@ -89,14 +91,14 @@ def test_a_compiled_run_goes_on_bit_for_bit(text: Path, tmp_path: Path):
 def test_ctrl_c_and_going_on(text: Path, tmp_path: Path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(command(text, whole)) == 0
-    between_steps = Run._between_steps
+    between_steps = Pretraining.between_steps
 
-    def interrupted(run: Run, progress) -> None:
-        between_steps(run, progress)
+    def interrupted(run: Pretraining, progress, log) -> None:
+        between_steps(run, progress, log)
         if progress.step == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "_between_steps", interrupted)
+    monkeypatch.setattr(Pretraining, "between_steps", interrupted)
     assert main(command(text, parts)) == 130
     monkeypatch.undo()
     capsys.readouterr()
@@ -129,7 +131,8 @@ def test_kill_9_leaves_a_whole_checkpoint_to_go_on_from(text: Path, tmp_path: Pa
     assert log(killed)[:both] == log(whole)[:both]
     assert len(log(killed)) == reached + 3
     leftovers = [path.name for path in (killed / "checkpoints").iterdir()]
-    assert sorted(name.split("-")[0] for name in leftovers) in (["last"], ["best", "last"])
+    kinds = sorted(name.split("-")[0] for name in leftovers)
+    assert kinds in (["last", "last"], ["best", "last", "last"])
 
 
 @pytest.mark.parametrize("place", ["weights", "state", "fsync", "rename", "link"])
@@ -146,7 +149,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
 
     target = {
         "weights": (sys.modules["pellucid.checkpoints.save"], "write_weights"),
-        "state": (sys.modules["pellucid.train.state"], "save_file"),
+        "state": (sys.modules["pellucid.train.slices"], "save_file"),
         "fsync": (os, "fsync"),
         "rename": (Path, "rename"),
         "link": (os, "replace"),
@@ -188,6 +191,66 @@ def test_a_damaged_checkpoint_is_one_line(text: Path, tmp_path: Path, capsys, da
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "training/state.json", "link"])
+def test_a_damaged_checkpoint_names_the_one_before_it(
+    text: Path, tmp_path: Path, capsys, damaged: str
+):
+    whole, out = tmp_path / "whole", tmp_path / "a run"
+    assert main(command(text, whole)) == 0
+    assert main(command(text, out, "--stop=7")) == 0  # saved after steps 3, 6 and 7
+    capsys.readouterr()
+    before = out / "checkpoints" / "last-00000006"
+    if damaged == "link":
+        (out / "last").unlink()
+        before = out / "checkpoints" / "last-00000007"
+    else:
+        flip(out / "last" / damaged)
+    resume = ["train", "--out", str(out), "--resume", "--stop=12", "--json"]
+    assert main(resume) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    advice = re.search(r"of step (\d+) is whole: to go on from there, (ln .*) and", error)
+    assert advice is not None
+    assert int(advice[1]) == int(before.name[-8:])
+    subprocess.run(advice[2], shell=True, check=True)
+    assert (out / "last").resolve() == before
+    assert main(resume) == 0
+    assert log(out) == log(whole)
+    assert same(weights(out), weights(whole))
+
+
+def test_where_both_are_damaged_none_is_named(text: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    assert main(command(text, out, "--stop=6")) == 0
+    for folder in (out / "checkpoints").glob("last-*"):
+        flip(folder / "model.safetensors")
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume", "--json"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model.safetensors is damaged" in error
+    assert "is whole" not in error
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--resume"], ["--tokenise-only"]])
+def test_a_second_run_in_a_folder_is_refused(text: Path, tmp_path: Path, capsys, more: list[str]):
+    out = tmp_path / "run"
+    assert main(command(text, out, "--stop=3")) == 0
+    before = weights(out)
+    capsys.readouterr()
+    begin = ["train", "--out", str(out), "--json"]
+    again = begin if "--resume" in more else command(text, out)
+    with run_folder.locked(out):  # a lock is of an opened file: another one in here is refused too
+        assert main([*again, *more]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"pellucid train: --out {out} is in use: another run writes into it; wait for its end, or "
+        "give another folder\n"
+    )
+    assert same(weights(out), before)
+    assert main([*begin, "--resume", "--stop=4"]) == 0
 
 
 def test_going_on_with_other_settings_or_another_text_is_refused(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import older_format
 import torch
 import torch.distributed as dist
 from tiny import CONFIGS, LLAMA, random_model, random_tokens
 from torch.distributed.tensor import DTensor
 from torch.fx import GraphModule
 
+from pellucid import checkpoints
 from pellucid.models import Config, Model
-from pellucid.train import Schedule, TrainConfig, TrainState, next_token_objective, train
+from pellucid.train import Ranks, Schedule, TrainConfig, TrainState, next_token_objective, train
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.parallel import checkpoint
 from pellucid.train.parallel.layout import Layout
@@ -79,6 +82,9 @@ def run(job: Job, folder: Path) -> dict:
     """Train as `job` says: losses, norms, held-out losses, and the numbers that a rank holds."""
     config = SHAPES[job.shape]
     model: Model = random_model(config, torch.float32 if job.bfloat16 else torch.float64, "meta")
+    if job.load:  # as a run that goes on does, before its model is spread
+        weights = checkpoints.open_checkpoint(folder / job.load).weights
+        model.load_state_dict({name: weights[name].clone() for name in weights})
     settings = TrainConfig(
         schedule=Schedule(peak=1e-2, final=1e-3, warmup=1, steps=STEPS),
         batch=ROWS,
@@ -101,9 +107,10 @@ def run(job: Job, folder: Path) -> dict:
     held = sum(_local(parameter).numel() for parameter in model.parameters())
     state = TrainState.begin(model, settings)
     if job.save:  # before the first step too, which must not change the next
-        checkpoint.save(folder / f"{job.save}-begin", model, state, ranks)
+        save(folder / f"{job.save}-begin", model, state, ranks)
+        save_older(folder / f"{job.save}-older-begin", model, state, ranks)
     if job.load:
-        checkpoint.load(folder / job.load, model, state, ranks)
+        state = TrainState.load(folder / job.load, model, settings, ranks)
     restored = bool(state.random)
     windows = random_tokens(config, 5, 17, seed=99)
     found: dict = {"job": asdict(job), "losses": [], "norms": [], "held_out": [], "held": held}
@@ -116,12 +123,34 @@ def run(job: Job, folder: Path) -> dict:
         if progress.held_out_loss is not None:
             found["held_out"].append(progress.held_out_loss)
         if job.save and progress.step == 2:
-            checkpoint.save(folder / job.save, model, state, ranks)
+            save(folder / job.save, model, state, ranks)
+            save_older(folder / f"{job.save}-older", model, state, ranks)
     found |= {"graphs": len(graphs), "restored": restored}
     found["weights"] = sum(_whole(p.detach()).abs().sum().item() for p in model.parameters())
     with torch.no_grad():
         found["logits"] = model(random_tokens(config, 1, 9)).abs().sum().item()
     return found
+
+
+def save(folder: Path, model: Model, state: TrainState, ranks: DistributedRanks | None) -> None:
+    """A checkpoint, by all ranks together or by the one there is."""
+
+    def save_model(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+        checkpoints.save(folder, model.config, weights)
+
+    checkpoint.save(folder, model, state, ranks or Ranks(), save_model)
+
+
+def save_older(
+    folder: Path, model: Model, state: TrainState, ranks: DistributedRanks | None
+) -> None:
+    """A checkpoint as versions before wrote it."""
+    save(folder, model, state, ranks)
+    if ranks is None or ranks.process == 0:
+        shutil.rmtree(folder / "training")
+    if ranks is not None:
+        dist.barrier()
+    older_format.save(folder, model, state, ranks)
 
 
 def _backend(graphs: list[GraphModule]) -> Callable[..., Any]:

@@ -10,18 +10,18 @@ import signal
 import sys
 
 from pellucid.cli import main
-from pellucid.cli.training_ranks import RanksRun
+from pellucid.train.pretraining import Pretraining
 
 if __name__ == "__main__":
     rank, step, *arguments = sys.argv[1:]
-    whole = RanksRun._between_steps
+    whole = Pretraining.between_steps
 
-    def between_steps(run, progress):
+    def between_steps(run, progress, log):
         """As always; then the end, without a word to anyone."""
-        whole(run, progress)
+        whole(run, progress, log)
         first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
         if first and os.environ["RANK"] == rank and progress.step == int(step):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    RanksRun._between_steps = between_steps
+    Pretraining.between_steps = between_steps
     sys.exit(main(arguments))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import resource
+import shutil
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from launch import ranks
 from tiny import random_model
 
 from pellucid import checkpoints
-from pellucid.train.parallel.checkpoint import Consolidated
+from pellucid.checkpoints.files import SafetensorsFile
+from pellucid.train import Schedule, TrainConfig, TrainState
 from pellucid.train.parallel.layout import local_shapes
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -45,17 +47,26 @@ LAUNCHES = [
             Job(layout="fsdp2tp2", shape="gpt2", recompute=True, save="four"),
             Job(layout="fsdp4", shape="llama-gqa", micro_batch=2),
             Job(layout="fsdp4", shape="llama-tied", micro_batch=2, load="two"),
+            Job(layout="fsdp4", shape="llama-tied", micro_batch=2, load="two-older"),
         ],
     ),
     (
         2,
         [
             Job(layout="fsdp", shape="gpt2", load="four"),
+            Job(layout="tp", shape="gpt2", load="four-older"),
             Job(layout="fsdp", shape="llama-gqa", micro_batch=2, recompute=True, compile=True),
         ],
     ),
 ]
-SAVED = {"one": 1, "two": 2, "four": 2}  # how many data ranks saved it
+SAVED = {
+    "one": 1,
+    "two": 2,
+    "four": 2,
+    "one-older": 1,
+    "two-older": 2,
+    "four-older": 2,
+}  # how many data ranks saved it
 JOBS = [
     pytest.param(launch, place, job, id=f"{count}-{job}")
     for launch, (count, jobs) in enumerate(LAUNCHES)
@@ -108,21 +119,38 @@ def test_a_rank_holds_what_the_plan_says(found: Found, launch, place, job):
     assert first["held"] == sum(map(prod, planned.values()))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("two", "llama-tied"), ("four", "gpt2")])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("two", "llama-tied"),
+        ("four", "gpt2"),
+        ("two-older", "llama-tied"),
+        ("four-older", "gpt2"),
+    ],
+)
 def test_one_process_goes_on_where_several_stopped(found: Found, name, shape):
     resumed, one = alone(shape, found.folder, load=name), found.alone[shape]
     assert resumed["losses"] == pytest.approx(one["losses"][2:], rel=1e-11)
     assert resumed["weights"] == pytest.approx(one["weights"], rel=1e-11)
 
 
-def test_several_ranks_files_become_one_model(found: Found, tmp_path):
-    config = SHAPES["gpt2"]
-    weights = Consolidated(found.folder / "four-begin")
-    checkpoints.save(tmp_path / "model", config, weights)
-    read = checkpoints.load_model(checkpoints.open_checkpoint(tmp_path / "model"))
-    begun = random_model(config)
+@pytest.mark.parametrize("kind", ["begin", "older-begin"])
+def test_several_ranks_files_become_one_model(found: Found, kind):
+    read = checkpoints.load_model(checkpoints.open_checkpoint(found.folder / f"four-{kind}"))
+    begun = random_model(SHAPES["gpt2"])
     for name, parameter in begun.named_parameters():
         assert torch.equal(read.get_parameter(name), parameter), name
+
+
+def test_a_slice_is_stored_once(found: Found):
+    """Ranks that hold the same write it once: the files are as large as the two means."""
+    for name, shape, data_ranks in (("two", "llama-tied", 2), ("four", "gpt2", 2)):
+        inside = found.folder / name / "training"
+        files = [SafetensorsFile(file) for file in sorted(inside.glob("*.safetensors"))]
+        sizes = [(key, prod(file.entries[key].shape)) for file in files for key in file.entries]
+        values = sum(p.numel() for p in random_model(SHAPES[shape]).parameters())
+        assert sum(size for key, size in sizes if key.startswith("exp_avg")) == 2 * values
+        assert sum(key.startswith("random") for key, _ in sizes) == data_ranks
 
 
 def test_of_those_who_lost_a_rank_one_says_so_in_one_line(found: Found):
@@ -136,33 +164,55 @@ def test_a_full_disk_is_one_line(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="^sharded: .*is the disk full") as told:
+        with pytest.raises(OSError, match="^state.safetensors: ") as told:
             alone("gpt2", tmp_path, save="full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(told.value)
 
 
-def test_damaged_and_foreign_checkpoints_are_refused(found: Found, tmp_path):
+def test_damaged_and_foreign_checkpoints_are_refused(found: Found):
     def go_on(shape: str, name: str) -> None:
         alone(shape, found.folder, load=name)
 
-    with pytest.raises(ValueError, match=r"has embed.weight \(97, 36\).*|the model"):
-        go_on("llama-gqa", "four")
-    with pytest.raises(FileNotFoundError, match="no checkpoint of several ranks"):
-        go_on("gpt2", "nowhere")
-    damaged = found.folder / "damaged" / "sharded"
-    damaged.mkdir(parents=True)
-    for file in (found.folder / "four" / "sharded").iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes())
-    bytes_ = bytearray((damaged / "__1_0.distcp").read_bytes())
+    config = TrainConfig(schedule=Schedule(peak=1.0, final=1.0, warmup=0, steps=1))
+    with pytest.raises(ValueError, match="its training state has .*, this model not"):
+        TrainState.load(found.folder / "four", random_model(SHAPES["llama-gqa"]), config)
+    damaged = found.folder / "damaged"
+    shutil.copytree(found.folder / "four", damaged)
+    file = damaged / "training" / "state-00002-of-00004.safetensors"
+    bytes_ = bytearray(file.read_bytes())
     bytes_[len(bytes_) // 2] ^= 1
-    (damaged / "__1_0.distcp").write_bytes(bytes_)
+    file.write_bytes(bytes_)
+    with pytest.raises(ValueError, match=f"{file.name} is damaged: it is not what was written"):
+        go_on("gpt2", "damaged")
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file.name} is missing from this checkpoint"):
+        go_on("gpt2", "damaged")
+
+
+def test_damaged_checkpoints_of_versions_before_are_refused(found: Found):
+    def go_on(name: str) -> None:
+        alone("gpt2", found.folder, load=name)
+
+    damaged = found.folder / "older-damaged"
+    shutil.copytree(found.folder / "four-older", damaged)
+    inside = damaged / "sharded"
+    bytes_ = bytearray((inside / "__1_0.distcp").read_bytes())
+    bytes_[len(bytes_) // 2] ^= 1
+    (inside / "__1_0.distcp").write_bytes(bytes_)
     with pytest.raises(ValueError, match="__1_0.distcp is damaged: it is not what was written"):
-        go_on("gpt2", "damaged")
-    (damaged / "__1_0.distcp").unlink()
+        go_on("older-damaged")
+    (inside / "__1_0.distcp").unlink()
     with pytest.raises(FileNotFoundError, match="__1_0.distcp is missing from this checkpoint"):
-        go_on("gpt2", "damaged")
-    (damaged / "facts.json").write_text("{}")
+        go_on("older-damaged")
+    (inside / ".metadata").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match=r"\.metadata is damaged"):
+        go_on("older-damaged")
+    (inside / ".metadata").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \.metadata"):
+        go_on("older-damaged")
+    (inside / "facts.json").write_text('{"sha256": {}}')
+    shutil.copy(found.folder / "four-older" / "sharded" / ".metadata", inside)
     with pytest.raises(ValueError, match="does not say step"):
-        go_on("gpt2", "damaged")
+        go_on("older-damaged")

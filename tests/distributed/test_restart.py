@@ -60,11 +60,11 @@ def test_a_killed_rank_and_a_changing_number_of_ranks_change_no_loss(text, tmp_p
     done = torchrun("1", "7", *spread, restarts=1)  # step 6 is saved, step 7 is lost with rank 1
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 8
-    assert (moved / "last" / "sharded" / ".metadata").is_file()
+    assert (moved / "last" / "training" / "state-00002-of-00002.safetensors").is_file()
     assert len(losses(moved)) == 8
     assert main([*go_on, "--stop", "10"]) == 0
     assert losses(moved) == pytest.approx(losses(whole), abs=2e-6)  # the log has six decimals
-    assert not (moved / "last" / "sharded").exists()
+    assert (moved / "last" / "training" / "state.safetensors").is_file()
     read = checkpoints.load_model(checkpoints.open_checkpoint(moved / "last"))
     wanted = checkpoints.load_model(checkpoints.open_checkpoint(whole / "last"))
     for name, parameter in wanted.named_parameters():

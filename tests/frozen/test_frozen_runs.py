@@ -123,5 +123,6 @@ def test_two_ranks_go_on_with_a_run_of_two_ranks(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == STEPS
-    assert (run / "last" / "sharded" / ".metadata").is_file()
+    # Written anew as slices in safetensors: nothing pickled is left of the older checkpoint.
+    assert not (run / "last" / "sharded").exists()
     assert_ended_alike(run, "sharded", bits=frozen_traces.same_machine())

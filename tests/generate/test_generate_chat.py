@@ -131,3 +131,27 @@ def test_a_tokenizer_without_a_format_is_refused(model: Model, tokenizer: Tokeni
     plain.chat = None
     with pytest.raises(ValueError, match="no chat format.*pellucid generate"):
         Conversation(model, plain)
+
+
+def test_the_next_prompt_holds_the_tokens_that_the_model_wrote(tokenizer: Tokenizer) -> None:
+    """A control token in an answer stays one, and tokens stay as they were cut."""
+    ids = dict(tokenizer.specials)
+    written = [ord("a"), ids["<|python_tag|>"], ord("b"), 0xF0, 0x9F, 0x90, 0xAA, ids["<|eot_id|>"]]
+    model = random_model(replace(LLAMA, vocab_size=512, context_length=160))
+    steps = iter(written)
+
+    def write(_module: object, _inputs: object, logits: torch.Tensor) -> torch.Tensor:
+        chosen = torch.full_like(logits, -1e9)
+        chosen[..., next(steps)] = 0
+        return chosen
+
+    model.register_forward_hook(write)
+    conversation = Conversation(model, tokenizer)
+    assert ask(conversation, "hi", max_new_tokens=20) == "a<|python_tag|>b🐪"
+    assert tokenizer.chat is not None
+    before = tokenizer.chat.encode([user("hi")])
+    after = tokenizer.chat.encode([*conversation.messages, user("and?")])
+    assert after[: len(before) + len(written)] == before + written
+    # the same words from somebody else are text
+    copied = [user("hi"), {"role": "assistant", "content": "a<|python_tag|>b🐪"}]
+    assert ids["<|python_tag|>"] not in tokenizer.chat.encode(copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_anything_else_goes_through_the_library(
     _check_against_the_library(ours, path, examples=60)
 
 
-def test_an_added_token_that_is_no_special_cuts_ordinary_text(
+def test_an_added_token_is_inert_in_text_whether_or_not_it_is_called_special(
     trained_folder: Path, tmp_path: Path
 ) -> None:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -118,9 +119,13 @@ def test_an_added_token_that_is_no_special_cuts_ordinary_text(
     ours = tokenizers.load(path)
     assert isinstance(ours, LibraryTokenizer)
     assert ours.specials == {"<|endoftext|>": 0}
+    assert ours.controls == {"<|endoftext|>": 0, "<tool>": 400}
     ids = ours.encode("a<tool><|endoftext|>")
-    assert ids.count(400) == 1 and 0 not in ids
+    assert not {0, 400} & set(ids)
     assert ours.decode(ids) == "a<tool><|endoftext|>"
+    allowed = ours.encode("a<tool><|endoftext|>", specials=True)
+    assert allowed == [*ours.encode("a"), 400, 0]
+    assert ours.decode(allowed, skip_specials=True) == "a<tool>"  # only what is called special
     _check_against_the_library(ours, path, examples=60)
     # The library reads such a name as bytes (é is one of the 256 characters) and gives U+FFFD.
     added[1]["content"] = "<é>"
@@ -330,3 +335,27 @@ def test_malformed_files_are_one_clear_error(trained_folder: Path, tmp_path: Pat
             tokenizers.load(_changed(trained_folder, tmp_path, **changes))
         assert str(tmp_path) in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("id", [400_000_000, 2**32 - 1, -1, 1.5, "7", True, None])
+def test_an_id_that_cannot_be_is_refused_before_a_table_is_made(
+    trained_folder: Path, tmp_path: Path, id: object
+) -> None:
+    vocab = json.loads((trained_folder / "tokenizer.json").read_text())["model"]["vocab"]
+    added = [{"id": id, "content": "<x>", "special": True}]
+    for changes in ({"added_tokens": added}, {"model__vocab": vocab | {"the": id}}):
+        started = time.process_time()
+        with pytest.raises(ValueError, match="a token has the id .*expected a whole") as raised:
+            tokenizers.load(_changed(trained_folder, tmp_path, **changes))
+        assert time.process_time() - started < 5
+        assert "\n" not in str(raised.value)
+
+
+def test_gaps_in_a_vocabulary_are_known(trained_folder: Path, tmp_path: Path) -> None:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": id, "content": name, "special": True, **plain}
+        for id, name in ((0, "<|endoftext|>"), (403, "<x>"))
+    ]
+    ours = tokenizers.load(_changed(trained_folder, tmp_path, added_tokens=added))
+    assert (ours.vocab_size, ours.unused_ids) == (404, {400, 401, 402})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -113,11 +114,72 @@ def test_damaged_models_are_one_clear_error(tmp_path: Path, small_piece_file: Pa
         assert "\n" not in str(raised.value)
 
 
-def test_added_tokens_beside_the_model_are_not_overlooked(
-    tmp_path: Path, small_piece_file: Path
+def beside(folder: Path, model: Path, **files: object) -> Tokenizer:
+    (folder / "tokenizer.model").write_bytes(model.read_bytes())
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return tokenizers.load(folder)
+
+
+@pytest.mark.parametrize("where", ["added_tokens", "tokenizer_config"])
+def test_added_tokens_beside_the_model_count(
+    tmp_path: Path, small_piece_file: Path, where: str
 ) -> None:
-    path = tmp_path / "tokenizer.model"
-    path.write_bytes(small_piece_file.read_bytes())
-    (tmp_path / "added_tokens.json").write_text('{"<pad>": 400}')
-    with pytest.raises(ValueError, match=r"added_tokens\.json adds tokens"):
-        tokenizers.load(tmp_path)
+    size = tokenizers.load(small_piece_file).vocab_size
+    decoder = {
+        "1": {"content": "<s>", "special": True},  # what the model has already
+        str(size): {"content": "<|end|>", "special": False},
+        str(size + 2): {"content": "<pad>", "special": True},
+    }
+    files: dict[str, dict[str, object]] = {
+        "added_tokens": {"<|end|>": size, "<pad>": size + 2},
+        "tokenizer_config": {"added_tokens_decoder": decoder, "eos_token": "<|end|>"},
+    }
+    config = {"tokenizer_config": {"eos_token": {"content": "<|end|>"}}}
+    tokenizer = beside(tmp_path, small_piece_file, **{**config, where: files[where]})
+    assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (size + 3, 1, size)
+    assert tokenizer.stop_ids == {2, size}  # </s> ends a text by its name
+    assert tokenizer.unused_ids == {size + 1}
+    ids = tokenizer.encode("the<|end|><pad>")
+    assert max(ids) < size and tokenizer.decode(ids) == "the<|end|><pad>"
+    ids = tokenizer.encode("the<|end|><pad>", specials=True)
+    assert ids == [*tokenizer.encode("the"), size, size + 2]
+    assert tokenizer.decode(ids) == "the<|end|><pad>"
+    assert tokenizer.decode([size + 2, *tokenizer.encode("the")], skip_specials=True) == "the"
+
+
+@pytest.mark.parametrize("content", [{}, {"<s>": 1, "</s>": 2}])
+def test_a_list_of_added_tokens_may_add_nothing(
+    tmp_path: Path, small_piece_file: Path, content: dict[str, int]
+) -> None:
+    tokenizer = beside(tmp_path, small_piece_file, added_tokens=content)
+    assert (tokenizer.eos_id, tokenizer.unused_ids) == (2, frozenset())
+    assert tokenizer.specials == {"<s>": 1, "</s>": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"<pad>": 5}, "the added token '<pad>' has the id 5, but the model has"),
+        ({"<s>": 2}, "'<s>' has the id 2, but the model has '</s>' there"),
+        ({"<pad>": 400_000_000}, "a token has the id 400000000; expected a whole number from 0 to"),
+        ({"<pad>": "x"}, "the added token '<pad>' has the id 'x'"),
+        ({"word": 5000}, "adds the word 'word' to the tokens"),
+    ],
+)
+def test_added_tokens_that_cannot_be_are_one_line(
+    tmp_path: Path, small_piece_file: Path, content: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        beside(tmp_path, small_piece_file, added_tokens=content)
+    assert "\n" not in str(raised.value)
+
+
+def test_roles_in_files_beside_count(tmp_path: Path, small_piece_file: Path) -> None:
+    config: dict[str, object] = {"bos_token": None, "eos_token": "<s>"}
+    tokenizer = beside(tmp_path, small_piece_file, tokenizer_config=config)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos) == (None, 1, False)
+    for wrong in ([], {"x": {"content": "<a>"}}, {"5": "<a>"}):
+        if wrong:
+            with pytest.raises(ValueError, match="added_token"):
+                beside(tmp_path, small_piece_file, tokenizer_config={"added_tokens_decoder": wrong})

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import CONFIGS, random_model, random_tokens
 
-from pellucid.cli.training_ranks import layout
 from pellucid.trace import trace
 from pellucid.train.batches import Batch
 from pellucid.train.objective import next_token_objective
@@ -14,6 +13,7 @@ from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.parallel.parallelize import check
 from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.parallel.run import layout
 from pellucid.train.precision import training_precision
 from pellucid.train.settings import resolve
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
 from pellucid import tokenizers
-from pellucid.cli import training_setup
 from pellucid.generate import encode_prompt
 from pellucid.train import (
     Document,
     Layout,
+    TrainSettings,
     held_out_windows,
     hold_out,
     read_documents,
@@ -24,6 +23,7 @@ from pellucid.train import (
 )
 from pellucid.train.documents import begin_and_end
 from pellucid.train.finetune.tasks import Options, text_task
+from pellucid.train.prepare import around_texts
 
 
 def test_a_folder_is_read_in_order_of_names_and_a_named_file_whatever_its_ending(tmp_path: Path):
@@ -95,8 +95,7 @@ def test_a_text_begins_in_training_as_in_generation(family, assets: Path, tmp_pa
     behind = [] if end is None else [end]
     expected = [id for text in texts for id in (begin, *tokenizer.encode(text), *behind)]
     documents = [Document("", text) for text in texts]
-    settings = Namespace(begin=True, data=None)
-    around = training_setup.around_texts(settings, tokenizer)  # train
+    around = around_texts(TrainSettings(), tokenizer)  # train
     assert token_stream(documents, tokenizer.encode, *around).tolist() == expected
     task = text_task(documents, documents, tokenizer, Options(context=2, batch=1))  # finetune
     assert task.facts["training_tokens"] == len(expected)
@@ -112,8 +111,8 @@ def test_a_text_begins_in_training_as_in_generation(family, assets: Path, tmp_pa
 def test_a_tokenizer_without_the_tokens(tmp_path: Path):
     tokenizer = tokenizers.train_characters(["abc"], tmp_path)
     with pytest.raises(ValueError, match="no token that begins or ends a text: give another, or "):
-        training_setup.around_texts(Namespace(begin=True), tokenizer)
-    assert training_setup.around_texts(Namespace(begin=False), tokenizer) == (None, None)
+        around_texts(TrainSettings(), tokenizer)
+    assert around_texts(TrainSettings(begin=False), tokenizer) == (None, None)
 
 
 def test_half_a_character_in_an_escape_is_replaced_as_everywhere(tmp_path: Path):

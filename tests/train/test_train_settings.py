@@ -8,24 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from pellucid.cli.train import resolved, train_arguments
-from pellucid.train import settings
-from pellucid.train.settings_table import SETTINGS
+from pellucid.cli.flags import given
+from pellucid.cli.train import train_arguments
+from pellucid.train import TrainSettings, settings
+from pellucid.train.fields import rows
+from pellucid.train.finetune.settings import FinetuneSettings
 
 
-def resolve(*flags: str) -> argparse.Namespace:
+def resolve(*flags: str) -> TrainSettings:
     parser = argparse.ArgumentParser()
     train_arguments(parser)
-    return resolved(parser.parse_args(["--out", "run", *flags]))
+    found = parser.parse_args(["--out", "run", *flags])
+    chosen = given(found, TrainSettings)
+    return settings.resolve(chosen, recipe=found.preset, config=found.config)
 
 
 @pytest.mark.parametrize("name", settings.presets())
 def test_a_preset_resolves_and_what_is_written_reads_as_the_same(name: str, tmp_path: Path):
     first = resolve("--preset", name, "--data", "story.txt")
     path = tmp_path / "config.toml"
-    path.write_text(settings.dump(vars(first), "a title"), encoding="utf-8")
+    path.write_text(settings.dump(first, "a title"), encoding="utf-8")
     assert set(tomllib.loads(path.read_text())) == {"text", "model", "training", "output"}
-    assert vars(resolve("--config", str(path))) == vars(first)
+    assert resolve("--config", str(path)) == first
+    assert first.data is not None
     assert Path(first.data[0]).is_absolute()
 
 
@@ -76,9 +81,9 @@ def test_a_wrong_file_is_one_line(text: str, message: str):
 
 
 def test_every_setting_has_a_flag_of_its_own_and_a_sentence():
-    flags = [setting.flag for setting in SETTINGS]
-    assert len(set(flags)) == len(flags)
-    for setting in SETTINGS:
-        assert setting.help, setting.name
-        if setting.default is not None:
-            assert settings.checked(setting, setting.default, "default") == setting.default
+    for kind in (TrainSettings, FinetuneSettings):
+        flags = [row.flag for row in rows(kind) if row.flag]
+        assert len(set(flags)) == len(flags)
+        for row in rows(kind):
+            assert row.help, row.name
+            assert row.checked(row.default, "default") == row.default

@@ -15,10 +15,10 @@ from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import step_recording as training_step
 from pellucid.cli import main
-from pellucid.cli.training_ranks import layout
 from pellucid.trace import Trace
 from pellucid.train import IGNORED, Batch, Schedule, TrainConfig, plain_next_token_objective, train
 from pellucid.train.parallel.recompute import recompute_blocks
+from pellucid.train.parallel.run import layout
 from pellucid.train.settings import resolve
 from pellucid.train.watch import COLUMNS, Watch, check_only
 from pellucid.train.watch_plot import draw_watch

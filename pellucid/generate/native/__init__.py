@@ -5,6 +5,7 @@
 | decode.c | one decoding step: norms, products, rotation, attention, on threads of its own |
 | kernels.h | a matrix times a few vectors, for AVX-512, AVX2, NEON and anything else |
 | build.py | compiles them once for this processor |
+| kept.py | keeps what was compiled, and loads nothing else |
 | decoder.py | hands the model's tensors to the library, and a step's logits back |
 | recording.py | a step's own tensors, under the names of a trace |
 | pages.py | moves matrices to large memory pages, once that pays |

@@ -14,8 +14,12 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import warnings
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from pellucid.generate.native.kept import Damaged, KeptLibrary, load_content
 
 SOURCES = ("kernels.h", "decode.c")
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -50,49 +54,129 @@ def _processor_flags() -> set[str]:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ``pellucid/`` in the user's cache folder (XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pellucid"
+    """Where libraries are kept: ``pellucid/`` in the user's cache folder (XDG_CACHE_HOME).
+
+    Raises NotBuilt where the user has no home folder.
+    """
+    stated = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if stated.is_absolute():  # others are to be ignored (XDG Base Directory Specification)
+        return stated / "pellucid"
+    try:
+        return Path.home() / ".cache" / "pellucid"
+    except RuntimeError:
+        raise NotBuilt(
+            "there is no home folder to keep the decoder in: set XDG_CACHE_HOME"
+        ) from None
 
 
 @cache
 def library(instructions: str | None = None) -> ctypes.CDLL:
     """The library for one of `instruction_sets()` (default: the best), compiled if need be.
 
-    Raises NotBuilt where there is no C compiler or it fails.
+    A kept library that is damaged is compiled anew, with a RuntimeWarning. Raises NotBuilt where
+    there is no C compiler or it fails, and where others could have written what is kept.
     """
-    name = instructions or instruction_sets()[0]
+    recipe = _recipe(instructions or instruction_sets()[0])
+    path = cache_folder() / recipe.name
+    try:
+        with KeptLibrary(path) as kept:
+            return _kept(kept) or _made(kept, recipe)
+    except PermissionError as error:
+        raise NotBuilt(f"the cache of the decoder is not used: {error}") from None
+    except OSError as error:
+        raise NotBuilt(f"the decoder cannot be kept in {path.parent}: {error}") from None
+
+
+def _kept(kept: KeptLibrary) -> ctypes.CDLL | None:
+    """The library as it is kept; None where there is none, or a damaged one."""
+    try:
+        content = kept.read()
+        return None if content is None else _loaded(content)
+    except Damaged:
+        return None
+
+
+def _made(kept: KeptLibrary, recipe: Recipe) -> ctypes.CDLL:
+    """Compile, keep and load, unless another process has done it meanwhile."""
+    with kept.locked():
+        try:
+            content = kept.read()
+            if content is not None:
+                return _loaded(content)
+        except Damaged as damage:
+            warnings.warn(
+                f"the decoder kept as {kept.folder / kept.name} {damage}: compiling it anew",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        content = recipe.compiled(kept.folder)
+        try:
+            made = _loaded(content)
+        except Damaged as damage:
+            raise NotBuilt(f"what {recipe.compiler} compiled {damage}") from None
+        kept.write(content)
+        return made
+
+
+def _loaded(content: bytes) -> ctypes.CDLL:
+    """The library whose file is `content`; Damaged where it does not load or lacks a function."""
+    try:
+        return _declared(load_content(content))
+    except OSError as error:
+        raise Damaged(f"does not load ({error})") from None
+    except AttributeError as error:
+        raise Damaged(f"lacks a function ({error})") from None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a library is made: the compiler (None where there is none) and its flags."""
+
+    compiler: str | None
+    flags: tuple[str, ...]
+    name: str  # of the file, different for every source, compiler and set of flags
+
+    def compiled(self, folder: Path) -> bytes:
+        """The library's content, made in a new folder inside `folder`. NotBuilt, or OSError."""
+        if self.compiler is None:
+            raise NotBuilt("no C compiler (cc) on this machine: install gcc or clang, or set CC")
+        source = Path(__file__).parent / "decode.c"
+        with tempfile.TemporaryDirectory(dir=folder) as inside:
+            made = Path(inside) / "decode.so"
+            command = [self.compiler, *self.flags, "-shared", "-fPIC", str(source), "-o", str(made)]
+            try:
+                done = subprocess.run(
+                    [*command, "-lm", "-lpthread"], capture_output=True, check=False
+                )
+            except OSError as error:
+                raise NotBuilt(f"the compiler {self.compiler} does not start: {error}") from None
+            if done.returncode:
+                raise NotBuilt(
+                    f"{self.compiler} could not compile the decoder: {_first_line(done.stderr)}"
+                )
+            try:
+                return made.read_bytes()
+            except OSError as error:
+                raise NotBuilt(
+                    f"{self.compiler} reported no error, but made no library: {error.strerror}"
+                ) from None
+
+
+def _recipe(name: str) -> Recipe:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     folder = Path(__file__).parent
     flags = [*_OPTIMISE, *(f"-m{flag}" for flag in FLAGS[name])]
     sources = b"".join((folder / source).read_bytes() for source in SOURCES)
-    key = hashlib.sha256(sources + f"{compiler} {flags} {platform.machine()}".encode()).hexdigest()
-    path = cache_folder() / f"decode-{name}-{key[:16]}.so"
-    if not path.exists():
-        if compiler is None:
-            raise NotBuilt("no C compiler (cc) on this machine: install gcc or clang, or set CC")
-        _compile(compiler, flags, folder / "decode.c", path)
-    try:
-        return _declared(ctypes.CDLL(str(path)))
-    except OSError as error:
-        raise NotBuilt(f"{path} does not load: {error}; delete it to compile it anew") from None
+    # "sha256": before checksums stood beside libraries, their names were made without it.
+    given = f"{compiler} {flags} {platform.machine()} sha256".encode("utf-8", "surrogateescape")
+    key = hashlib.sha256(sources + given).hexdigest()
+    return Recipe(compiler, tuple(flags), f"decode-{name}-{key[:16]}.so")
 
 
-def _compile(compiler: str, flags: list[str], source: Path, path: Path) -> None:
-    """Compile beside the final name, then rename: no other process ever sees half a library."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *flags, "-shared", "-fPIC", str(source), "-o", str(made)]
-            done = subprocess.run(
-                [*command, "-lm", "-lpthread"], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                first = (done.stderr.strip() or "no message").splitlines()[0]
-                raise NotBuilt(f"{compiler} could not compile the decoder: {first}")
-            made.replace(path)
-    except OSError as error:
-        raise NotBuilt(f"the decoder cannot be compiled into {path.parent}: {error}") from None
+def _first_line(output: bytes) -> str:
+    """The first line of what a compiler wrote, in whatever encoding; no control characters."""
+    text = output.decode("utf-8", "backslashreplace").strip() or "no message"
+    return "".join(part if part.isprintable() else "?" for part in text.splitlines()[0])[:500]
 
 
 def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
@@ -120,12 +204,24 @@ class Building:
 
     def _build(self) -> None:
         try:
-            self._made = library()
+            try:
+                self._made = library()
+            except RuntimeWarning:  # a damaged library, where a filter turns warnings into errors
+                self._made = library()
         except NotBuilt as problem:
             self._problem = str(problem)
+        except Exception as problem:  # in a thread: nobody else would hear of it
+            self._problem = f"{type(problem).__name__}: {problem}"
 
     def ready(self) -> ctypes.CDLL | None:
-        """The library, or None: not yet, or never."""
+        """The library, or None: not yet, or never. Why never is said once, as a RuntimeWarning."""
+        if self._problem is not None:
+            problem, self._problem = " ".join(self._problem.split()), None
+            warnings.warn(
+                f"tokens are decoded by the model's own code, not in C: {problem}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return self._made
 
 

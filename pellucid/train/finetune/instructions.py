@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from pellucid.tokenizers import ChatFormat, TemplateChat, Tokenizer
+from pellucid.tokenizers.marked import with_marks_of_answers
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Example
 
@@ -120,6 +121,7 @@ def answered(said: Sequence[dict[str, str]], chat: ChatFormat) -> list[Example]:
     Where a template writes earlier turns differently once later ones follow, the conversation
     becomes several examples, each as it stands when the model has to answer.
     """
+    said = _read_marks(said, chat)
     whole = torch.tensor(chat.encode(said, add_generation_prompt=False))
     wanted = torch.zeros(len(whole), dtype=torch.bool)
     apart: list[Example] = []
@@ -140,9 +142,20 @@ def last_answer(said: Sequence[dict[str, str]], chat: ChatFormat) -> Example:
 
     ValueError for a format that writes the messages before it otherwise once it follows.
     """
+    said = _read_marks(said, chat)
     whole = chat.encode(said, add_generation_prompt=False)
     begin = _common(chat.encode(said[:-1]), whole)
     return Example(torch.tensor(whole), torch.arange(len(whole)) >= begin)
+
+
+def _read_marks(said: Sequence[dict[str, str]], chat: ChatFormat) -> list[dict[str, str]]:
+    """The messages, in whose answers "<think>" and the like are the tokens of that name."""
+    return [
+        {**part, "content": with_marks_of_answers(chat.tokenizer, part["content"])}
+        if part["role"] == "assistant"
+        else part
+        for part in said
+    ]
 
 
 def _common(prompt: Sequence[int], whole: Sequence[int]) -> int:

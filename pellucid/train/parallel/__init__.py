@@ -13,8 +13,6 @@
 import os
 from collections.abc import Mapping
 
-SHARDED = "sharded"  # the folder of several ranks' files in a checkpoint
-
 
 def ranks_launched(environment: Mapping[str, str] = os.environ) -> int:
     """How many ranks torchrun started, this one among them; 0 without torchrun."""

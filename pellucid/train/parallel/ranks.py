@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,12 +25,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
 from pellucid.models import Model
 from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.layout import Layout
 from pellucid.train.ranks import Ranks
+from pellucid.train.slices import Held, whole
 
 TIMEOUT = 600.0  # seconds to wait for another rank in a step
 PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
@@ -37,8 +40,12 @@ PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """The ranks that torchrun started, joined. `device` is this one's; the store is the job's."""
+    """The ranks that torchrun started, joined. `device` is this one's; the store is the job's.
 
+    `rank` is this one's number among them, also when they have parted again.
+    """
+
+    rank: int
     device: torch.device
     patient: dist.ProcessGroup
     store: Store
@@ -46,7 +53,7 @@ class Joined:
     @property
     def first(self) -> bool:
         """Whether this is the one rank that prints, prepares and writes."""
-        return dist.get_rank() == 0
+        return self.rank == 0
 
     def wait(self) -> None:
         """Go on when every rank is here, however long one of them prepares or writes."""
@@ -88,7 +95,7 @@ def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "this rank is a member of a group of all"
-        yield Joined(device=place, patient=patient, store=whole)
+        yield Joined(rank=rank, device=place, patient=patient, store=whole)
     except (RuntimeError, ValueError, OSError) as error:
         lost = isinstance(error, RuntimeError)
         if lost and not is_lost(error):
@@ -181,6 +188,8 @@ class DistributedRanks(Ranks):
         )
         self.rank = self.mesh.get_local_rank("data")
         self.world = layout.data
+        self.process, self.processes = dist.get_rank(), dist.get_world_size()
+        self.writes_rank = self.mesh.get_local_rank("tensor") == 0
         self.model: Model | None = None
         self.wrapped: DistributedDataParallel | None = None
 
@@ -210,6 +219,32 @@ class DistributedRanks(Ranks):
                 squares += part.double().square().sum() / copies
         dist.all_reduce(squares)
         return squares.sqrt()
+
+    def reshard(self, model: Model) -> None:
+        """Let go of whole parameters that a forward pass left gathered: back to slices of them."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def held(self, tensor: Tensor) -> Held:
+        """What this process has of a parameter, or of a tensor that is spread like one."""
+        if not isinstance(tensor, DTensor):
+            return whole(tensor)._replace(writes=self.process == 0)
+        mesh, placements = tensor.device_mesh, tensor.placements
+        local = tensor.to_local()
+        shape, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+        assert tuple(local.shape) == tuple(shape), f"{local.shape} of {tensor.shape}, not {shape}"
+        place = mesh.get_coordinate()
+        assert place is not None, "this process is on the mesh of its parameters"
+        axes = zip(placements, place, strict=True)
+        writes = all(number == 0 for axis, number in axes if axis.is_replicate())
+        return Held(local, tuple(offset), tuple(tensor.shape), writes)
+
+    def gathered(self, found: Any) -> list[Any]:
+        """What each process found, in their order; all of them call this together."""
+        everyone: list[Any] = [None] * self.processes
+        dist.all_gather_object(everyone, found)
+        return everyone
 
 
 def _part(gradient: Tensor) -> tuple[Tensor, int]:

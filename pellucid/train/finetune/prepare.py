@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,26 +14,32 @@ from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints.formats.hf import table
 from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
 from pellucid.checkpoints.formats.quantised import QuantisedWeights
-from pellucid.cli.finetune_run import FinetuneRun
-from pellucid.cli.training_setup import bfloat16
 from pellucid.evaluate import class_report
 from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
 from pellucid.tokenizers import Tokenizer
-from pellucid.train import Document, Schedule, TrainConfig, TrainState, documents
+from pellucid.train import documents
+from pellucid.train.config import TrainConfig
+from pellucid.train.documents import Document
 from pellucid.train.finetune import classify, freeze, tasks
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import kind_of, read_records, text_of
+from pellucid.train.finetune.run import Finetuning
+from pellucid.train.finetune.settings import FinetuneSettings
 from pellucid.train.finetune.tasks import Options, Task
+from pellucid.train.listener import Listener
+from pellucid.train.optim import Schedule
+from pellucid.train.prepare import bfloat16
+from pellucid.train.state import TrainState
 
 RECORD_SUFFIXES = (".json", ".jsonl", ".csv")
 MOST_CONTEXT = 1024  # tokens of a row, unless --context says more: memory grows with them
 
 
-def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
+def prepare(settings: FinetuneSettings, out: Path, listener: Listener) -> Finetuning:
     """A run at step 0: the model with its adapters or head, and the data as its task."""
-    settings.kind = kind_of_data(settings)
+    settings = replace(settings, kind=kind_of_data(settings))
     checkpoint = checkpoints.open_checkpoint(settings.model)
     if isinstance(checkpoint.weights, QuantisedWeights):
         raise ValueError(f"{settings.model} is quantised: fine-tune the model it was made from")
@@ -45,7 +50,7 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
         checkpoint, dtype=torch.float32 if whole else dtype, device=settings.device
     )
     if settings.adapter is not None:
-        _continue(settings, model, tokenizer)
+        settings = _continue(settings, settings.adapter, model, tokenizer)
     options = Options(
         context=settings.context or min(model.config.context_length, MOST_CONTEXT),
         batch=settings.batch,
@@ -61,25 +66,30 @@ def prepare(settings: Namespace, out: Path, *, quiet: bool) -> FinetuneRun:
     _choose_trained(settings, model)
     config = _train_config(settings, task, options)
     torch.manual_seed(settings.seed)  # for dropout
-    return FinetuneRun(
+    return Finetuning(
         settings=settings,
-        out=out,
+        folder=out,
         checkpoint=checkpoint,
         model=model,
+        tokenizer=tokenizer,
         task=task,
+        batches=task.batches,
+        objective=task.objective,
         config=config,
         state=TrainState.begin(model, config),
-        quiet=quiet,
+        listener=listener,
+        save_every=settings.save_every,
     )
 
 
-def _continue(settings: Namespace, model: Model, tokenizer: Tokenizer) -> None:
-    """Put in the adapters that ``--adapter`` names, before examples are read.
+def _continue(
+    settings: FinetuneSettings, folder: str, model: Model, tokenizer: Tokenizer
+) -> FinetuneSettings:
+    """Put in the adapters in `folder`, before examples are read; the settings with their rank.
 
     They are part of what preferences are measured against. ValueError for another rank or alpha
     than theirs.
     """
-    folder = settings.adapter
     made = apply_adapter(model, folder, module_names(table(model.config))).values()
     speak_template(tokenizer, folder)
     for flag, given, there in (
@@ -89,14 +99,14 @@ def _continue(settings: Namespace, model: Model, tokenizer: Tokenizer) -> None:
         if given is not None and not any(math.isclose(given, one) for one in there):
             found = ", ".join(f"{one:g}" for one in sorted(there))
             raise ValueError(f"{flag} {given:g}: the adapter in {folder} has {found}; leave it out")
-    settings.lora = max(adapter.rank for adapter in made)
     if settings.lora_dropout is not None:
         LoraConfig(dropout=settings.lora_dropout)  # refuses what is no share
         for adapter in made:
             adapter.dropout.p = settings.lora_dropout
+    return replace(settings, lora=max(adapter.rank for adapter in made))
 
 
-def _choose_trained(settings: Namespace, model: Model) -> None:
+def _choose_trained(settings: FinetuneSettings, model: Model) -> None:
     if settings.adapter is not None:
         pass  # `_continue` has chosen
     elif settings.lora is not None:
@@ -116,13 +126,13 @@ def _choose_trained(settings: Namespace, model: Model) -> None:
         raise ValueError("--last-blocks 0 leaves nothing to train: only a classifier has a head")
 
 
-def _train_config(settings: Namespace, task: Task, options: Options) -> TrainConfig:
+def _train_config(settings: FinetuneSettings, task: Task, options: Options) -> TrainConfig:
     steps = settings.steps
     if steps is None:
         if not settings.epochs > 0:
             raise ValueError(f"--epochs {settings.epochs:g}: expected a number above 0")
         steps = max(1, round(settings.epochs * task.steps_per_epoch))
-    peak = settings.lr if settings.lr is not None else usual_rate(settings)
+    peak = settings.lr if settings.lr is not None else default_rate(settings)
     warmup = round(0.03 * steps) if settings.warmup is None else settings.warmup
     return TrainConfig(
         schedule=Schedule(peak=peak, final=peak / 10, warmup=warmup, steps=steps),
@@ -137,17 +147,17 @@ def _train_config(settings: Namespace, task: Task, options: Options) -> TrainCon
     )
 
 
-def usual_rate(settings: Namespace) -> float:
+def default_rate(settings: FinetuneSettings) -> float:
     """A learning rate for models of some billion parameters; small ones bear ten times as much."""
     rate = 2e-4 if settings.lora else 1e-3 if settings.last_blocks == 0 else 2e-5
     return rate / 10 if settings.kind == "preferences" else rate
 
 
-def kind_of_data(settings: Namespace) -> str:
+def kind_of_data(settings: FinetuneSettings) -> Any:
     """What ``--as`` says, or the keys of the first example, or plain text."""
     if settings.kind:
         return settings.kind
-    first = Path(settings.data[0])
+    first = Path((settings.data or [""])[0])
     if first.suffix not in RECORD_SUFFIXES or first.is_dir():
         return "text"
     try:
@@ -156,7 +166,9 @@ def kind_of_data(settings: Namespace) -> str:
         raise ValueError(f"{error}; or say with --as what {first} is") from None
 
 
-def make_task(settings: Namespace, model: Model, tokenizer: Tokenizer, options: Options) -> Task:
+def make_task(
+    settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, options: Options
+) -> Task:
     """Read and split the data, and give the model its head if it is to have one."""
     kind = settings.kind
     if kind == "text":
@@ -183,10 +195,11 @@ def make_task(settings: Namespace, model: Model, tokenizer: Tokenizer, options: 
     )
 
 
-def _documents(settings: Namespace) -> tuple[list[Document], list[Document]]:
-    read = list(_texts(settings.data))
+def _documents(settings: FinetuneSettings) -> tuple[list[Document], list[Document]]:
+    data = settings.data or []
+    read = list(_texts(data))
     if not read:
-        raise ValueError(f"no text to learn from in {' '.join(settings.data)}")
+        raise ValueError(f"no text to learn from in {' '.join(data)}")
     if settings.eval_data:
         return read, list(_texts(settings.eval_data))
     return tasks.split_texts(read, settings.hold_out, settings.seed)
@@ -204,8 +217,8 @@ def _texts(paths: Sequence[str]) -> Iterator[Document]:
                 yield Document(record.where, text)
 
 
-def _records(settings: Namespace) -> tuple[list[Any], list[Any]]:
-    read = [record for path in settings.data for record in read_records(path)]
+def _records(settings: FinetuneSettings) -> tuple[list[Any], list[Any]]:
+    read = [record for path in settings.data or [] for record in read_records(path)]
     if settings.eval_data:
         return read, [record for path in settings.eval_data for record in read_records(path)]
     return tasks.split(read, settings.hold_out, settings.seed)

@@ -4,48 +4,50 @@ from __future__ import annotations
 
 import math
 import shutil
-from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints.save import copy_tokenizer
-from pellucid.cli.common import progress_bar
-from pellucid.cli.training_run import OURS, Run
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
 from pellucid.tokenizers import Tokenizer
-from pellucid.train import (
-    Batches,
+from pellucid.train import run_folder, watch
+from pellucid.train.batches import Batches
+from pellucid.train.config import TrainConfig
+from pellucid.train.documents import (
     Document,
-    LoaderBatches,
-    RandomBatches,
-    Schedule,
-    TrainConfig,
-    TrainState,
+    Layout,
+    begin_and_end,
     hold_out,
-    new_model,
     read_documents,
-    run_folder,
     stdlib_documents,
     token_stream,
 )
-from pellucid.train.documents import Layout, begin_and_end
-from pellucid.train.parallel import SHARDED, ranks_launched
+from pellucid.train.listener import Listener
+from pellucid.train.loop import Data
+from pellucid.train.objective import next_token_objective, plain_next_token_objective
+from pellucid.train.optim import Schedule
+from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
+from pellucid.train.pretraining import Pretraining
+from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
+from pellucid.train.run import EVENTS, LOG, PLOT
+from pellucid.train.settings import CONFIG, TrainSettings
 from pellucid.train.shards import tokenise
 from pellucid.train.spans import training_texts
+from pellucid.train.start import new_model
+from pellucid.train.state import TrainState
 from pellucid.train.token_source import TokenSource, TokenTensor
 from pellucid.train.watch import check_only
-
-if TYPE_CHECKING:
-    from pellucid.train.loop import Data
-
+from pellucid.train.watch_plot import PICTURE
 
 TOKENS = "tokens"  # the folder of tokenised text in a run's folder
+OURS = (CONFIG, LOG, PLOT, EVENTS, run_folder.CHECKPOINTS, run_folder.LAST, run_folder.BEST)
+OURS += (watch.TABLE, watch.FOLDER, PICTURE)
 
 
 class Text(NamedTuple):
@@ -56,7 +58,7 @@ class Text(NamedTuple):
     held_out_bytes: int
 
 
-def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
+def prepare(settings: TrainSettings, out: Path, folder: Path, listener: Listener) -> Pretraining:
     """A run at step 0. A tokenizer that is learnt or copied goes to `folder`."""
     check(settings)  # first what is quick to complain about
     tokenizer = tokenizer_for(settings, folder)
@@ -69,36 +71,24 @@ def prepare(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run
         model = new_model(config, settings.seed, settings.start, settings.bias)
     if settings.init is not None or settings.start != "torch":
         torch.manual_seed(settings.seed)  # for dropout; "torch" goes on from the weights' numbers
-    return _run(settings, out, model, tokenizer, folder, quiet)
+    return _run(settings, out, model, tokenizer, folder, listener)
 
 
-def go_on(settings: Namespace, out: Path, folder: Path, *, quiet: bool) -> Run:
+def go_on(settings: TrainSettings, out: Path, folder: Path, listener: Listener) -> Pretraining:
     """A run as it was when ``RUN/last`` was saved."""
-    last = out / run_folder.LAST
-    if not last.is_dir():
-        raise FileNotFoundError(f"--resume: {run_folder.kept(out)}")
-    checkpoint = checkpoints.open_checkpoint(last)
-    model = build(checkpoint.config, "meta")
-    model.load_state_dict(dict(checkpoint.weights))
+    with run_folder.reading_last(out) as last:
+        checkpoint = checkpoints.open_checkpoint(last)
+        model = build(checkpoint.config, "meta")
+        model.load_state_dict(dict(checkpoint.weights))
     if not settings.bias:
         freeze_biases(model)
     copy_tokenizer(last, folder)  # the checkpoint goes when the next one is saved
-    run = _run(settings, out, model, tokenizers.load(folder), folder, quiet)
+    run = _run(settings, out, model, tokenizers.load(folder), folder, listener)
     if not ranks_launched():  # they take their parts of the state once the model is spread
-        run.state = saved_state(last, model, run.config)
+        with run_folder.reading_last(out):
+            run.state = TrainState.load(last, model, run.config)
         run.restore()
     return run
-
-
-def saved_state(last: Path, model: Model, config: TrainConfig) -> TrainState:
-    """The state of a checkpoint, of one process or of several."""
-    if not (last / SHARDED).is_dir():
-        return TrainState.load(last, model, config)
-    from pellucid.train.parallel import checkpoint
-
-    state = TrainState.begin(model, config)
-    checkpoint.load(last, model, state)
-    return state
 
 
 def freeze_biases(model: Model) -> None:
@@ -118,7 +108,17 @@ def clear(out: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def check(settings: Namespace) -> None:
+def make_room(settings: TrainSettings, out: Path, overwrite: bool) -> None:
+    """Refuse a folder with something in it that is not to be replaced: FileExistsError."""
+    if {path.name for path in out.iterdir()} - {TOKENS} and not overwrite:
+        raise FileExistsError(
+            f"--out {out} is not empty: give a new folder, --resume to go on, or --overwrite"
+        )
+    if overwrite and settings.tokens is None:
+        clear(out, TOKENS)  # of an earlier run with another tokenizer
+
+
+def check(settings: TrainSettings) -> None:
     """ValueError for settings that no text and no model can make right."""
     steps = settings.steps or max(settings.warmup + settings.hold + 1, settings.epochs or 1)
     train_config(settings, steps)
@@ -131,7 +131,7 @@ def check(settings: Namespace) -> None:
     _check_watch(settings)
 
 
-def _check_watch(settings: Namespace) -> None:
+def _check_watch(settings: TrainSettings) -> None:
     if settings.trace_every < 0:
         raise ValueError(f"--trace-every {settings.trace_every}: expected 0 or more")
     if (settings.only or settings.trace_tensors) and not settings.trace_every:
@@ -143,16 +143,16 @@ def _check_watch(settings: Namespace) -> None:
 
 
 def _run(
-    settings: Namespace,
+    settings: TrainSettings,
     out: Path,
     model: Model,
     tokenizer: Tokenizer,
     tokenizer_folder: Path,
-    quiet: bool,
-) -> Run:
-    text = read_text(settings, tokenizer, out, quiet=quiet)
+    listener: Listener,
+) -> Pretraining:
+    text = read_text(settings, tokenizer, out, listener)
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
-    steps = settings.steps or settings.epochs * per_epoch
+    steps = settings.steps or (settings.epochs or 0) * per_epoch
     _check_prompt(settings, tokenizer, model.config.context_length)
     if settings.trace_every:
         check_only(model, settings.only or ["*"], logits=settings.loss == "plain")
@@ -161,24 +161,28 @@ def _run(
         if settings.recompute:
             recompute_blocks(model)
     config = train_config(settings, steps)
-    return Run(
+    plain = settings.loss == "plain"
+    return Pretraining(
         settings=settings,
-        out=out,
+        folder=out,
         model=model,
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         begin_id=around_texts(settings, tokenizer)[0],
         batches=batches,
+        objective=plain_next_token_objective if plain else next_token_objective,
         training_tokens=len(text.training),
-        held_out=text.held_out,
+        held_out_text=text.held_out,
         held_out_bytes=text.held_out_bytes,
         config=config,
         state=TrainState.begin(model, config),
-        quiet=quiet,
+        listener=listener,
+        save_every=settings.save_every,
+        bfloat16=config.bfloat16,
     )
 
 
-def _check_prompt(settings: Namespace, tokenizer: Tokenizer, context: int) -> None:
+def _check_prompt(settings: TrainSettings, tokenizer: Tokenizer, context: int) -> None:
     """A prompt that cannot be sampled from shows now, not in the middle of the run."""
     length = len(tokenizer.encode(settings.prompt)) if settings.sample_every else 0
     if length + 1 >= context:
@@ -188,11 +192,11 @@ def _check_prompt(settings: Namespace, tokenizer: Tokenizer, context: int) -> No
 # ── Text ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_text(settings: Namespace, tokenizer: Tokenizer, out: Path, *, quiet: bool = True) -> Text:
+def read_text(settings: TrainSettings, tokenizer: Tokenizer, out: Path, listener: Listener) -> Text:
     """The text as tokens: mapped from files, or in memory where it is small or has no begin."""
     begin, end = around_texts(settings, tokenizer)
     if settings.data and begin is not None:
-        with progress_bar("bytes of text to tokens", quiet=quiet) as report:
+        with listener.tokenising() as report:
             corpus = tokenise(
                 settings.data,
                 tokenizer,
@@ -220,21 +224,21 @@ def _stream(
     return torch.cat([torch.tensor(tokenizer.encode(document.text)) for document in documents])
 
 
-def _layout(settings: Namespace) -> Layout:
+def _layout(settings: TrainSettings) -> Layout:
     return Layout(text_key=settings.text_key, separator=settings.separator)
 
 
-def _documents(settings: Namespace) -> list[Document]:
+def _documents(settings: TrainSettings) -> list[Document]:
     if settings.stdlib:
         return stdlib_documents()
-    documents = read_documents(settings.data, _layout(settings))
+    documents = read_documents(settings.data or [], _layout(settings))
     if not documents:
-        given = " ".join(settings.data)
+        given = " ".join(settings.data or [])
         raise ValueError(f"no text to train on in {given}: expected files with text in them")
     return documents
 
 
-def tokenizer_for(settings: Namespace, folder: Path) -> Tokenizer:
+def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
     """The tokenizer of ``--init``, one that is given, or one learnt from the text.
 
     Its files go to `folder`.
@@ -242,7 +246,7 @@ def tokenizer_for(settings: Namespace, folder: Path) -> Tokenizer:
     if settings.init is not None:
         copy_tokenizer(checkpoints.open_checkpoint(settings.init).folder, folder)
         return tokenizers.load(folder)
-    if settings.tokenizer not in (None, "characters"):
+    if settings.tokenizer is not None and settings.tokenizer != "characters":
         given = Path(settings.tokenizer)
         tokenizer = tokenizers.load(given)
         copy_tokenizer(given if given.is_dir() else given.parent, folder)
@@ -258,7 +262,7 @@ def tokenizer_for(settings: Namespace, folder: Path) -> Tokenizer:
     return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 
-def around_texts(settings: Namespace, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+def around_texts(settings: TrainSettings, tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """The tokens before and behind each document; none with ``--no-begin``."""
     if not settings.begin:
         return None, None
@@ -268,25 +272,27 @@ def around_texts(settings: Namespace, tokenizer: Tokenizer) -> tuple[int | None,
         raise ValueError(f"{error}: give another, or --no-begin") from None
 
 
-def _batches(settings: Namespace, source: TokenSource, context: int) -> tuple[Data, int]:
+def _batches(settings: TrainSettings, source: TokenSource, context: int) -> tuple[Data, int]:
     """Batches in the order that is asked for, and how many of them go once over the text."""
-    size = {"context": context, "batch": settings.batch}
+    batch = settings.batch
     if settings.order != "seeded" and (settings.copies or settings.documents == "masked"):
         raise ValueError("copies and masked documents need order seeded")
     if settings.order == "dataloader":
         loader = LoaderBatches(
             source,
-            **size,
+            context=context,
+            batch=batch,
             eval_every=settings.eval_every,
-            eval_batches=max(1, settings.eval_windows // settings.batch),
+            eval_batches=max(1, settings.eval_windows // batch),
         )
         return loader, loader.steps_per_epoch
-    per_epoch = math.ceil(len(source) // context / settings.batch)
+    per_epoch = math.ceil(len(source) // context / batch)
     if settings.order == "random":
-        return RandomBatches(source, **size, seed=settings.seed), per_epoch
+        return RandomBatches(source, context=context, batch=batch, seed=settings.seed), per_epoch
     batches = Batches(
         source,
-        **size,
+        context=context,
+        batch=batch,
         seed=settings.seed,
         copies=settings.copies,
         documents=settings.documents == "masked",
@@ -297,7 +303,7 @@ def _batches(settings: Namespace, source: TokenSource, context: int) -> tuple[Da
 # ── Model and training ───────────────────────────────────────────────────────────────────────────
 
 
-def model_config(settings: Namespace, vocab_size: int) -> Config:
+def model_config(settings: TrainSettings, vocab_size: int) -> Config:
     """The shape of a model that begins from random weights."""
     width, heads = settings.width, settings.heads
     if settings.family == "gpt2":
@@ -339,7 +345,7 @@ def _rounded(width: float, multiple: int = 32) -> int:
     return -int(-width // multiple) * multiple
 
 
-def train_config(settings: Namespace, steps: int) -> TrainConfig:
+def train_config(settings: TrainSettings, steps: int) -> TrainConfig:
     """How to train, checked."""
     peak = settings.lr
     return TrainConfig(
