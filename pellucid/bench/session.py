@@ -51,8 +51,8 @@ def run_bench(
     baseline      engine to divide by; None: the first
     peer_pythons  other interpreters in which peers may be installed
     memory_bytes  of all engines together; None: 70 % of what is free
-    work          where models' files are kept from run to run (None: `work_folder()`), which must be
-                  a folder that only this user can write
+    work          a folder that only this user can write, where models' files are kept from run to
+                  run; None: `work_folder()`
     prepare       only write the models' files
 
     Ctrl-C ends the measurements, and what has been measured is summarised. ValueError for a shape
