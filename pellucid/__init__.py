@@ -15,31 +15,54 @@ __version__ = "0.1.0"
 _LAZY = {
     "LanguageModel": "pellucid.language_model",
     "assert_same_model": "pellucid.diff",
+    "convert": "pellucid.checkpoints",
     "diff_steps": "pellucid.diff.training.record",
+    "fetch": "pellucid.checkpoints",
     "finetune": "pellucid.train.finetune.entry",
+    "label_report": "pellucid.evaluate.labels",
     "load": "pellucid.language_model",
+    "model_report": "pellucid.checkpoints.model_report",
+    "quantise_checkpoint": "pellucid.evaluate.quantise",
     "record_step": "pellucid.diff.training.record",
+    "run_bench": "pellucid.bench.session",
+    "text_report": "pellucid.evaluate.text_report",
     "Trace": "pellucid.trace",
+    "walk_prompt": "pellucid.walk.prompt_walk",
 }
 __all__ = [
     "LanguageModel",
     "Trace",
     "assert_same_model",
+    "convert",
     "diff",
     "diff_steps",
+    "fetch",
     "finetune",
+    "label_report",
     "load",
+    "model_report",
+    "quantise_checkpoint",
     "record_step",
+    "run_bench",
+    "text_report",
     "train",
+    "walk_prompt",
 ]
 
 if TYPE_CHECKING:
+    from pellucid.bench.session import run_bench
+    from pellucid.checkpoints import convert, fetch
+    from pellucid.checkpoints.model_report import model_report
     from pellucid.diff import assert_same_model, diff
     from pellucid.diff.training.record import diff_steps, record_step
+    from pellucid.evaluate.labels import label_report
+    from pellucid.evaluate.quantise import quantise_checkpoint
+    from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train
     from pellucid.train.finetune.entry import finetune
+    from pellucid.walk.prompt_walk import walk_prompt
 
 
 def __getattr__(name: str) -> Any:

@@ -56,15 +56,14 @@ def load(
              which decodes faster
 
     Raises ValueError or OSError, in one clear line, for a checkpoint or an adapter that is not
-    whole, and for an adapter of another model.
+    whole, for an adapter of another model, and for a device that this machine does not have.
     """
     if adapter is not None and stream:
         raise ValueError("an adapter stands beside weights in memory: leave out stream, or adapter")
+    place = as_device(device)
     checkpoint = checkpoints.open_checkpoint(source)
     load_model = checkpoints.stream_model if stream else checkpoints.load_model
-    model = load_model(
-        checkpoint, dtype=as_dtype(dtype), device=torch.device(device), dialect=dialect
-    )
+    model = load_model(checkpoint, dtype=as_dtype(dtype), device=place, dialect=dialect)
     lm = LanguageModel(model, tokenizers.load(checkpoint.folder), checkpoint)
     if adapter is not None:
         _adapt(lm, Path(adapter))
@@ -92,6 +91,27 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
             )
         return found
     return dtype
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """A torch device from its name; ValueError for one that is unknown or not in this machine."""
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1 …") from None
+    if place.type == "cuda":  # counted, not tried: a context on the first GPU takes its memory
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (place.index or 0) >= count:
+            found = f"{count} of them" if count else "no GPU that it can use"
+            raise ValueError(f"device {place}: PyTorch finds {found} in this machine; try cpu")
+    elif place.type != "cpu":
+        try:
+            torch.empty(0, device=place)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise ValueError(
+                f"device {place}: PyTorch cannot use it on this machine; try cpu"
+            ) from None
+    return place
 
 
 class LanguageModel:

@@ -50,6 +50,7 @@ FLOORS = {
     "ownership": 1,
     "names": 1,
     "numerics": 1,
+    "spelling": 1,
     "step_recording": 1,
     "system": 1,
     "tokenizers": 1,

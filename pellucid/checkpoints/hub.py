@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pellucid
 from pellucid.checkpoints.formats.hf import INDEX, TOKENIZER_FILES
+from pellucid.spelling import suggestion
 
 # What the two layouts consist of; a repository often holds the same weights in further formats.
 FILES = (
@@ -41,8 +42,15 @@ def resolve(source: str | Path) -> Path:
         return fetch(source)
     raise FileNotFoundError(
         f"{source}: no such folder; a model is a folder, owner/name on the Hub, "
-        f"{' or '.join(DEMOS)}"
+        f"{' or '.join(DEMOS)}{suggestion(str(source), [*DEMOS, *_folders_beside(folder)])}"
     )
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    """The folders among which `folder` was looked for, as they would have been given."""
+    with contextlib.suppress(OSError):
+        return [str(folder.parent / each.name) for each in folder.parent.iterdir() if each.is_dir()]
+    return []
 
 
 def _demo(name: str) -> Path:

@@ -7,8 +7,7 @@ only the module of the verb that runs is imported.
 
 from __future__ import annotations
 
-import argparse
-import os
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,18 +17,21 @@ import pellucid
 
 # verb -> (module, one line of help)
 VERBS = {
-    "walk": ("pellucid.cli.inside", "from the text to the next token, one named tensor at a time"),
-    "trace": ("pellucid.cli.inside", "write every named tensor of a run into a file"),
-    "diff": ("pellucid.cli.diff", "where two implementations of one model part, and why"),
-    "generate": ("pellucid.cli.text", "continue a prompt"),
-    "chat": ("pellucid.cli.text", "talk with a model"),
-    "info": ("pellucid.cli.info", "what a model is made of, counted, without loading it"),
-    "plan": ("pellucid.cli.plan", "what training takes on so many cards, nothing allocated"),
+    "walk": ("pellucid.cli.walk", "show each step from a text to the next token"),
+    "trace": ("pellucid.cli.trace", "write every named tensor of a run into a file"),
+    "diff": ("pellucid.cli.diff", "find where two implementations of a model differ, and why"),
+    "generate": ("pellucid.cli.generate", "continue a prompt"),
+    "chat": ("pellucid.cli.chat", "talk with a model"),
+    "info": (
+        "pellucid.cli.info",
+        "count a model's parameters, bytes and FLOPs, draw its parts",
+    ),
+    "plan": ("pellucid.cli.plan", "estimate what training takes on a number of GPUs"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),
-    "finetune": ("pellucid.cli.finetune", "teach a model text, answers, labels or preferences"),
-    "eval": ("pellucid.cli.evaluate", "loss, perplexity and bits per byte over text"),
-    "bench": ("pellucid.cli.bench", "how fast, against this machine's own limits"),
-    "convert": ("pellucid.cli.convert", "between the layouts, with a proof that nothing was lost"),
+    "finetune": ("pellucid.cli.finetune", "fine-tune on text, answers, labels or preferences"),
+    "eval": ("pellucid.cli.evaluate", "measure perplexity on text, accuracy on tasks or labels"),
+    "bench": ("pellucid.cli.bench", "measure speed against this machine's own limits"),
+    "convert": ("pellucid.cli.convert", "write a model in another format, and prove it the same"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
 }
 USER_ERRORS = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplementedError)
@@ -37,44 +39,63 @@ USER_ERRORS = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplemen
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0, what the verb says, or 2 for an error a user can cause."""
+    from pellucid.cli.streams import abandon_output, prepare_streams
+
+    prepare_streams()
+    words = list(sys.argv[1:] if argv is None else argv)
+    status = 0
     try:
-        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()  # not at exit, where a reader that has left can no longer be met
+        status = _dispatch(words)
+        sys.stdout.flush()  # here, not at exit: there a failure could only be a traceback
     except BrokenPipeError:  # `pellucid … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_output()
         return 0
+    except OSError as error:  # a full disk behind standard output
+        if "--traceback" in words:
+            raise
+        abandon_output()
+        return status or _complain(words[0] if words else "help", error)
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print(file=sys.stderr)
+        return 130
     return status
 
 
-def _dispatch(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
-    if argv[0] in ("-V", "--version"):
+    if words[0] in ("-V", "--version"):
         print(f"pellucid {pellucid.__version__}")
         return 0
-    verb = argv[0]
+    verb = words[0]
     if verb not in VERBS:
-        return _complain(verb, f"no such verb; expected one of {', '.join(VERBS)}")
-    return _run(verb, argv[1:])
+        from pellucid.spelling import suggestion
+
+        expected = f"no such verb; expected one of {', '.join(VERBS)}"
+        return _complain(verb, expected + suggestion(verb, VERBS))
+    return _run(verb, words[1:])
 
 
-def _run(verb: str, argv: list[str]) -> int:
+def _run(verb: str, words: list[str]) -> int:
+    from pellucid.cli.parser import VerbParser
+
     module_name, line = VERBS[verb]
     module = import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"pellucid {verb}", description=_sentence(line))
+    parser = VerbParser(prog=f"pellucid {verb}", description=_sentence(line))
     getattr(module, f"{verb}_arguments")(parser)
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
-    arguments = parser.parse_args(argv)
+    parser.add_argument(
+        "--traceback", action="store_true", help="after an error, show where in the code it arose"
+    )
+    arguments = parser.parse_words(words)
     usual_format = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"pellucid {verb}: {_one_line(message)}\n"
     try:
+        _check_device(arguments)
         return getattr(module, verb)(arguments) or 0
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
     except BrokenPipeError:
-        raise  # an OSError, but nobody's error: see main
+        raise  # an OSError, but no mistake of the user: see main
     except USER_ERRORS as error:
         if arguments.traceback:
             raise
@@ -83,8 +104,18 @@ def _run(verb: str, argv: list[str]) -> int:
         warnings.formatwarning = usual_format
 
 
+def _check_device(arguments: object) -> None:
+    """ValueError where ``--device``, of whichever verb, is not in this machine."""
+    device = getattr(arguments, "device", None)
+    if device not in (None, "cpu"):
+        from pellucid.language_model import as_device
+
+        as_device(device)
+
+
 def _complain(verb: str, what: object) -> int:
-    print(f"pellucid {verb}: {_one_line(what)}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"pellucid {verb}: {_one_line(what)}", file=sys.stderr)
     return 2
 
 
@@ -105,5 +136,5 @@ def _help() -> str:
         f"{verbs}\n\n"
         "A model is a folder (Meta's or Hugging Face's layout), owner/name on the Hub, or one\n"
         "that ships with the package: demo (a Llama, the default) and demo-gpt2.\n"
-        "pellucid VERB --help says what a verb takes."
+        "pellucid VERB --help lists the arguments of a verb."
     )

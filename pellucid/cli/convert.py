@@ -3,68 +3,117 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import re
-import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import DTYPES, console, print_json
-from pellucid.cli.quantising import FORMATS, quantise, quantising_arguments
+from pellucid.cli.common import DTYPES, MODEL_HELP, console, print_json, progress_bars
+from pellucid.cli.types import byte_size
 
 if TYPE_CHECKING:
-    from pellucid.checkpoints.convert import Conversion
-    from pellucid.checkpoints.proof import Progress
+    from pellucid.checkpoints import Conversion
+    from pellucid.evaluate.quantise import Quantisation
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BITS = {"int8": 8, "int6": 6, "int4": 4}
+_LAYOUT_ONLY = ("shards", "max_shard_size", "dtype", "context_length")
+_BITS_ONLY = ("group", "head_bits", "text")
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """From where, to where, in which layout and how split."""
-    parser.add_argument("source", metavar="SRC", help="folder, owner/name, demo or demo-gpt2")
-    parser.add_argument("destination", metavar="DST", help="a folder that is new or empty")
+    parser.add_argument("source", metavar="SRC", help=f"model to convert: {MODEL_HELP}")
+    parser.add_argument(
+        "destination", metavar="DST", help="folder to write, which must be new or empty"
+    )
     parser.add_argument(
         "--to",
         required=True,
-        choices=("hf", "meta", *FORMATS),
-        help="hf: config.json and safetensors; meta: params.json and consolidated.*.pth (Llama); "
-        "int8, int6, int4: quantised weights, which Pellucid reads",
+        choices=("hf", "meta", *BITS),
+        help="format to write; hf: config.json and safetensors; meta: params.json and "
+        "consolidated.*.pth, for a Llama; int8, int6, int4: quantised weights, for Pellucid only",
     )
-    split = parser.add_mutually_exclusive_group()
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+    group = parser.add_argument_group("with --to hf or --to meta")
+    split = group.add_mutually_exclusive_group()
     split.add_argument(
-        "--shards", type=int, metavar="N", help="number of weight files (default: 1; hf: by size)"
+        "--shards",
+        type=int,
+        metavar="N",
+        help="split the weights into N files (default: one for meta; for hf see --max-shard-size)",
     )
     split.add_argument(
         "--max-shard-size",
-        type=_size,
+        type=byte_size,
         metavar="SIZE",
-        help="hf: no weight file above 500M, 5G … (default 5G)",
+        help="with --to hf: write no weight file larger than SIZE, such as 500M (default 5G)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="default: as stored")
-    parser.add_argument(
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="data type of the weights written (default: as in SRC)"
+    )
+    group.add_argument(
         "--context-length",
         type=int,
         metavar="N",
-        help="from meta to hf: what config.json states (params.json does not say)",
+        help="from meta to hf: context length to write into config.json, as params.json has none",
     )
-    quantising_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    group = parser.add_argument_group("with --to int8, int6 or int4")
+    group.add_argument(
+        "--group",
+        type=int,
+        metavar="N",
+        help="number of weights that share a scale: 32, 64 or 128 (default 64)",
+    )
+    group.add_argument(
+        "--head-bits",
+        type=int,
+        choices=(8, 6, 4),
+        help="bits of a weight in the embedding and the head (default 8; 6 with --to int4)",
+    )
+    group.add_argument(
+        "--text",
+        nargs="+",
+        metavar="FILE",
+        help="measure on these text files what quantising costs in perplexity and KL divergence",
+    )
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Convert, prove it, and say what was written."""
-    if arguments.to in FORMATS:
-        quantise(arguments)
-        return
-    for flag in ("group", "head_bits", "text"):
-        if getattr(arguments, flag) is not None:
-            raise ValueError(f"--{flag.replace('_', '-')} is for --to int8, int6 and int4")
-    from pellucid.checkpoints.convert import convert
+    """Convert or quantise, and print what was written and what proves or costs it."""
+    from pellucid.show.convert_terminal import conversion_lines, quantisation_lines
+
+    if arguments.to in BITS:
+        why = "is for --to hf and --to meta: quantised models are one file"
+        _refuse(arguments, _LAYOUT_ONLY, why)
+        done = _quantised(arguments)
+        values, lines = dataclasses.asdict(done), quantisation_lines(done)
+    else:
+        _refuse(arguments, _BITS_ONLY, "is for --to int8, int6 and int4")
+        done = _converted(arguments)
+        values, lines = dataclasses.asdict(done) | {"bytes": done.bytes}, conversion_lines(done)
+    if arguments.json:
+        print_json(values)
+    else:
+        console().print("\n".join(lines), markup=False, highlight=False)
+
+
+def _quantised(arguments: argparse.Namespace) -> Quantisation:
+    from pellucid.evaluate.quantise import quantise_checkpoint
+    from pellucid.models.quantised import GROUP, Format
+
+    how = Format(
+        bits=BITS[arguments.to],
+        group=arguments.group or GROUP,
+        head_bits=arguments.head_bits or 0,
+    )
+    text = arguments.text or ()
+    return quantise_checkpoint(arguments.source, arguments.destination, how, text=text)
+
+
+def _converted(arguments: argparse.Namespace) -> Conversion:
+    from pellucid.checkpoints import convert
     from pellucid.language_model import as_dtype
 
-    with _bar() as progress:
-        done = convert(
+    with progress_bars() as progress:
+        return convert(
             arguments.source,
             arguments.destination,
             arguments.to,
@@ -74,56 +123,10 @@ def convert(arguments: argparse.Namespace) -> None:
             context_length=arguments.context_length,
             progress=progress,
         )
-    if arguments.json:
-        print_json(dataclasses.asdict(done) | {"bytes": done.bytes})
-    else:
-        console().print(_report(done), markup=False)
 
 
-def _report(done: Conversion) -> str:
-    """What was written and what proves it, a line each."""
-    longest = max(map(len, done.files))
-    lines = [f"{done.source} → {done.destination}"]
-    lines += [f"  {name:<{longest}}  {size:>15,} bytes" for name, size in done.files.items()]
-    left_out = ""
-    if done.left_out:
-        shown = ", ".join(done.left_out[:3]) + (" …" if len(done.left_out) > 3 else "")
-        left_out = f"; {len(done.left_out)} that say nothing new left out ({shown})"
-    count = done.tensors
-    lines += [
-        f"{'written':<15}{done.bytes:,} bytes in {len(done.files)} files",
-        f"{'tensors':<15}{count}, {done.dtype}{left_out}",
-        f"{'converted back':<15}{count} of {count} tensors bit-equal",
-        f"{'sha-256':<15}{done.digest} (source and destination)",
-        f"{'logits':<15}equal in every bit on {done.tokens} tokens",
-        f"{'tokenizer':<15}{', '.join(done.tokenizer) or 'none'}",
-    ]
-    return "\n".join([*lines, *(f"{'note':<15}{note}" for note in done.notes)])
-
-
-def _size(text: str) -> int:
-    """A number of bytes: 500M, 5GB, 5000000000."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.upper())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 500M or 5G")
-    return size
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Progress | None]:
-    """A progress bar on a terminal, nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import Progress as Bar
-
-    with Bar(console=console(stderr=True), transient=True) as bar:
-        tasks = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield advance
+def _refuse(arguments: argparse.Namespace, flags: tuple[str, ...], why: str) -> None:
+    """ValueError where one of `flags` was given, which mean nothing for this ``--to``."""
+    for flag in flags:
+        if getattr(arguments, flag) is not None:
+            raise ValueError(f"--{flag.replace('_', '-')} {why}")

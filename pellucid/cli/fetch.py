@@ -1,4 +1,4 @@
-"""``pellucid fetch OWNER/NAME``: download a model and say where it lies."""
+"""``pellucid fetch OWNER/NAME``: download a model and print the folder it is in."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from pellucid.cli.common import print_json
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     """Which repository, and whether as JSON."""
-    parser.add_argument("repository", metavar="OWNER/NAME", help="a model repository on the Hub")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "repository", metavar="OWNER/NAME", help="model to download, as the Hub names it"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object (default: the model's folder)"
+    )
 
 
 def fetch(arguments: argparse.Namespace) -> None:
-    """Download into the Hub's own cache, hold the files against each other, print the folder."""
+    """Download into the Hub's own cache, check the files against each other, print the folder."""
     from pellucid import checkpoints
 
     checkpoint = checkpoints.open_checkpoint(checkpoints.fetch(arguments.repository))
-    if arguments.json:
-        print_json(
-            {
-                "model": arguments.repository,
-                "folder": str(checkpoint.folder),
-                "layout": checkpoint.layout,
-                "family": checkpoint.config.family,
-                "file_bytes": checkpoint.file_bytes,
-            }
-        )
-    else:
+    if not arguments.json:
         print(checkpoint.folder)
+        return
+    print_json(
+        {
+            "model": arguments.repository,
+            "folder": str(checkpoint.folder),
+            "layout": checkpoint.layout,
+            "family": checkpoint.config.family,
+            "file_bytes": checkpoint.file_bytes,
+        }
+    )

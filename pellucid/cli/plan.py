@@ -70,7 +70,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     """Print memory per rank for each way to spread the model, and the time it takes."""
-    from pellucid.cli.info import find_config
+    from pellucid.checkpoints.model_report import find_config
     from pellucid.models.census import census, check_tokens
     from pellucid.train.plan import Pace, Work, layouts
 

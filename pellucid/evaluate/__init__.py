@@ -9,6 +9,10 @@
 | text.py | loss, perplexity, bits per byte |
 | agreement.py | two models over the same windows: KL divergence, top-1 agreement |
 | classes.py | confusion counts, accuracy, precision and recall of each class |
+| text_report.py | files of text to one report: ``pellucid eval --text`` |
+| labels.py | a fine-tuned classifier over labelled texts: ``pellucid eval --labels`` |
+| quantise.py | weight-only quantisation and what it costs in predictions |
+| heads.py | how much each attention head copies and looks back |
 | harness.py | the adapter by which lm-evaluation-harness drives a model |
 """
 

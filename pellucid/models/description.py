@@ -35,6 +35,11 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     return {"family": config.family, **_as_fields(config)}
 
 
+def describe_fields(config: ModelConfig) -> dict[str, Any]:
+    """As `describe`, without the family, for reports in which it stands beside the fields."""
+    return {name: value for name, value in describe(config).items() if name != "family"}
+
+
 def described_config(description: Mapping[str, Any]) -> ModelConfig:
     """The config that `describe` wrote; ValueError or TypeError for one that it did not."""
     stated = {**description, **_ropes(description)}

@@ -34,7 +34,7 @@ def show(report: Json, out: Console, *, every: bool) -> None:
         _print(out, text)
     _print(out, Text())
     for line in story(report):
-        for text in _told(line, out, every):
+        for text in _story_lines(line, out, every):
             _print(out, text)
     if every:
         _print(out, Text())
@@ -42,8 +42,8 @@ def show(report: Json, out: Console, *, every: bool) -> None:
             _print(out, text)
     verdict = report["verdict"]
     _print(out, Text())
-    told = Text(f"{verdict.replace('-', ' ').upper()}  ", style=f"bold {_COLOURS[verdict]}")
-    _print(out, told.append(meaning(report), style="not bold default"))
+    last = Text(f"{verdict.replace('-', ' ').upper()}  ", style=f"bold {_COLOURS[verdict]}")
+    _print(out, last.append(meaning(report), style="not bold default"))
 
 
 def _print(out: Console, text: Text) -> None:
@@ -60,7 +60,7 @@ def _head(report: Json) -> list[Text]:
     return lines
 
 
-def _told(line: Line, out: Console, every: bool) -> list[Text]:
+def _story_lines(line: Line, out: Console, every: bool) -> list[Text]:
     """A line of the story: label, mark, sentence; what belongs to it below, indented."""
     sign, colour = _MARKS.get(line.mark, (" ", "default"))
     strong = line.label == "FIRST"

@@ -1,8 +1,9 @@
-"""The walk on a terminal: chapters, steps, the tokens, where they look, what comes next."""
+"""The walk on a terminal: chapters, steps, the tokens, attention, the next token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from pellucid.names import layer_of
 from pellucid.show.digest import corner, hidden_cells, shape_text, visible
 from pellucid.walk.chapters import Chapters
 
@@ -24,28 +26,31 @@ _SHADES = ((0.75, "█"), (0.5, "▓"), (0.25, "▒"), (0.05, "░"), (0.0, " ")
 _WARM, _COLD = "yellow", "cyan"
 
 
-class Teller:
-    """Prints steps as they come; knows the chapters and the prompt's tokens."""
+class WalkPrinter:
+    """Prints steps as they come, under the chapters they belong to.
+
+    tokens  of the prompt, their ids; token_strings  their texts
+    """
 
     def __init__(self, console: Console, tokens: Sequence[int], token_strings: Sequence[str]):
         self.console = console
         self.tokens, self.token_strings = tokens, token_strings
         self._chapters = Chapters()
 
-    def step(self, step: Step) -> None:
+    def print_step(self, step: Step) -> None:
         """Title and address, formula, shape, dtype and statistics, a corner of the values."""
         chapter = self._chapters.begins(step)
         if chapter:
-            self._say()
-            self._say(Text(f"── {chapter} ", style=f"bold {_WARM}"))
-        self._say()
-        self._say(
+            self._print()
+            self._print(Text(f"── {chapter} ", style=f"bold {_WARM}"))
+        self._print()
+        self._print(
             Text(step.title, style="bold").append(f"  {step.address}", style=f"not bold {_COLD}")
         )
-        self._say(Text(f"  {step.formula}"))
-        self._say(Text(f"  {_facts(step)}", style="dim"))
+        self._print(Text(f"  {step.formula}"))
+        self._print(Text(f"  {_facts(step)}", style="dim"))
         for line in self._values(step):
-            self._say(line)
+            self._print(line)
 
     def _values(self, step: Step) -> list[Text]:
         if step.name == "token_strings":
@@ -73,7 +78,7 @@ class Teller:
         return [Text("    position, id, text  (· is a space)", style="dim"), *rows]
 
     def _heat_map(self, step: Step) -> list[Text]:
-        """Row looks at column; the future is dotted. As many tokens as the width has room for."""
+        """Attention of row to column, masked cells dotted; as many tokens as the width has room."""
         labels = [visible(text) for text in self.token_strings]
         margin = 4 + 5 + min(_LONGEST_LABEL, max(map(cell_len, labels))) + 1
         room = max(4, (min(self.console.width, 200) - margin - 1) // _CELL)
@@ -92,30 +97,52 @@ class Teller:
             line.rstrip()
             lines.append(line)
         lines[0].stylize("dim")
-        told = "row looks at column:  ░ 5 %  ▒ 25 %  ▓ 50 %  █ 75 % and more  · the future"
+        legend = "attention of row to column:  ░ 5 %  ▒ 25 %  ▓ 50 %  █ 75 % and more  · masked"
         if count < len(labels):
-            told += f"; the first {count} of {len(labels)} tokens"
-        return [*lines, Text(f"    {told}", style="dim")]
+            legend += f"; the first {count} of {len(labels)} tokens"
+        return [*lines, Text(f"    {legend}", style="dim")]
 
-    def end(self, result: Mapping[str, Any]) -> None:
+    def print_result(self, result: Mapping[str, Any]) -> None:
         """The next token, and the likeliest ones with their probabilities."""
-        self._say()
-        said = Text("Next token  ", style="bold").append(repr(result["next_text"]), style=_WARM)
-        self._say(said.append(f"  {result['next_token']}", style="not bold dim"))
+        self._print()
+        line = Text("Next token  ", style="bold").append(repr(result["next_text"]), style=_WARM)
+        self._print(line.append(f"  {result['next_token']}", style="not bold dim"))
         likeliest = max(entry["probability"] for entry in result["top"])
         for entry in result["top"]:
             share = entry["probability"]
             length = round(24 * share / likeliest) if likeliest > 0 else 0
             line = Text(f"    {share:>7.2%}  ").append(f"{'█' * length:<24}", style=_WARM)
             line.append(f"  {entry['text']!r}").append(f"  {entry['token']}", style="dim")
-            self._say(line)
+            self._print(line)
 
-    def written(self, what: str, where: object) -> None:
-        """Say where a file went."""
-        self._say(Text(f"{what:<12}", style="bold").append(str(where), style="not bold"))
+    def print_files(self, places: Mapping[str, str]) -> None:
+        """Where files were written: what -> where."""
+        if places:
+            self._print()
+        for what, where in places.items():
+            self._print(Text(f"{what:<12}", style="bold").append(where, style="not bold"))
 
-    def _say(self, line: Text | None = None) -> None:
+    def _print(self, line: Text | None = None) -> None:
         self.console.print(line if line is not None else "", soft_wrap=True)
+
+
+@contextmanager
+def layer_status(console: Console, layers: int) -> Iterator[Callable[[str], None]]:
+    """A line that says which layer the walk is in, and goes away; nothing in a pipe.
+
+    Gives a function that takes the address of each step.
+    """
+    if not console.is_terminal:
+        yield lambda address: None
+        return
+    with console.status("[dim]reading[/dim]") as status:
+
+        def show_layer(address: str) -> None:
+            layer = layer_of(address)
+            if layer is not None:
+                status.update(f"[dim]layer {layer} of {layers}[/dim]")
+
+        yield show_layer
 
 
 def _facts(step: Step) -> str:

@@ -224,10 +224,10 @@ def test_self_test_runs_the_seeded_faults(capsys, monkeypatch):
 
 
 def test_self_test_fails_where_a_control_fires(capsys, monkeypatch):
-    small_benchmark(monkeypatch, SEEDED[:1], SEEDED[1:2])  # a fault that nobody may call harmless
+    small_benchmark(monkeypatch, SEEDED[:1], SEEDED[1:2])  # a fault, which is not harmless
     status, out, _ = run(capsys, "--self-test")
     assert status == 1
-    assert "not told right" in out and "expected" in out
+    assert "reported wrongly" in out and "expected" in out
 
 
 def test_a_self_test_without_a_fault_proves_nothing(capsys, monkeypatch):

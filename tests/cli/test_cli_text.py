@@ -13,7 +13,7 @@ import torch
 from tiny import LLAMA, random_model
 
 from pellucid import cli
-from pellucid.cli import text
+from pellucid.cli import chat, generate
 from pellucid.language_model import LanguageModel
 from pellucid.models import Model
 from pellucid.tokenizers.llama3 import from_ranks
@@ -34,7 +34,8 @@ def lm(model: Model, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
     """A tiny random model in the place of whatever -m names."""
     tokenizer = from_ranks({bytes([byte]): byte for byte in range(256)})
     lm = LanguageModel(model, tokenizer)
-    monkeypatch.setattr(text, "load_model", lambda _arguments: lm)
+    for verb in (generate, chat):
+        monkeypatch.setattr(verb, "load_model", lambda _arguments: lm)
     return lm
 
 
@@ -153,7 +154,7 @@ def test_generate_by_default_writes_as_much_as_fits(
 def test_generate_refuses_wrong_settings_before_it_loads(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "load_model", lambda _arguments: pytest.fail("loaded"))
+    monkeypatch.setattr(generate, "load_model", lambda _arguments: pytest.fail("loaded"))
     status, _, err = run(capsys, "generate", "x", "--top-p", "2")
     assert status == 2 and "top_p is 2.0" in err and err.count("\n") == 1
 

@@ -1,0 +1,75 @@
+"""``pellucid trace``: every named tensor of a run, in a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
+
+
+def trace_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``pellucid trace``."""
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="text to run the model on, - to read it from standard input",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="safetensors file to write the tensors to",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="GLOB",
+        help="write only tensors with names such as 'layers.*.attn.pattern' (repeatable; default: "
+        "every tensor)",
+    )
+    parser.add_argument(
+        "--generate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after the prompt, generate N tokens and trace each decoding step too (default 0)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument(
+        "--all", action="store_true", help="list every tensor, not one line for all layers"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+    add_model_arguments(parser)
+
+
+def trace(arguments: argparse.Namespace) -> None:
+    """Record a run into a trace file and list what is in it."""
+    from pellucid.show.trace_terminal import listing, trace_as_json
+
+    target = arguments.output
+    if target.exists() and not arguments.force:
+        raise ValueError(f"{target} is there already: --force replaces it")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}")
+    if arguments.generate < 0:
+        raise ValueError(f"--generate {arguments.generate}: expected 0 or more decoding steps")
+    prompt = read_prompt(arguments.prompt)
+    if not prompt:
+        raise ValueError("the prompt is empty: give some text")
+    recorded = load_model(arguments).trace(
+        prompt, only=arguments.only or "*", generate=arguments.generate
+    )
+    if not recorded:
+        globs = ", ".join(arguments.only or "*")
+        raise ValueError(
+            f"no tensor of this run is called {globs}: names look like layers.0.attn.q or logits"
+        )
+    recorded.save(target)
+    if arguments.json:
+        print_json(trace_as_json(recorded, target))
+    else:
+        for line in listing(recorded, target, every=arguments.all):
+            console().print(line, markup=False, soft_wrap=True)

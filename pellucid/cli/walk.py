@@ -1,0 +1,99 @@
+"""``pellucid walk``: from a text to the next token, one named tensor at a time."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pellucid.cli.common import (
+    add_model_arguments,
+    add_output_arguments,
+    check_page,
+    console,
+    print_json,
+    read_prompt,
+)
+
+if TYPE_CHECKING:
+    from pellucid.show.walk_files import WalkFiles
+    from pellucid.walk import Step
+    from pellucid.walk.prompt_walk import PromptWalk
+
+
+def walk_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``pellucid walk``."""
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="text whose next token is worked out, - to read it from standard input "
+        "(default: an example)",
+    )
+    group = parser.add_argument_group("what is shown in full")
+    group.add_argument(
+        "--layer", type=int, default=0, metavar="N", help="show layer N in full (default 0)"
+    )
+    group.add_argument(
+        "--head", type=int, default=0, metavar="N", help="show attention head N in full (default 0)"
+    )
+    group.add_argument("--all", action="store_true", help="show every head of every layer")
+    group.add_argument(
+        "--no-bos",
+        action="store_true",
+        help="do not put the token that begins a text before the prompt",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--plots", type=Path, metavar="DIR", help="also draw the steps, as PNG files in DIR"
+    )
+    add_output_arguments(group, "the walk")
+    add_model_arguments(parser)
+
+
+def walk(arguments: argparse.Namespace) -> None:
+    """Show every step between a prompt and its next token; the model is never loaded whole."""
+    from pellucid.show.walk_files import WalkFiles
+    from pellucid.show.walk_terminal import WalkPrinter
+    from pellucid.walk.prompt_walk import walk_prompt
+
+    check_page(arguments.html)
+    if arguments.plots is not None and arguments.plots.exists() and not arguments.plots.is_dir():
+        raise ValueError(f"--plots {arguments.plots}: a folder was expected, this is a file")
+    steps = walk_prompt(
+        arguments.model,
+        None if arguments.prompt is None else read_prompt(arguments.prompt),
+        layer=arguments.layer,
+        head=arguments.head,
+        everything=arguments.all,
+        bos=False if arguments.no_bos else None,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        dialect=arguments.dialect,
+        adapter=arguments.adapter,
+    )
+    files = WalkFiles(steps.token_strings, plots=arguments.plots, page=arguments.html)
+    if arguments.json:
+        entries = [step.to_json() for step in _shown(steps, files)]
+        files.write(steps.to_json())
+        print_json(steps.to_json(entries))
+        return
+    printer = WalkPrinter(console(), steps.tokens, steps.token_strings)
+    for step in _shown(steps, files):
+        printer.print_step(step)
+    printer.print_result(steps.result)
+    files.write(steps.to_json())
+    printer.print_files(files.written())
+
+
+def _shown(steps: PromptWalk, files: WalkFiles) -> Iterator[Step]:
+    """The steps, each taken into the files; the current layer on a terminal meanwhile."""
+    from pellucid.show.walk_terminal import layer_status
+
+    out = console()
+    with layer_status(out if out.is_terminal else console(stderr=True), steps.n_layers) as show:
+        for step in steps:
+            show(step.address)
+            yield step
+            files.add(step)

@@ -1,0 +1,103 @@
+"""The command line is thin: a verb's module parses, calls and shows, and is short."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from functools import reduce
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pellucid
+from pellucid import cli
+from pellucid.cli.parser import VerbParser
+
+PACKAGE = Path(pellucid.__file__).parent
+LINES = 150
+NOT_YET = ("plan",)  # its tables are to be drawn in show/
+THIN = [verb for verb in cli.VERBS if verb not in NOT_YET]
+# What each verb is from Python.
+CALLS = {
+    "walk": "walk_prompt",
+    "trace": "LanguageModel.trace",
+    "diff": "diff.diff",
+    "generate": "LanguageModel.generate",
+    "chat": "generate.Conversation",
+    "info": "model_report",
+    "train": "train",
+    "finetune": "finetune",
+    "eval": "text_report",
+    "bench": "run_bench",
+    "convert": "convert",
+    "fetch": "fetch",
+}
+
+
+def source(verb: str) -> Path:
+    return PACKAGE.parent.joinpath(*cli.VERBS[verb][0].split(".")).with_suffix(".py")
+
+
+def names_in(tree: ast.AST) -> set[str]:
+    """Every name that a module mentions, annotations written as text included."""
+    found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+            found |= {getattr(node, "module", None) or ""}
+    return found
+
+
+def test_an_argparse_namespace_ends_in_cli():
+    below = [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "cli"]
+    assert len(below) > 100
+    wrong = [
+        str(path.relative_to(PACKAGE))
+        for path in below
+        if {"argparse", "Namespace"} & names_in(ast.parse(path.read_text()))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("verb", THIN)
+def test_a_verb_has_a_short_module_of_its_own(verb):
+    assert len(source(verb).read_text().splitlines()) <= LINES
+    assert [v for v in cli.VERBS if cli.VERBS[v][0] == cli.VERBS[verb][0]] == [verb]
+
+
+@pytest.mark.parametrize("verb", THIN)
+def test_a_verb_computes_and_draws_nothing_itself(verb):
+    used = names_in(ast.parse(source(verb).read_text()))
+    heavy = {
+        name for name in used if name.split(".")[0] in ("torch", "numpy", "rich", "matplotlib")
+    }
+    assert not heavy
+
+
+@pytest.mark.parametrize("verb", THIN)
+def test_a_verb_is_also_a_call(verb):
+    called = reduce(getattr, CALLS[verb].split("."), pellucid)
+    assert callable(called)
+    assert called.__doc__
+
+
+def test_the_calls_of_the_front_door_are_listed():
+    assert {name.split(".")[0] for name in CALLS.values()} - {"generate"} <= set(pellucid.__all__)
+    for name in pellucid.__all__:
+        assert getattr(pellucid, name) is not None
+
+
+@pytest.mark.parametrize("verb", THIN)
+def test_a_line_of_help_is_read_without_its_neighbours(verb):
+    """No line is a fragment of the flag's name, such as "of JSON lines" or "(as stored)"."""
+    parser = VerbParser("pellucid", "")
+    getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction):
+            continue
+        words = (action.help or "").split()
+        assert len(words) >= 3, action.option_strings
+        assert words[0] not in ("of", "default:", "which", "where", "more"), action.help
+        assert not action.help.startswith("("), action.help
