@@ -19,7 +19,7 @@ CONFIGS: dict[str, Config] = {
     "gqa": SHAPE,
     "mqa, tied": replace(SHAPE, n_kv_heads=1, tied=True),
     "odd widths": LLAMA,
-    "biases": replace(SHAPE, attention_bias=True, mlp_bias=True),
+    "biases": replace(SHAPE, biases=("qkv", "o", "mlp")),
     "linear": replace(SHAPE, rope=RopeConfig(type="linear", factor=4.0)),
     "dynamic": replace(SHAPE, rope=RopeConfig(type="dynamic", factor=2.0, original_context=64)),
     "llama3": replace(SHAPE, rope=SCALED),
