@@ -154,12 +154,25 @@ def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[
     turn = _radians_per_position(angles[..., 1], positions) if pairs > 1 else None
     if turn is None or not 0 < turn < 1:
         return
-    theta = turn**-pairs
+    theta = _theta_of(rope, 2 * pairs, turn)
     for digits in (1, 2, 3, 5, 9):
         rounded = float(f"{theta:.{digits - 1}e}")
         if rounded != rope.theta:
             evidence = f"theta {rounded:g} instead of {rope.theta:g}, by the angles"
             yield replace(rope, theta=rounded), "RoPE theta", evidence
+
+
+def _theta_of(rope: RopeConfig, width: int, turn: float) -> float:
+    """The base for which pair 1 turns by so many radians per position, its scaling kept."""
+    if rope.type == "default":
+        return turn ** -(width / 2)
+    low, high = 0.0, 30.0  # exponents of ten; a larger base turns slower
+    for _ in range(60):
+        middle = (low + high) / 2
+        scaled = replace(rope, theta=10.0**middle)
+        slower = float(frequencies(scaled, width, length=0, dtype=torch.float64)[1]) < turn
+        low, high = (low, middle) if slower else (middle, high)
+    return 10.0**low
 
 
 def _radians_per_position(angles: Tensor, positions: Tensor) -> float | None:

@@ -135,11 +135,17 @@ class Replay:
         return largest * explained_error(torch.float32, self.setting.config.head_dim)
 
     def arguments(self, name: str) -> tuple[Tensor, ...]:
-        """Inputs of the named tensor's operation, keys and values of earlier steps joined in."""
+        """Inputs of the named tensor's operation, keys and values of earlier steps joined in.
+
+        KeyError for a tensor that the model has not.
+        """
+        sources = inputs(self.setting.config, name)
+        if not sources:
+            raise KeyError(f"{name}, which this model does not have")
         cached = _CACHED.get(leaf(name))
         return tuple(
             self._joined(source) if place == cached else self.value(source)
-            for place, source in enumerate(inputs(self.setting.config, name))
+            for place, source in enumerate(sources)
         )
 
     def value(self, name: str) -> Tensor:

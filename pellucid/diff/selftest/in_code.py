@@ -117,7 +117,7 @@ ROPE = (
         "rope.cos",
         "RoPE exponent",
         port=Port(exponent="i/D"),
-        applies=turned,
+        applies=every(turned, lambda c: c.rope.type != "yarn"),  # whose edges know the base
     ),
     fault(
         "llama3 scaling missing",

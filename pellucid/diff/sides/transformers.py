@@ -27,35 +27,97 @@ from pellucid.diff.sides.side import Batch, Side, pad_left
 from pellucid.numerics import dialect
 from pellucid.trace import Trace
 
-# Path below a block -> name of what comes out there, or of what goes in.
+# Path below a block -> name of what comes out there, or of what goes in. A norm behind attention or
+# the MLP makes what is added to the stream: see `_outputs`.
 _OUTPUTS = {
     "input_layernorm": "attn_norm",
     "ln_1": "attn_norm",
     "self_attn": "attn_out",
     "attn": "attn_out",
     "post_attention_layernorm": "mlp_norm",
+    "pre_feedforward_layernorm": "mlp_norm",
     "ln_2": "mlp_norm",
+    "post_self_attn_layernorm": "attn_out",
+    "post_feedforward_layernorm": "mlp_out",
+    "post_mlp_layernorm": "mlp_out",
     "mlp.gate_proj": "mlp.gate",
     "mlp.up_proj": "mlp.up",
     "mlp.act_fn": "mlp.act",
     "mlp.c_fc": "mlp.pre",
+    "mlp.fc1": "mlp.pre",
     "mlp.act": "mlp.act",
+    "mlp.activation_fn": "mlp.act",
     "mlp": "mlp_out",
     "": "resid_post",
 }
-_INPUTS = {
-    "": "resid_pre",
-    "post_attention_layernorm": "resid_mid",
-    "ln_2": "resid_mid",
-    "mlp.down_proj": "mlp.hidden",
-}
+_INPUTS = {"": "resid_pre", "mlp.down_proj": "mlp.hidden"}
+_BEHIND_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
+_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
+_BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
 # Heads lie side by side in these, (B, T, heads · D).
 _HEADS_OUT = {
     "self_attn.q_proj": "attn.q",
     "self_attn.k_proj": "attn.k",
     "self_attn.v_proj": "attn.v",
 }
-_HEADS_IN = {"self_attn.o_proj": "attn.z", "attn.c_proj": "attn.z"}
+_HEADS_IN = {
+    "self_attn.o_proj": "attn.z",
+    "self_attn.dense": "attn.z",
+    "attn.c_proj": "attn.z",
+}
+_HEAD_NORMS = {
+    "self_attn.q_norm": "attn.q",
+    "self_attn.k_norm": "attn.k",
+    "self_attn.q_layernorm": "attn.q",
+    "self_attn.k_layernorm": "attn.k",
+    "self_attn.query_layernorm": "attn.q",
+    "self_attn.key_layernorm": "attn.k",
+}
+
+
+def _outputs(block: nn.Module) -> dict[str, str]:
+    """`_OUTPUTS` for the modules that a block has.
+
+    ``post_attention_layernorm`` stands before the MLP in most models, and behind attention where
+    something else stands before the MLP (Gemma 2) or nothing does (OLMo 2).
+    """
+    there = {name for name, _ in block.named_children()}
+    found = dict(_OUTPUTS)
+    behind = _norm_behind_attention(there)
+    factor = getattr(block, "residual_multiplier", 1.0) != 1.0
+    if behind:
+        found[behind] = "attn_out"
+    if behind or factor:
+        found["self_attn"] = "attn.out"
+    if there & set(_BEHIND_MLP) or factor:
+        found["mlp"] = "mlp.out"
+    if not _gated(block):
+        found["mlp.up_proj"] = "mlp.pre"
+    return found
+
+
+def _gated(block: nn.Module) -> bool:
+    """Whether the MLP multiplies by a gate; else it is down(act(up))."""
+    return _submodule(block, "mlp.gate_proj") is not None
+
+
+def _norm_behind_attention(there: set[str]) -> str:
+    """Which child of a block normalises what attention adds to the stream, or ""."""
+    if "post_self_attn_layernorm" in there:
+        return "post_self_attn_layernorm"
+    other = "pre_feedforward_layernorm" in there or "input_layernorm" not in there
+    return "post_attention_layernorm" if other and "post_attention_layernorm" in there else ""
+
+
+def _inputs(block: nn.Module) -> dict[str, str]:
+    """`_INPUTS`, with the place where the stream between attention and MLP is read first."""
+    there = {name for name, _ in block.named_children()}
+    behind = _norm_behind_attention(there)
+    places = dict(_INPUTS) if _gated(block) else {**_INPUTS, "mlp.down_proj": "mlp.act"}
+    before = next((name for name in _BEFORE_MLP if name in there and name != behind), "")
+    if before or behind:  # else attention and MLP read the same norm: there is no stream between
+        places[before or "mlp"] = "resid_mid"
+    return places
 
 
 def from_transformers(
@@ -71,8 +133,8 @@ def from_transformers(
     tokenizer        anything with ``encode(text) -> ids`` and maybe ``bos_token_id``
     config, weights  the model's, in our terms, where the caller can state them
 
-    GPT-2, Llama, and models whose modules carry the same names (Mistral, Qwen2, …). ValueError for
-    a model whose blocks are called otherwise.
+    GPT-2, Llama, and models whose modules carry the same names (Mistral, Qwen 3, Gemma 2, …).
+    ValueError for a model whose blocks are called otherwise.
     """
     blocks = blocks_of(model, label)
     gpt2 = hasattr(model.base_model, "wpe")
@@ -87,7 +149,7 @@ def from_transformers(
         label=label,
         dtype=model.dtype,
         config=config,
-        dialect=dialect("hf", "gpt2" if gpt2 else "llama"),
+        dialect=dialect("hf", getattr(config, "rounding", "gpt2" if gpt2 else "llama")),
         weights=weights,
         encode=None if tokenizer is None else lambda text: list(tokenizer.encode(text)),
         bos_id=getattr(tokenizer, "bos_token_id", None),
@@ -130,6 +192,7 @@ def _drive(model: Any, rows: Batch, steps: int, watch: ForeignWatch) -> None:
         watch.keep("tokens", tokens)
         out = model(tokens, **given)
         watch.seen += tokens.shape[1]
+        watch.finish(out)
         if step == steps:
             return
         cache, tokens = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
@@ -156,6 +219,15 @@ class ForeignWatch:
         name = self.named(name)
         if instead or name not in self.kept:
             self.kept[name] = tensor.detach(), tensor._version
+
+    def finish(self, output: Any) -> None:
+        """The model's own logits; what its head returned is another tensor where they differ."""
+        logits, raw = getattr(output, "logits", None), self.named("raw_logits")
+        if logits is None or raw not in self.kept:
+            return
+        self.keep("logits", logits)
+        if torch.equal(self.kept[raw][0], logits):
+            del self.kept[raw]
 
     def shape(self, name: str) -> torch.Size | None:
         """Shape of what was recorded under a name in this step."""
@@ -188,11 +260,19 @@ class ForeignWatch:
 
     def _handles(self) -> Iterator[Any]:
         base = self.model.base_model
-        ends = {"embed_tokens": "embed", "wte": "embed", "norm": "final_norm", "ln_f": "final_norm"}
+        table = _submodule(base, "embed_tokens")
+        scales = any(hasattr(table, name) for name in ("embed_scale", "scalar_embed_scale"))
+        ends = {
+            "embed_tokens": "embed_scaled" if scales else "embed",
+            "wte": "embed",
+            "norm": "final_norm",
+            "ln_f": "final_norm",
+            "final_layernorm": "final_norm",
+        }
         for path, name in ends.items():
             yield from _on_output(base, path, self._keeper(name))
         if self.model is not base:
-            yield from _on_output(self.model, "lm_head", self._keeper("logits"))
+            yield from _on_output(self.model, "lm_head", self._keeper("raw_logits"))
         yield from _on_input(base, "wpe", lambda x: self.keep("positions", _shared(x, 1)))
         yield from _on_output(base, "wpe", lambda x: self.keep("pos_embed", _shared(x, 2)))
         if hasattr(base, "rotary_emb"):
@@ -200,18 +280,41 @@ class ForeignWatch:
         width = _head_dim(self.model.config)
         for layer, block in enumerate(self.blocks):
             for paths, on, head_dim in (
-                (_OUTPUTS, _on_output, 0),
-                (_INPUTS, _on_input, 0),
+                (_outputs(block), _on_output, 0),
+                (_inputs(block), _on_input, 0),
                 (_HEADS_OUT, _on_output, width),
                 (_HEADS_IN, _on_input, width),
             ):
                 for path, leaf in paths.items():
                     yield from on(block, path, self._keeper(f"layers.{layer}.{leaf}", head_dim))
+            for path, leaf in _HEAD_NORMS.items():
+                keep = self._normed(f"layers.{layer}.{leaf}", width)
+                yield from _on_output(block, path, keep)
             yield from _on_output(block, "attn.c_attn", self._joined(layer, width))
 
     def _keeper(self, name: str, head_dim: int = 0) -> Keep:
         def keep(x: Tensor) -> None:
             self.keep(name, _heads(x, head_dim) if head_dim else x)
+
+        return keep
+
+    def _normed(self, plain: str, head_dim: int) -> Keep:
+        """Normalised queries or keys: all heads side by side, or heads and tokens in either order.
+
+        Where there are as many tokens as heads, the order that is more like what was normalised.
+        """
+
+        def keep(x: Tensor) -> None:
+            if x.ndim == 3:
+                self.keep(f"{plain}_normed", _heads(x, head_dim))
+                return
+            held = self.kept.get(self.named(plain))
+            if held is None or x.ndim != 4:
+                return
+            choices = [y for y in (x.transpose(1, 2), x) if y.shape == held[0].shape]
+            if choices:
+                alike = [float((y.detach().double() * held[0].double()).sum()) for y in choices]
+                self.keep(f"{plain}_normed", choices[alike.index(max(alike))])
 
         return keep
 
@@ -228,17 +331,20 @@ class ForeignWatch:
         positions = named.get("position_ids", arguments[1] if len(arguments) > 1 else None)
         if isinstance(positions, Tensor) and positions.ndim == 2:
             self.keep("positions", _shared(positions, 1))
+        kind = named.get("layer_type", arguments[2] if len(arguments) > 2 else None)
+        which = "second_rope" if isinstance(kind, str) and "sliding" in kind else "rope"
         for leaf, table in zip(("cos", "sin"), output, strict=True):
             first, second = table.chunk(2, dim=-1)  # (B, T, D/2) twice, for the two halves of q
             if table.ndim == 3 and torch.equal(first, second):
-                self.keep(f"rope.{leaf}", _shared(first, 2))
+                self.keep(f"{which}.{leaf}", _shared(first, 2))
 
     def _attention(self, call: _Call, result: Any) -> None:
         """What the attention function was given, and what it returns."""
         layer = self.layers.get(id(call.module))
         if layer is None or not isinstance(result, tuple):
             return
-        block, rotated = f"layers.{layer}.attn.", "" if self.gpt2 else "_rotated"
+        last = "_normed" if hasattr(call.module, "query_layernorm") else "_rotated"
+        block, rotated = f"layers.{layer}.attn.", "" if self.gpt2 else last
         passes = call.query.shape[2]
         self.keep(f"{block}q{rotated}", call.query, instead=self.gpt2)
         if call.key.shape[2] == self.seen + passes:
@@ -248,8 +354,8 @@ class ForeignWatch:
                 self.keep(f"{block}k{rotated}", k, instead=self.gpt2)
                 self.keep(f"{block}v", v, instead=True)
         mask = call.allowed()
-        if mask is not None:
-            self.keep("mask", mask)
+        if mask is not None and mask.shape[-1] == self.seen + passes:
+            self.keep("window_mask" if call.window else "mask", mask)
         out, pattern = result[:2]
         if isinstance(pattern, Tensor) and pattern.ndim == 4:
             self.keep(f"{block}pattern", pattern)
@@ -267,6 +373,7 @@ class _Call:
         self.key, self.value = given["key"], given["value"]
         self._mask, self._implementation = given.get("attention_mask"), key
         self._causal = given.get("is_causal")
+        self.window = bool(given.get("sliding_window"))
 
     def allowed(self) -> Tensor | None:
         """True = may look, (T, S), or (B, 1, T, S) where rows differ; None where nothing says."""
