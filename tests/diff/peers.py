@@ -24,8 +24,8 @@ CONFIGS: dict[str, Config] = {
     "dynamic": replace(SHAPE, rope=RopeConfig(type="dynamic", factor=2.0, original_context=64)),
     "llama3": replace(SHAPE, rope=SCALED),
     "yarn": replace(SHAPE, rope=RopeConfig(type="yarn", factor=2.0, original_context=32)),
-    "gpt2": replace(GPT, width=64, hidden_width=96),
-    "gpt2, untied": replace(GPT, width=64, hidden_width=96, tied=False),
+    "gpt2": replace(GPT, width=64, head_dim=16, hidden_width=96),
+    "gpt2, untied": replace(GPT, width=64, head_dim=16, hidden_width=96, tied=False),
 }
 
 

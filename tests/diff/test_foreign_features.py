@@ -140,7 +140,7 @@ def both(kind: str, dtype: torch.dtype):
     theirs = getattr(transformers, f"{kind}ForCausalLM")(stated).to(dtype).eval()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in theirs.named_parameters():
+        for parameter in theirs.parameters():
             values = torch.randn(parameter.shape, generator=random)
             norm = parameter.ndim == 1 and not config.norm_offset
             parameter.copy_(1 + values / 10 if norm else values / 4)

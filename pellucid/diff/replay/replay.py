@@ -63,7 +63,7 @@ class Replay:
         `dtype` is what the side is known to hold its values in, where that may be coarser. A
         vocabulary padded to a rounder number is cut; what padding tokens compute is ignored.
         """
-        seen = seen[..., : near.shape[-1]] if leaf(name) == "logits" else seen
+        seen = seen[..., : near.shape[-1]] if leaf(name).endswith("logits") else seen
         if seen.shape != near.shape:
             return beyond(f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}")
         if near.dtype == torch.bool:
