@@ -112,7 +112,8 @@ def _readings(config: Any, layer: int) -> Iterator[Misreading]:
     yield from _head_norms(config)
     yield from _norms(config)
     yield from _kinds(config, layer)
-    yield from _caps_and_factors(config)
+    yield from _caps(config)
+    yield from _factors(config)
     yield from _blocks(config)
 
 
@@ -248,7 +249,7 @@ def _with_kind(c: Any, **fields: Any) -> Any:
     return replace(c, layers=tuple(kind._replace(**fields) for kind in c.kinds))
 
 
-def _caps_and_factors(c: Any) -> Iterator[Misreading]:
+def _caps(c: Any) -> Iterator[Misreading]:
     if c.score_cap:
         yield Misreading(
             cause="score cap missing",
@@ -277,6 +278,9 @@ def _caps_and_factors(c: Any) -> Iterator[Misreading]:
             leaves=_HEADS,
             config=replace(c, qkv_clip=0.0),
         )
+
+
+def _factors(c: Any) -> Iterator[Misreading]:
     for what, attribute, nothing, leaves in (
         ("embedding scale", "embed_scale", 1.0, ("resid_pre",)),
         ("residual multiplier", "residual_scale", 1.0, ("attn_out", "mlp_out")),

@@ -70,6 +70,11 @@ def turned(config: Any) -> bool:
     return config.kinds[0].rope == "rope"
 
 
+def first_turned(config: Any) -> bool:
+    """The first layer turns its queries and keys, by whichever RoPE."""
+    return bool(config.kinds[0].rope)
+
+
 def learned(config: Any) -> bool:
     """Positions have learned embeddings."""
     return graph.has(config, "pos_embed")

@@ -9,40 +9,14 @@ from typing import Any
 import torch
 
 from pellucid.diff.selftest import damage
-from pellucid.diff.selftest.fault import Change, Fault, every, fault, head, learned, plain_scores
+from pellucid.diff.selftest.fault import Fault, every, fault, first_turned, head
+from pellucid.diff.selftest.in_layers import ROPE, WINDOWS
 from pellucid.diff.selftest.port import Port
-from pellucid.models.config import Layer
 
 
 def _as(**fields: Any) -> Port:
     """A port that reads these fields of the config as something else."""
     return Port(misreads=lambda config: replace(config, **fields))
-
-
-def _kinds(change: Callable[[Any, Layer], Layer]) -> Port:
-    """A port that takes every layer for another kind."""
-    return Port(misreads=lambda c: replace(c, layers=tuple(change(c, kind) for kind in c.kinds)))
-
-
-def _share(times: float) -> Change:
-    return lambda c: replace(c, rope=replace(c.rope, share=min(1.0, c.rope.share * times)))
-
-
-def _at(leaf: str, found: Callable[[Any], bool] = lambda kind: True) -> Callable[[Any], str]:
-    """A leaf of the first layer whose kind is so."""
-
-    def name(config: Any) -> str:
-        return f"layers.{next(i for i, kind in enumerate(config.kinds) if found(kind))}.{leaf}"
-
-    return name
-
-
-def _windowed(kind: Layer) -> bool:
-    return kind.window
-
-
-def _first_turned(config: Any) -> bool:
-    return bool(config.kinds[0].rope)
 
 
 def _first_norm(config: Any) -> str:
@@ -56,14 +30,8 @@ def _first_norm(config: Any) -> str:
 
 def _reads_heads(config: Any) -> str:
     """What reads normalised queries first."""
-    turned = _first_turned(config) and not config.qk_norm_last
+    turned = first_turned(config) and not config.qk_norm_last
     return "layers.0.attn.q_rotated" if turned else "layers.0.attn.scores"
-
-
-def _after_rope(config: Any) -> str:
-    """What reads rotated queries first."""
-    normed = config.qk_norm and config.qk_norm_last
-    return "layers.0.attn.q_normed" if normed else "layers.0.attn.scores"
 
 
 def _into_mlp(config: Any) -> str:
@@ -86,14 +54,14 @@ HEAD_NORMS = (
         "q/k norm after RoPE",
         "layers.0.attn.q_normed",
         "q/k norm after RoPE",
-        applies=every(_first_turned, lambda c: c.qk_norm and not c.qk_norm_last),
+        applies=every(first_turned, lambda c: c.qk_norm and not c.qk_norm_last),
         port=_as(qk_norm_last=True),
     ),
     fault(
         "q/k norm before RoPE",
         "layers.0.attn.q_rotated",
         "q/k norm before RoPE",
-        applies=every(_first_turned, lambda c: c.qk_norm and c.qk_norm_last),
+        applies=every(first_turned, lambda c: c.qk_norm and c.qk_norm_last),
         port=_as(qk_norm_last=False),
     ),
     fault(
@@ -169,154 +137,6 @@ NORMS = (
         "norm of the embedding missing",
         applies=lambda c: c.embed_norm,
         port=_as(embed_norm=False),
-    ),
-)
-
-WINDOWS = (
-    fault(
-        "window one too wide",
-        "window_mask",
-        "window one too wide",
-        applies=lambda c: c.has_windows,
-        port=Port(misreads=lambda c: replace(c, window=c.window + 1)),
-    ),
-    fault(
-        "window one too narrow",
-        "window_mask",
-        "window one too narrow",
-        applies=lambda c: c.has_windows and c.window > 1,
-        port=Port(misreads=lambda c: replace(c, window=c.window - 1)),
-    ),
-    fault(
-        "window one too wide, masks not seen",
-        _at("attn.masked_scores", _windowed),
-        "window one too wide",
-        applies=lambda c: c.has_windows,
-        port=Port(misreads=lambda c: replace(c, window=c.window + 1)),
-        hides=("mask",),
-    ),
-    fault(
-        "window one too narrow, in a fused kernel",
-        _at("attn.z", _windowed),
-        "window one too narrow",
-        applies=every(plain_scores, lambda c: c.has_windows and c.window > 1),
-        port=Port(misreads=lambda c: replace(c, window=c.window - 1), fused=True),
-        hides=("mask",),
-    ),
-    fault(
-        "window left out",
-        _at("attn.masked_scores", _windowed),
-        "window missing",
-        applies=lambda c: c.has_windows,
-        port=_kinds(lambda c, kind: kind._replace(window=False)),
-    ),
-    fault(
-        "window left out, in a fused kernel",
-        _at("attn.z", _windowed),
-        "window missing",
-        applies=every(plain_scores, lambda c: c.has_windows),
-        port=Port(
-            misreads=lambda c: replace(c, layers=tuple(k._replace(window=False) for k in c.kinds)),
-            fused=True,
-        ),
-    ),
-    fault(
-        "window on the other layers",
-        "layers.0.attn.masked_scores",
-        "window on the wrong layers",
-        applies=lambda c: len({kind.window for kind in c.kinds}) == 2,
-        port=_kinds(lambda c, kind: kind._replace(window=not kind.window)),
-    ),
-    fault(
-        "window on every layer",
-        _at("attn.masked_scores", lambda kind: not kind.window),
-        "window on the wrong layers",
-        applies=lambda c: len({kind.window for kind in c.kinds}) == 2,
-        port=_kinds(lambda c, kind: kind._replace(window=True)),
-    ),
-    fault(
-        "window one too wide in decoding",
-        "step.1.window_mask",
-        "window one too wide",
-        applies=lambda c: c.has_windows,
-        port=Port(decoding_window=1),
-        steps=2,
-    ),
-    fault(
-        "window left out in decoding",
-        "step.1.window_mask",
-        "window missing",
-        applies=lambda c: c.has_windows,
-        port=Port(decoding_window=1 << 20),
-        steps=2,
-    ),
-    fault(
-        "window one too narrow in decoding, masks not seen",
-        lambda c: "step.1." + _at("attn.masked_scores", _windowed)(c),
-        "window one too narrow",
-        applies=lambda c: c.has_windows and c.window > 1,
-        port=Port(decoding_window=-1),
-        hides=("mask",),
-        steps=2,
-    ),
-)
-
-ROPE = (
-    fault(
-        "RoPE of the other kind of layer",
-        "layers.0.attn.q_rotated",
-        "RoPE of the other kind of layer",
-        applies=lambda c: {"rope", "second_rope"} <= {kind.rope for kind in c.kinds},
-        port=_kinds(lambda c, kind: kind._replace(rope=_OTHER[kind.rope])),
-    ),
-    fault(
-        "one theta for all layers",
-        "second_rope.cos",
-        "RoPE of the other kind of layer",
-        applies=lambda c: {"rope", "second_rope"} <= {kind.rope for kind in c.kinds},
-        port=Port(misreads=lambda c: replace(c, second_rope=c.rope)),
-    ),
-    fault(
-        "one RoPE for all layers",
-        _at("attn.q_rotated", lambda kind: kind.rope == "second_rope"),
-        "RoPE of the other kind of layer",
-        applies=lambda c: {"rope", "second_rope"} <= {kind.rope for kind in c.kinds},
-        port=_kinds(lambda c, kind: kind._replace(rope="rope")),
-    ),
-    fault(
-        "NoPE layers turned",
-        _at("attn.scores", lambda kind: not kind.rope),
-        "NoPE layer turned",
-        applies=lambda c: {"", "rope"} == {kind.rope for kind in c.kinds} and not c.qk_norm_last,
-        port=_kinds(lambda c, kind: kind._replace(rope="rope")),
-    ),
-    fault(
-        "RoPE left out of all layers",
-        _after_rope,
-        "RoPE missing",
-        applies=lambda c: _first_turned(c) and not learned(c),
-        port=_kinds(lambda c, kind: kind._replace(rope="")),
-    ),
-    fault(
-        "all components turned",
-        "rope.cos",
-        "rotary share",
-        applies=lambda c: c.kinds[0].rope == "rope" and c.rope.share < 1,
-        port=Port(misreads=lambda c: replace(c, rope=replace(c.rope, share=1.0))),
-    ),
-    fault(
-        "half of the components turned",
-        "rope.cos",
-        "rotary share",
-        applies=lambda c: c.kinds[0].rope == "rope" and c.rotary_width(c.rope) % 4 == 0,
-        port=Port(misreads=_share(0.5)),
-    ),
-    fault(
-        "the last components turned",
-        "layers.0.attn.q_rotated",
-        "RoPE on the last components",
-        applies=lambda c: c.kinds[0].rope == "rope" and c.rope.share < 1,
-        port=Port(turned="last"),
     ),
 )
 
@@ -482,8 +302,6 @@ BLOCKS = (
         port=_as(activation="gelu_tanh"),
     ),
 )
-
-_OTHER: dict[str, Any] = {"rope": "second_rope", "second_rope": "rope", "": ""}
 
 
 def _rounded(value: float) -> float:

@@ -13,7 +13,6 @@ What an implementation does not show is absent, never computed here.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,102 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import graph, names
-from pellucid.diff.replay.statistics import MASKED
+from pellucid.diff.sides.attention_calls import Call, implementation, wrapped
+from pellucid.diff.sides.module_names import (
+    HEAD_NORMS,
+    HEADS_IN,
+    HEADS_OUT,
+    inputs,
+    outputs,
+    submodule,
+)
 from pellucid.diff.sides.side import Batch, Side, pad_left
 from pellucid.numerics import dialect
 from pellucid.trace import Trace
-
-# Path below a block -> name of what comes out there, or of what goes in. A norm behind attention or
-# the MLP makes what is added to the stream: see `_outputs`.
-_OUTPUTS = {
-    "input_layernorm": "attn_norm",
-    "ln_1": "attn_norm",
-    "self_attn": "attn_out",
-    "attn": "attn_out",
-    "post_attention_layernorm": "mlp_norm",
-    "pre_feedforward_layernorm": "mlp_norm",
-    "ln_2": "mlp_norm",
-    "post_self_attn_layernorm": "attn_out",
-    "post_feedforward_layernorm": "mlp_out",
-    "post_mlp_layernorm": "mlp_out",
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.act_fn": "mlp.act",
-    "mlp.c_fc": "mlp.pre",
-    "mlp.fc1": "mlp.pre",
-    "mlp.act": "mlp.act",
-    "mlp.activation_fn": "mlp.act",
-    "mlp": "mlp_out",
-    "": "resid_post",
-}
-_INPUTS = {"": "resid_pre", "mlp.down_proj": "mlp.hidden"}
-_BEHIND_ATTENTION = ("post_self_attn_layernorm", "post_attention_layernorm")
-_BEHIND_MLP = ("post_feedforward_layernorm", "post_mlp_layernorm")
-_BEFORE_MLP = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
-# Heads lie side by side in these, (B, T, heads · D).
-_HEADS_OUT = {
-    "self_attn.q_proj": "attn.q",
-    "self_attn.k_proj": "attn.k",
-    "self_attn.v_proj": "attn.v",
-}
-_HEADS_IN = {
-    "self_attn.o_proj": "attn.z",
-    "self_attn.dense": "attn.z",
-    "attn.c_proj": "attn.z",
-}
-_HEAD_NORMS = {
-    "self_attn.q_norm": "attn.q",
-    "self_attn.k_norm": "attn.k",
-    "self_attn.q_layernorm": "attn.q",
-    "self_attn.k_layernorm": "attn.k",
-    "self_attn.query_layernorm": "attn.q",
-    "self_attn.key_layernorm": "attn.k",
-}
-
-
-def _outputs(block: nn.Module) -> dict[str, str]:
-    """`_OUTPUTS` for the modules that a block has.
-
-    ``post_attention_layernorm`` stands before the MLP in most models, and behind attention where
-    something else stands before the MLP (Gemma 2) or nothing does (OLMo 2).
-    """
-    there = {name for name, _ in block.named_children()}
-    found = dict(_OUTPUTS)
-    behind = _norm_behind_attention(there)
-    factor = getattr(block, "residual_multiplier", 1.0) != 1.0
-    if behind:
-        found[behind] = "attn_out"
-    if behind or factor:
-        found["self_attn"] = "attn.out"
-    if there & set(_BEHIND_MLP) or factor:
-        found["mlp"] = "mlp.out"
-    if not _gated(block):
-        found["mlp.up_proj"] = "mlp.pre"
-    return found
-
-
-def _gated(block: nn.Module) -> bool:
-    """Whether the MLP multiplies by a gate; else it is down(act(up))."""
-    return _submodule(block, "mlp.gate_proj") is not None
-
-
-def _norm_behind_attention(there: set[str]) -> str:
-    """Which child of a block normalises what attention adds to the stream, or ""."""
-    if "post_self_attn_layernorm" in there:
-        return "post_self_attn_layernorm"
-    other = "pre_feedforward_layernorm" in there or "input_layernorm" not in there
-    return "post_attention_layernorm" if other and "post_attention_layernorm" in there else ""
-
-
-def _inputs(block: nn.Module) -> dict[str, str]:
-    """`_INPUTS`, with the place where the stream between attention and MLP is read first."""
-    there = {name for name, _ in block.named_children()}
-    behind = _norm_behind_attention(there)
-    places = dict(_INPUTS) if _gated(block) else {**_INPUTS, "mlp.down_proj": "mlp.act"}
-    before = next((name for name in _BEFORE_MLP if name in there and name != behind), "")
-    if before or behind:  # else attention and MLP read the same norm: there is no stream between
-        places[before or "mlp"] = "resid_mid"
-    return places
 
 
 def from_transformers(
@@ -253,14 +168,14 @@ class ForeignWatch:
                 module for block in self.blocks for module in block.children() if _attends(module)
             ]
             for place, key in {
-                (id(place), key): (place, key) for place, key in map(_implementation, attentions)
+                (id(place), key): (place, key) for place, key in map(implementation, attentions)
             }.values():
-                stack.enter_context(_wrapped(place, key, self._attention))
+                stack.enter_context(wrapped(place, key, self._attention))
             yield
 
     def _handles(self) -> Iterator[Any]:
         base = self.model.base_model
-        table = _submodule(base, "embed_tokens")
+        table = submodule(base, "embed_tokens")
         scales = any(hasattr(table, name) for name in ("embed_scale", "scalar_embed_scale"))
         ends = {
             "embed_tokens": "embed_scaled" if scales else "embed",
@@ -280,14 +195,14 @@ class ForeignWatch:
         width = _head_dim(self.model.config)
         for layer, block in enumerate(self.blocks):
             for paths, on, head_dim in (
-                (_outputs(block), _on_output, 0),
-                (_inputs(block), _on_input, 0),
-                (_HEADS_OUT, _on_output, width),
-                (_HEADS_IN, _on_input, width),
+                (outputs(block), _on_output, 0),
+                (inputs(block), _on_input, 0),
+                (HEADS_OUT, _on_output, width),
+                (HEADS_IN, _on_input, width),
             ):
                 for path, leaf in paths.items():
                     yield from on(block, path, self._keeper(f"layers.{layer}.{leaf}", head_dim))
-            for path, leaf in _HEAD_NORMS.items():
+            for path, leaf in HEAD_NORMS.items():
                 keep = self._normed(f"layers.{layer}.{leaf}", width)
                 yield from _on_output(block, path, keep)
             yield from _on_output(block, "attn.c_attn", self._joined(layer, width))
@@ -338,7 +253,7 @@ class ForeignWatch:
             if table.ndim == 3 and torch.equal(first, second):
                 self.keep(f"{which}.{leaf}", _shared(first, 2))
 
-    def _attention(self, call: _Call, result: Any) -> None:
+    def _attention(self, call: Call, result: Any) -> None:
         """What the attention function was given, and what it returns."""
         layer = self.layers.get(id(call.module))
         if layer is None or not isinstance(result, tuple):
@@ -363,77 +278,6 @@ class ForeignWatch:
             self.keep(f"{block}z", out.transpose(1, 2))  # it returns (B, T, H, D)
 
 
-class _Call:
-    """One call of an attention function: q (B, H, T, D), k and v (B, Hkv, S, D), mask."""
-
-    def __init__(self, key: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        order = ("module", "query", "key", "value", "attention_mask")
-        given = {**dict(zip(order, arguments, strict=False)), **named}
-        self.module, self.query = given["module"], given["query"]
-        self.key, self.value = given["key"], given["value"]
-        self._mask, self._implementation = given.get("attention_mask"), key
-        self._causal = given.get("is_causal")
-        self.window = bool(given.get("sliding_window"))
-
-    def allowed(self) -> Tensor | None:
-        """True = may look, (T, S), or (B, 1, T, S) where rows differ; None where nothing says."""
-        passes, seen = self.query.shape[2], self.key.shape[2]
-        mask = self._mask
-        if mask is None:
-            everyone = torch.ones(passes, seen, dtype=torch.bool, device=self.query.device)
-            if self._implementation == "eager":
-                return everyone
-            if self._implementation != "sdpa":
-                return None
-            causal = self._causal
-            causal = getattr(self.module, "is_causal", True) if causal is None else causal
-            return everyone.tril() if causal and passes > 1 else everyone
-        if mask.ndim != 4:
-            return None
-        allowed = (mask if mask.dtype == torch.bool else mask > MASKED)[..., :seen]
-        alike = bool((allowed == allowed[:1, :1]).all())
-        return allowed[0, 0] if alike else allowed
-
-
-def _implementation(attention: nn.Module) -> tuple[Any, str]:
-    """Where the attention function that a module is going to call stands: a mapping, and its key.
-
-    transformers looks it up by the config's ``_attn_implementation`` in its table, and takes
-    ``eager_attention_forward`` of the file that defines the module where the table has none.
-    """
-    space = getattr(inspect.unwrap(attention.forward), "__globals__", {})
-    key = getattr(attention.config, "_attn_implementation", None) or "eager"
-    table = space.get("ALL_ATTENTION_FUNCTIONS", {})
-    return (table, key) if key in table else (space, "eager_attention_forward")
-
-
-@contextmanager
-def _wrapped(place: Any, key: str, observe: Callable[[_Call, Any], None]) -> Iterator[None]:
-    """`observe` each call of the function ``place[key]`` for as long as the context lasts."""
-    if key not in place:
-        yield
-        return
-    original = place[key]
-    spoken = "eager" if key == "eager_attention_forward" else key
-
-    def watched(*arguments: Any, **named: Any) -> Any:
-        result = original(*arguments, **named)
-        observe(_Call(spoken, arguments, named), result)
-        return result
-
-    # The table has a layer of its own over the library's: take the entry out again there.
-    own = getattr(place, "_local_mapping", place)
-    held = key in own
-    place[key] = watched
-    try:
-        yield
-    finally:
-        if held:
-            place[key] = original
-        else:
-            del place[key]
-
-
 Keep = Callable[[Tensor], None]
 
 
@@ -441,7 +285,7 @@ def _on_output(root: nn.Module, path: str, keep: Keep) -> Iterator[Any]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
         keep(output[0] if isinstance(output, tuple) else output)
 
-    module = _submodule(root, path)
+    module = submodule(root, path)
     if module is not None:
         yield module.register_forward_hook(hook)
 
@@ -452,16 +296,9 @@ def _on_input(root: nn.Module, path: str, keep: Keep) -> Iterator[Any]:
         if isinstance(given, Tensor):
             keep(given)
 
-    module = _submodule(root, path)
+    module = submodule(root, path)
     if module is not None:
         yield module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _attends(module: nn.Module) -> bool:
