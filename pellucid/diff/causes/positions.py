@@ -59,20 +59,15 @@ def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
 
 
 def window_mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
-    """A window one too wide or narrow, missing, counted in the pass, of the size that is seen."""
+    """A window one too wide or narrow, missing, or of the size that is seen."""
     window = replay.setting.config.window
     allowed = replay.value(of_model(name, "mask"))
-    tokens, seen = allowed.shape[-2:]
-    rows, columns = torch.arange(tokens)[:, None], torch.arange(seen)[None]
     for by, word in ((1, "wide"), (-1, "narrow")):
         evidence = f"a token sees {window + by} instead of {window}, itself included"
         yield _value(f"window one too {word}", evidence, last_of(allowed, window + by))
     yield _value("window missing", "every token before is seen", allowed)
-    if tokens < seen:
-        top = allowed & (columns > rows - window)
-        yield _value("window ignores the cache", "counted from the pass' first token", top)
     if observed is not None and observed.shape[-2:] == allowed.shape[-2:]:
-        count = int(observed.reshape(-1, seen)[-1].sum())
+        count = int(observed.reshape(-1, allowed.shape[-1])[-1].sum())
         evidence = f"a token sees {count} instead of {window}, itself included"
         yield _value("other window", evidence, last_of(allowed, max(1, count)))
 
