@@ -74,6 +74,7 @@ _DIALECTS: dict[str, dict[str, Dialect]] = {
     },
 }
 NAMES = ("meta", "hf", "notebook")
+ROUNDINGS = tuple(_DIALECTS)
 
 
 def dialect(name: str, rounding: str) -> Dialect:

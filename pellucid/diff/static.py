@@ -87,18 +87,20 @@ def constant_findings(a: Side, b: Side) -> Iterator[Finding]:
             stage="constants",
             name=name,
             finding=f"A has {mine}, B has {theirs}",
-            cause=_constant_cause(name, theirs),
+            cause=_constant_cause(name, mine, theirs),
         )
 
 
-def _constant_cause(name: str, theirs: Any) -> str:
+def _constant_cause(name: str, mine: Any, theirs: Any) -> str:
     if name == "rope.type":
         return "RoPE scaling missing" if theirs == "default" else "RoPE scaling type"
+    if name == "activation" and "gelu" in mine and "gelu" in theirs:
+        return "GELU form"
     known = {
         "norm_eps": "norm eps",
         "rope.theta": "RoPE theta",
         "rope.factor": "RoPE scaling factor",
-        "gelu": "GELU form",
+        "activation": "activation",
     }
     return known.get(name, f"other {name}")
 

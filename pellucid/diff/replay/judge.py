@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.causes.search import Cause, Trial, find_cause
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay
@@ -94,7 +94,11 @@ class Judge:
         if not shift.any():
             return equal()
         real = self._real_tokens(step, shift.shape)
-        if self.own.setting.config.family == "llama" and shift.ndim and _uniform(shift, real):
+        if (
+            not graph.has(self.own.setting.config, "pos_embed")
+            and shift.ndim
+            and _uniform(shift, real)
+        ):
             first = shift.reshape(-1, shift.shape[-1])[:, -1]
             if self._shift is None and step == 0:
                 self._shift = first
