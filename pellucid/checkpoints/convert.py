@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.config_keys import read_json
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
@@ -36,7 +35,7 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
-from pellucid.files import folder_beside, move
+from pellucid.files import folder_beside, move, read_json
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 

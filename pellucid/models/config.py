@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pellucid.models.rope_scaling import RopeConfig
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+Activation = Literal["silu", "gelu_new", "gelu_tanh", "gelu", "relu2"]
 
 
 class Layer(NamedTuple):
@@ -45,6 +45,8 @@ class ModelConfig:
     sinks         each head may look at nothing: one more logit in its softmax (gpt-oss)
     parallel      attention and MLP read the same normed stream (Cohere, Phi)
     gated         act(gate) × up (SwiGLU, GeGLU); else act(up)
+    activation    gelu: by erf; gelu_tanh, gelu_new: by tanh, in one kernel or, where the dialect
+                  composes it, an operation at a time, as GPT-2 first did (transformers' words)
     embed_scale, residual_scale, logit_scale
                   factors on embeddings (Gemma: √C), on what is added to the stream, on logits
     embed_norm    the embedding is normalised (nanochat)
@@ -107,10 +109,15 @@ class ModelConfig:
     def _check_layers(self) -> None:
         for name in ("rope", "second_rope"):
             rope = getattr(self, name)
+            if rope and len(rope.short_factor) not in (0, self.rotary_width(rope) // 2):
+                raise ValueError(
+                    f"{name} has {len(rope.short_factor)} factors and turns "
+                    f"{self.rotary_width(rope) // 2} pairs"
+                )
             if rope and self.rotary_width(rope) % 2:
                 raise ValueError(
-                    f"{name} turns {self.rotary_width(rope)} of head_dim {self.head_dim}: "
-                    "RoPE turns pairs, it must be even"
+                    f"head_dim is {self.head_dim} and {name} turns {self.rotary_width(rope)} of "
+                    "its components: RoPE turns pairs, it must be an even number"
                 )
         for layer in self.layers:
             if layer.window and self.window < 1:
@@ -182,7 +189,7 @@ def GPTConfig(
         "norm_bias": True,
         "rope": None,
         "gated": False,
-        "activation": "gelu_tanh" if gelu == "tanh" else "gelu",
+        "activation": "gelu_new" if gelu == "tanh" else "gelu",
         "biases": (*(("qkv",) if qkv_bias else ()), "o", "mlp"),
         "width": width,
         "n_heads": n_heads,

@@ -77,7 +77,7 @@ class LayerNorm(nn.Module):
 
 
 def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
-    """SiLU, one of the two GELUs (Hendrycks & Gimpel, 2016), or squared ReLU; elementwise."""
+    """SiLU, a GELU (Hendrycks & Gimpel, 2016), or squared ReLU; elementwise."""
     if form == "silu":
         return F.silu(x)
     if form == "relu2":
@@ -88,12 +88,12 @@ def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
 def gelu(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
     """Gaussian error linear unit: exact, or by tanh.
 
-    Where the dialect composes it, the tanh form is taken one operation at a time, as transformers'
+    Where the dialect composes it, ``gelu_new`` is taken one operation at a time, as transformers'
     GPT-2 and the book do: in bfloat16 each of them rounds.
     """
     if form == "gelu":
         return F.gelu(x)
-    if dialect.gelu == "fused":
+    if form == "gelu_tanh" or dialect.gelu == "fused":
         return F.gelu(x, approximate="tanh")
     inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))
     return 0.5 * x * (1.0 + torch.tanh(inner))

@@ -243,7 +243,7 @@ def _mlp(config: Config, parts: _Parts) -> Branch:
         return Branch(
             body=body, title="MLP", note="SwiGLU: down(SiLU(gate) × up)", gives="resid_post"
         )
-    form = "tanh form" if config.activation == "gelu_tanh" else "exact, by erf"
+    form = "exact, by erf" if config.activation == "gelu" else "tanh form"
     act = _operation("GELU", "mlp.act", form)
     body = Series((norm, parts.linear("mlp.up_proj", "mlp.pre"), act, down))
     return Branch(body=body, title="MLP", note="down(GELU(up))", gives="resid_post")

@@ -281,7 +281,7 @@ BEND = {
     "layers.N.mlp.inner",
     "√(2/π) × ({pre} + 0.044715 × {pre}³)",
     dims="T F",
-    when=lambda config: config.activation == "gelu_tanh",
+    when=lambda config: config.activation != "gelu",
 )
 def inner(pre):
     """Inside the tanh of GELU"""
