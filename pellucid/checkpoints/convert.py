@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.checkpoints.formats.hf import PICTURES
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
@@ -253,6 +254,9 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
             f"{word(opened.dtype)} became {word(written.dtype)}: digests and logits are those of "
             "the values after that, on both sides"
         )
+    pictures = sum(PICTURES.match(name) is not None for name in opened.weights.left_out)
+    if pictures:
+        notes.append(f"{pictures} tensors of pictures are left out: this is the text part alone")
     config = written.config
     if written.layout != "meta" or not is_plain_llama(config):
         return notes

@@ -115,6 +115,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     stated = {"architectures": [family.architecture], "model_type": family.model_type}
     for part in family.parts:
         stated |= part.write(config)
+    stated |= family.stated
     stated["torch_dtype"] = str(dtype).removeprefix("torch.")
     again = read_config(stated, f"a {config.family} config")
     again = replace(again, **{name: getattr(config, name) for name in _DROPOUTS})

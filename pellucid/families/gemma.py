@@ -45,7 +45,7 @@ _NAMES = Names(
         }
     )
 )
-_IGNORED = frozenset({"cache_implementation"})
+_IGNORED = frozenset({"cache_implementation", "_sliding_window_pattern"})
 
 GEMMA = Family(
     model_type="gemma",

@@ -57,6 +57,7 @@ GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     source="models/gpt2/modeling_gpt2.py: GPT2Attention, GPT2MLP, GPT2Block",
+    stated={},
     make=GPTConfig,
     parts=(
         Only(

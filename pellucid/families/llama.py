@@ -35,6 +35,7 @@ LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     source="models/llama/modeling_llama.py: LlamaAttention, LlamaMLP, LlamaDecoderLayer",
+    stated={},
     parts=(
         Only(values={"pretraining_tp": 1, "partial_rotary_factor": 1.0, "rope_interleaved": False}),
         Sizes(),

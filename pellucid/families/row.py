@@ -23,6 +23,8 @@ class Family:
     names         what files call its parameters
     pairs         where the files keep the two rows that RoPE turns together, see `Order`
     ignored       keys of its own that do not change what it computes
+    stated        keys that its files need beside the parts: most classes pad with an id of their
+                  own, which a vocabulary need not have
     make          from the arguments to the config
     """
 
@@ -34,6 +36,7 @@ class Family:
     names: Names = field(default_factory=Names)
     pairs: Pairs = "halves"
     ignored: frozenset[str] = frozenset()
+    stated: Mapping[str, Any] = field(default_factory=lambda: {"pad_token_id": None})
     make: Callable[..., ModelConfig] = ModelConfig
 
     def entries(self, config: ModelConfig) -> Iterator[Entry]:

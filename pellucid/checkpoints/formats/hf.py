@@ -33,8 +33,8 @@ from pellucid.families import (
 from pellucid.files import read_json
 from pellucid.models import Config
 
-# Tensors of a model's eyes, and what joins them to its text part: named as left out, never read
-_SIGHT = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
+# Tensors for pictures, and what joins them to the text part: listed as left out, never read
+PICTURES = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 INDEX = "model.safetensors.index.json"
 # What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
 TOKENIZER_FILES = (
@@ -65,7 +65,7 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     recipes: dict[str, Recipe] = {}
     redundant = _redundant(config, spelt)
     if stated.get("model_type") in WITH_TEXT_PART:
-        redundant |= {name: Redundant() for name in source.entries if _SIGHT.match(name)}
+        redundant |= {name: Redundant() for name in source.entries if PICTURES.match(name)}
     for entry in table(config):
         stored = spelt(entry.stored)
         if entry.zeros is not None:
