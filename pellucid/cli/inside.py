@@ -126,7 +126,9 @@ def _steps(
         tokens,
         token_strings=token_strings,
         specials=tokenizer.specials,
-        dialect=numerics.dialect(arguments.dialect or checkpoint.dialect, checkpoint.config.rounding),
+        dialect=numerics.dialect(
+            arguments.dialect or checkpoint.dialect, checkpoint.config.rounding
+        ),
         dtype=as_dtype(arguments.dtype),
         layer=arguments.layer,
         head=arguments.head,

@@ -198,6 +198,35 @@ COHERE2 = Family(
     ignored=frozenset({"cache_implementation", "layer_switch", "order_of_interleaved_layers"}),
 )
 
+MINISTRAL3 = Family(
+    model_type="ministral3",
+    architecture="Ministral3ForCausalLM",
+    source="models/ministral3/modeling_ministral3.py: get_llama_4_attn_scale, Ministral3Attention",
+    parts=(
+        Sizes(kv_heads=8, head_dim=128),
+        SILU,
+        VOCABULARY,
+        context(262144),
+        eps(1e-5),
+        Rope(
+            theta=1000000.0,
+            extra={"llama_4_scaling_beta": "query_growth"},
+            absent={
+                "rope_type": "yarn",
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale_all_dim": 1.0,
+                "mscale": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        ),
+        tied(False),
+        EveryWindow(window=None),
+    ),
+)
+
 STARCODER2 = Family(
     model_type="starcoder2",
     architecture="Starcoder2ForCausalLM",
@@ -257,6 +286,7 @@ ROWS = (
     GRANITE_SWA,
     COHERE,
     COHERE2,
+    MINISTRAL3,
     STARCODER2,
     NANOCHAT,
 )

@@ -8,7 +8,7 @@ defaults and meaning: transformers 5.23, ``modeling_rope_utils.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pellucid.families.keys import ConfigKeys
@@ -40,6 +40,7 @@ class Rope:
     aliases   types under another name, from older files
     original  the original context where nothing states it; None: the context itself
     extra     a key of the table that is no field of RopeConfig -> the field of ModelConfig it fills
+    absent    the table of a file that has none
     """
 
     theta: float = 10000.0
@@ -48,6 +49,7 @@ class Rope:
     aliases: Mapping[str, str] | None = None
     original: int | None = None
     extra: Mapping[str, str] | None = None
+    absent: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, keys: ConfigKeys, found: dict[str, Any]) -> None:
         """Fill in ``rope``."""
@@ -60,7 +62,7 @@ class Rope:
                 f"{keys.where}: rope_theta is {top} beside rope_scaling and "
                 f"{table['rope_theta']} in rope_parameters; leave one of them out"
             )
-        inside = ConfigKeys(table, f"{keys.where}: rope")
+        inside = ConfigKeys(table or self.absent, f"{keys.where}: rope")
         share = None
         if self.share is not None:
             share = keys.number("partial_rotary_factor", self.share)
@@ -178,9 +180,9 @@ def rope_scaling(rope: RopeConfig, context: int) -> dict[str, Any] | None:
     if rope.type == "yarn":
         read = (*read, "truncate")
     stated = {
-        theirs.get(field.name, field.name): getattr(rope, field.name)
-        for field in fields(rope)
-        if field.name in read and getattr(rope, field.name) is not None
+        theirs.get(each.name, each.name): getattr(rope, each.name)
+        for each in fields(rope)
+        if each.name in read and getattr(rope, each.name) is not None
     }
     if rope.type != "longrope":
         return {"rope_type": rope.type, **stated}

@@ -39,6 +39,8 @@ class ModelConfig:
     second_rope   of the layers whose `Layer.rope` says so (Gemma 3's window layers)
     window        tokens that a layer with a window sees, the token itself included
     layers        the kinds of layers in turn, repeated to `n_layers`; (): all alike
+    query_growth  queries are multiplied by 1 + this · ln(1 + ⌊position / original context⌋)
+                  (Ministral 3); 0: not
     score_scale   factor on q · k; 0: 1/√D
     score_cap, logit_cap
                   c · tanh(x / c) on scores and logits (Gemma 2); 0: none
@@ -76,6 +78,7 @@ class ModelConfig:
     second_rope: RopeConfig | None = None
     window: int = 0
     layers: tuple[Layer, ...] = ()
+    query_growth: float = 0.0
     score_scale: float = 0.0
     score_cap: float = 0.0
     logit_cap: float = 0.0
@@ -124,6 +127,11 @@ class ModelConfig:
                 raise ValueError(f"window is {self.window}: expected 1 or more tokens")
             if layer.rope and getattr(self, layer.rope) is None:
                 raise ValueError(f"a layer is turned by {layer.rope}, which is not given")
+        if self.query_growth and not (self.rope and self.rope.original_context):
+            raise ValueError(
+                f"query_growth is {self.query_growth}: it counts in original contexts, and RoPE "
+                "has none"
+            )
 
     def rotary_width(self, rope: RopeConfig) -> int:
         """How many of a head's D components a RoPE turns; the rest stay as they are."""

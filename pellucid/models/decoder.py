@@ -26,10 +26,14 @@ from pellucid.trace import tap
 
 
 class Places(NamedTuple):
-    """Where a layer's tokens stand: the turns of its RoPE, if it has one, and its mask."""
+    """Where a layer's tokens stand: the turns of its RoPE, if it has one, and its mask.
+
+    growth: a factor on the queries of each position, (T) or (B, T), if they have one.
+    """
 
     turns: tuple[Tensor, Tensor] | None  # cos, sin (T, D/2)
     mask: Mask
+    growth: Tensor | None = None
 
 
 PlacesOf = dict[Layer, Places]  # by the kind of a layer
@@ -133,12 +137,17 @@ class Decoder(nn.Module):
         for name, module in self.named_children():
             if isinstance(module, RotaryEmbedding):
                 turns[name] = module(positions, dtype)
+        growth = None
+        if self.config.query_growth:
+            growth = tap(self, "query_growth", parts.growth(self.config, positions, dtype))
         masks = {False: mask, True: mask}
         if self.config.has_windows:
             allowed = tap(self, "window_mask", last_of(mask.allowed, self.config.window, end))
             plain = mask.plain and allowed.shape[-1] <= self.config.window
             masks[True] = Mask(allowed, plain)
-        return {kind: Places(turns[kind.rope], masks[kind.window]) for kind in set(self.kinds)}
+        return {
+            kind: Places(turns[kind.rope], masks[kind.window], growth) for kind in set(self.kinds)
+        }
 
     def logits(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> logits (B, T, V)."""
@@ -220,6 +229,8 @@ class Attention(nn.Module):
             k = tap(self, "k_rotated", rotate(k, *places.turns, self.dialect))
         if self.norm_last:
             q, k = self._normed(q, k)
+        if places.growth is not None:
+            q = tap(self, "q_scaled", q * places.growth[..., None, :, None])  # alike for all heads
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hkv, S, D)
         how = Scores(self.scale, self.cap, self.sinks)

@@ -71,6 +71,11 @@ class RopeConfig:
             )
 
     @property
+    def follows_length(self) -> bool:
+        """Whether its frequencies depend on how long the text is, not on the position alone."""
+        return self.type in ("dynamic", "longrope")
+
+    @property
     def magnitude(self) -> float:
         """Factor on cos and sin: yarn and longrope sharpen attention as the context grows."""
         if self.type not in ("yarn", "longrope"):

@@ -1,4 +1,4 @@
-"""The rows of the families, without transformers: configs both ways, names both ways, round trips."""
+"""The rows of the families, without transformers: configs and names both ways, round trips."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def turned_as_neighbours(x: torch.Tensor, angle: float, pairs: int) -> torch.Ten
 @pytest.mark.parametrize(("name", "pairs"), [("glm", 2), ("helium", 4)])
 def test_neighbours_become_halves(name, pairs):
     config = config_of(name)
-    stored = f"model.layers.0.self_attn.{{}}_proj.weight"
+    stored = "model.layers.0.self_attn.{}_proj.weight"
     entries = {entry.stored: entry for entry in table(config)}
     q, k = torch.randn(2, 48, 48, generator=torch.Generator().manual_seed(2)).double()
     k = k[:16]
