@@ -344,6 +344,7 @@ def _sharing(heads: int, kv_heads: int) -> str:
 _ACTIVATIONS = {
     "silu": ("SiLU", "x · sigmoid(x)", "SwiGLU: "),
     "gelu_tanh": ("GELU", "tanh form", "GeGLU: "),
+    "gelu_new": ("GELU", "tanh form", "GeGLU: "),
     "gelu": ("GELU", "exact, by erf", "GeGLU: "),
     "relu2": ("ReLU²", "max(x, 0)²", ""),
 }

@@ -50,7 +50,7 @@ def _is(*forms: str):
     "layers.N.mlp.inner",
     "√(2/π) × ({pre} + 0.044715 × {pre}³)",
     dims="T F",
-    when=_is("gelu_tanh"),
+    when=_is("gelu_tanh", "gelu_new"),
 )
 def inner(pre):
     """Inside the tanh of GELU"""
@@ -58,6 +58,12 @@ def inner(pre):
 
 
 @_act("½ × {pre} × (1 + tanh {inner})", when=_is("gelu_tanh"))
+def gelu_in_one_kernel(pre, inner):
+    """What each hidden unit says: GELU, a soft switch (Hendrycks & Gimpel, 2016)"""
+    return F.gelu(pre, approximate="tanh")  # the formula, rounded once
+
+
+@_act("½ × {pre} × (1 + tanh {inner})", when=_is("gelu_new"))
 def gelu_by_tanh(pre, inner, dialect):
     """What each hidden unit says: GELU, a soft switch (Hendrycks & Gimpel, 2016)"""
     if dialect.gelu == "fused":  # the same formula in one kernel, rounded once

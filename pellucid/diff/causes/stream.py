@@ -102,7 +102,13 @@ def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothes
         yield Hypothesis("SwiGLU on the wrong branch", evidence, wrong)
 
 
-_WORDS = {"silu": "SiLU", "gelu_tanh": "GELU", "gelu": "GELU", "relu2": "squared ReLU"}
+_WORDS = {
+    "silu": "SiLU",
+    "gelu_tanh": "GELU",
+    "gelu_new": "GELU",
+    "gelu": "GELU",
+    "relu2": "squared ReLU",
+}
 
 
 def _activated(s: Setting, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.graph import leaf
 from pellucid.models.attention import capped, interleaved, last_of, repeat_heads, scaled, softmax
-from pellucid.models.parts import activation
+from pellucid.models.parts import activation, growth
 from pellucid.models.rope import RotaryEmbedding, rotate
 from pellucid.numerics import Dialect
 
@@ -234,6 +234,8 @@ OPERATIONS: dict[str, Operation] = {
     "attn.k_normed": _heads_normed("attn.k_norm"),
     "attn.q_rotated": _rotated,
     "attn.k_rotated": _rotated,
+    "query_growth": lambda s, positions: growth(s.config, positions, s.dtype),
+    "attn.q_scaled": lambda s, q, by: q * by[..., None, :, None],
     "attn.scores": _scores,
     "attn.capped_scores": lambda s, scores: capped(scores, s.config.score_cap),
     "attn.masked_scores": _masked,

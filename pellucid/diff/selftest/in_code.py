@@ -217,7 +217,7 @@ STREAM = (
         "GELU form",
         static="GELU form",
         config=lambda c: replace(c, activation="gelu"),
-        applies=lambda c: c.activation == "gelu_tanh",
+        applies=lambda c: c.activation in ("gelu_tanh", "gelu_new"),
     ),
     fault(
         "GELU by sigmoid",
