@@ -26,6 +26,7 @@ from pellucid.diff.static import (
     constant_findings,
     shape_mismatch,
     token_findings,
+    trained_further,
     weight_findings,
 )
 from pellucid.trace import Trace
@@ -58,7 +59,7 @@ def compare(
     progress("tokens")
     rows, static = _tokens(a, b, prompt)
     progress("weights")
-    static += list(weight_findings(a, b))
+    static += trained_further(list(weight_findings(a, b)), a.weights, b.weights)
     static += list(constant_findings(a, b))
     progress("forward")
     seen_a = a.observe(rows, steps)
