@@ -17,7 +17,9 @@ from torch import Tensor
 MOST_LEVELS = 256
 CLIPPED = 1.5  # steps by which a number beyond the last level may be farther off than half a step
 PROBE = slice(0, 8)  # the values of a group in which most wrong steps show
-MANY, ROOM = 32, 1 << 22  # so many where there is room to try all spans at once
+FEW_GROUPS = 64
+MANY, ROOM = 32, 1 << 22  # so many of a group's values where there is room for them
+COARSE = 2.0**-20  # a larger roundoff is of float16 or bfloat16: levels themselves are rounded
 _FLOAT32 = 2.0**-22  # error of dequantising in float32, relative to the group's largest value
 
 
@@ -77,57 +79,56 @@ class Uniform:
         tolerance = 2 * unit * b.abs() + _FLOAT32 * size[:, None] * (1.0 if self.offset else 0.5)
         step, zero, span = torch.zeros_like(size), start.clone(), torch.zeros_like(size)
         pending = (extent > 0).nonzero()[:, 0]
-        for tried in self._plausible(b, start, extent, tolerance):
-            if not len(pending):
-                break
-            pending = self._try(tried, b, extent, tolerance, pending, step, zero, span)
+        spans = b.new_tensor(self.spans)
+        while len(spans) and len(pending):  # many groups: one span after the other, most fit soon
+            tried = spans[
+                : 1 if len(pending) > FEW_GROUPS else max(1, ROOM // b[:FEW_GROUPS].numel())
+            ]
+            spans = spans[len(tried) :]
+            group, place = self._plausible(b, start, extent, tolerance, pending, tried)
+            guess = extent[group] / tried[place]
+            rounds = 2 if unit > COARSE else 1
+            s, z, k, good = self._refitted(b[group], tolerance[group], guess, start[group], rounds)
+            group, place, s, z, k = (held[good] for held in (group, place, s, z, k))
+            first = _first_of_each(group)
+            group, s, k = group[first], s[first], k[first]
+            common = _common_divisor(k - (k.amin(1, keepdim=True) if self.offset else 0))
+            step[group], zero[group] = s * common, z[first]
+            span[group] = tried[place[first]] / common
+            pending = pending[span[pending] == 0]
         fits = torch.ones_like(size, dtype=torch.bool)
         fits[pending] = False
         return self._placed(b, fits, step, zero, span, unit)
 
-    def _plausible(self, b: Tensor, zero: Tensor, extent: Tensor, tolerance: Tensor) -> list[int]:
-        """The spans that fit the first values of any group; of many groups all spans, unseen."""
-        if len(b) * len(self.spans) * MANY > ROOM or not len(b):
-            return list(self.spans)
-        spans, some = b.new_tensor(self.spans), slice(0, MANY)
-        x = (b - zero[:, None])[:, None, some]
-        guess = (extent[:, None] / spans).clamp(min=1e-300)[..., None]  # (G, spans, 1)
-        k = (x / guess).round()
-        ends = tolerance.amax(1)[:, None, None] * (k.abs() / spans[:, None] + self.offset)
-        near = (x - k * guess).abs() <= tolerance[:, None, some] + ends
-        alive = (near.all(-1) & (extent > 0)[:, None]).any(0)
-        return [span for span, lives in zip(self.spans, alive.tolist(), strict=True) if lives]
-
-    def _try(
+    def _plausible(
         self,
-        tried: int,
         b: Tensor,
+        zero: Tensor,
         extent: Tensor,
         tolerance: Tensor,
         pending: Tensor,
-        step: Tensor,
-        zero: Tensor,
-        span: Tensor,
-    ) -> Tensor:
-        """Fill in step, zero and span of the pending groups that fit; returns those that do not."""
-        guess = extent[pending] / tried
-        x = b[pending, PROBE] - zero[pending, None]
-        k = (x / guess[:, None]).round()
-        ends = tolerance[pending].amax(1, keepdim=True) * (k.abs() / tried + self.offset)
-        near = (x - k * guess[:, None]).abs() <= tolerance[pending, PROBE] + ends
-        alive = pending[near.all(1)]
-        if not len(alive):
-            return pending
-        s, z = extent[alive] / tried, zero[alive]
-        for _ in range(2):
-            s, z = self._refit(b[alive], tolerance[alive], s, z)
-        k = ((b[alive] - z[:, None]) / s[:, None]).round()
-        good = ((b[alive] - z[:, None] - k * s[:, None]).abs() <= tolerance[alive]).all(1)
+        spans: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """(groups, places in spans) that fit the first values of a group, groups in order."""
+        some = PROBE if len(pending) * len(spans) * MANY > ROOM else slice(0, MANY)
+        x = (b[pending, some] - zero[pending, None])[:, None]  # (G, 1, n)
+        guess = (extent[pending, None] / spans)[..., None]  # (G, spans, 1)
+        k = (x / guess).round()
+        ends = tolerance[pending].amax(1)[:, None, None] * (k.abs() / spans[:, None] + self.offset)
+        near = (x - k * guess).abs() <= tolerance[pending, some][:, None] + ends
+        group, place = near.all(-1).nonzero().unbind(1)
+        return pending[group], place
+
+    def _refitted(
+        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor, rounds: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step and offset from all values of a group, the levels, and whether all stand on them."""
+        for _ in range(rounds):
+            s, z = self._refit(b, tolerance, s, z)
+        k = ((b - z[:, None]) / s[:, None]).round()
+        good = ((b - z[:, None] - k * s[:, None]).abs() <= tolerance).all(1)
         good &= (k.amax(1) - k.amin(1) < MOST_LEVELS) & s.isfinite() & (s > 0)
-        done = alive[good]
-        common = _common_divisor(k[good] - (k[good].amin(1, keepdim=True) if self.offset else 0))
-        step[done], zero[done], span[done] = s[good] * common, z[good], tried / common
-        return pending[span[pending] == 0]
+        return s, z, k, good
 
     def _refit(self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Step and offset by least squares, each value as trusted as it is precise."""
@@ -159,7 +160,11 @@ class Uniform:
         )
         bits = (2 * half / chance.clamp(min=1e-300)).clamp(min=1).log2()
         free = 2 if self.offset else 1
-        told = _of_distinct(bits, k) - free * bits.amax(1) - math.log2(len(self.spans))
+        told = (
+            (_of_distinct(bits, k) if unit > COARSE else bits.sum(1))
+            - free * bits.amax(1)
+            - math.log2(len(self.spans))
+        )
         told = torch.where(step > 0, told, 0.0)
         return Placed(
             fits=fits,
@@ -170,6 +175,13 @@ class Uniform:
             above=half + CLIPPED * step[:, None] * highest,
             bits=told,
         )
+
+
+def _first_of_each(group: Tensor) -> Tensor:
+    """Where a number stands for the first time: (n) in rising order -> mask (n)."""
+    first = torch.ones_like(group, dtype=torch.bool)
+    first[1:] = group[1:] != group[:-1]
+    return first
 
 
 def _of_distinct(bits: Tensor, level: Tensor) -> Tensor:
@@ -216,9 +228,10 @@ class Codes:
         scales = [largest / anchor for anchor in self.anchors]
         if self.plain:
             scales.insert(0, torch.ones_like(largest))
+        scales = [torch.where(s == 0, 1.0, s) for s in scales]
         best: Placed | None = None
-        for s in scales:
-            found = self._at(b, torch.where(s == 0, 1.0, s), unit)
+        for s in self._plausible(b, scales, unit):
+            found = self._at(b, s, unit)
             if best is None:
                 best = found
             else:
@@ -230,11 +243,20 @@ class Codes:
         assert best is not None, "a table has anchors"
         return best
 
+    def _plausible(self, b: Tensor, scales: list[Tensor], unit: float) -> list[Tensor]:
+        """The scales that fit the first values of any group, or one of them where none does."""
+        codes = b.new_tensor(self.codes)
+        x = b[None, :, PROBE] / torch.stack(scales)[..., None]
+        near = codes[torch.bucketize(x, (codes[1:] + codes[:-1]) / 2)]
+        tolerance = 5 * unit * near.abs() + _FLOAT32 * x.abs().amax(-1, keepdim=True) * 64
+        alive = ((x - near).abs() <= tolerance).all(-1).any(1).tolist()
+        return [s for s, lives in zip(scales, alive, strict=True) if lives] or scales[:1]
+
     def _at(self, b: Tensor, s: Tensor, unit: float) -> Placed:
         codes = b.new_tensor(self.codes)
         middle = (codes[1:] + codes[:-1]) / 2
         tolerance = 3 * unit * b.abs() + _FLOAT32 * b.abs().amax(1, keepdim=True) / 2
-        if unit > 2.0**-20:  # the largest value is rounded too: all of them say the scale better
+        if unit > COARSE:  # the largest value is rounded too: all of them say the scale better
             k = codes[torch.bucketize(b / s[:, None], middle)]
             s = (k * b).sum(1) / (k * k).sum(1).clamp(min=1e-300)
             s = torch.where(s == 0, 1.0, s)

@@ -2,10 +2,10 @@
 
 Two things must hold for every value. The levels are found in the values of B alone: in each group
 all of them stand on at most 256 levels, as exactly as they are stored, and the chance that
-arbitrary values would do so is below 2^-64 for the tensor. And B is A rounded to these levels: each of A's
-values is nearest to the level that B has for it, or beyond the last one (clipped). Only where the
-errors of one column were passed on to the next (GPTQ) may levels be others, and then the errors
-must show it: their covariance has the determinant of rounding alone.
+arbitrary values would do so is below 2^-64 for the tensor. And B is A rounded to these levels: each
+of A's values is nearest to the level that B has for it, or beyond the last one (clipped). Only
+where the errors of one column were passed on to the next (GPTQ) may levels be others, and then the
+errors must show it: their covariance has the determinant of rounding alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pellucid.diff.layouts_of_groups import Layout, layouts
 from pellucid.diff.levels import (
+    COARSE,
     FLOAT8,
     FP4,
     IQ4_NL,
@@ -33,7 +34,7 @@ from pellucid.diff.levels import (
 
 PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
 A_GROUP = 8.0  # bits that a group adds before it counts as told
-PIECE = 1 << 22  # values looked at in float64 at a time
+PIECE = 1 << 18  # values looked at in float64 at a time: they stay in the cache
 FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
 FARTHEST = 4.0  # steps that a compensated value may be away from A's
 Levels = Uniform | Codes
@@ -142,9 +143,10 @@ def _levels_of(layout: Layout, even: set[str]) -> Sequence[Levels]:
     found: list[Levels] = []
     if layout.kind in even:
         found += [SYMMETRIC, OFFSET]
-    if layout.size and layout.kind in ("rows", "flat"):
-        found += [NF4, FP4, IQ4_NL]
-    if layout.size in (0, 32, 128):
+    if layout.kind in ("rows", "flat"):
+        found += {16: [FP4], 32: [NF4, FP4, IQ4_NL]}.get(layout.size, [NF4] if layout.size else [])
+    whole = not layout.size or layout.kind == "blocks"
+    if whole or (layout.kind == "rows" and layout.size in (32, 128)):
         found += FLOAT8
     return found
 
@@ -205,7 +207,7 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
     bits in QLoRA). Then all levels of the group are nearest at the scale of A's own largest value.
     """
     slack = 1e-4 * (placed.below + placed.above)
-    if unit > 2.0**-20:
+    if unit > COARSE:
         slack = slack + 1.25 * unit * placed.value.abs()  # a quotient may be rounded too
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():

@@ -62,12 +62,12 @@ def _whole(a: Tensor, b: Tensor, unit: float) -> Iterator[Change]:
     """Every known change of all values; the first that agrees is the one, the last always does."""
     tolerance = 2 * unit * torch.maximum(a.abs(), b.abs()) + 1e-300
     scale = float((a * b).sum() / a.pow(2).sum().clamp(min=1e-300))
-    if _agree(a * scale, b, tolerance):
+    if abs(scale - 1) > 2 * unit and _agree(a * scale, b, tolerance):
         yield "scaled weights", f"B's values are A's times {scale:.7g}"
     shift = float((b - a).mean())
-    if _agree(a + shift, b, tolerance):
+    if _agree(a + shift, b, tolerance + 2 * unit * abs(shift)):
         yield "shifted weights", f"B's values are A's plus {shift:.4g}"
-    yield from _by_lines(a, b, tolerance)
+    yield from _by_lines(a, b, tolerance, unit)
     yield from _reordered(a, b)
     for places in range(1, 7):
         cut = (a * 10**places).round() / 10**places
@@ -81,17 +81,17 @@ def _agree(made: Tensor, b: Tensor, tolerance: Tensor) -> bool:
     return bool(((made - b).abs() <= tolerance).all())
 
 
-def _by_lines(a: Tensor, b: Tensor, tolerance: Tensor) -> Iterator[Change]:
+def _by_lines(a: Tensor, b: Tensor, tolerance: Tensor, unit: float) -> Iterator[Change]:
     """Each row, or each column, by a factor or an amount of its own."""
     for dim, word in ((1, "rows"), (0, "columns")):
         if a.shape[dim] < 8:
             continue
         factor = (a * b).sum(dim, keepdim=True) / a.pow(2).sum(dim, keepdim=True).clamp(min=1e-300)
-        if _agree(a * factor, b, tolerance):
+        if float((factor - 1).abs().max()) > 4 * unit and _agree(a * factor, b, tolerance):
             low, high = float(factor.min()), float(factor.max())
             yield f"scaled {word}", f"each of the {word} by its own factor, {low:.4g} to {high:.4g}"
         amount = (b - a).mean(dim, keepdim=True)
-        if _agree(a + amount, b, tolerance):
+        if _agree(a + amount, b, tolerance + 2 * unit * amount.abs()):
             low, high = float(amount.min()), float(amount.max())
             yield (
                 f"shifted {word}",
