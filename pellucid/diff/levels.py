@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class Uniform:
         size = b.abs().amax(1)
         start = b.amin(1) if self.offset else torch.zeros_like(size)
         extent = b.amax(1) - start if self.offset else size
-        tolerance = 2 * unit * b.abs() + _FLOAT32 * size[:, None] * (1.0 if self.offset else 0.5)
+        width, part = (1.5, 1.0) if self.offset else (1.25, 0.5)
+        tolerance = width * unit * b.abs() + _FLOAT32 * part * size[:, None]
         step, zero, span = torch.zeros_like(size), start.clone(), torch.zeros_like(size)
         pending = (extent > 0).nonzero()[:, 0]
         spans = b.new_tensor(self.spans)
@@ -87,8 +89,7 @@ class Uniform:
             spans = spans[len(tried) :]
             group, place = self._plausible(b, start, extent, tolerance, pending, tried)
             guess = extent[group] / tried[place]
-            rounds = 2 if unit > COARSE else 1
-            s, z, k, good = self._refitted(b[group], tolerance[group], guess, start[group], rounds)
+            s, z, k, good = self._refitted(b[group], tolerance[group], guess, start[group], unit)
             group, place, s, z, k = (held[good] for held in (group, place, s, z, k))
             first = _first_of_each(group)
             group, s, k = group[first], s[first], k[first]
@@ -120,15 +121,39 @@ class Uniform:
         return pending[group], place
 
     def _refitted(
-        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor, rounds: int
+        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor, unit: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step and offset from all values of a group, the levels, and whether all stand on them."""
-        for _ in range(rounds):
+        """Step and offset from all values of a group, the levels, and whether all stand on them.
+
+        Where the values are coarse, so is the first guess, and others beside it are tried.
+        """
+        found = self._once(b, tolerance, s, z)
+        if unit <= COARSE:
+            return found
+        for grow, move in product((0.0, -0.7, 0.7), (0.0, -0.7, 0.7) if self.offset else (0.0,)):
+            left = (~found[3]).nonzero()[:, 0]
+            if not len(left):
+                break
+            moved = z[left] * (1 + move * unit)
+            again = self._once(b[left], tolerance[left], s[left] * (1 + grow * unit), moved)
+            for held, new in zip(found, again, strict=True):
+                held[left] = new
+        return found
+
+    def _once(
+        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        s, z = self._refit(b, tolerance, s, z)
+        if self.offset:
             s, z = self._refit(b, tolerance, s, z)
+        else:  # each value says the step to within its roundoff, and so does the middle of them all
+            level = (b / s[:, None]).round()
+            said = torch.where(level == 0, s[:, None], b / torch.where(level == 0, 1.0, level))
+            s = (said.amin(1) + said.amax(1)) / 2
         k = ((b - z[:, None]) / s[:, None]).round()
         good = ((b - z[:, None] - k * s[:, None]).abs() <= tolerance).all(1)
         good &= (k.amax(1) - k.amin(1) < MOST_LEVELS) & s.isfinite() & (s > 0)
-        return s, z, k, good
+        return s, z.clone(), k, good
 
     def _refit(self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Step and offset by least squares, each value as trusted as it is precise."""
@@ -155,7 +180,7 @@ class Uniform:
             else (k <= 1 - span[:, None], k >= span[:, None] - 1)
         )
         moved = zero[:, None] + k * step[:, None]
-        chance = 4 * unit * torch.maximum(moved.abs(), half * 2) + _FLOAT32 * moved.abs().amax(
+        chance = 2.5 * unit * torch.maximum(moved.abs(), half * 2) + _FLOAT32 * moved.abs().amax(
             1, keepdim=True
         )
         bits = (2 * half / chance.clamp(min=1e-300)).clamp(min=1).log2()
@@ -255,7 +280,7 @@ class Codes:
     def _at(self, b: Tensor, s: Tensor, unit: float) -> Placed:
         codes = b.new_tensor(self.codes)
         middle = (codes[1:] + codes[:-1]) / 2
-        tolerance = 3 * unit * b.abs() + _FLOAT32 * b.abs().amax(1, keepdim=True) / 2
+        tolerance = 2 * unit * b.abs() + _FLOAT32 * b.abs().amax(1, keepdim=True) / 2
         if unit > COARSE:  # the largest value is rounded too: all of them say the scale better
             k = codes[torch.bucketize(b / s[:, None], middle)]
             s = (k * b).sum(1) / (k * k).sum(1).clamp(min=1e-300)
@@ -268,7 +293,7 @@ class Codes:
         down, up = sides[place] * s.abs()[:, None], sides[place + 1] * s.abs()[:, None]
         below, above = torch.where(s[:, None] > 0, down, up), torch.where(s[:, None] > 0, up, down)
         tiny = b.abs().amax(1, keepdim=True).clamp(min=1e-300) * 2.0**-40
-        chance = (6 * unit * value.abs() + _FLOAT32 * value.abs().amax(1, keepdim=True)) + tiny
+        chance = (4 * unit * value.abs() + _FLOAT32 * value.abs().amax(1, keepdim=True)) + tiny
         bits = (torch.minimum(below, above) * 2 / chance).clamp(min=1).log2()
         told = _of_distinct(bits, place) - bits.amax(1) - math.log2(len(self.anchors) + self.plain)
         return Placed(

@@ -144,7 +144,7 @@ def _levels_of(layout: Layout, even: set[str]) -> Sequence[Levels]:
     if layout.kind in even:
         found += [SYMMETRIC, OFFSET]
     if layout.kind in ("rows", "flat"):
-        found += {16: [FP4], 32: [NF4, FP4, IQ4_NL]}.get(layout.size, [NF4] if layout.size else [])
+        found += {16: [FP4], 32: [NF4, FP4, IQ4_NL]}.get(layout.size, [NF4])
     whole = not layout.size or layout.kind == "blocks"
     if whole or (layout.kind == "rows" and layout.size in (32, 128)):
         found += FLOAT8
@@ -208,7 +208,10 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
     """
     slack = 1e-4 * (placed.below + placed.above)
     if unit > COARSE:
-        slack = slack + 1.25 * unit * placed.value.abs()  # a quotient may be rounded too
+        # The step is found from rounded values: less exact than they are, but not exact.
+        size = placed.value.abs() + placed.below + placed.above
+        offset = isinstance(held.levels, Uniform) and held.levels.offset
+        slack = slack + unit * (0.8 * size + 0.3 * offset * size.amax(1, keepdim=True))
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():
         return right

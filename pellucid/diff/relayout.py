@@ -316,10 +316,10 @@ def _as_held(x: Tensor, y: Tensor) -> tuple[Tensor, str]:
     if x.dtype != y.dtype:
         return x.to(y.dtype), f", beside {_dtype(x)} stored as {_dtype(y)}"
     for coarse in (torch.bfloat16, torch.float16):
-        if x.dtype.itemsize <= 2 or _gives(x.to(coarse), x) or not _gives(y.to(coarse), y):
+        if x.dtype.itemsize <= 2 or _gives(x.to(coarse), x):
             continue
         rounded = x.to(coarse).to(x.dtype)
-        if rounded.isfinite().all():
+        if rounded.isfinite().all() and int((rounded != y).sum()) * 4 < int((x != y).sum()):
             return rounded, f", beside A's values rounded through {_short(coarse)}"
     return x, ""
 

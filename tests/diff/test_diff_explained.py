@@ -69,8 +69,10 @@ def test_nothing_is_excused_and_no_format_is_accused(source, request):
         made = lambda: from_language_model(pellucid.load(source))  # noqa: E731
     outcomes = list(measure_changes([made()]))
     assert [o for o in outcomes if o.excused] == []
-    # With 64 rows there are too few errors to show that GPTQ passed them on.
-    assert [o for o in outcomes if o.accused and not o.name.startswith("GPTQ")] == []
+    # With 64 rows there are too few errors to show that GPTQ passed them on; 256 levels from an
+    # offset are finer than bfloat16 stores them.
+    unproven = ("GPTQ, 4 bits", "GPTQ, 3 bits", "int8 by rows with an offset")
+    assert [o for o in outcomes if o.accused and o.name not in unproven] == []
 
 
 # ── What proves, and what does not ───────────────────────────────────────────────────────────────
@@ -85,10 +87,10 @@ def test_a_small_error_excuses_nothing(size):
 
 
 @pytest.mark.parametrize("levels", [SYMMETRIC, OFFSET])
-@pytest.mark.parametrize("unit", [2.0**-24, 2.0**-9])
+@pytest.mark.parametrize("unit", [2.0**-24, 2.0**-8])
 def test_arbitrary_values_stand_on_no_levels(levels, unit):
     x = drawn(4000, 32)
-    x = x.bfloat16().float() if unit == 2.0**-9 else x
+    x = x.bfloat16().float() if unit == 2.0**-8 else x
     placed = levels.place(x.double(), unit)
     assert int((placed.fits & (placed.bits > 16)).sum()) == 0
 
