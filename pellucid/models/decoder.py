@@ -10,6 +10,7 @@ tokens ── embed ──┬─ norm ─ attention ─ + ─┬─ norm ─ MLP
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -66,12 +67,14 @@ class Decoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations; quantised matrices keep another."""
-        return (self.embed.weight if self.norm.weight is None else self.norm.weight).dtype
+        if self.norm.weight is not None:
+            return self.norm.weight.dtype
+        return getattr(self.embed, "dtype", None) or self.embed.weight.dtype  # quantised or not
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return (self.embed.weight if self.norm.weight is None else self.norm.weight).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def forward(
         self,
