@@ -135,8 +135,7 @@ class Decoder(nn.Module):
         turns |= {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
         masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         growth = self._growth(positions, dtype) if self.config.query_growth else None
-        places = {kind: (turns[kind.rope], masks[kind.window]) for kind in self.kinds}
-        return {kind: Places(*place, growth) for kind, place in places.items()}
+        return {k: Places(turns[k.rope], masks[k.window], growth) for k in set(self.kinds)}
 
     def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return tap(self, "query_growth", parts.growth(self.config, positions, dtype))
@@ -225,8 +224,9 @@ class Attention(nn.Module):
             q = tap(self, "q_scaled", q * places.growth[..., None, :, None])  # alike for all heads
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hkv, S, D)
-        dropout = self.attn_dropout if self.training else 0.0
-        how = Scores(self.scale, self.cap, self.sinks, self.dialect, dropout)
+        how = Scores(
+            self.scale, self.cap, self.sinks, self.dialect, self.attn_dropout * self.training
+        )
         z = attend(self, q, k, v, places.mask, how)  # (B, H, T, D)
         return self.o_proj(z.transpose(1, 2).flatten(2))  # heads side by side: (B, T, H·D)
 
