@@ -57,8 +57,7 @@ class Decoder(nn.Module):
             self.pos_embed = nn.Embedding(config.context_length, config.width)
         self.ropes = sorted({kind.rope for kind in self.kinds} - {""})
         for name in self.ropes:
-            rotary = RotaryEmbedding(getattr(config, name), config.head_dim, self.dialect)
-            self.add_module(name, rotary)
+            self.add_module(name, parts.rotary(config, name, self.dialect))
         self.dropout = nn.Dropout(config.embed_dropout)
         self.layers = nn.ModuleList(Block(config, self.dialect) for _ in range(config.n_layers))
         self.norm = parts.norm(config, self.dialect)
@@ -224,9 +223,8 @@ class Attention(nn.Module):
             q = tap(self, "q_scaled", q * places.growth[..., None, :, None])  # alike for all heads
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hkv, S, D)
-        how = Scores(
-            self.scale, self.cap, self.sinks, self.dialect, self.attn_dropout * self.training
-        )
+        dropout = self.attn_dropout * self.training
+        how = Scores(self.scale, self.cap, self.sinks, self.dialect, dropout)
         z = attend(self, q, k, v, places.mask, how)  # (B, H, T, D)
         return self.o_proj(z.transpose(1, 2).flatten(2))  # heads side by side: (B, T, H·D)
 

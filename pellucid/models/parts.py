@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.models.config import Activation, ModelConfig
+from pellucid.models.rope import RotaryEmbedding
 from pellucid.numerics import Dialect
 from pellucid.trace import tap
 
@@ -80,6 +81,11 @@ class LayerNorm(nn.Module):
         """x (…, C) -> (…, C)."""
         weight = self.weight if self.weight is None or not self.offset else 1.0 + self.weight
         return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
+
+
+def rotary(config: ModelConfig, name: str, dialect: Dialect) -> RotaryEmbedding:
+    """A RoPE of the config, by the name of its field."""
+    return RotaryEmbedding(getattr(config, name), config.head_dim, dialect)
 
 
 def head(config: ModelConfig) -> nn.Linear:
