@@ -132,11 +132,10 @@ def _forward(
     keep: Keep | None,
 ) -> Report:
     assert owner.config is not None, "the owner of the arithmetic has a config"
-    padding = pad_left(rows)[1]
+    expected, padding = pad_left(rows)
     dialect = owner.dialect or b.dialect
     assert dialect is not None, "a side with weights says whose rounding it has"
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)
-    expected = pad_left(rows)[0]
     judges = {
         "b": Judge(
             b,
