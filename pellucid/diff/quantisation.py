@@ -3,9 +3,10 @@
 Two things must hold for every value. The levels are found in the values of B alone: in each group
 all of them stand on at most 256 levels, as exactly as they are stored, and the chance that
 arbitrary values would do so is below 2^-64 for the tensor. And B is A rounded to these levels: each
-of A's values is nearest to the level that B has for it, or beyond the last one (clipped). Only
-where the errors of one column were passed on to the next (GPTQ) may levels be others, and then the
-errors must show it: their covariance has the determinant of rounding alone.
+of A's values is nearest to the level that B has for it, or beyond the last one (clipped), and the
+errors are as large as rounding makes them: levels moved a little are nearest to the old ones too.
+Only where the errors of one column were passed on to the next (GPTQ) may levels be others, and then
+the errors must show it: their covariance has the determinant of rounding alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pellucid.diff.levels import (
     Placed,
     Uniform,
 )
+from pellucid.diff.rounding import SPREAD, precision
 
 PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
 A_GROUP = 8.0  # bits that a group adds before it counts as told
@@ -72,24 +74,17 @@ class Held:
         """All groups stand on levels, and not by chance."""
         return not self.off and self.bits >= PROOF and self.told >= 0.75 * self.groups
 
+    @property
+    def spread(self) -> float:
+        """RMS error in units of what rounding makes of numbers anywhere between two levels."""
+        return (self.error / max(self.rounding, 1e-300)) ** 0.5
+
     def __str__(self) -> str:
         if isinstance(self.levels, Codes):
             return f"{self.levels.label} {self.layout}"
         width = max(1, math.ceil(math.log2(self.levels_used)))
         offset = " with an offset" if self.levels.offset else ""
         return f"int{width}{offset} {self.layout}"
-
-
-def precision(x: Tensor) -> float:
-    """Unit roundoff of the coarsest of bfloat16, float16 and x's dtype that holds all of x."""
-    for coarse in (torch.bfloat16, torch.float16):
-        if x.dtype == coarse or all(_holds(part, coarse) for part in x.flatten().split(PIECE)):
-            return torch.finfo(coarse).eps / 2
-    return torch.finfo(torch.float32).eps / 2
-
-
-def _holds(part: Tensor, coarse: torch.dtype) -> bool:
-    return bool((part.to(coarse).to(part.dtype) == part).all())
 
 
 def on_levels(a: Tensor, b: Tensor) -> Held | None:
@@ -187,17 +182,17 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
     held.bits += float(placed.bits[placed.fits].sum())
     held.told += int((placed.fits & ((placed.bits >= A_GROUP) | (placed.span == 0))).sum())
     held.groups += len(x)
+    width = 2 * torch.minimum(placed.below, placed.above)[placed.fits]
+    error = (x - y)[placed.fits]
+    seen = (width > 0) & (x[placed.fits] != 0)  # zeros are on every ladder
+    held.error += float((error[seen] / width[seen]).pow(2).sum())
+    held.rounding += float(seen.sum()) / 12
     if not bool(placed.fits.any()) or not isinstance(held.levels, Uniform):
         return
     level = placed.level[placed.fits]
     held.levels_used = max(held.levels_used, float((level.amax(1) - level.amin(1)).max()) + 1)
-    step = (placed.below + placed.above).amin(1, keepdim=True)[placed.fits]
-    error = (x - y)[placed.fits]
-    if error.numel() and bool((step > 0).any()):
-        steps = error / torch.where(step > 0, step, float("inf"))
-        held.farthest = max(held.farthest, float(steps.abs().max()))
-        held.error += float(steps.pow(2).sum())
-        held.rounding += float(steps.numel()) / 12
+    if bool(seen.any()):
+        held.farthest = max(held.farthest, float((error[seen] / width[seen]).abs().max()))
 
 
 def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
@@ -211,7 +206,7 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
         # The step is found from rounded values: less exact than they are, but not exact.
         size = placed.value.abs() + placed.below + placed.above
         offset = isinstance(held.levels, Uniform) and held.levels.offset
-        slack = slack + unit * (0.8 * size + 0.3 * offset * size.amax(1, keepdim=True))
+        slack = slack + unit * (size + 0.3 * offset * size.amax(1, keepdim=True))
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():
         return right
@@ -328,6 +323,12 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
         return None
     misfits = held.off + held.wrong
     if held.proven and not misfits:
+        if held.spread < SPREAD:
+            finding = (
+                f"B stands on {held} with errors of {held.spread:.2f} times rounding's: A stood on"
+                " levels already, and these are others"
+            )
+            return "quantised with other scales", finding, "fault"
         ratio = one_sided(held)
         if ratio is None:
             return "quantised weights", f"B's values are A's in {held}", "explained"
@@ -338,7 +339,7 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
     if not held.proven:
         return None
     share = f"{100 * held.moved / max(1, held.values):.2g} % of the values are on another level"
-    cost = f"the error is {(held.error / max(held.rounding, 1e-300)) ** 0.5:.2f} times rounding's"
+    cost = f"the error is {held.spread:.2f} times rounding's"
     if compensated(a, b, held):
         finding = f"B's values are A's in {held}, errors passed on as GPTQ does: {share}, {cost}"
         return "quantised weights", finding, "explained"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.diff.quantisation import precision, quantised
-from pellucid.diff.weight_changes import changed
+from pellucid.diff.quantisation import quantised
+from pellucid.diff.rounding import PIECE, dtype_name, gives, pieces, precision, rounded
+from pellucid.diff.weight_changes import LOOSE, changed
 
 Kind = Literal["fault", "explained"]
 Explanation = tuple[str, str, Kind]  # cause, finding, kind
-PIECE = 1 << 22  # values looked at in float64 at a time
 FEW = 4  # changed values that are told one by one
 _HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
@@ -29,7 +29,7 @@ def explain(
     """What was done to A's tensor to give B's: (cause, finding in words, fault or explained)."""
     x, y = mine[name], theirs[name]
     for cause, finding, kind, candidate in _trials(name, x, y, mine, config):
-        if candidate.shape == y.shape and _gives(candidate, y):
+        if candidate.shape == y.shape and gives(candidate, y):
             return cause, finding, kind
         del candidate  # before the next is made
     if x.shape != y.shape:
@@ -39,18 +39,6 @@ def explain(
             "fault",
         )
     return _by_values(name, x, y, config)
-
-
-def _gives(candidate: Tensor, y: Tensor) -> bool:
-    """Equal in y's dtype; a piece at a time, so that no second copy of a large table is made."""
-    return all(torch.equal(part.to(held.dtype), held) for _, part, held in _pieces(candidate, y))
-
-
-def _pieces(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(first row, rows of x, rows of y), at most about `PIECE` values at a time."""
-    rows = max(1, PIECE * len(x) // max(1, x.numel()))
-    for first in range(0, len(x), rows):
-        yield first, x[first : first + rows], y[first : first + rows]
 
 
 def candidates(
@@ -67,10 +55,10 @@ def candidates(
     }
     near[name] = x
     for coarse in (torch.bfloat16, torch.float16):
-        if not _gives(x.to(coarse), x):
+        if not gives(x.to(coarse), x):
             fits = bool(x.to(coarse).isfinite().all())
             cause = "rounded weights" if fits else "float16 overflow"
-            yield cause, f"through {_short(coarse)}", x.to(coarse).to(x.dtype)
+            yield cause, f"through {dtype_name(coarse)}", x.to(coarse).to(x.dtype)
     for other, tensor in near.items():
         if other != name and tensor.shape == x.shape:
             elsewhere = names.layer_of(other) != names.layer_of(name)
@@ -118,7 +106,7 @@ def _trials(
     name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor], config: Any
 ) -> Iterator[tuple[str, str, Kind, Tensor]]:
     """(cause, finding, kind, what B's tensor would be) for every known way, cheap ones first."""
-    yield from _rounded(x, y)
+    yield from rounded(x, y)
     if x.ndim == 2 and y.ndim == 2 and x.shape[1] == y.shape[1] and y.shape[0] > x.shape[0]:
         padded = torch.cat((x.to(y.dtype), y[x.shape[0] :]))
         rows = f"{y.shape[0]} rows against {x.shape[0]}"
@@ -135,50 +123,10 @@ def _trials(
         yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
 
 
-def _rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
-    """One side's values in a coarser type, to the nearest or cut off; every value must be it."""
-    if x.dtype != y.dtype:
-        stored = f"A stored as {_dtype(x)}, B as {_dtype(y)}"
-        yield "other dtype", stored, "explained", x
-        if x.shape == y.shape and _gives(y.to(x.dtype), x):
-            yield "other dtype", stored, "explained", y
-        if y.dtype in (torch.bfloat16, torch.float16) and x.dtype.itemsize > 2:
-            finding = f"{stored}, values cut off instead of rounded"
-            yield "other dtype", finding, "explained", _cut_off(x, y.dtype)
-        return
-    if x.shape != y.shape or x.dtype.itemsize <= 2:
-        return
-    for coarse in (torch.bfloat16, torch.float16):
-        for mine, theirs, words in ((x, y, "B holds A's values"), (y, x, "A holds B's values")):
-            if not _gives(theirs[:1].to(coarse).to(theirs.dtype), theirs[:1]):
-                continue  # the first row tells, before a large table is copied
-            for made, how in ((mine.to(coarse), "rounded"), (_cut_off(mine, coarse), "cut off")):
-                made = made.to(x.dtype)
-                if made.isfinite().all() and _gives(made, theirs):
-                    finding = f"{words} {how} through {_short(coarse)}"
-                    yield "rounded weights", finding, "explained", y
-
-
-def _cut_off(x: Tensor, coarse: torch.dtype) -> Tensor:
-    """x in a coarser type, rounded towards zero."""
-    near = x.to(coarse)
-    beyond = near.to(x.dtype).abs() > x.abs()
-    whole = near.view(torch.int16)  # one less in size, whatever the sign
-    return torch.where(beyond, whole - 1, whole).view(coarse)
-
-
 def _sum_of_bits(x: Tensor) -> int:
     """The same for the same values in any order."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.dtype.itemsize]
-    return sum(int(part.view(kind).sum(dtype=torch.int64)) for _, part, _ in _pieces(x, x))
-
-
-def _dtype(x: Tensor) -> str:
-    return _short(x.dtype)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return sum(int(part.view(kind).sum(dtype=torch.int64)) for _, part, _ in pieces(x, x))
 
 
 def _other_tensor(
@@ -300,34 +248,39 @@ def _by_values(name: str, x: Tensor, y: Tensor, config: Any) -> Explanation:
     if 0 < len(places) <= FEW:
         cause, finding, kind = _bit_flips(torch.stack(places), held, y)
         return cause, finding + beside, kind
+    cause, finding = changed(held, y, precision(y), _head_share(name, config))
     if x.ndim == 2:
-        shifted = _shifted_groups(held, y) or quantised(x, y)
+        shifted = _shifted_groups(held, y)
         if shifted is not None:
             return shifted
+        if not cause.startswith(LOOSE):  # exactly this, whatever levels the values stand on
+            return cause, finding + beside, "fault"
+        levels = quantised(x, y)
+        if levels is not None:
+            return levels
         other = quantised(y, x)
         if other is not None and other[2] == "explained":
             return other[0], other[1].replace("B's values are A's", "A's values are B's"), other[2]
-    cause, finding = changed(held, y, precision(y), _head_share(name, config))
     return cause, finding + beside, "fault"
 
 
 def _as_held(x: Tensor, y: Tensor) -> tuple[Tensor, str]:
     """A's tensor as B could hold it: in B's dtype, or in the coarser type of all of B's values."""
     if x.dtype != y.dtype:
-        return x.to(y.dtype), f", beside {_dtype(x)} stored as {_dtype(y)}"
+        return x.to(y.dtype), f", beside {dtype_name(x.dtype)} stored as {dtype_name(y.dtype)}"
     for coarse in (torch.bfloat16, torch.float16):
-        if x.dtype.itemsize <= 2 or _gives(x.to(coarse), x):
+        if x.dtype.itemsize <= 2 or gives(x.to(coarse), x):
             continue
-        rounded = x.to(coarse).to(x.dtype)
-        if rounded.isfinite().all() and int((rounded != y).sum()) * 4 < int((x != y).sum()):
-            return rounded, f", beside A's values rounded through {_short(coarse)}"
+        held = x.to(coarse).to(x.dtype)
+        if held.isfinite().all() and int((held != y).sum()) * 4 < int((x != y).sum()):
+            return held, f", beside A's values rounded through {dtype_name(coarse)}"
     return x, ""
 
 
 def _few_changed(x: Tensor, y: Tensor) -> list[list[int]]:
     """Places of the values that differ; after FEW + 1 no more are looked for."""
     found: list[list[int]] = []
-    for first, part, held in _pieces(x, y):
+    for first, part, held in pieces(x, y):
         for place in (part != held).nonzero()[: FEW + 1].tolist():
             found.append([place[0] + first, *place[1:]])
         if len(found) > FEW:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 Change = tuple[str, str]  # cause, finding
 
+LOOSE = ("noise", "other", "unrelated")  # names that leave open what was done
 MOST_RANK = 64
 LARGE = 1 << 24  # values; of more, the first rows are looked at
 NOISE = 0.3  # relative size up to which an unstructured change is called noise
@@ -64,14 +65,16 @@ def _whole(a: Tensor, b: Tensor, unit: float) -> Iterator[Change]:
     scale = float((a * b).sum() / a.pow(2).sum().clamp(min=1e-300))
     if abs(scale - 1) > 2 * unit and _agree(a * scale, b, tolerance):
         yield "scaled weights", f"B's values are A's times {scale:.7g}"
-    shift = float((b - a).mean())
-    if _agree(a + shift, b, tolerance + 2 * unit * abs(shift)):
+    trust = torch.maximum(a.abs(), b.abs()).clamp(min=1e-12).pow(-2)  # small values say it best
+    shift = float((trust * (b - a)).sum() / trust.sum())
+    least = 2 * unit * float(a.pow(2).mean().sqrt())  # a smaller amount is lost in rounding
+    if abs(shift) > least and _agree(a + shift, b, tolerance + 2 * unit * abs(shift)):
         yield "shifted weights", f"B's values are A's plus {shift:.4g}"
     yield from _by_lines(a, b, tolerance, unit)
     yield from _reordered(a, b)
     for places in range(1, 7):
         cut = (a * 10**places).round() / 10**places
-        if _agree(cut, b, tolerance):
+        if 10.0**-places > 8 * least and _agree(cut, b, tolerance):
             yield "rounded to decimals", f"B's values are A's, rounded to {places} decimals"
     yield from _low_rank(a, b, unit)
     yield _unstructured(a, b)
@@ -91,7 +94,10 @@ def _by_lines(a: Tensor, b: Tensor, tolerance: Tensor, unit: float) -> Iterator[
             low, high = float(factor.min()), float(factor.max())
             yield f"scaled {word}", f"each of the {word} by its own factor, {low:.4g} to {high:.4g}"
         amount = (b - a).mean(dim, keepdim=True)
-        if _agree(a + amount, b, tolerance + 2 * unit * amount.abs()):
+        least = 2 * unit * float(a.pow(2).mean().sqrt())
+        if float(amount.abs().max()) > least and _agree(
+            a + amount, b, tolerance + 2 * unit * amount.abs()
+        ):
             low, high = float(amount.min()), float(amount.max())
             yield (
                 f"shifted {word}",

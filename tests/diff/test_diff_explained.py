@@ -118,6 +118,16 @@ def test_quantised_weights_that_were_scaled_afterwards(factor):
         assert told(x, through(x) * factor)[2] == "fault"
 
 
+@pytest.mark.parametrize("name", ["Q4_1", "Q8_0", "NF4", "int4, ours", "float8 e4m3, one scale"])
+def test_weights_that_were_quantised_already_are_not_rounded_once_more(name):
+    """Levels moved a little are still nearest to the old ones: that excuses nothing."""
+    x = FORMATS[name](drawn(96, 128))
+    scales = 1 + 0.01 * torch.randn(96, 4, 1, generator=torch.Generator().manual_seed(1))
+    for y in (x * 1.02, x * 1.001, (x.unflatten(1, (-1, 32)) * scales).flatten(1)):
+        assert told(x, y)[2] == "fault", told(x, y)
+        assert (quantised(x, y) or ("", "", "fault"))[2] == "fault"
+
+
 def test_the_values_of_one_side_may_be_the_others_rounded():
     x = drawn(64, 128)
     cause, finding, kind = told(by_rows(x), x)
