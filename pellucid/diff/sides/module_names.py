@@ -98,7 +98,8 @@ def inputs(block: nn.Module) -> dict[str, str]:
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path below another, or None where there is none."""
     try:
-        return root.getsubmodule(path)
+        return root.get_submodule(path)
     except AttributeError:
         return None
