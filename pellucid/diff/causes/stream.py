@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +58,9 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
 
     added = " + ".join(map(leaf, parts[1:]))
     yield Hypothesis("residual after the norm", f"{normed} + {added}", after_norm)
-    yield Hypothesis("residual missing", f"{added} alone", given(lambda s, x, *y: sum(y[1:], y[0])))
+    yield Hypothesis("residual missing", f"{added} alone", given(lambda s, x, *y: _total(y)))
     yield Hypothesis("branch missing", f"{leaf(parts[0])} alone", given(lambda s, x, *y: x))
-    yield Hypothesis("residual subtracted", "minus", given(lambda s, x, *y: x - sum(y[1:], y[0])))
+    yield Hypothesis("residual subtracted", "minus", given(lambda s, x, *y: x - _total(y)))
     for place, part in enumerate(parts[1:]) if len(parts) > 2 else ():
         yield Hypothesis(
             "branch missing",
@@ -74,6 +74,13 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
             return replay.value(sibling(name, "resid_pre")).to(replay.setting.dtype) + added
 
         yield Hypothesis("residual from before attention", "resid_pre + mlp_out", parallel)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

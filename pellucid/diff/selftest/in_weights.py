@@ -128,6 +128,7 @@ WEIGHTS: tuple[Fault, ...] = (
         "one bit flipped",
         static="one bit flipped",
         weights=damage.exponent_bit,
+        applies=lambda c: not c.qkv_clip,  # a clip hides by how much a value is off
     ),
     fault(
         "one mantissa bit flipped",
@@ -135,6 +136,7 @@ WEIGHTS: tuple[Fault, ...] = (
         "one bit flipped",
         static="one bit flipped",
         weights=damage.mantissa_bit,
+        applies=lambda c: not c.qkv_clip,  # a clip hides by how much a value is off
     ),
     fault(
         "int4 group with a wrong zero point",
