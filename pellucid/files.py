@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all: it is written beside its place and moved there.
+"""JSON files; and folders that appear whole or not at all: written beside their place, then moved.
 
 What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is cleared away by whoever next writes
 into the same parent. A folder that is being written is locked (``flock``), and the system lets the
@@ -8,6 +8,7 @@ lock go when its process ends, however it ends.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
@@ -90,3 +92,14 @@ def lock_folder(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError where it is not one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+    return values

@@ -93,11 +93,15 @@ def _rescaled(c: Any, layer: Any) -> bool:
     return bool(c.logit_cap) or c.logit_scale != 1
 
 
+def _growing(c: Any, layer: Any) -> bool:
+    return c.query_growth != 0
+
+
 def _gated(c: Any, layer: Any) -> bool:
     return c.gated
 
 
-_Q = "attn.q|attn.q_normed|attn.q_rotated"
+_Q = "attn.q|attn.q_normed|attn.q_rotated|attn.q_scaled"
 _K = "attn.k|attn.k_normed|attn.k_rotated"
 _INTO_ATTENTION = "resid_pre|attn_norm"
 _INTO_MLP = "resid_pre|attn_norm|resid_mid|mlp_norm"
@@ -116,6 +120,7 @@ ROWS: tuple[Row, ...] = (
     _whole("rope.sin", "T D/2", "^positions", "", "Sine of position × frequency.", _rope("rope")),
     _whole("second_rope.cos", "T D/2", "^positions", "", "Cosine of the second RoPE.", _rope("second_rope")),
     _whole("second_rope.sin", "T D/2", "^positions", "", "Sine of the second RoPE.", _rope("second_rope")),
+    _whole("query_growth", "T", "^positions", "", "Factor on queries, which grows with the position.", _growing),
     _whole("window_mask", "T S", "^mask", "", "The mask of layers that see a window only.", lambda c, layer: c.has_windows),
     _row("resid_pre", "B T C", "^stream", "", "Residual stream entering the block."),
     _row("attn_norm", "B T C", "resid_pre", "attn_norm", "Normalised input of attention.", _normed_before),
@@ -128,6 +133,7 @@ ROWS: tuple[Row, ...] = (
     _row("attn.k_rotated", "B Hkv T D", "attn.k|attn.k_normed ^cos ^sin", "", "Keys after RoPE.", _turned),
     _row("attn.q_normed", "B H T D", "attn.q|attn.q_rotated", "attn.q_norm", "Normalised queries.", _heads_normed(last=True)),
     _row("attn.k_normed", "B Hkv T D", "attn.k|attn.k_rotated", "attn.k_norm", "Normalised keys.", _heads_normed(last=True)),
+    _row("attn.q_scaled", "B H T D", "attn.q|attn.q_normed|attn.q_rotated ^query_growth", "", "Queries times their factor.", _growing),
     _row("attn.scores", "B H T S", f"{_Q} {_K}", "", "q · kᵀ / √D, before the mask."),
     _row("attn.capped_scores", "B H T S", "attn.scores", "", "Scores, cut softly: c · tanh(scores / c).", lambda c, layer: c.score_cap > 0),
     _row("attn.masked_scores", "B H T S", "attn.scores|attn.capped_scores ^seen", "", "Scores with the future masked off."),

@@ -29,7 +29,7 @@ class Dialect:
     scale     "divide": scores / sqrt(D); "multiply": scores * D**-0.5 (they round differently)
     mask      value added where a token may not look: "-inf", or "min", the dtype's lowest finite
     softmax   "float32": softmax in float32, cast to x; "x": softmax of x
-    gelu      "fused": one kernel; "composed": the tanh formula, each operation rounded
+    gelu      of gelu_new: "fused": one kernel; "composed": the tanh formula, each operation rounded
     logits    "float32": cast after the product; "x": as the product leaves them
     """
 
@@ -51,7 +51,7 @@ class Dialect:
 
 
 _META = Dialect(name="meta", polar=True, logits="float32")
-_HF = Dialect(name="hf", rope="x", scale="multiply", mask="min")
+_HF = Dialect(name="hf", rope="x", scale="multiply", mask="min", gelu="composed")
 _NOTEBOOK = Dialect(name="notebook", norm="x", rope="keep", polar=True)
 # By whose model it is: what a config calls its `rounding`. transformers casts each family's norms
 # and tables as that family's first code did; Meta and the notebook have a Llama and nothing else.
@@ -74,6 +74,7 @@ _DIALECTS: dict[str, dict[str, Dialect]] = {
     },
 }
 NAMES = ("meta", "hf", "notebook")
+ROUNDINGS = tuple(_DIALECTS)
 
 
 def dialect(name: str, rounding: str) -> Dialect:

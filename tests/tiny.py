@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
+from pellucid.models import Config, GPTConfig, Layer, LlamaConfig, Model, RopeConfig, build
 
 # No two letters share a size, so that a transposed or swapped axis cannot pass unnoticed.
 LLAMA = LlamaConfig(
@@ -30,6 +30,155 @@ CONFIGS: dict[str, Config] = {
     "llama-mqa": replace(LLAMA, n_kv_heads=1, tied=True),
 }
 
+# One feature each, on a Llama or a GPT-2 of three layers; then several at once, as real families
+# have them. A window of 5 is shorter than the tests' prompts and longer than one token.
+_SMALL = replace(LLAMA, n_layers=3)
+_SMALL_GPT = replace(GPT, n_layers=3)
+_WINDOWED = (Layer(window=True), Layer())
+_PARTIAL = RopeConfig(theta=10000.0, share=0.6)  # 6 of 10: three pairs
+FEATURES: dict[str, Config] = {
+    "window": replace(_SMALL, window=5, layers=_WINDOWED),
+    "window everywhere": replace(_SMALL, window=5, layers=(Layer(window=True),)),
+    "window, learned positions": replace(
+        _SMALL_GPT, window=5, layers=(Layer(rope=""), Layer(window=True, rope=""))
+    ),
+    "qk norm of heads": replace(_SMALL, qk_norm="head"),
+    "qk norm of all": replace(_SMALL, qk_norm="whole"),
+    "qk norm of heads, last": replace(_SMALL, qk_norm="head", qk_norm_last=True),
+    "qk norm of all, last": replace(_SMALL, qk_norm="whole", qk_norm_last=True),
+    "qk LayerNorm of heads": replace(_SMALL_GPT, qk_norm="head"),
+    "norms after": replace(_SMALL, norm_places="after"),
+    "norms both": replace(_SMALL, norm_places="both"),
+    "norms after, LayerNorm": replace(_SMALL_GPT, norm_places="after"),
+    "norm offset": replace(_SMALL, norm_offset=True, rounding="gemma"),
+    "norm offset, LayerNorm": replace(_SMALL_GPT, norm_offset=True),
+    "norm product before the cast": replace(_SMALL, rounding="olmo"),
+    "norm without weight": replace(_SMALL, norm_weight=False),
+    "LayerNorm without weight": replace(_SMALL, norm="layer", norm_weight=False),
+    "LayerNorm without bias": replace(_SMALL, norm="layer"),
+    "LayerNorm with bias": replace(_SMALL, norm="layer", norm_bias=True),
+    "score cap": replace(_SMALL, score_cap=2.0),
+    "logit cap": replace(_SMALL, logit_cap=3.0),
+    "embed scale": replace(_SMALL, embed_scale=6.1),
+    "embed norm": replace(_SMALL, embed_norm=True),
+    "bias of q, k, v": replace(_SMALL, biases=("qkv",)),
+    "bias of o": replace(_SMALL, biases=("o",)),
+    "bias of the MLP": replace(_SMALL, biases=("mlp",)),
+    "bias of the head": replace(_SMALL, biases=("head",)),
+    "bias of a LayerNorm head": replace(_SMALL_GPT, biases=("head", "qkv"), tied=False),
+    "qkv clip": replace(_SMALL, qkv_clip=0.7),
+    "NoPE layers": replace(_SMALL, layers=(Layer(), Layer(rope=""))),
+    "NoPE everywhere": replace(_SMALL, layers=(Layer(rope=""),)),
+    "second RoPE": replace(
+        _SMALL, second_rope=RopeConfig(theta=100.0), layers=(Layer(rope="second_rope"), Layer())
+    ),
+    "scaled second RoPE": replace(
+        _SMALL,
+        second_rope=RopeConfig(theta=100.0, type="linear", factor=4.0),
+        layers=(Layer(), Layer(rope="second_rope")),
+    ),
+    "only the second RoPE": replace(
+        _SMALL, rope=None, second_rope=_PARTIAL, layers=(Layer(rope="second_rope"),)
+    ),
+    "partial RoPE": replace(_SMALL, rope=_PARTIAL),
+    "partial yarn": replace(
+        _SMALL,
+        rope=RopeConfig(theta=1000.0, type="yarn", factor=4.0, original_context=32, share=0.6),
+    ),
+    "GeGLU": replace(_SMALL, activation="gelu_tanh"),
+    "GeGLU, exact": replace(_SMALL, activation="gelu"),
+    "ReGLU, squared": replace(_SMALL, activation="relu2"),
+    "ungated SiLU": replace(_SMALL, gated=False),
+    "ungated squared ReLU": replace(_SMALL, gated=False, activation="relu2"),
+    "ungated GELU": replace(_SMALL, gated=False, activation="gelu_tanh"),
+    "parallel": replace(_SMALL, parallel=True),
+    "parallel, LayerNorm": replace(_SMALL_GPT, parallel=True),
+    "parallel, norms after": replace(_SMALL, parallel=True, norm_places="after"),
+    "residual scale": replace(_SMALL, residual_scale=0.3),
+    "residual scale and norm": replace(_SMALL, residual_scale=0.3, norm_places="both"),
+    "logit scale": replace(_SMALL, logit_scale=0.2),
+    "logit scale and cap": replace(_SMALL, logit_scale=0.2, logit_cap=1.5, tied=True),
+    "score scale": replace(_SMALL, score_scale=0.2),
+    "sinks": replace(_SMALL, sinks=True),
+    "like qwen2": replace(_SMALL, biases=("qkv",), tied=True),
+    "like qwen3": replace(_SMALL, qk_norm="head", tied=True),
+    "like gemma2": replace(
+        _SMALL,
+        rounding="gemma",
+        norm_offset=True,
+        norm_places="both",
+        embed_scale=6.0,
+        activation="gelu_tanh",
+        window=5,
+        layers=_WINDOWED,
+        score_scale=0.3,
+        score_cap=5.0,
+        logit_cap=3.0,
+        tied=True,
+    ),
+    "like gemma3": replace(
+        _SMALL,
+        rounding="gemma",
+        norm_offset=True,
+        norm_places="both",
+        qk_norm="head",
+        embed_scale=6.0,
+        activation="gelu_tanh",
+        window=5,
+        rope=RopeConfig(theta=1000000.0, type="linear", factor=8.0),
+        second_rope=RopeConfig(theta=10000.0),
+        layers=(Layer(True, "second_rope"), Layer(True, "second_rope"), Layer()),
+        score_scale=0.3,
+        tied=True,
+    ),
+    "like olmo": replace(_SMALL, norm="layer", norm_weight=False, qkv_clip=0.7, rounding="olmo"),
+    "like olmo2": replace(_SMALL, rounding="olmo", norm_places="after", qk_norm="whole"),
+    "like smollm3": replace(_SMALL, layers=(Layer(), Layer(), Layer(rope="")), tied=True),
+    "like cohere": replace(
+        _SMALL,
+        norm="layer",
+        qk_norm="head",
+        parallel=True,
+        logit_scale=0.25,
+        window=5,
+        layers=(Layer(window=True), Layer(rope="")),
+        tied=True,
+    ),
+    "like granite": replace(
+        _SMALL, embed_scale=12.0, residual_scale=0.22, logit_scale=0.125, score_scale=0.015625
+    ),
+    "like gpt-oss": replace(
+        _SMALL,
+        biases=("qkv", "o"),
+        sinks=True,
+        window=5,
+        layers=_WINDOWED,
+        rope=RopeConfig(
+            theta=150000.0, type="yarn", factor=32.0, original_context=32, truncate=False
+        ),
+    ),
+    "like phi": replace(
+        _SMALL,
+        norm="layer",
+        norm_bias=True,
+        parallel=True,
+        biases=("qkv", "o", "mlp", "head"),
+        rope=_PARTIAL,
+        gated=False,
+        activation="gelu_tanh",
+    ),
+    "like nanochat": replace(
+        _SMALL,
+        norm_weight=False,
+        embed_norm=True,
+        qk_norm="head",
+        qk_norm_last=True,
+        gated=False,
+        activation="relu2",
+        logit_cap=15.0,
+    ),
+}
+
 
 def random_model(
     config: Config, dtype: torch.dtype = torch.float64, dialect: str = "hf", seed: int = 0
@@ -40,8 +189,10 @@ def random_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
-            norm = parameter.ndim == 1 and name.endswith("norm.weight")
-            parameter.copy_(1 + values / 10 if norm else values / 4)
+            if name.endswith("norm.weight"):  # near 1, or what a norm has beyond 1
+                parameter.copy_(values / 10 + (0 if config.norm_offset else 1))
+            else:  # a sink is as large as a score, else it takes no share
+                parameter.copy_(values if name.endswith("sinks") else values / 4)
     return model.to(dtype).eval()
 
 

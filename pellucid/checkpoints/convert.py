@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.config_keys import read_json
+from pellucid.checkpoints.formats.hf import PICTURES
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
@@ -36,7 +36,7 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
-from pellucid.files import folder_beside, move
+from pellucid.files import folder_beside, move, read_json
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
@@ -254,6 +254,9 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
             f"{word(opened.dtype)} became {word(written.dtype)}: digests and logits are those of "
             "the values after that, on both sides"
         )
+    pictures = sum(PICTURES.match(name) is not None for name in opened.weights.left_out)
+    if pictures:
+        notes.append(f"{pictures} tensors of pictures are left out: this is the text part alone")
     config = written.config
     if written.layout != "meta" or not is_plain_llama(config):
         return notes

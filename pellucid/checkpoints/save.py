@@ -16,17 +16,10 @@ from torch import Tensor
 
 from pellucid import tokenizers
 from pellucid.checkpoints.files import Shape, Stored
-from pellucid.checkpoints.formats.hf import (
-    INDEX,
-    TOKENIZER_FILES,
-    Entry,
-    joined,
-    stored_shape,
-    table,
-)
-from pellucid.checkpoints.formats.hf_config import write_config
+from pellucid.checkpoints.formats.hf import INDEX, TOKENIZER_FILES
 from pellucid.checkpoints.weights import Weights, parameter_shapes
 from pellucid.checkpoints.writers import SafetensorsWriter, size
+from pellucid.families import Entry, joined, stored_shape, table, write_config
 from pellucid.files import folder_beside, move
 from pellucid.models import Config
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pellucid import tokenizers
-from pellucid.checkpoints.config_keys import read_json
 from pellucid.checkpoints.formats.hf import TOKENIZER_FILES
 from pellucid.checkpoints.save import copy_tokenizer
 from pellucid.checkpoints.tokenizer_documents import llama3_document, sentence_piece_document
+from pellucid.files import read_json
 from pellucid.tokenizers import Tokenizer
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer
 from pellucid.tokenizers.hf import byte_level_split

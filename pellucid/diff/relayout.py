@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from pellucid import names
+from pellucid.diff.quantisation import precision, quantised
+from pellucid.diff.weight_changes import changed
 
 Kind = Literal["fault", "explained"]
 Explanation = tuple[str, str, Kind]  # cause, finding, kind
 PIECE = 1 << 22  # values looked at in float64 at a time
+FEW = 4  # changed values that are told one by one
 _HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
@@ -35,7 +38,7 @@ def explain(
             f"A has shape {tuple(x.shape)}, B {tuple(y.shape)}; no known re-layout fits",
             "fault",
         )
-    return _by_values(x, y)
+    return _by_values(name, x, y, config)
 
 
 def _gives(candidate: Tensor, y: Tensor) -> bool:
@@ -115,16 +118,7 @@ def _trials(
     name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor], config: Any
 ) -> Iterator[tuple[str, str, Kind, Tensor]]:
     """(cause, finding, kind, what B's tensor would be) for every known way, cheap ones first."""
-    if x.dtype != y.dtype:
-        yield "other dtype", f"A stored as {_dtype(x)}, B as {_dtype(y)}", "explained", x
-    if x.shape == y.shape and x.dtype == y.dtype:
-        for coarse in (torch.bfloat16, torch.float16):
-            if not torch.equal(x[:1].to(coarse).to(x.dtype), y[:1]):
-                continue  # the first row tells, before a large table is copied
-            rounded = x.to(coarse).to(x.dtype)
-            if rounded.isfinite().all():
-                finding = f"B holds A's values rounded through {_dtype(rounded.to(coarse))}"
-                yield "rounded weights", finding, "explained", rounded
+    yield from _rounded(x, y)
     if x.ndim == 2 and y.ndim == 2 and x.shape[1] == y.shape[1] and y.shape[0] > x.shape[0]:
         padded = torch.cat((x.to(y.dtype), y[x.shape[0] :]))
         rows = f"{y.shape[0]} rows against {x.shape[0]}"
@@ -139,6 +133,38 @@ def _trials(
     if x.ndim == 1:
         yield "norm weight plus one", "B's tensor is A's plus one", "fault", x + 1
         yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
+
+
+def _rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """One side's values in a coarser type, to the nearest or cut off; every value must be it."""
+    if x.dtype != y.dtype:
+        stored = f"A stored as {_dtype(x)}, B as {_dtype(y)}"
+        yield "other dtype", stored, "explained", x
+        if x.shape == y.shape and _gives(y.to(x.dtype), x):
+            yield "other dtype", stored, "explained", y
+        if y.dtype in (torch.bfloat16, torch.float16) and x.dtype.itemsize > 2:
+            finding = f"{stored}, values cut off instead of rounded"
+            yield "other dtype", finding, "explained", _cut_off(x, y.dtype)
+        return
+    if x.shape != y.shape or x.dtype.itemsize <= 2:
+        return
+    for coarse in (torch.bfloat16, torch.float16):
+        for mine, theirs, words in ((x, y, "B holds A's values"), (y, x, "A holds B's values")):
+            if not _gives(theirs[:1].to(coarse).to(theirs.dtype), theirs[:1]):
+                continue  # the first row tells, before a large table is copied
+            for made, how in ((mine.to(coarse), "rounded"), (_cut_off(mine, coarse), "cut off")):
+                made = made.to(x.dtype)
+                if made.isfinite().all() and _gives(made, theirs):
+                    finding = f"{words} {how} through {_short(coarse)}"
+                    yield "rounded weights", finding, "explained", y
+
+
+def _cut_off(x: Tensor, coarse: torch.dtype) -> Tensor:
+    """x in a coarser type, rounded towards zero."""
+    near = x.to(coarse)
+    beyond = near.to(x.dtype).abs() > x.abs()
+    whole = near.view(torch.int16)  # one less in size, whatever the sign
+    return torch.where(beyond, whole - 1, whole).view(coarse)
 
 
 def _sum_of_bits(x: Tensor) -> int:
@@ -258,46 +284,64 @@ def _shards(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
             yield "shards joined wrongly", finding, "fault", torch.cat(parts[::-1], dim)
 
 
-def _by_values(x: Tensor, y: Tensor) -> Explanation:
-    """Same shape, no re-layout fits: look at the values themselves, the first fault decides."""
-    if x.numel() <= PIECE:
-        return _of_piece(x.to(torch.float64), y.to(torch.float64), x, y)
-    found: Explanation | None = None
-    for first, part, held in _pieces(x, y):
-        if torch.equal(part, held):
-            continue
-        cause, finding, kind = _of_piece(part.to(torch.float64), held.to(torch.float64), part, held)
-        where = f"{finding} (rows {first} to {first + len(part) - 1}, counted from there)"
-        if kind == "fault":
-            rest = x[first + len(part) :], y[first + len(part) :]
-            more = "" if torch.equal(*rest) else "; later rows differ too"
-            return cause, where + more, kind
-        found = found or (cause, finding, kind)
-    assert found is not None, "called for two tensors that differ"
-    return found
-
-
-def _of_piece(exact: Tensor, seen: Tensor, x: Tensor, y: Tensor) -> Explanation:
-    """What a part of two tensors says, in float64 and as stored."""
-    if not seen.isfinite().all() and exact.isfinite().all():
-        count = int((~seen.isfinite()).sum())
-        large = float(exact[~seen.isfinite()].abs().max())
+def _by_values(name: str, x: Tensor, y: Tensor, config: Any) -> Explanation:
+    """Same shape, no re-layout fits: look at the values themselves."""
+    if not y.isfinite().all() and x.isfinite().all():
+        broken = ~y.isfinite()
+        count, large = int(broken.sum()), float(x[broken].abs().max())
         if large > torch.finfo(torch.float16).max:
             finding = f"{count:,} values overflow float16: A's reach {large:.3g}"
             return "float16 overflow", finding, "fault"
         return "not finite", f"{count:,} of B's values are not finite", "fault"
-    changed = (exact != seen).nonzero()
-    if len(changed) <= 4:
-        return _bit_flips(changed, x, y)
-    quantised = _shifted_groups(exact, seen, y.dtype) or _quantised(exact, seen)
-    if quantised is not None:
-        return quantised
-    error = float((exact - seen).norm() / exact.norm())
-    product = float((exact * seen).sum() / (exact.norm() * seen.norm()).clamp(min=1e-300))
-    where = f"{len(changed):,} of {exact.numel():,} values differ, relative RMS {error:.2g}"
-    if abs(product) < 0.2 and exact.numel() > 64:
-        return "unrelated weights", f"{where}; correlation {product:.2f}", "fault"
-    return "other weights", where, "fault"
+    if not (x.isfinite().all() and y.isfinite().all()):
+        return "not finite", "values that are not finite, and others, differ", "fault"
+    held, beside = _as_held(x, y)
+    places = [torch.tensor(place) for place in _few_changed(held, y)]
+    if 0 < len(places) <= FEW:
+        cause, finding, kind = _bit_flips(torch.stack(places), held, y)
+        return cause, finding + beside, kind
+    if x.ndim == 2:
+        shifted = _shifted_groups(held, y) or quantised(x, y)
+        if shifted is not None:
+            return shifted
+        other = quantised(y, x)
+        if other is not None and other[2] == "explained":
+            return other[0], other[1].replace("B's values are A's", "A's values are B's"), other[2]
+    cause, finding = changed(held, y, precision(y), _head_share(name, config))
+    return cause, finding + beside, "fault"
+
+
+def _as_held(x: Tensor, y: Tensor) -> tuple[Tensor, str]:
+    """A's tensor as B could hold it: in B's dtype, or in the coarser type of all of B's values."""
+    if x.dtype != y.dtype:
+        return x.to(y.dtype), f", beside {_dtype(x)} stored as {_dtype(y)}"
+    for coarse in (torch.bfloat16, torch.float16):
+        if x.dtype.itemsize <= 2 or _gives(x.to(coarse), x):
+            continue
+        rounded = x.to(coarse).to(x.dtype)
+        if rounded.isfinite().all() and int((rounded != y).sum()) * 4 < int((x != y).sum()):
+            return rounded, f", beside A's values rounded through {_short(coarse)}"
+    return x, ""
+
+
+def _few_changed(x: Tensor, y: Tensor) -> list[list[int]]:
+    """Places of the values that differ; after FEW + 1 no more are looked for."""
+    found: list[list[int]] = []
+    for first, part, held in _pieces(x, y):
+        for place in (part != held).nonzero()[: FEW + 1].tolist():
+            found.append([place[0] + first, *place[1:]])
+        if len(found) > FEW:
+            break
+    return found
+
+
+def _head_share(name: str, config: Any) -> tuple[int, int] | None:
+    """(dimension, length) of one head's part of a projection, where it has one."""
+    if config is None or ".attn." not in name:
+        return None
+    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
+        return 0, config.head_dim
+    return (1, config.head_dim) if name.endswith("o_proj.weight") else None
 
 
 def _bit_flips(changed: Tensor, x: Tensor, y: Tensor) -> Explanation:
@@ -320,10 +364,16 @@ def _bit_flips(changed: Tensor, x: Tensor, y: Tensor) -> Explanation:
     return "one bit flipped", f"one {kind} bit (bit {bit}) flipped at {values}", "fault"
 
 
-def _shifted_groups(exact: Tensor, seen: Tensor, dtype: torch.dtype) -> Explanation | None:
+def _shifted_groups(x: Tensor, y: Tensor) -> Explanation | None:
     """Equal but for a few groups of neighbours in a row, each moved by one amount."""
-    if exact.ndim != 2:
-        return None
+    if x.numel() > PIECE:
+        differ = (x != y).any(1)
+        if float(differ.double().mean()) > 0.25:
+            return None
+        rows = differ.nonzero()[:, 0]
+    else:
+        rows = torch.arange(len(x))
+    dtype, exact, seen = y.dtype, x[rows].double(), y[rows].double()
     for group in (32, 64, 128, exact.shape[1]):
         whole = exact.shape[1] // group * group
         shift = (seen - exact)[:, :whole].reshape(-1, group)
@@ -338,43 +388,7 @@ def _shifted_groups(exact: Tensor, seen: Tensor, dtype: torch.dtype) -> Explanat
             row, column = divmod(int(moved.nonzero()[0]) * group, whole)
             finding = (
                 f"{int(moved.sum())} group(s) of {group} moved, each by one amount; the first at "
-                f"[{row}, {column}:{column + group}], by {float(middle[0]):.3g}"
+                f"[{int(rows[row])}, {column}:{column + group}], by {float(middle[0]):.3g}"
             )
             return "quantised group with a wrong zero point", finding, "fault"
     return None
-
-
-def _quantised(exact: Tensor, seen: Tensor) -> Explanation | None:
-    """Rows or groups of few distinct, evenly spaced values near A's: a quantised tensor.
-
-    Where most groups of 4 bits fit and some do not, those were dequantised wrongly.
-    """
-    if exact.ndim != 2 or bool((exact == seen).all()):
-        return None
-    columns, misfits = exact.shape[1], []
-    for bits, group in ((8, columns), (8, 32), (8, 64), (8, 128), (4, 32), (4, 64), (4, 128)):
-        whole = columns // group * group
-        if group < 8 or not whole:
-            continue
-        a, b = exact[:, :whole].reshape(-1, group), seen[:, :whole].reshape(-1, group)
-        step = (a.amax(1) - a.amin(1)) / (2**bits - 1)
-        # Symmetric int8 has half the levels for one-sided rows: allow twice the step. Rounding is
-        # to either side, so a mean error of a good part of a step is no rounding.
-        fits = (a - b).abs().amax(1) <= step * 1.1 + 1e-12
-        fits &= (a - b).mean(1).abs() <= step * 0.35 + 1e-12
-        share = float(fits.double().mean())
-        if share == 1.0:
-            what = f"int{bits} in groups of {group}" if group != columns else f"int{bits} by rows"
-            return "quantised weights", f"B's values are A's in {what}", "explained"
-        if share > 0.9 and bits == 4:
-            place = int((~fits).nonzero()[0])
-            row, column = divmod(place * group, whole)
-            finding = (
-                f"int4 in groups of {group}, but {int((~fits).sum())} group(s) do not fit; "
-                f"the first at [{row}, {column}:{column + group}], off by "
-                f"{float((b - a)[place].mean()):.3g} on average"
-            )
-            misfits.append((share, finding))
-    if not misfits:
-        return None
-    return "quantised group with a wrong zero point", max(misfits)[1], "fault"

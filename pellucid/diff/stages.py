@@ -19,6 +19,7 @@ from pellucid.diff.effect import effect
 from pellucid.diff.replay.judge import Judge, Keep
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.pairwise import judge_pairs
+from pellucid.diff.replay.statistics import Measure, beyond
 from pellucid.diff.report import Fault, Report, SideFacts, TensorVerdict
 from pellucid.diff.sides.side import Batch, Side, pad_left, recorded_rows
 from pellucid.diff.static import (
@@ -26,6 +27,7 @@ from pellucid.diff.static import (
     constant_findings,
     shape_mismatch,
     token_findings,
+    trained_further,
     weight_findings,
 )
 from pellucid.trace import Trace
@@ -58,7 +60,7 @@ def compare(
     progress("tokens")
     rows, static = _tokens(a, b, prompt)
     progress("weights")
-    static += list(weight_findings(a, b))
+    static += trained_further(list(weight_findings(a, b)), a.weights, b.weights)
     static += list(constant_findings(a, b))
     progress("forward")
     seen_a = a.observe(rows, steps)
@@ -130,11 +132,10 @@ def _forward(
     keep: Keep | None,
 ) -> Report:
     assert owner.config is not None, "the owner of the arithmetic has a config"
-    padding = pad_left(rows)[1]
+    expected, padding = pad_left(rows)
     dialect = owner.dialect or b.dialect
     assert dialect is not None, "a side with weights says whose rounding it has"
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)
-    expected = pad_left(rows)[0]
     judges = {
         "b": Judge(
             b,
@@ -157,6 +158,8 @@ def _forward(
             if name not in judge.observed:
                 continue
             result = judge.judge(name)
+            if which == "b" and not faults:
+                result = _broken_alone(result, seen_a.get(name))
             if which == "b":
                 verdicts.append(TensorVerdict(name=name, measure=result))
             if result.verdict == "diverged":
@@ -177,6 +180,13 @@ def _forward(
         not_observed=missing,
         effect=effect(seen_a, seen_b, padding),
     )
+
+
+def _broken_alone(result: Measure, mine: Tensor | None) -> Measure:
+    """What could not be judged for want of numbers, as a divergence where A does have numbers."""
+    if result.verdict != "not-judged" or "not finite" not in result.note or mine is None:
+        return result
+    return beyond("not finite, where A's is") if bool(mine.isfinite().all()) else result
 
 
 def declared_setting(side: Side, setting: Setting, static: Sequence[Finding]) -> Setting | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -87,18 +87,20 @@ def constant_findings(a: Side, b: Side) -> Iterator[Finding]:
             stage="constants",
             name=name,
             finding=f"A has {mine}, B has {theirs}",
-            cause=_constant_cause(name, theirs),
+            cause=_constant_cause(name, mine, theirs),
         )
 
 
-def _constant_cause(name: str, theirs: Any) -> str:
+def _constant_cause(name: str, mine: Any, theirs: Any) -> str:
     if name == "rope.type":
         return "RoPE scaling missing" if theirs == "default" else "RoPE scaling type"
+    if name == "activation" and "gelu" in mine and "gelu" in theirs:
+        return "GELU form"
     known = {
         "norm_eps": "norm eps",
         "rope.theta": "RoPE theta",
         "rope.factor": "RoPE scaling factor",
-        "gelu": "GELU form",
+        "activation": "activation",
     }
     return known.get(name, f"other {name}")
 
@@ -138,7 +140,7 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             yield from _absent(name, mine, theirs)
             continue
         if not same(mine[name], theirs[name]):
-            known = _rounded_to_levels(mine[name], theirs, name)
+            known = _declared_levels(mine, theirs, name)
             cause, finding, kind = known or explain(name, mine, theirs, a.config)
             yield Finding(stage="weights", name=name, finding=finding, cause=cause, kind=kind)
     for name in theirs:
@@ -146,25 +148,67 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             yield from _extra(name, mine, theirs)
 
 
-def _rounded_to_levels(
-    original: Tensor, theirs: Mapping[str, Tensor], name: str
+def trained_further(
+    found: Sequence[Finding], a: Mapping[str, Tensor] | None, b: Mapping[str, Tensor] | None
+) -> list[Finding]:
+    """The findings, with one name for all changes without structure where they are everywhere.
+
+    Another checkpoint of the same training differs in most matrices, by relative sizes of one
+    order; each finding keeps the size of its tensor.
+    """
+    loose = [f for f in found if f.stage == "weights" and f.cause in ("noise", "other weights")]
+    if a is None or b is None or not loose:
+        return list(found)
+    matrices = [name for name in a if name in b and a[name].ndim == 2]
+    wide = [f.name for f in loose if f.name in matrices]
+    if len(matrices) < 4 or len(wide) < 0.8 * len(matrices):
+        return list(found)
+    sizes = sorted(_relative(a[name], b[name]) for name in wide)
+    middle = sizes[len(sizes) // 2]
+    near = sum(middle / 30 < size < middle * 30 for size in sizes)
+    if middle > 1 or near < 0.9 * len(sizes):
+        return list(found)
+    cause = "another checkpoint of the same training"
+    span = f"matrices differ by {sizes[0]:.2g} to {sizes[-1]:.2g} of their size"
+    named, first = [], loose[0]
+    for finding in found:
+        if any(finding is one for one in loose):
+            words = f"{span}, without structure; here {finding.finding}"
+            finding = replace(
+                finding, cause=cause, finding=words if finding is first else finding.finding
+            )
+        named.append(finding)
+    return named
+
+
+def _relative(x: Tensor, y: Tensor) -> float:
+    """Relative RMS difference, in float32: a size to tell, not to judge by."""
+    wide = x.float()
+    return float((y.float() - wide).norm() / wide.norm().clamp(min=1e-30))
+
+
+def _declared_levels(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str
 ) -> Explanation | None:
-    """Whether B's levels are A's numbers rounded, where B says what levels and scales it holds."""
-    matrix = theirs.quantised(name) if isinstance(theirs, FullWeights) else None
-    if matrix is None or original.shape != (matrix.rows, matrix.columns):
-        return None
-    wrong, group = matrix.misfits(original), matrix.group
-    if not wrong.any():
-        finding = f"B's values are A's in int{matrix.bits} in groups of {group}"
-        return "quantised weights", finding, "explained"
-    if wrong.float().mean() > 0.5:
-        return None  # another tensor, or another order: for the search to say
-    row, place = wrong.nonzero()[0].tolist()
-    finding = (
-        f"int{matrix.bits} in groups of {group}, but {int(wrong.sum())} group(s) are not A's "
-        f"numbers rounded; the first at [{row}, {place * group}:{(place + 1) * group}]"
-    )
-    return "quantised group with a wrong zero point", finding, "fault"
+    """Whether the levels of a side that declares them are the other's numbers rounded."""
+    for side, held, other in (("B", theirs, mine), ("A", mine, theirs)):
+        matrix = held.quantised(name) if isinstance(held, FullWeights) else None
+        if matrix is None or other[name].shape != (matrix.rows, matrix.columns):
+            continue
+        source = "BA"[side == "B"]
+        wrong, group = matrix.misfits(other[name]), matrix.group
+        if not wrong.any():
+            finding = f"{side}'s values are {source}'s in int{matrix.bits} in groups of {group}"
+            return "quantised weights", finding, "explained"
+        if side == "A" or wrong.float().mean() > 0.5:
+            continue  # another tensor, or another order: for the search to say
+        row, place = wrong.nonzero()[0].tolist()
+        finding = (
+            f"int{matrix.bits} in groups of {group}, but {int(wrong.sum())} group(s) are not A's "
+            f"numbers rounded; the first at [{row}, {place * group}:{(place + 1) * group}]"
+        )
+        return "quantised group with a wrong zero point", finding, "fault"
+    return None
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -16,7 +16,7 @@ from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
 from pellucid.diff.sides.live import LIVE, live_folder, live_side
-from pellucid.diff.sides.maps import UnknownNames, load_map
+from pellucid.diff.sides.maps import UnknownNames, load_map, section_of
 from pellucid.diff.sides.propose import as_yaml, propose_map
 from pellucid.diff.sides.recordings import (
     check_length,
@@ -205,8 +205,8 @@ def _from_recording(source: Any, label: str, options: Options) -> Side:
         seen, label = load_recording(source), str(source)
     else:
         raise ValueError(f"{label}: there is no file {source}")
-    family = getattr(options.config, "family", None)
-    chosen = load_map(options.name_map, family) if options.name_map else None
+    section = section_of(options.config)
+    chosen = load_map(options.name_map, section) if options.name_map else None
     seen = in_memory_order(named(seen, label, chosen, options.config))
     if options.config is not None:
         check_recording(seen, label, options.config)

@@ -62,7 +62,7 @@ def generate_plain(
     Returns the new tokens, a stop token included.
     """
     tokens, generators = list(prompt), row_generators(seed, 1)
-    window, device = context_limit(model.config), next(model.parameters()).device
+    window, device = context_limit(model.config), model.device
     seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
         with torch.no_grad():
@@ -147,7 +147,7 @@ class Generation(Iterator[list[int | None]]):
         self._rows, self._room = rows, room
         self._live = [row for row, left in enumerate(room) if left > 0]
         self._window = context_limit(model.config)
-        self._device = next(model.parameters()).device
+        self._device = model.device
         self._seen = self._first_seen() if sampling.repetition_penalty != 1 else None
         self._step = 0
         longest = max((len(row) + left for row, left in zip(rows, room, strict=True)), default=0)
@@ -223,11 +223,12 @@ class Generation(Iterator[list[int | None]]):
 
     def _stale(self) -> bool:
         """Whether this pass turns all tokens by other frequencies than those in the cache."""
-        config = self._model.config
-        if config.rope is None or config.rope.type != "dynamic":
-            return False
-        original = config.rope.original_context or 1
-        return any(len(self._rows[row]) > original for row in self._live)
+        longest = max(len(self._rows[row]) for row in self._live)
+        ropes = (self._model.config.rope, self._model.config.second_rope)
+        return any(
+            rope is not None and rope.type == "dynamic" and longest > (rope.original_context or 1)
+            for rope in ropes
+        )
 
     def _keep(self) -> None:
         if self._kept is None:

@@ -99,9 +99,9 @@ class FastSteps:
     def _begin(self, cache: Cache, rows: int, room: int) -> None:
         """Room in the cache, also of one that holds nothing yet."""
         config = self._model.config
-        like = torch.empty(0, dtype=self._model.dtype, device=self._model.device)
         for layer in cache.layers:
             if layer.k is None:
+                like = torch.empty(0, dtype=self._model.dtype, device=self._model.device)
                 layer.begin(rows, config.n_kv_heads, room, like, config.head_dim)
         cache.reserve(room)
 

@@ -116,9 +116,8 @@ def _named_steps(
 
 def scaled(products: Tensor, width: int, scale: float, dialect: Dialect) -> Tensor:
     """q · kᵀ times `scale`; where that is 0, by 1/√D of heads of so many components."""
-    if scale:
-        return products * scale
-    return products / width**0.5 if dialect.scale == "divide" else products * width**-0.5
+    factor = scale or (width**-0.5 if dialect.scale == "multiply" else 0.0)
+    return products * factor if factor else products / width**0.5
 
 
 def capped(x: Tensor, cap: float) -> Tensor:

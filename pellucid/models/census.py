@@ -138,7 +138,7 @@ class Census:
             group.repeats * prod(part.shapes["weight"])
             for group in self.groups
             for part in group.parts
-            if len(part.shapes["weight"]) == 2 and group.name != "embedding"
+            if len(part.shapes.get("weight", ())) == 2 and group.name != "embedding"
         )
         embedding = self.part("embed")
         assert embedding is not None, "both families have an embedding"

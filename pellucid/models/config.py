@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pellucid.models.rope_scaling import RopeConfig
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu2"]
+Activation = Literal["silu", "gelu_new", "gelu_tanh", "gelu", "relu2"]
 
 
 class Layer(NamedTuple):
@@ -39,12 +39,16 @@ class ModelConfig:
     second_rope   of the layers whose `Layer.rope` says so (Gemma 3's window layers)
     window        tokens that a layer with a window sees, the token itself included
     layers        the kinds of layers in turn, repeated to `n_layers`; (): all alike
+    query_growth  queries are multiplied by 1 + this · ln(1 + ⌊position / original context⌋)
+                  (Ministral 3); 0: not
     score_scale   factor on q · k; 0: 1/√D
     score_cap, logit_cap
                   c · tanh(x / c) on scores and logits (Gemma 2); 0: none
     sinks         each head may look at nothing: one more logit in its softmax (gpt-oss)
     parallel      attention and MLP read the same normed stream (Cohere, Phi)
     gated         act(gate) × up (SwiGLU, GeGLU); else act(up)
+    activation    gelu: by erf; gelu_tanh, gelu_new: by tanh, in one kernel or, where the dialect
+                  composes it, an operation at a time, as GPT-2 first did (transformers' words)
     embed_scale, residual_scale, logit_scale
                   factors on embeddings (Gemma: √C), on what is added to the stream, on logits
     embed_norm    the embedding is normalised (nanochat)
@@ -74,6 +78,7 @@ class ModelConfig:
     second_rope: RopeConfig | None = None
     window: int = 0
     layers: tuple[Layer, ...] = ()
+    query_growth: float = 0.0
     score_scale: float = 0.0
     score_cap: float = 0.0
     logit_cap: float = 0.0
@@ -108,6 +113,10 @@ class ModelConfig:
         for name in ("rope", "second_rope"):
             rope = getattr(self, name)
             turned = self.rotary_width(rope) if rope else 0
+            if rope and len(rope.short_factor) not in (0, turned // 2):
+                raise ValueError(
+                    f"{name} has {len(rope.short_factor)} factors and turns {turned // 2} pairs"
+                )
             if turned % 2:
                 some = "" if turned == self.head_dim else f", of which {name} turns {turned}"
                 raise ValueError(
@@ -118,6 +127,11 @@ class ModelConfig:
                 raise ValueError(f"window is {self.window}: expected 1 or more tokens")
             if layer.rope and getattr(self, layer.rope) is None:
                 raise ValueError(f"a layer is turned by {layer.rope}, which is not given")
+        if self.query_growth and not (self.rope and self.rope.original_context):
+            raise ValueError(
+                f"query_growth is {self.query_growth}: it counts in original contexts, and RoPE "
+                "has none"
+            )
 
     def rotary_width(self, rope: RopeConfig) -> int:
         """How many of a head's D components a RoPE turns; the rest stay as they are."""
@@ -183,7 +197,7 @@ def GPTConfig(
         "norm_bias": True,
         "rope": None,
         "gated": False,
-        "activation": "gelu_tanh" if gelu == "tanh" else "gelu",
+        "activation": "gelu_new" if gelu == "tanh" else "gelu",
         "biases": (*(("qkv",) if qkv_bias else ()), "o", "mlp"),
         "width": width,
         "n_heads": n_heads,

@@ -10,6 +10,7 @@ tokens ── embed ──┬─ norm ─ attention ─ + ─┬─ norm ─ MLP
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -26,10 +27,14 @@ from pellucid.trace import tap
 
 
 class Places(NamedTuple):
-    """Where a layer's tokens stand: the turns of its RoPE, if it has one, and its mask."""
+    """Where a layer's tokens stand: the turns of its RoPE, if it has one, and its mask.
+
+    growth: a factor on the queries of each position, (T) or (B, T), if they have one.
+    """
 
     turns: tuple[Tensor, Tensor] | None  # cos, sin (T, D/2)
     mask: Mask
+    growth: Tensor | None = None
 
 
 PlacesOf = dict[Layer, Places]  # by the kind of a layer
@@ -62,12 +67,14 @@ class Decoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations; quantised matrices keep another."""
-        return (self.embed.weight if self.norm.weight is None else self.norm.weight).dtype
+        if self.norm.weight is not None:
+            return self.norm.weight.dtype
+        return getattr(self.embed, "dtype", None) or self.embed.weight.dtype  # quantised or not
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return (self.embed.weight if self.norm.weight is None else self.norm.weight).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def forward(
         self,
@@ -127,7 +134,11 @@ class Decoder(nn.Module):
         turns: dict[str, tuple[Tensor, Tensor] | None] = {"": None}
         turns |= {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
         masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
-        return {kind: Places(turns[kind.rope], masks[kind.window]) for kind in set(self.kinds)}
+        growth = self._growth(positions, dtype) if self.config.query_growth else None
+        return {k: Places(turns[k.rope], masks[k.window], growth) for k in set(self.kinds)}
+
+    def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        return tap(self, "query_growth", parts.growth(self.config, positions, dtype))
 
     def _windowed(self, mask: Mask, end: Tensor | None) -> Mask:
         allowed = last_of(mask.allowed, self.config.window, end)
@@ -209,10 +220,13 @@ class Attention(nn.Module):
             q = tap(self, "q_rotated", rotate(q, *places.turns, self.dialect))
             k = tap(self, "k_rotated", rotate(k, *places.turns, self.dialect))
         q, k = self._normed(q, k) if self.norm_last else (q, k)
+        if places.growth is not None:
+            q = tap(self, "q_scaled", q * places.growth[..., None, :, None])  # alike for all heads
         if cache is not None:
             k, v = cache.append(k, v)  # (B, Hkv, S, D)
-        dropout = self.attn_dropout if self.training else 0.0
-        how = Scores(self.scale, self.cap, self.sinks, self.dialect, dropout)
+        how = Scores(
+            self.scale, self.cap, self.sinks, self.dialect, self.attn_dropout * self.training
+        )
         z = attend(self, q, k, v, places.mask, how)  # (B, H, T, D)
         return self.o_proj(z.transpose(1, 2).flatten(2))  # heads side by side: (B, T, H·D)
 

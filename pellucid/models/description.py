@@ -88,10 +88,17 @@ def _listed(value: Any) -> Any:
 def _rope_as_json(rope: RopeConfig | None) -> dict[str, Any] | None:
     if rope is None:
         return None
-    stated = asdict(rope)
-    return stated if rope.share != 1 else {k: v for k, v in stated.items() if k != "share"}
+    unsaid = {"share": 1.0, "short_factor": (), "long_factor": ()}  # newer than the first files
+    stated = {k: v for k, v in asdict(rope).items() if k not in unsaid or v != unsaid[k]}
+    return {name: _listed(value) for name, value in stated.items()}
 
 
 def _ropes(stated: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: stated[name] for name in _ROPES if name in stated}
-    return {name: None if value is None else RopeConfig(**value) for name, value in found.items()}
+    return {name: None if value is None else _rope(value) for name, value in found.items()}
+
+
+def _rope(stated: Mapping[str, Any]) -> RopeConfig:
+    return RopeConfig(
+        **{name: tuple(x) if isinstance(x, list) else x for name, x in stated.items()}
+    )

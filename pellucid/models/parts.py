@@ -32,6 +32,14 @@ def head_norm(config: ModelConfig, dialect: Dialect, heads: int) -> Norm | None:
     return norm(config, dialect, config.head_dim)
 
 
+def growth(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factor on the queries at positions (T) or (B, T), of their shape: 1, and slowly more."""
+    assert config.rope is not None and config.rope.original_context, "checked by the config"
+    working = torch.promote_types(dtype, torch.float32)
+    contexts = torch.floor(positions.to(working) / config.rope.original_context)
+    return (1 + config.query_growth * torch.log(1 + contexts)).to(dtype)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang & Sennrich, 2019)."""
 
@@ -85,9 +93,9 @@ def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
         return F.silu(x)
     if form == "relu2":
         return F.relu(x).square()
-    if form == "gelu_tanh" and dialect.gelu == "composed":
+    if form == "gelu_new" and dialect.gelu == "composed":
         return composed_gelu(x)
-    return F.gelu(x, approximate="tanh" if form == "gelu_tanh" else "none")
+    return F.gelu(x, approximate="none" if form == "gelu" else "tanh")
 
 
 def composed_gelu(x: Tensor) -> Tensor:

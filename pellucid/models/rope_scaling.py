@@ -13,14 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Base and scaling of RoPE; fields are named as in Hugging Face's ``rope_scaling``.
 
-    original_context  context length of pre-training, in tokens; needed by dynamic, llama3 and yarn
+    original_context  context length of pre-training, in tokens; all but linear scaling need it
+    short_factor, long_factor
+                      longrope's divisors of each pair's frequency, for texts within the original
+                      context and for longer ones
     share             of a head's components that are turned, the first ones
     """
 
@@ -36,6 +39,8 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
     share: float = 1.0
 
     def __post_init__(self) -> None:
@@ -47,7 +52,7 @@ class RopeConfig:
             raise ValueError(f"rope share is {self.share}: expected a share above 0, at most 1")
         if self.factor < 1:
             raise ValueError(f"rope scaling factor is {self.factor}: expected 1 or more")
-        if self.type in ("dynamic", "llama3", "yarn") and not self.original_context:
+        if self.type in ("dynamic", "llama3", "yarn", "longrope") and not self.original_context:
             raise ValueError(f"rope type {self.type!r} needs the original context length")
         if self.type == "llama3" and self.low_freq_factor <= 0:
             raise ValueError(
@@ -59,13 +64,27 @@ class RopeConfig:
                 f"high_freq_factor {self.high_freq_factor}"
             )
 
+        if self.type == "longrope" and not len(self.short_factor) == len(self.long_factor) > 0:
+            raise ValueError(
+                f"rope has {len(self.short_factor)} short and {len(self.long_factor)} long "
+                "factors: longrope needs one of each for every pair"
+            )
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether its frequencies depend on how long the text is, not on the position alone."""
+        return self.type in ("dynamic", "longrope")
+
     @property
     def magnitude(self) -> float:
-        """Factor on cos and sin; yarn sharpens attention a little as the context grows."""
-        if self.type != "yarn":
+        """Factor on cos and sin: yarn and longrope sharpen attention as the context grows."""
+        if self.type not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
+        if self.type == "longrope":
+            stretch = math.log(self.factor) / math.log(self.original_context or 1)
+            return math.sqrt(1 + stretch) if self.factor > 1 else 1.0
         if self.mscale and self.mscale_all_dim:
             return _mscale(self.factor, self.mscale) / _mscale(self.factor, self.mscale_all_dim)
         return _mscale(self.factor, 1.0)
@@ -85,13 +104,15 @@ def frequencies(
 ) -> Tensor:
     """Radians per position of each pair, (D/2).
 
-    `length` is the number of tokens seen so far; only the dynamic type looks at it. One per row,
-    (B, 1, 1), gives (B, 1, D/2).
+    `length` is the number of tokens seen so far; only dynamic and longrope look at it. One per
+    row, (B, 1, 1), gives (B, 1, D/2).
     """
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim
     theta: float | Tensor = rope.theta
     if rope.type == "dynamic":
         theta = _dynamic(rope, head_dim, torch.as_tensor(length, dtype=dtype, device=device))
+    if rope.type == "longrope":
+        return 1.0 / (_longrope(rope, exponents, length) * theta**exponents)
     plain = 1.0 / (theta**exponents)
     if rope.type == "linear":
         return plain / rope.factor
@@ -107,6 +128,16 @@ def _dynamic(rope: RopeConfig, head_dim: int, length: Tensor) -> Tensor:
     original = rope.original_context or 1
     stretch = rope.factor * length.clamp(min=original) / original - (rope.factor - 1)
     return rope.theta * stretch ** (head_dim / (head_dim - 2))
+
+
+def _longrope(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
+    """Divisors of the frequencies, (D/2) or per row: long ones beyond the original context.
+
+    (Ding et al., LongRoPE, 2024; Phi-3's ``su``.)
+    """
+    short, long = exponents.new_tensor(rope.short_factor), exponents.new_tensor(rope.long_factor)
+    longer = torch.as_tensor(length, device=exponents.device) > (rope.original_context or 1)
+    return torch.where(longer, long, short)
 
 
 def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:

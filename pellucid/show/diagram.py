@@ -1,8 +1,9 @@
 """A model's structure as a small tree: the flow from tokens to logits, the blocks folded into one.
 
 This is the one description of the picture. `diagram_layout` gives every box a place, and
-`diagram_text` and `diagram_svg` draw what is placed; none of them knows a family. Names and dims
-come from `names`, counts from the `census`: nothing is written twice.
+`diagram_text` and `diagram_svg` draw what is placed. Names, dims and which of them a model has come
+from `graph`, counts from the `census`: nothing is written twice. Layers may differ, in a window or
+in RoPE; the one block shows all that any of them has, and says how many have it.
 
     Series    one step after the other           Parallel   steps side by side on one input
     Branch    leaves the residual stream, computes, and is added back to it
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pellucid import graph
-from pellucid.models import Config
+from pellucid.models import Config, RopeConfig
 from pellucid.models.census import Census, Part, census, check_tokens
 
 Kind = Literal["input", "table", "norm", "linear", "operation"]
@@ -111,9 +112,9 @@ def structure(config: Config, tokens: int | None = None) -> Structure:
         census=counted,
         sizes=sizes,
         shared=_shared(config),
-        stem=_stem(config, parts),
-        block=(_attention(config, parts), _mlp(config, parts)),
-        tail=_tail(config, parts),
+        stem=_stem(parts),
+        block=(_attention(parts), _mlp(parts)),
+        tail=_tail(parts),
     )
 
 
@@ -121,12 +122,21 @@ class _Parts:
     """Steps made of the model's modules; their numbers are read off the census."""
 
     def __init__(self, counted: Census) -> None:
-        self.counted = counted
+        self.counted, self.config = counted, counted.config
+        whole, *layers = (graph.rows(self.config, kind) for kind in (None, *self.config.kinds))
+        self.leaves = {*whole, *(leaf for rows in layers for leaf in rows)}
+        self.layers_with = {
+            leaf: sum(leaf in rows for rows in layers) for leaf in self.leaves - {*whole}
+        }
 
     def __getitem__(self, path: str) -> Part:
         part = self.counted.part(path)
         assert part is not None, f"the model has no {path}"
         return part
+
+    def __contains__(self, leaf: str) -> bool:
+        """Whether some layer of the model, or the model, has a tensor of this name."""
+        return leaf in self.leaves
 
     def table(self, path: str) -> Step:
         """An embedding: path and tensor have the same name."""
@@ -134,12 +144,21 @@ class _Parts:
         facts = (f"table {part.written}",)
         return Step(title=path, kind="table", gives=path, facts=facts, parameters=part.count)
 
-    def norm(self, path: str, gives: str) -> Step:
-        part = self[path]
-        config = self.counted.config
-        form = "RMSNorm" if config.norm == "rms" else "LayerNorm"
-        facts = (f"{form}, eps {config.norm_eps:g}",)
-        return Step(title=path, kind="norm", gives=gives, facts=facts, parameters=part.count)
+    def norm(self, path: str, gives: str, *facts: str) -> Step:
+        part = self.counted.part(path)
+        form = "RMSNorm" if self.config.norm == "rms" else "LayerNorm"
+        form += f", eps {self.config.norm_eps:g}"
+        if not self.config.norm_weight:
+            facts = ("no weight", *facts)
+        elif self.config.norm_offset:
+            facts = ("× (1 + weight)", *facts)
+        return Step(
+            title=path.removeprefix("attn."),
+            kind="norm",
+            gives=gives,
+            facts=(form, *facts),
+            parameters=part.count if part else 0,
+        )
 
     def linear(self, path: str, gives: str, *facts: str) -> Step:
         part = self[path]
@@ -153,71 +172,161 @@ class _Parts:
             parameters=part.count,
         )
 
+    def in_layers(self, count: int) -> str:
+        """Which share of the layers has something; "" where all have."""
+        every = self.config.n_layers
+        return "" if count == every else f"in {count} of {every} layers"
 
-def _operation(title: str, gives: str, *facts: str) -> Step:
-    return Step(title=title, kind="operation", gives=gives, facts=facts)
+
+def _operation(title: str, gives: str, *facts: str, parameters: int = 0) -> Step:
+    facts = tuple(fact for fact in facts if fact)
+    return Step(title=title, kind="operation", gives=gives, facts=facts, parameters=parameters)
 
 
 def _shared(config: Config) -> tuple[Shared, ...]:
-    mask = Shared(gives="mask", sentence="True where a token may look")
-    positions = Shared(gives="positions", sentence="0, 1, 2 …")
-    if config.rope is None:
-        return positions, mask
-    rope = config.rope
+    there = graph.rows(config)
+    shared = [Shared(gives="positions", sentence="0, 1, 2 …")]
+    for name, sentence in (
+        ("rope", "of position × frequency"),
+        ("second_rope", "of a second RoPE"),
+    ):
+        if f"{name}.cos" in there:
+            rope = getattr(config, name)
+            shared += [
+                Shared(gives=f"{name}.cos", sentence=sentence),
+                Shared(gives=f"{name}.sin", sentence=_of_rope(rope)),
+            ]
+    shared.append(Shared(gives="mask", sentence="True where a token may look"))
+    if "window_mask" in there:
+        sentence = f"the same, {config.window:,} tokens back"
+        shared.append(Shared(gives="window_mask", sentence=sentence))
+    return tuple(shared)
+
+
+def _of_rope(rope: RopeConfig) -> str:
     scaling = "no scaling" if rope.type == "default" else f"{rope.type} scaling × {rope.factor:g}"
-    return (
-        positions,
-        Shared(gives="rope.cos", sentence="of position × frequency"),
-        Shared(gives="rope.sin", sentence=f"theta {rope.theta:,.0f}, {scaling}"),
-        mask,
-    )
+    return f"theta {rope.theta:,.0f}, {scaling}"
 
 
-def _stem(config: Config, parts: _Parts) -> tuple[Step | Branch, ...]:
-    tokens = Step(
-        title="tokens",
-        kind="input",
-        gives="tokens",
-        facts=(f"ids 0 … {config.vocab_size - 1:,}",),
-    )
-    if config.rope is not None:
-        return tokens, parts.table("embed")
-    return tokens, parts.table("embed"), Branch(body=parts.table("pos_embed"), reads=False)
+def _stem(parts: _Parts) -> tuple[Step | Branch, ...]:
+    config = parts.config
+    ids = f"ids 0 … {config.vocab_size - 1:,}"
+    stem: list[Step | Branch] = [
+        Step(title="tokens", kind="input", gives="tokens", facts=(ids,)),
+        parts.table("embed"),
+    ]
+    if "pos_embed" in parts:
+        stem.append(Branch(body=parts.table("pos_embed"), reads=False))
+    if "embed_normed" in parts:
+        stem.append(parts.norm("embed_norm", "embed_normed"))
+    if "embed_scaled" in parts:
+        stem.append(_operation(f"× {config.embed_scale:g}", "embed_scaled"))
+    return tuple(stem)
 
 
-def _tail(config: Config, parts: _Parts) -> tuple[Step, ...]:
+def _tail(parts: _Parts) -> tuple[Step, ...]:
+    config = parts.config
     norm = parts.norm("norm", "final_norm")
-    if not config.tied:
-        return norm, parts.linear("unembed", "logits")
-    facts = (f"{config.width:,} → {config.vocab_size:,}", "tied: the embed table")
-    return norm, Step(title="unembed", kind="linear", gives="logits", facts=facts)
+    gives = "raw_logits" if "raw_logits" in parts else "logits"
+    if config.tied:
+        facts = (f"{config.width:,} → {config.vocab_size:,}", "tied: the embed table")
+        head = Step(title="unembed", kind="linear", gives=gives, facts=facts)
+    else:
+        head = parts.linear("unembed", gives)
+    if gives == "logits":
+        return norm, head
+    scale = f"× {config.logit_scale:g}" if config.logit_scale != 1 else ""
+    cap = _cap(config.logit_cap) if config.logit_cap else ""
+    title, *facts = filter(None, (scale, cap))
+    return norm, head, _operation(title, "logits", *facts)
 
 
-def _attention(config: Config, parts: _Parts) -> Branch:
+def _cap(cap: float) -> str:
+    return f"{cap:g} · tanh(x / {cap:g})"
+
+
+def _attention(parts: _Parts) -> Branch:
+    config = parts.config
     heads, kv_heads, width = config.n_heads, config.n_kv_heads, config.head_dim
-    q: Node = parts.linear("attn.q_proj", "attn.q", _heads(heads, "query", width))
-    k: Node = parts.linear("attn.k_proj", "attn.k", _heads(kv_heads, "key", width))
-    v: Node = parts.linear("attn.v_proj", "attn.v", _heads(kv_heads, "value", width))
-    if config.rope is not None:
-        q = Series((q, _operation("RoPE", "attn.q_rotated", "by rope.cos, rope.sin")))
-        k = Series((k, _operation("RoPE", "attn.k_rotated", "by rope.cos, rope.sin")))
-    pattern = Series(
-        (
-            Parallel((q, k)),
-            _operation(f"q · kᵀ / √{width}", "attn.scores"),
-            _operation("mask", "attn.masked_scores", "−∞ where it is False"),
-            _operation("softmax", "attn.pattern", "each row sums to 1"),
-        )
-    )
+    v = parts.linear("attn.v_proj", "attn.v", _heads(kv_heads, "value", width), *_clip(config))
+    score = f"× {config.score_scale:g}" if config.score_scale else f"/ √{width}"
+    pattern: list[Node] = [
+        Parallel((_turned(parts, "q", heads), _turned(parts, "k", kv_heads))),
+        _operation(f"q · kᵀ {score}", "attn.scores"),
+    ]
+    if "attn.capped_scores" in parts:
+        pattern.append(_operation(_cap(config.score_cap), "attn.capped_scores"))
+    window = sum(kind.window for kind in config.kinds)
+    windows = ("window_mask", parts.in_layers(window)) if window else ()
+    sinks = parts["attn"].count if config.sinks else 0
+    pattern += [
+        _operation("mask", "attn.masked_scores", "−∞ where it is False", *windows),
+        _operation(
+            "softmax",
+            "attn.pattern",
+            "each row and its sink: 1" if sinks else "each row sums to 1",
+            parameters=sinks,
+        ),
+    ]
     body = Series(
         (
-            parts.norm("attn_norm", "attn_norm"),
-            Parallel((pattern, v)),
+            _entry(parts, "attn_norm", "resid_pre"),
+            Parallel((Series(tuple(pattern)), v)),
             _operation("pattern · v", "attn.z"),
-            parts.linear("attn.o_proj", "attn_out"),
+            *_finished(parts, "attn", "attn.o_proj"),
         )
     )
-    return Branch(body=body, title="Attention", note=_sharing(heads, kv_heads), gives="resid_mid")
+    gives = "resid_mid" if "resid_mid" in parts else ""
+    return Branch(body=body, title="Attention", note=_sharing(heads, kv_heads), gives=gives)
+
+
+def _turned(parts: _Parts, letter: str, heads: int) -> Node:
+    """Queries or keys: the product, the norm and RoPE in the model's order."""
+    config = parts.config
+    what = _heads(heads, {"q": "query", "k": "key"}[letter], config.head_dim)
+    steps: list[Node] = [
+        parts.linear(f"attn.{letter}_proj", f"attn.{letter}", what, *_clip(config))
+    ]
+    if f"attn.{letter}_rotated" in parts:
+        names = [name for name in ("rope", "second_rope") if f"{name}.cos" in parts]
+        widths = {config.rotary_width(getattr(config, name)) for name in names} - {config.head_dim}
+        some = (
+            f"{', '.join(map(str, sorted(widths)))} of {config.head_dim} turned" if widths else ""
+        )
+        layers = parts.in_layers(parts.layers_with[f"attn.{letter}_rotated"])
+        by = f"by {names[0]}.cos, {names[0]}.sin" if len(names) == 1 else f"by {' or '.join(names)}"
+        steps.append(_operation("RoPE", f"attn.{letter}_rotated", by, some, layers))
+    if f"attn.{letter}_normed" in parts:
+        whole = ("all heads together",) if config.qk_norm == "whole" else ()
+        norm = parts.norm(f"attn.{letter}_norm", f"attn.{letter}_normed", *whole)
+        steps.insert(len(steps) if config.qk_norm_last else 1, norm)
+    return steps[0] if len(steps) == 1 else Series(tuple(steps))
+
+
+def _clip(config: Config) -> tuple[str, ...]:
+    return (f"cut to ± {config.qkv_clip:g}",) if config.qkv_clip else ()
+
+
+def _entry(parts: _Parts, path: str, stream: str) -> Step:
+    """What a branch begins with: its norm, the one of attention, or the stream as it is."""
+    if path in parts:
+        return parts.norm(path, path)
+    if path == "mlp_norm" and parts.config.parallel:
+        return _operation("what attention reads", _entry(parts, "attn_norm", "resid_pre").gives)
+    return _operation("the stream as it is", stream, "its norm comes behind")
+
+
+def _finished(parts: _Parts, part: str, path: str) -> tuple[Step, ...]:
+    """The last product of a branch, and the norm and factor behind it."""
+    config, gives = parts.config, f"{part}_out"
+    if f"{part}.out" not in parts:
+        return (parts.linear(path, gives),)
+    product = parts.linear(path, f"{part}.out")
+    scale = f"× {config.residual_scale:g}"
+    if config.norm_places == "before":
+        return product, _operation(scale, gives)
+    scales = (scale,) if config.residual_scale != 1 else ()
+    return product, parts.norm(f"{part}_out_norm", gives, *scales)
 
 
 def _heads(heads: int, what: str, width: int) -> str:
@@ -231,19 +340,29 @@ def _sharing(heads: int, kv_heads: int) -> str:
     return f"{heads} query heads share {kv_heads} key/value head{'s' if kv_heads > 1 else ''}"
 
 
-def _mlp(config: Config, parts: _Parts) -> Branch:
-    norm = parts.norm("mlp_norm", "mlp_norm")
-    down = parts.linear("mlp.down_proj", "mlp_out")
-    if config.rope is not None:
-        gate = parts.linear("mlp.gate_proj", "mlp.gate")
-        act = _operation("SiLU", "mlp.act", "x · sigmoid(x)")
-        up = parts.linear("mlp.up_proj", "mlp.up")
-        hidden = _operation("act × up", "mlp.hidden")
-        body = Series((norm, Parallel((Series((gate, act)), up)), hidden, down))
-        return Branch(
-            body=body, title="MLP", note="SwiGLU: down(SiLU(gate) × up)", gives="resid_post"
-        )
-    form = "tanh form" if config.activation == "gelu_tanh" else "exact, by erf"
-    act = _operation("GELU", "mlp.act", form)
-    body = Series((norm, parts.linear("mlp.up_proj", "mlp.pre"), act, down))
-    return Branch(body=body, title="MLP", note="down(GELU(up))", gives="resid_post")
+# The activation -> its name, what it does, the name of a gated MLP with it.
+_ACTIVATIONS = {
+    "silu": ("SiLU", "x · sigmoid(x)", "SwiGLU: "),
+    "gelu_tanh": ("GELU", "tanh form", "GeGLU: "),
+    "gelu_new": ("GELU", "tanh form", "GeGLU: "),
+    "gelu": ("GELU", "exact, by erf", "GeGLU: "),
+    "relu2": ("ReLU²", "max(x, 0)²", ""),
+}
+
+
+def _mlp(parts: _Parts) -> Branch:
+    name, form, gated = _ACTIVATIONS[parts.config.activation]
+    entry = _entry(parts, "mlp_norm", "resid_mid" if "resid_mid" in parts else "resid_pre")
+    act = _operation(name, "mlp.act", form)
+    end = _finished(parts, "mlp", "mlp.down_proj")
+    if "mlp.pre" in parts:
+        body = Series((entry, parts.linear("mlp.up_proj", "mlp.pre"), act, *end))
+        note = f"down({name}(up))"
+    else:
+        gate = Series((parts.linear("mlp.gate_proj", "mlp.gate"), act))
+        lanes = Parallel((gate, parts.linear("mlp.up_proj", "mlp.up")))
+        body = Series((entry, lanes, _operation("act × up", "mlp.hidden"), *end))
+        note = f"{gated}down({name}(gate) × up)"
+    if parts.config.parallel:
+        note += ", beside attention"
+    return Branch(body=body, title="MLP", note=note, gives="resid_post")

@@ -215,8 +215,9 @@ def _shared(picture: Picture) -> Iterator[str]:
     structure = picture.structure
     x = _METRICS.branch + _METRICS.spine(_BOX)
     yield _text(x, 14, "Beside the stream", "title")
+    right = max(84, *(8 * len(shared.gives) + 4 for shared in structure.shared))
     for row, shared in enumerate(structure.shared):
         y = 36 + 19 * row
         yield _text(x, y, shared.gives, "mono name")
-        yield _text(x + 84, y, " × ".join(structure.shape(shared.gives)), "mono")
-        yield _text(x + 250, y, shared.sentence)
+        yield _text(x + right, y, " × ".join(structure.shape(shared.gives)), "mono")
+        yield _text(x + right + 166, y, shared.sentence)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from pellucid.walk import Step
 
-_DRAWN = re.compile(r"rope\.cis|embed|layers\.\d+\.attn\.(q|scores|masked_scores|pattern)")
+_DRAWN = re.compile(
+    r"(second_)?rope\.cis|embed|layers\.\d+\.attn\.(q|scores|capped_scores|masked_scores|pattern)"
+)
 
 
 class WalkFiles:

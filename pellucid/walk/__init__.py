@@ -1,8 +1,8 @@
 """The walk: a model worked out on paper, one named tensor and one head at a time.
 
 `walk` shows the steps of one prompt; `witness` collects what it says about every name of the
-vocabulary, to hold a model against. The steps themselves, which are the text to read, stand in
-llama.py and gpt2.py.
+vocabulary, to hold a model against. The steps themselves, which are the text to read, begin in
+script.py.
 """
 
 from __future__ import annotations
@@ -17,16 +17,10 @@ from pellucid import graph
 from pellucid.models import Config
 from pellucid.numerics import Dialect
 from pellucid.walk.runner import Runner
-from pellucid.walk.steps import Picture, Script, Step
+from pellucid.walk.script import SCRIPT
+from pellucid.walk.steps import Picture, Step
 
-__all__ = ["Picture", "Step", "script_of", "walk", "witness"]
-
-
-def script_of(config: Config) -> Script:
-    """The steps of a config's family, in order."""
-    from pellucid.walk import gpt2, llama
-
-    return {"gpt2": gpt2.script, "llama": llama.script}[config.family]
+__all__ = ["SCRIPT", "Picture", "Step", "walk", "witness"]
 
 
 def walk(
@@ -119,8 +113,7 @@ def _runner(
         stored = weights["embed.weight"].dtype
         prompt = prompt.to(weights["embed.weight"].device)
     values = {"token_strings": None, "specials": None} | values
-    script = script_of(config)
-    return Runner(script, config, weights, dialect, dtype or stored, tokens=prompt, **values)
+    return Runner(SCRIPT, config, weights, dialect, dtype or stored, tokens=prompt, **values)
 
 
 def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -128,6 +121,11 @@ def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:
+    if config.query_growth:
+        raise ValueError(
+            "the walk has no step yet for queries that grow with the position (Ministral 3); "
+            "`pellucid trace` has its tensors"
+        )
     prompt = torch.as_tensor(tokens)
     if prompt.ndim != 1 or not len(prompt):
         raise ValueError(

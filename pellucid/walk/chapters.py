@@ -1,4 +1,4 @@
-"""The walk in chapters: which part of the model a step belongs to."""
+"""The walk in chapters, as the script has them: which part of the model a step belongs to."""
 
 from __future__ import annotations
 
@@ -6,26 +6,23 @@ import re
 from typing import Protocol
 
 from pellucid import names
+from pellucid.walk.script import SCRIPT
 
-_TEXT, _VECTORS, _END = "From text to tokens", "From tokens to vectors", "The next token"
-# Part of a layer -> its leaves; an index in brackets is one head's.
-_PARTS = (
-    ("into attention", r"resid_pre|attn_norm.*|attn\.[qkvo]_proj\..*"),
-    ("queries", r"attn\.(wq_heads?|q|q_pairs)(\[\d+\])?"),
-    ("positions turn the queries", r"attn\.q_(complex|turned|turned_pairs|rotated)(\[\d+\])?"),
-    ("keys", r"attn\.(wk_heads?|k(_\w+)?)(\[\d+\])?"),
-    ("who looks at whom", r"attn\.(scores|masked_scores|pattern)(\[\d+\])?"),
-    ("values", r"attn\.(wv_heads?|v)(\[\d+\])?|attn\.z\[\d+\]"),
-    ("all heads together", r"attn\.z(_\w+)?|attn_out|resid_mid"),
-    ("the MLP", r"mlp.*|resid_post"),
-)
-_OF_MODEL = {
-    **dict.fromkeys(("specials", "tokens", "token_strings"), _TEXT),
-    **dict.fromkeys(("positions", "embed", "pos_embed"), _VECTORS),
-}
-# What a layer asks for but all layers share: it belongs where it is first needed.
-_SHARED = {"rope": "positions turn the queries", "mask": "who looks at whom"}
 _OF_KEYS_AND_VALUES = re.compile(r"attn\.(w[kv]_head|[kv](_\w+)?)\[")
+
+
+def _parts() -> dict[tuple[str, bool], list[str]]:
+    """Name of a step, and whether it is about a slice -> the chapters that the script has it in."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for line in SCRIPT.lines:
+        chapters = found.setdefault((line.name, line.index is not None), [])
+        if line.chapter not in chapters:
+            chapters.append(line.chapter)
+    return found
+
+
+_PARTS = _parts()
+_OF_A_LAYER = {line.chapter for line in SCRIPT.lines if line.name.startswith("layers.N.")}
 
 
 class Told(Protocol):
@@ -61,20 +58,19 @@ class Chapters:
         return title
 
     def _part(self, step: Told) -> str:
-        address = step.address
-        layer = names.layer_of(address)
-        if layer is None:
-            shared = _SHARED.get(address.partition(".")[0])
-            if shared:
-                return f"Layer {self._layer} · {shared}"
-            return _OF_MODEL.get(address, _END)
-        if not step.source:  # a whole layer in one step
+        name, index = names.parse(step.address)
+        layer = names.layer_of(name)
+        if layer is not None and not step.source:  # a whole layer in one step
             return "The layers above" if self._unrolled else "The layers below"
-        leaf = address.split(".", 2)[2]
-        if leaf == "resid_pre" and self.current == _VECTORS:
-            return _VECTORS  # GPT-2: the sum of both embeddings
-        self._layer, self._unrolled = layer, True
-        for part, leaves in _PARTS:
-            if re.fullmatch(leaves, leaf):
-                return f"Layer {layer} · {part}"
-        raise AssertionError(f"{address} belongs to no chapter")
+        key = name, bool(index)
+        if key not in _PARTS:  # else it is the stream as it enters the first layer, not yet in it
+            key = names.general(name).replace("second_rope.", "rope."), bool(index)
+            assert key in _PARTS, f"{step.address} belongs to no chapter"
+            if layer is not None:
+                self._layer, self._unrolled = layer, True
+        titles = [self._titled(part) for part in _PARTS[key]]
+        return self.current if self.current in titles else titles[0]
+
+    def _titled(self, part: str) -> str:
+        """What all layers share, such as the mask, belongs to the layer that first needs it."""
+        return f"Layer {self._layer} · {part}" if part in _OF_A_LAYER else part

@@ -2,6 +2,9 @@
 
     T  tokens      D  width of one head      pair i = components i and i + D/2 of a query or key
 
+Where a model turns some of the components only, D counts those. A model may have a second RoPE for
+some of its layers: the same steps with another theta, under the names second_rope.*.
+
 A token at position p has its pair i turned by p × frequency i. Then the product of a query and a
 key depends on how far apart they stand, not on where. The second half of the file is how the
 frequencies are lowered for a context longer than the one a model was trained on.
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,53 +23,52 @@ from pellucid.models import RopeConfig
 from pellucid.walk.steps import Script
 
 script = Script()
-step = script.step
+step = partial(script.step, "rope")
 
 
-@step(
-    "once",
-    "rope.exponents",
-    lambda config: f"i / {config.head_dim // 2}",
-    dims="D/2",
-    picture="bars",
-)
-def exponents(head_dim, wide, device):
+def _turning(config, layer):
+    return layer.rope != ""
+
+
+def _slowed(config, layer):
+    return layer.rope != "" and getattr(config, layer.rope).type in SLOWED
+
+
+@step("rope.exponents", "i / {pairs}", dims="D/2", picture="bars", when=_turning)
+def exponents(pairs, wide, device):
     """How far down the row each pair stands"""
-    pairs = head_dim // 2
     return torch.arange(pairs, device=device).to(wide) / pairs
 
 
-@step("once")
-def theta(rope, head_dim, token_count):
-    return base(rope, head_dim, length=token_count)
+@step(when=_turning)
+def theta(rope, pairs, token_count):
+    return base(rope, 2 * pairs, length=token_count)
 
 
-@step("once", "rope.frequencies", "1 / {theta}^{exponents}", dims="D/2", picture="bars")
+@step("rope.frequencies", "1 / {theta}^{exponents}", dims="D/2", picture="bars", when=_turning)
 def frequencies(exponents, theta):
     """Radians that each pair turns from one position to the next"""
     return 1.0 / (theta**exponents)
 
 
-@step(
-    "once",
-    "rope.scaled_frequencies",
-    lambda config: f"{{frequencies}} as {config.rope.type}, up to {config.rope.factor:g} × slower",
-    dims="D/2",
-    picture="bars",
-    when=lambda config: config.rope.type in SLOWED,
-)
-def scaled_frequencies(frequencies, rope, head_dim):
+def _how_slowed(config, layer):
+    rope = getattr(config, layer.rope)
+    return f"{{frequencies}} as {rope.type}, up to {rope.factor:g} × slower"
+
+
+@step("rope.scaled_frequencies", _how_slowed, dims="D/2", picture="bars", when=_slowed)
+def scaled_frequencies(frequencies, rope, pairs):
     """The same, slowed for a context longer than the one of the training"""
-    return SLOWED[rope.type](frequencies, rope, head_dim)
+    return SLOWED[rope.type](frequencies, rope, 2 * pairs)
 
 
-@step("once", "rope.angles", "{positions} ⊗ {scaled_frequencies}", dims="T D/2")
+@step("rope.angles", "{positions} ⊗ {scaled_frequencies}", dims="T D/2", when=_turning)
 def angles(positions, scaled_frequencies):
     """The angle of each pair at each position"""
     return torch.outer(positions.to(scaled_frequencies.dtype), scaled_frequencies)
 
 
-@step("once", "rope.cis", "cos + i·sin of {angles}", dims="T D/2", picture="rays")
+@step("rope.cis", "cos + i·sin of {angles}", dims="T D/2", picture="rays", when=_turning)
 def cis(angles, rope, dialect, dtype):
     """The angles as complex numbers of length 1"""
     if dialect.polar:
@@ -81,12 +84,12 @@ def rounded(number, dtype):
     return torch.view_as_complex(torch.view_as_real(number).to(dtype).to(number.real.dtype))
 
 
-@step("once", "rope.cos")
+@step("rope.cos", when=_turning)
 def cos(cis, dialect, dtype):
     return cis.real.to(dtype if dialect.rope == "x" else cis.real.dtype)
 
 
-@step("once", "rope.sin")
+@step("rope.sin", when=_turning)
 def sin(cis, dialect, dtype):
     return cis.imag.to(dtype if dialect.rope == "x" else cis.imag.dtype)
 

@@ -1,4 +1,4 @@
-"""Runs the steps of a family over one model, and tells what each of them did."""
+"""Runs the steps of the walk over one model, and tells what each of them did."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pellucid import graph
-from pellucid.models import Config
+from pellucid.models import Config, Layer
 from pellucid.numerics import Dialect
-from pellucid.walk.steps import Line, Picture, Scope, Script, Step
+from pellucid.walk.steps import Line, Picture, Scope, Script, Step, Words, renamed
 
 
 class Held(NamedTuple):
@@ -24,8 +24,22 @@ class Held(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+class Block(NamedTuple):
+    """The steps of a kind of layer: before its heads, of each head, after them.
+
+    expiring   variable of a line -> the values that no later line names
+    stands_in  variable of a line that is left out -> the variable whose value takes its place
+    """
+
+    opening: Sequence[Line]
+    of_a_head: Sequence[Line]
+    closing: Sequence[Line]
+    expiring: Mapping[str, list[tuple[Scope, str]]]
+    stands_in: Mapping[str, str]
+
+
 class Runner:
-    """A namespace per scope (once, layer, key/value head, head) and the functions that fill it.
+    """A namespace per scope (once, RoPE, layer, key/value head, head) and functions to fill it.
 
     A value lives until the last step that names it, a weight for the one call that asks for it.
     So the memory is one weight, wq, wk and wv of one layer (its heads share them), and the
@@ -48,15 +62,14 @@ class Runner:
         self.weight_names = dict(script.weights)
         if config.tied:
             self.weight_names["unembed"] = self.weight_names["embedding"]
-        left_out = [line for line in script.lines if not line.when(config)]
-        self.stands_in = {line.variable: next(iter(line.arguments)) for line in left_out}
 
-        lines = [line for line in script.lines if line.when(config)]
-        first, last = _span(lines, ("layer", "kv_head", "head"))
-        self.before, block, self.after = lines[:first], lines[first:last], lines[last:]
-        first, last = _span(block, ("kv_head", "head"))
-        self.opening, self.of_a_head, self.closing = block[:first], block[first:last], block[last:]
-        self.expiring = _expiring(block, first, last)
+        first, last = _span(script.lines, ("layer", "kv_head", "head"))
+        before, block, after = script.lines[:first], script.lines[first:last], script.lines[last:]
+        self.outside = _stand_ins([*before, *after], config, None)
+        self.before, self.after = _needed(before, config, None), _needed(after, config, None)
+        self.begins = before[-1].variable  # the stream; left out, what stands in for it
+        self.kinds = {kind: self._block(block, kind) for kind in dict.fromkeys(config.kinds)}
+        self.block = self.kinds[config.layer(0)]
 
         fixed = {
             "dialect": dialect,
@@ -68,22 +81,34 @@ class Runner:
             "group": config.n_heads // config.n_kv_heads,
             **values,
         }
-        steps = {line.name for line in lines}  # tokens: given, and shown as a step
+        steps = {line.name for line in script.lines}  # tokens: given, and shown as a step
         self.scopes: dict[Scope, dict[str, Held]] = {
             "head": {},
             "kv_head": {},
             "layer": {},
+            "rope": {},
             "once": {
                 name: Held(value, labels=(name,) if name in steps else ())
                 for name, value in fixed.items()
             },
         }
+        self.ropes = {kind.rope: _of_rope(config, kind.rope) for kind in config.kinds}
+        self.rope = ""  # of the layer at work
         self.told: set[str] = set()  # addresses: what is computed once is shown once
+
+    def _block(self, lines: Sequence[Line], kind: Layer) -> Block:
+        needed = _needed(lines, self.config, kind)
+        stands_in = self.outside | _stand_ins(lines, self.config, kind)
+        first, last = _span(needed, ("kv_head", "head"))
+        expiring = _expiring(needed, first, last, stands_in)
+        parts = needed[:first], needed[first:last], needed[last:]
+        return Block(*parts, expiring, stands_in)
 
     def walk(self, layers: Collection[int], heads: Sequence[int]) -> Iterator[Step]:
         """Every step, in order: `heads` of `layers` in full, every other layer as one step."""
         yield from self._run(self.before)
-        self.scopes["once"]["stream"] = self.scopes["once"][self.before[-1].variable]
+        begins = self.outside.get(self.begins, self.begins)
+        self.scopes["once"]["stream"] = self.scopes["once"][begins]
         for layer in range(self.config.n_layers):
             yield from self._layer(layer, heads if layer in layers else ())
         yield from self._run(self.after)
@@ -92,18 +117,21 @@ class Runner:
         """One layer; `heads` come first and are shown, no `heads`: the layer is one step."""
         show = len(heads) > 0
         stream = self.scopes["once"]["stream"]
+        kind = self.config.layer(layer)
+        self.block, self.rope = self.kinds[kind], kind.rope
+        self.scopes["rope"] = self.ropes[kind.rope]
         self.scopes["layer"] = {"layer": Held(layer)}
-        yield from self._run(self.opening, show)
+        yield from self._run(self.block.opening, show)
         z: dict[int, Held] = {}
         for head in sorted(range(self.config.n_heads), key=lambda head: head not in heads):
             self._enter_head(head)
-            yield from self._run(self.of_a_head, show and head in heads)
+            yield from self._run(self.block.of_a_head, show and head in heads)
             z[head] = self.scopes["head"]["z"]
         self.scopes["head"], self.scopes["kv_head"] = {}, {}
         labels = tuple(label for head in sorted(heads) for label in z[head].labels)
         self.scopes["layer"]["z_of_heads"] = Held([z[h].value for h in sorted(z)], None, labels)
-        yield from self._run(self.closing, show)
-        leaving = self.scopes["layer"][self.closing[-1].variable]
+        yield from self._run(self.block.closing, show)
+        leaving = self.scopes["layer"][self.block.closing[-1].variable]
         self.scopes["layer"] = {}
         self.scopes["once"]["stream"] = leaving
         if not show and leaving.step is not None:
@@ -128,7 +156,7 @@ class Runner:
                     continue
                 scope[line.variable] = held
             step = scope[line.variable].step
-            for per, variable in self.expiring.get(line.variable, ()):
+            for per, variable in self.block.expiring.get(line.variable, ()):
                 self.scopes[per].pop(variable, None)
             told = step is None or step.address in self.told
             if show and step is not None and not told and (line.title or self.silent):
@@ -140,7 +168,7 @@ class Runner:
     def _compute(self, line: Line) -> Held | None:
         """Call the function of a line; None where what it asks for was not given to the walk."""
         inputs = {
-            argument: self._look_up(self.stands_in.get(argument, argument))
+            argument: self._look_up(self.block.stands_in.get(argument, argument))
             for argument in line.arguments
         }
         if any(held.value is None for held in inputs.values()):
@@ -162,9 +190,10 @@ class Runner:
             return Held(getattr(self.config, name))
         full = self._numbered(self.weight_names[weight])
         if full not in self.weights:
-            if not full.endswith("bias"):
+            absent = 0 if full.endswith("bias") else 1  # added to nothing, or multiplying nothing
+            if absent and (self.config.norm_weight or not full.endswith("norm.weight")):
                 raise ValueError(f"the walk needs the weight {full}: the checkpoint has none")
-            return Held(0)
+            return Held(absent)
         tensor = self.weights[full].detach()
         if name.endswith("_stored"):
             return Held(tensor, labels=(full,))
@@ -185,7 +214,7 @@ class Runner:
         numbers = {key: held.value for scope in self.scopes.values() for key, held in scope.items()}
         return Step(
             name=name,
-            title=line.title.format(**numbers),
+            title=self._worded(line.title).format(**numbers),
             formula=self._formula(line, value, inputs),
             value=value,
             dims=dims,
@@ -195,31 +224,64 @@ class Runner:
             index=index,
         )
 
+    def _worded(self, words: Words) -> str:
+        layer = self.scopes["layer"].get("layer")
+        kind = None if layer is None else self.config.layer(layer.value)
+        return words if isinstance(words, str) else words(self.config, kind)
+
     def _formula(self, line: Line, value: Any, inputs: Mapping[str, Held]) -> str:
-        """The line's formula with shapes; a bias that is absent leaves no trace."""
-        text = line.formula if isinstance(line.formula, str) else line.formula(self.config)
+        """The line's formula with shapes; a weight or bias that is absent leaves no trace."""
 
         def with_shape(found: re.Match[str]) -> str:
-            plus, argument = found[1] or "", found[2]
+            sign, argument = found[1] or "", found[2]
             held = inputs[argument].value
-            if plus and not isinstance(held, Tensor) and not held:
+            weight = argument.removesuffix("_stored").removesuffix("_head")
+            if sign and weight in self.weight_names and not isinstance(held, Tensor):
                 return ""
-            name = self.stands_in.get(argument, argument).removesuffix("_stored")
-            return plus + _written(name, held)
+            name = self.block.stands_in.get(argument, argument)
+            return sign + _written(_shown(name).removesuffix("_stored"), held)
 
-        text = re.sub(r"( [+] )?{(\w+)}", with_shape, text)
+        text = re.sub(r"( [+×] |, | with )?{(\w+)}", with_shape, self._worded(line.formula))
         return f"{text} → {_written('', value)}".lstrip()
 
     def _source(self, line: Line) -> str:
         """The line's code, with this layer's number and the names this config's values go by."""
-        source = self._numbered(line.source)
-        for absent, present in self.stands_in.items():
-            source = re.sub(rf"\b{absent}\b", present, source)
-        return source
+        names = {argument: argument for argument in line.arguments} | dict(self.block.stands_in)
+        shown = {name: _shown(value) for name, value in names.items()}
+        return "\n\n".join((self._numbered(renamed(line.body, shown)), *line.helpers))
 
     def _numbered(self, name: str) -> str:
+        if name.startswith("rope."):
+            return name.replace("rope", self.rope, 1)
         layer = self.scopes["layer"].get("layer")
         return name if layer is None else name.replace("layers.N.", f"layers.{layer.value}.")
+
+
+def _of_rope(config: Config, name: str) -> dict[str, Held]:
+    """What the steps of a RoPE find under their names, at first."""
+    rope = getattr(config, name) if name else None
+    pairs = config.rotary_width(rope) // 2 if rope else 0
+    return {"rope": Held(rope), "pairs": Held(pairs)} if rope else {}
+
+
+def _needed(lines: Sequence[Line], config: Config, kind: Layer | None) -> list[Line]:
+    return [line for line in lines if line.when(config, kind)]
+
+
+def _stand_ins(lines: Sequence[Line], config: Config, kind: Layer | None) -> dict[str, str]:
+    """Variable of a line that is left out -> the variable whose value takes its place."""
+    there = {line.variable for line in _needed(lines, config, kind)}
+    next_one = {line.variable: line.stand_in for line in lines if line.variable not in there}
+
+    def resolved(variable: str) -> str:
+        return resolved(next_one[variable]) if variable in next_one else variable
+
+    return {variable: resolved(variable) for variable in next_one}
+
+
+def _shown(variable: str) -> str:
+    """A variable as formulas and sources show it: both q_normed are called by their name."""
+    return variable.removesuffix("_last")
 
 
 def _written(name: str, value: Any) -> str:
@@ -257,7 +319,9 @@ def _span(lines: Sequence[Line], scopes: Collection[Scope]) -> tuple[int, int]:
     return places[0], places[-1] + 1
 
 
-def _expiring(block: Sequence[Line], first: int, last: int) -> dict[str, list[tuple[Scope, str]]]:
+def _expiring(
+    block: Sequence[Line], first: int, last: int, stands_in: Mapping[str, str]
+) -> dict[str, list[tuple[Scope, str]]]:
     """Variable of a line -> the values that no later line of a layer names.
 
     Lines `first` to `last` run once per head: what all heads share lives until they are done.
@@ -265,8 +329,9 @@ def _expiring(block: Sequence[Line], first: int, last: int) -> dict[str, list[tu
     reader = {line.variable: place for place, line in enumerate(block)}
     for place, line in enumerate(block):
         for argument in line.arguments:
-            if argument in reader:
-                reader[argument] = place
+            variable = stands_in.get(argument, argument)
+            if variable in reader:
+                reader[variable] = place
     expiring: dict[str, list[tuple[Scope, str]]] = {}
     for line in block:
         place = reader[line.variable]

@@ -1,4 +1,4 @@
-"""What a step of the walk is, and how a family writes its steps down.
+"""What a step of the walk is, and how steps are written down.
 
 A step is a small pure function whose arguments are named after the values it needs: an earlier
 step, a weight, a field of the config, or one of `RUNNER_NAMES`. Dependencies, shapes and the
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +23,9 @@ from torch import Tensor
 # text: strings in order; heatmap: one row per token; attention: one row and one column per token;
 # rays: complex numbers drawn from the origin; bars: one number per entry
 Picture = Literal["text", "heatmap", "attention", "rays", "bars"]
-Scope = Literal["once", "layer", "kv_head", "head"]
+Scope = Literal["once", "rope", "layer", "kv_head", "head"]
+When = Callable[[Any, Any], bool]  # of a `ModelConfig` and the `Layer` at work
+Words = str | Callable[[Any, Any], str]  # as they are, or of the same two
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 RUNNER_NAMES = {
@@ -39,6 +43,8 @@ RUNNER_NAMES = {
     "head": "number of the current query head",
     "kv_head": "number of the key/value head it reads",
     "group": "query heads per key/value head",
+    "rope": "the RoPE of the current layer",
+    "pairs": "how many pairs of a head's components it turns",
     "z_of_heads": "z of every head, in order",
 }
 
@@ -147,19 +153,61 @@ class Line:
     arguments: Mapping[str, inspect.Parameter]  # what it asks for, by name
     variable: str
     per: Scope
-    source: str
+    body: str
+    helpers: tuple[str, ...] = ()  # the source of functions that the body calls
     name: str = ""
-    title: str = ""
-    formula: str | Callable[[Any], str] = ""
-    dims: tuple[str, ...] | None = None  # None: names.py has them
+    title: Words = ""
+    formula: Words = ""
+    dims: tuple[str, ...] | None = None  # None: graph.py has them
     picture: Picture | None = None  # None: as its dims suggest
-    when: Callable[[Any], bool] = lambda config: True
+    when: When = lambda config, layer: True
+    otherwise: str = ""
     index: str | None = None
     needed: bool = True  # False: only to be shown, no other step wants it
+    chapter: str = ""
+
+    @property
+    def stand_in(self) -> str:
+        """What takes the place of its value where the step is left out."""
+        return self.otherwise or next(iter(self.arguments))
+
+    def reworded(self, words: Mapping[str, str]) -> Line:
+        """The same step for other values: `words` are names it uses -> names to use instead."""
+
+        anew = partial(renamed, words=words)
+
+        def inside_braces(text: Words) -> Words:
+            if not isinstance(text, str):
+                return lambda config, layer: str(inside_braces(text(config, layer)))
+            return re.sub(r"{\w+}", lambda found: anew(found[0]), text)
+
+        def function(**there: Any) -> Any:
+            return self.function(**{own: there[words.get(own, own)] for own in self.arguments})
+
+        scopes: Mapping[str, Scope] = {"head": "kv_head"} if "head" in words else {}
+        return replace(
+            self,
+            function=function,
+            arguments={words.get(own, own): kind for own, kind in self.arguments.items()},
+            variable=anew(self.variable),
+            per=scopes.get(self.per, self.per),
+            index=scopes.get(self.index or "", self.index),
+            body=anew(self.body),
+            name=anew(self.name),
+            title=inside_braces(self.title),
+            formula=inside_braces(self.formula),
+            dims=self.dims and tuple(words.get(letter, letter) for letter in self.dims),
+            otherwise=anew(self.otherwise),
+        )
+
+
+def renamed(text: str, words: Mapping[str, str]) -> str:
+    """`text`, a name or code, with the `words` in it replaced, but for what stands in quotes."""
+    return re.sub(r'"[^"]*"|\w+', lambda found: words.get(found[0], found[0]), text)
 
 
 class Script:
-    """The steps of one family, in the order in which its file defines them.
+    """Steps in the order in which they are taken; a whole walk, or a part to include in one.
 
     `weights` names them: the name a step uses -> the checkpoint's, with N for the layer. A step
     that asks for ``wq`` gets it in the dtype of the activations; for ``wq_stored``, as the file
@@ -176,44 +224,59 @@ class Script:
         }
         self.weights = {**weights, **biases}
         self.lines: list[Line] = []
+        self._chapter = ""
+
+    def chapter(self, title: str) -> None:
+        """The steps that follow belong to the chapter `title`."""
+        self._chapter = title
 
     def step(
         self,
         per: Scope,
         name: str = "",
-        formula: str | Callable[[Any], str] = "",
+        formula: Words = "",
         *,
+        called: str = "",
+        title: Words = "",
         dims: str | None = None,
         picture: Picture | None = None,
-        when: Callable[[Any], bool] = lambda config: True,
+        when: When = lambda config, layer: True,
+        otherwise: str = "",
         index: str | None = None,
     ) -> Callable[[Function], Function]:
         """Decorator: the function is the next step; its docstring is the title.
 
-        Its name becomes the name of its value. Without a docstring it only helps later steps.
+        Its name becomes the name of its value. Without a title it only helps later steps.
 
-        per      how often it is computed: once, per layer, per key/value head, per query head
-        formula  ``{argument}`` stands for a name with its shape; or such a text from the config
-        dims     letters; left out for a name of names.py, which has them
-        when     for which configs; for others, its first argument stands in for its value
-        index    the runner's name that says which slice of `name` this is (heads: known)
+        per        how often it is computed: once, per RoPE, layer, key/value head, query head
+        formula    ``{argument}`` stands for a name with its shape
+        called     another name for the value: of several functions for it, one may have a `when`
+        title      in place of the docstring
+        dims       letters; left out for a name of graph.py, which has them
+        when       for which config and kind of layer
+        otherwise  what stands in for its value where it is left out: else its first argument
+        index      the runner's name that says which slice of `name` this is (heads: known)
         """
 
         def write_down(function: Function) -> Function:
+            body, helpers = _source_of(function)
             self.lines.append(
                 Line(
                     function=function,
                     arguments=inspect.signature(function).parameters,
-                    variable=function.__name__,
+                    variable=called or function.__name__,
                     per=per,
-                    source=_source_of(function),
+                    body=body,
+                    helpers=helpers,
                     name=name,
-                    title=function.__doc__ or "",
+                    title=title or function.__doc__ or "",
                     formula=formula,
                     dims=None if dims is None else tuple(dims.split()),
                     picture=picture,
                     when=when,
+                    otherwise=otherwise,
                     index=per if per in ("kv_head", "head") else index,
+                    chapter=self._chapter,
                 )
             )
             return function
@@ -230,33 +293,74 @@ class Script:
                 arguments={argument: inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY)},
                 variable=f"{variable}_shown",
                 per="layer" if weight else "once",
-                source=f'weights["{weight}"]' if weight else variable,
+                body=f'weights["{weight}"]' if weight else variable,
                 name=weight or variable,
                 title=title,
                 formula=formula or f"{variable}, as stored",
                 dims=tuple(dims.split()),
                 needed=False,
+                chapter=self._chapter,
             )
         )
 
-    def include(self, chapter: Script) -> None:
-        """The steps of `chapter` come next."""
-        self.lines.extend(chapter.lines)
+    def include(
+        self,
+        part: Script,
+        words: Mapping[str, str] | None = None,
+        titles: Mapping[str, Words] | None = None,
+        when: When = lambda config, layer: True,
+    ) -> None:
+        """The steps of `part` come next.
+
+        words   for other values than those it was written for, with weights of the same kind
+        titles  a title it has -> the one to have instead
+        when    for which config and kind of layer, beside what each step says
+        """
+        words, titles = words or {}, titles or {}
+        both = [_both(line.when, when) for line in part.lines]
+        for line, needed in zip(part.lines, both, strict=True):
+            told = titles.get(line.title, line.title) if isinstance(line.title, str) else line.title
+            line = replace(line, title=told, when=needed, chapter=line.chapter or self._chapter)
+            self.lines.append(line.reworded(words))
+        weights = part.weights.items()
+        self.weights |= {renamed(own, words): renamed(name, words) for own, name in weights}
+
+    def words(self) -> set[str]:
+        """The names in it: of values, of what they are computed from, of weights."""
+        texts = [text for pair in self.weights.items() for text in pair]
+        for line in self.lines:
+            texts += (line.variable, line.name, *line.arguments)
+        return {word for text in texts for word in re.findall(r"\w+", text)}
+
+    def titles(self) -> set[str]:
+        """The titles in it that are the same for every config."""
+        return {line.title for line in self.lines if isinstance(line.title, str)}
 
 
-def _source_of(function: Callable[..., Any]) -> str:
-    """The body of a step's function without its title, then the helpers of its file it calls."""
+def _both(one: When, other: When) -> When:
+    return lambda config, layer: one(config, layer) and other(config, layer)
+
+
+def _source_of(function: Callable[..., Any]) -> tuple[str, tuple[str, ...]]:
+    """The body of a step's function without its title, and the helpers of its file it calls."""
     assert isinstance(function, FunctionType), f"{function} is no plain function"
     text = inspect.getsource(function)
     (definition,) = ast.parse(text).body
     assert isinstance(definition, ast.FunctionDef), f"{function} is no plain function"
     first = definition.body[1 if function.__doc__ else 0]
     body = textwrap.dedent("\n".join(text.splitlines()[first.lineno - 1 :]))
-    called = [node.func for node in ast.walk(definition) if isinstance(node, ast.Call)]
-    called = [function.__globals__.get(node.id) for node in called if isinstance(node, ast.Name)]
-    helpers = [
-        inspect.getsource(helper).rstrip()
-        for helper in dict.fromkeys(called)
-        if isinstance(helper, FunctionType) and helper.__module__ == function.__module__
-    ]
-    return "\n\n".join([body, *helpers])
+    helpers = dict.fromkeys(_called_by(function))
+    return body, tuple(inspect.getsource(helper).rstrip() for helper in helpers)
+
+
+def _called_by(function: FunctionType) -> list[FunctionType]:
+    """The functions of the walk that a function calls, and those that they call."""
+    found: list[FunctionType] = []
+    (definition,) = ast.parse(inspect.getsource(function)).body
+    assert isinstance(definition, ast.FunctionDef), f"{function} is no plain function"
+    for node in (node for line in definition.body for node in ast.walk(line)):
+        called = node.func if isinstance(node, ast.Call) else None
+        helper = function.__globals__.get(called.id) if isinstance(called, ast.Name) else None
+        if isinstance(helper, FunctionType) and helper.__module__.startswith("pellucid.walk"):
+            found += [helper, *_called_by(helper)]
+    return found

@@ -68,7 +68,7 @@ def theirs(folder: Path, dtype: torch.dtype):
 
 def some_tokens(config) -> torch.Tensor:
     """Two rows beyond the context that RoPE was scaled from."""
-    length = 48 if isinstance(config, GPTConfig) else 3 * CONTEXT
+    length = 48 if config.family == "gpt2" else 3 * CONTEXT
     return torch.randint(0, 64, (2, length), generator=torch.Generator().manual_seed(1))
 
 

@@ -19,13 +19,13 @@ CONFIGS: dict[str, Config] = {
     "gqa": SHAPE,
     "mqa, tied": replace(SHAPE, n_kv_heads=1, tied=True),
     "odd widths": LLAMA,
-    "biases": replace(SHAPE, attention_bias=True, mlp_bias=True),
+    "biases": replace(SHAPE, biases=("qkv", "o", "mlp")),
     "linear": replace(SHAPE, rope=RopeConfig(type="linear", factor=4.0)),
     "dynamic": replace(SHAPE, rope=RopeConfig(type="dynamic", factor=2.0, original_context=64)),
     "llama3": replace(SHAPE, rope=SCALED),
     "yarn": replace(SHAPE, rope=RopeConfig(type="yarn", factor=2.0, original_context=32)),
-    "gpt2": replace(GPT, width=64, hidden_width=96),
-    "gpt2, untied": replace(GPT, width=64, hidden_width=96, tied=False),
+    "gpt2": replace(GPT, width=64, head_dim=16, hidden_width=96),
+    "gpt2, untied": replace(GPT, width=64, head_dim=16, hidden_width=96, tied=False),
 }
 
 

@@ -4,35 +4,64 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CONFIGS, random_model
+from tiny import CONFIGS, FEATURES, random_model
 
 from pellucid import graph
-from pellucid.diff.replay.operations import SOURCES, Setting, inputs, leaf
+from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.diff.sides.side import from_model, pad_left
+from pellucid.graph import inputs
 
+EVERY = {**CONFIGS, **FEATURES}
+DIALECTS = ("hf", "meta", "notebook")
 ROWS = {"one": [list(range(5, 16))], "padded": [[5, 6, 7, 8, 9], [11, 12, 13]]}
 
 
 def _side(name, dtype, dialect="hf"):
-    model = random_model(CONFIGS[name], dtype, dialect)
+    model = random_model(EVERY[name], dtype, dialect)
     setting = Setting(
         config=model.config, dialect=model.dialect, weights=model.state_dict().get, dtype=dtype
     )
     return from_model(model, name), setting
 
 
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("dialect", ["hf", "meta", "notebook"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_tensor_is_its_operation_on_its_inputs(name, dialect, rows):
-    """Bit for bit in bfloat16, in each dialect, with a cache and with padding."""
-    side, setting = _side(name, torch.bfloat16, dialect)
-    seen = side.observe(ROWS[rows], 2)
+def _hold_every_operation(name, dtype, dialect, rows, steps):
+    """Each named tensor of a traced run is its operation on the traced inputs, bit for bit."""
+    side, setting = _side(name, dtype, dialect)
+    seen = side.observe(ROWS[rows], steps)
+    assert len(seen) == (steps + 1) * len(list(graph.expand(setting.config)))
     replay = Replay(dict(seen), setting, pad_left(ROWS[rows])[1])
     for key in seen:
         if leaf(key) not in SOURCES:
-            torch.testing.assert_close(replay.compute(key), seen[key], rtol=0, atol=0, msg=key)
+            computed = replay.compute(key)
+            assert computed.dtype == seen[key].dtype, key
+            torch.testing.assert_close(computed, seen[key], rtol=0, atol=0, equal_nan=True, msg=key)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_tensor_is_its_operation_on_its_inputs(name, dialect, rows):
+    """Bit for bit in bfloat16, in each dialect, with a cache and with padding."""
+    _hold_every_operation(name, torch.bfloat16, dialect, rows, 2)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_feature_is_an_operation_of_its_row(name):
+    """In bfloat16, padded and with a cache; the dialects in turn, all of them in the slow test."""
+    _hold_every_operation(
+        name, torch.bfloat16, DIALECTS[list(FEATURES).index(name) % 3], "padded", 1
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_feature_in_each_dialect_and_dtype(name, dialect, dtype):
+    for rows in ROWS:
+        for steps in (0, 2):
+            _hold_every_operation(name, dtype, dialect, rows, steps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -49,12 +78,54 @@ def test_unobserved_tensors_follow_from_those_before(name):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY)
 def test_inputs_name_tensors_that_come_before(name):
-    order = list(graph.expand(CONFIGS[name]))
+    order = list(graph.expand(EVERY[name]))
     for place, key in enumerate(order):
-        for source in inputs(CONFIGS[name], key):
+        for source in inputs(EVERY[name], key):
             assert order.index(source) < place, (key, source)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_weights_that_are_read_are_those_the_operations_ask_for(name):
+    """`module_of` against what each operation really looks up, and every parameter is read."""
+    config = EVERY[name]
+    model = random_model(config, torch.float64)
+    parameters, asked = model.state_dict(), set()
+
+    def weights(wanted):
+        asked.add(wanted)
+        return parameters.get(wanted)
+
+    setting = Setting(config=config, dialect=model.dialect, weights=weights, dtype=torch.float64)
+    seen = from_model(model, name).observe([[5, 6, 7]], 0)
+    replay, read = Replay(dict(seen), setting), set()
+    for key in seen:
+        asked.clear()
+        if leaf(key) in SOURCES:
+            continue
+        replay.compute(key)
+        module = graph.module_of(config, key)
+        found = {each for each in asked if each in parameters and not each.endswith("sinks")}
+        assert {each.rpartition(".")[0] for each in found} == ({module} if found else set()), key
+        owned = [each for each in parameters if each.rpartition(".")[0] == module]
+        assert found == set(owned) if module else not found, key
+        read |= asked & set(parameters)
+    assert read == set(parameters) - ({"unembed.weight"} if config.tied else set())
+
+
+def test_a_wrong_mask_of_windows_says_who_sees_whom():
+    side, setting = _side("window", torch.float32)
+    for rows in ROWS:
+        seen = dict(side.observe(ROWS[rows], 1))
+        replay = Replay(seen, setting, pad_left(ROWS[rows])[1])
+        key = "step.1.window_mask"
+        right = replay.compute(key)
+        assert replay.hold(key, right, right, seen[key]).verdict == "identical"
+        wrong = seen[key].clone()
+        wrong[..., -1, 0] = True  # 6 or more tokens back, the window is 5
+        found = replay.hold(key, right, right, wrong)
+        assert found.verdict == "diverged" and found.note == "token 0 may look at token 0"
 
 
 def test_an_input_that_cannot_be_had_is_named():
@@ -63,7 +134,7 @@ def test_an_input_that_cannot_be_had_is_named():
         Replay({}, setting).compute("logits")
 
 
-def test_what_padding_computes_is_nobodys():
+def test_what_padding_computes_is_ignored():
     side, setting = _side("gpt2", torch.float32)
     rows = ROWS["padded"]
     seen = dict(side.observe(rows, 0))

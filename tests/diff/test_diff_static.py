@@ -100,7 +100,8 @@ LONG = replace(LLAMA, rope=RopeConfig(type="llama3", factor=8.0, original_contex
         (LLAMA, replace(LLAMA, rope=RopeConfig(theta=5e5)), "RoPE theta"),
         (LONG, LLAMA, "RoPE scaling missing"),
         (LONG, replace(LONG, rope=replace(LONG.rope, factor=32.0)), "RoPE scaling factor"),
-        (GPT, replace(GPT, gelu="erf"), "GELU form"),
+        (GPT, replace(GPT, activation="gelu"), "GELU form"),
+        (LLAMA, replace(LLAMA, activation="gelu"), "activation"),
         (GPT, replace(GPT, context_length=128, attn_dropout=0.1), None),
     ],
 )

@@ -13,25 +13,49 @@ from pellucid import graph, names, tokenizers
 from pellucid.diff import from_model
 from pellucid.diff.selftest.catalogue import CONTROLS, FAULTS, TOKENS
 from pellucid.diff.selftest.engine import Engine, Port, inverse_frequencies
-from pellucid.diff.selftest.run import run_benchmark, run_healthy
-from pellucid.diff.selftest.subjects import TEXT, from_language_model, random_gpt2, random_llama
-from pellucid.models import RopeConfig, build
+from pellucid.diff.selftest.fault import Fault
+from pellucid.diff.selftest.in_features import FEATURES
+from pellucid.diff.selftest.run import applies, run_benchmark, run_healthy
+from pellucid.diff.selftest.subjects import (
+    TEXT,
+    Subject,
+    from_language_model,
+    random_features,
+    random_gpt2,
+    random_llama,
+)
+from pellucid.models import LlamaConfig, RopeConfig, build
 from pellucid.models.rope import frequencies
 
 SUBJECTS = {"llama": random_llama(), "gpt2": random_gpt2()}
+FEATURED = {subject.name: subject for subject in random_features()}
 
 
 def _cases(faults):
     """Every fault on every random model it applies to."""
     return [
-        pytest.param(fault, subject, id=f"{fault.name}-{family}")
+        pytest.param(fault, subject, id=f"{fault.name}-{kind}")
         for fault in faults
-        for family, subject in SUBJECTS.items()
-        if family in fault.families and fault.applies(subject.config) and not fault.encode
+        for kind, subject in SUBJECTS.items()
+        if applies(fault, subject)
     ]
 
 
-@pytest.mark.parametrize(("fault", "subject"), _cases(FAULTS))
+def _one_each(faults):
+    """Every fault of a feature on one model that has it; the others are the slow test's."""
+    found = []
+    for fault in faults:
+        fitting = [subject for subject in FEATURED.values() if applies(fault, subject)]
+        assert fitting, f"{fault.name} applies to no model"
+        subject = fitting[len(found) % len(fitting)]
+        found.append(pytest.param(fault, subject, id=f"{fault.name}-{subject.name}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "subject"),
+    [*_cases(fault for fault in FAULTS if fault not in FEATURES), *_one_each(FEATURES)],
+)
 def test_a_fault_in_float32_is_found_and_named(fault, subject):
     table = run_benchmark([subject], ["float32"], [fault], [])
     assert table.rows
@@ -45,6 +69,23 @@ def test_a_control_does_not_fire(control, subject):
     assert table.rows
     for row in table.rows:
         assert row.right, row
+
+
+@pytest.mark.parametrize("subject", FEATURED.values(), ids=FEATURED)
+def test_a_healthy_port_with_features_does_not_fire(subject):
+    """In another order of summation, padded and decoding, whatever the features."""
+    permuted = Fault(name="permuted", port=Port(summation="permuted"), rows="padded", steps=1)
+    table = run_benchmark([subject], ["float32"], [], [permuted])
+    assert table.rows
+    for row in table.rows:
+        assert row.right, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", FEATURED.values(), ids=FEATURED)
+def test_every_fault_and_control_on_models_with_features(subject):
+    table = run_benchmark([subject], ["float32"])
+    assert [row for row in table.rows if not row.right] == []
 
 
 def test_some_faults_in_bfloat16():
@@ -127,23 +168,47 @@ def test_the_special_tokens_of_two_releases_of_llama_3(assets):
 
 
 def test_the_catalogue_is_whole():
-    assert len({fault.name for fault in FAULTS}) >= 60
-    for family, subject in SUBJECTS.items():
+    assert len({fault.name for fault in FAULTS}) >= 110
+    for subject in (*SUBJECTS.values(), *FEATURED.values()):
         order = {"tokens", *graph.expand(subject.config)}
-        for fault in FAULTS:
-            if family in fault.families:
-                assert names.without_step(fault.first) in order, fault.name
-                assert fault.cause, fault.name
-        mine = [fault.name for fault in FAULTS if family in fault.families]
-        assert len(mine) == len(set(mine)) >= 40
+        mine = [fault for fault in FAULTS if applies(fault, subject) or fault.encode]
+        for fault in mine:
+            assert names.without_step(fault.first_of(subject.config)) in order, fault.name
+            assert fault.cause, fault.name
+        assert len(mine) == len({fault.name for fault in mine}) >= 40
     assert all(not control.first for control in CONTROLS)
 
 
+def test_a_narrow_model_of_one_layer_can_be_tested_too():
+    """Faults that need a second layer, or a second group of columns, are left out."""
+    config = LlamaConfig(
+        vocab_size=60,
+        context_length=64,
+        width=20,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=10,
+        hidden_width=24,
+    )
+    random = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.randn(tensor.shape, generator=random) / (4 if tensor.ndim > 1 else 1)
+        for name, tensor in build(config).state_dict().items()
+    }
+    subject = Subject(name="narrow", config=config, weights=weights)
+    fitting = [fault for fault in FAULTS if applies(fault, subject)]
+    assert 40 < len(fitting) < len(FAULTS)
+    assert not any("layers.1." in fault.first_of(config) for fault in fitting)
+    for fault in fitting:
+        if fault.weights or fault.with_weights:
+            run_benchmark([subject], ["float32"], [fault], [])
+
+
 @pytest.mark.parametrize("rows", ["short", "padded"])
-@pytest.mark.parametrize("family", SUBJECTS)
-def test_the_healthy_port_is_the_model(family, rows):
+@pytest.mark.parametrize("subject", [*SUBJECTS.values(), *FEATURED.values()], ids=lambda s: s.name)
+def test_the_healthy_port_is_the_model(subject, rows):
     """Two programs written apart, every named tensor, with a cache and with padding."""
-    subject = SUBJECTS[family]
     model = build(subject.config)
     model.load_state_dict(subject.weights)
     prompt = subject.rows(rows)
@@ -175,7 +240,6 @@ def leaf_is_low(name: str) -> bool:
 )
 def test_the_ports_frequencies_are_the_papers(kind, factor, original, theta):
     rope = RopeConfig(theta=theta, type=kind, factor=factor, original_context=original)
-    config = replace(SUBJECTS["llama"].config, rope=rope, head_dim=16)
     torch.testing.assert_close(
-        inverse_frequencies(config), frequencies(rope, 16), rtol=1e-5, atol=0
+        inverse_frequencies(rope, 16), frequencies(rope, 16), rtol=1e-5, atol=0
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
+from tiny import CONFIGS, FEATURES, GPT, LLAMA, random_model, random_tokens
 from torch import Tensor
 
 from pellucid.models import Cache, Config, Model, RopeConfig
@@ -23,7 +23,7 @@ SCALED = {
         RopeConfig(type="dynamic", factor=4.0, original_context=64),
     )
 }
-ALL: dict[str, Config] = CONFIGS | SCALED
+ALL: dict[str, Config] = CONFIGS | SCALED | FEATURES
 MODELS: dict[str, Model] = {}
 
 name_of_a_model = pytest.mark.parametrize("name", ALL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CONFIGS, random_model, random_tokens
+from tiny import CONFIGS, FEATURES, random_model, random_tokens
 
 from pellucid.generate.compiled import CompiledSteps
 from pellucid.models import Cache
@@ -50,6 +50,30 @@ def test_all_steps_are_one_graph():
         for place in range(4, 9):
             steps.step(tokens[:, place].tolist(), cache, [0])
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_every_feature_is_one_graph_with_the_models_own_logits(kind):
+    torch._dynamo.reset()
+    model = random_model(FEATURES[kind])
+    tokens, starts, graphs = random_tokens(model.config, 2, 13), [0, 3], []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, fixed = Cache(model.config.n_layers), Cache(model.config.n_layers)
+    with torch.no_grad():
+        for cache in (plain, fixed):
+            model(tokens[:, :4], cache=cache, starts=torch.tensor(starts))
+        steps = CompiledSteps(model, fixed, 16, backend=count)
+        expected, seen = [], []
+        for column in tokens[:, 4:].T:
+            logits = model(column[:, None], cache=plain, starts=torch.tensor(starts))
+            expected.append(logits[:, -1])
+            seen.append(steps.step(column.tolist(), fixed, starts))
+    assert len(graphs) == 1
+    assert (torch.stack(seen) - torch.stack(expected)).abs().max() <= 1e-12
 
 
 @pytest.mark.gpu

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from tiny import FEATURES
 
 from pellucid import graph
+from pellucid.models import Config
 from pellucid.models.census import census
 from pellucid.models.shapes import SHAPES, shape
 from pellucid.show import diagram_svg, diagram_text
@@ -25,13 +28,25 @@ def test_text_fits_a_hundred_columns(name: str):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_of_the_vocabulary_is_in_both_renderings(name: str):
-    config = shape(name).config
+    every_name_is_drawn(shape(name).config)
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_every_name_of_every_feature_is_in_both_renderings(feature: str):
+    every_name_is_drawn(FEATURES[feature])
+
+
+def every_name_is_drawn(config: Config) -> None:
     drawn = structure(config)
-    text, picture = diagram_text.plain(drawn), diagram_svg.svg(drawn, name)
-    for row in graph.ROWS:
-        if config.family in row.families:
-            assert row.leaf in text, row.leaf
-            assert row.leaf in picture, row.leaf
+    text, picture = diagram_text.plain(drawn), diagram_svg.svg(drawn, "a model")
+    assert max(map(len, text.split("\n"))) <= 100
+    words = {*re.findall(r"[\w.]+", text)} & {*re.findall(r"[\w.]+", picture)}
+    for name in graph.expand(config):
+        leaf = graph.leaf(name)
+        assert leaf in words, leaf
+    for part in drawn.census.block.parts:
+        assert f"{part.count:,}" in text, part.path
+        assert f"{part.count:,}" in picture, part.path
 
 
 @pytest.mark.parametrize("name", MODELS)

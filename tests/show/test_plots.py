@@ -24,7 +24,7 @@ def steps(request: pytest.FixtureRequest):
     return list(
         walk(
             config, dict(model.state_dict()), [5, 1, 7, 9, 2], token_strings=STRINGS,
-            dialect=dialect("hf", config.family),
+            dialect=dialect("hf", config.rounding),
         )
     )  # fmt: skip
 

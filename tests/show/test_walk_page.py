@@ -29,7 +29,7 @@ def told_and_steps(kind: str) -> tuple[dict[str, Any], list[Digest]]:
     tokens = [5, 1, 7, 9, 2, 3]
     steps = walk(
         config, dict(model.state_dict()), tokens, token_strings=STRINGS,
-        dialect=dialect("hf", config.family), layer=1, head=1,
+        dialect=dialect("hf", config.rounding), layer=1, head=1,
     )  # fmt: skip
     told = {
         "model": "a <model>",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import math
 import re
+import textwrap
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
-from tiny import GPT, LLAMA, random_model, random_tokens
+from tiny import CONFIGS, FEATURES, GPT, LLAMA, random_model, random_tokens
 
 from pellucid import graph
 from pellucid.models import RopeConfig
-from pellucid.numerics import dialect
-from pellucid.walk import Step, script_of, walk
+from pellucid.numerics import Dialect, dialect
+from pellucid.walk import SCRIPT, Step, rope, walk
 from pellucid.walk.steps import RUNNER_NAMES
 
 COUNT = 7
@@ -27,7 +31,7 @@ def walked(config, dtype=torch.float32, **more) -> list[Step]:
     more = {"token_strings": STRINGS, "specials": {"<s>": 1, "<pad>": 0}} | more
     weights = random_model(config, dtype).state_dict()
     tokens = random_tokens(config, COUNT)
-    return list(walk(config, weights, tokens, dialect=dialect("hf", config.family), **more))
+    return list(walk(config, weights, tokens, dialect=dialect("hf", config.rounding), **more))
 
 
 OPENING = ["specials", "tokens", "token_strings", "embed"]
@@ -115,11 +119,13 @@ def test_without_strings_the_steps_about_text_are_left_out():
         assert addresses[:2] == ["tokens", "embed"]
 
 
-@pytest.mark.parametrize("config", [LLAMA, replace(LLAMA, tied=True, attention_bias=True), GPT])
+@pytest.mark.parametrize(
+    "config",
+    [LLAMA, replace(LLAMA, tied=True, biases=("qkv", "o")), GPT, *FEATURES.values()],
+)
 def test_formulas_tell_the_true_shapes(config):
     weights = random_model(config).state_dict()
-    script = script_of(config)
-    named = {line.variable: line.name for line in script.lines if line.title}
+    named = {line.variable: line.name for line in SCRIPT.lines if line.title}
     steps = walked(config, layer=1, head=3)
     shapes: dict[str, tuple[int, ...]] = {}
     checked = 0
@@ -131,8 +137,8 @@ def test_formulas_tell_the_true_shapes(config):
             assert right == str(step.value.item())
         for name, shape in re.findall(r"(\w+)\[([\d,]+)\]", left):
             shape = tuple(map(int, shape.split(",")))
-            if name in script.weights:
-                full = script.weights["embedding" if config.tied and name == "unembed" else name]
+            if name in SCRIPT.weights:
+                full = SCRIPT.weights["embedding" if config.tied and name == "unembed" else name]
                 assert shape == tuple(weights[full.replace("N", "1")].shape), step.formula
             elif name in named and named[name] in shapes:
                 assert shape == shapes[named[name]], step.formula
@@ -157,16 +163,19 @@ def test_formulas_as_a_reader_sees_them():
     assert formulas["layers.0.attn.z"] == "4 heads, key/value head = head // 2 → [4,7,10]"
     biased = {step.address: step.formula for step in walked(GPT)}
     assert biased["layers.0.attn.q[0]"] == "attn_norm[7,36] · wq_head[9,36]ᵀ + bq_head[9] → [7,9]"
-    book = {step.address: step.formula for step in walked(replace(GPT, qkv_bias=False))}
+    book = {step.address: step.formula for step in walked(replace(GPT, biases=("o", "mlp")))}
     assert book["layers.0.attn.q[0]"] == "attn_norm[7,36] · wq_head[9,36]ᵀ → [7,9]"
-    erf = {step.address: step.formula for step in walked(replace(GPT, gelu="erf"))}
+    erf = {step.address: step.formula for step in walked(replace(GPT, activation="gelu"))}
     assert erf["layers.0.mlp.act"] == "½ × pre[7,56] × (1 + erf(pre[7,56] / √2)) → [7,56]"
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT])
+@pytest.mark.parametrize("config", [LLAMA, GPT, *FEATURES.values()])
 def test_dims_stand_for_one_size_each(config):
     sizes = graph.sizes(config, batch=1, tokens=COUNT, seen=COUNT)
     sizes |= {"H·D": sizes["H"] * sizes["D"], "Hkv·D": sizes["Hkv"] * sizes["D"], "specials": 2}
+    sizes["S+1"] = sizes["S"] + 1
+    if config.rope is None and config.second_rope is not None:
+        sizes["D/2"] = config.rotary_width(config.second_rope) // 2
     for step in walked(config, everything=True):
         expected = [sizes[dim] if dim in sizes else int(dim) for dim in step.dims]
         assert list(step.shape) == expected, step.address
@@ -174,27 +183,30 @@ def test_dims_stand_for_one_size_each(config):
 
 @pytest.mark.parametrize("config", [LLAMA, GPT])
 def test_every_argument_of_every_step_is_known(config):
-    script = script_of(config)
-    known = {*RUNNER_NAMES, *vars(config), "n_kv_heads", "head_dim", *script.weights}
-    known |= {f"{weight}_stored" for weight in script.weights}
-    known |= {f"{weight}_head" for weight in script.weights if weight.startswith("b")}
+    known = {*RUNNER_NAMES, *vars(config), *SCRIPT.weights}
+    known |= {f"{weight}_{form}" for weight in SCRIPT.weights for form in ("stored", "head")}
     seen: set[str] = set()
-    for line in script.lines:
+    for line in SCRIPT.lines:
         for argument in line.arguments:
             assert argument in known or argument in seen, f"{line.variable}: {argument}"
         seen.add(line.variable)
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT])
-def test_the_vocabulary_is_covered_in_its_order(config):
-    """Each name of names.py is a line; lines of other names say what their dims are."""
-    lines = script_of(config).lines
-    vocabulary = {row.name for row in graph.ROWS if config.family in row.families}
-    written = {line.name.replace("layers.0.", "layers.N.") for line in lines}
-    assert vocabulary <= written
-    for line in lines:
+def test_the_vocabulary_is_covered():
+    """Each name of graph.py is a line; lines of other names say what their dims are."""
+    written = {line.name.replace("layers.0.", "layers.N.") for line in SCRIPT.lines}
+    # A second RoPE's steps are those of the first, under its own names.
+    assert {row.name.replace("second_rope.", "rope.") for row in graph.ROWS} <= written
+    for line in SCRIPT.lines:
         if line.name and line.dims is None:
             graph.row(line.name.replace("N", "0"))
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *FEATURES.values()])
+def test_a_value_has_one_step_in_every_kind_of_layer(config):
+    for kind in set(config.kinds):
+        there = [line.variable for line in SCRIPT.lines if line.when(config, kind)]
+        assert len(set(there)) == len(there)
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT])
@@ -215,7 +227,9 @@ def test_inputs_are_earlier_steps_or_weights(config):
 
 def test_source_is_the_body_and_the_helpers_it_calls():
     sources = {step.name: step.source for step in walked(LLAMA)}
-    assert sources["layers.0.attn.q"] == "return attn_norm @ wq_head.T + bq_head"
+    product, _, helper = sources["layers.0.attn.q"].partition("\n\n")
+    assert product == "return linear(attn_norm, wq_head, bq_head)"
+    assert helper.startswith("def linear(x, weight, bias):") and helper.endswith("else None)")
     assert sources["layers.0.attn.q_proj.weight"] == 'weights["layers.0.attn.q_proj.weight"]'
     assert (
         sources["rope.angles"] == "return torch.outer(positions.to(frequencies.dtype), frequencies)"
@@ -225,6 +239,27 @@ def test_source_is_the_body_and_the_helpers_it_calls():
     assert helper.startswith("def rms_norm(x,") and "torch.rsqrt" in helper
     for source in sources.values():
         assert "@each" not in source and '"""' not in source.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT, *FEATURES.values()])
+def test_every_source_is_code_about_what_the_step_was_computed_from(config):
+    """What is shown is reworded: no word may change in quotes, and each name must be known."""
+    known = {*RUNNER_NAMES, *vars(config), *dir(builtins), "torch", "F", "math", "weights"}
+    known |= {line.variable.removesuffix("_last") for line in SCRIPT.lines}
+    known |= {f"{weight}{form}" for weight in SCRIPT.weights for form in ("", "_stored", "_head")}
+    choices = {word for hint in get_type_hints(Dialect).values() for word in get_args(hint)}
+    for step in walked(config, everything=True):
+        if not step.source or step.source.startswith('weights["'):
+            continue
+        tree = ast.parse(f"def step():\n{textwrap.indent(step.source, '    ')}")
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert {node.id for node in names} <= known | own | set(vars(rope)), step.source
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and ast.unparse(node.left).startswith("dialect."):
+                assert ast.literal_eval(node.comparators[0]) in choices, step.source
 
 
 def test_pictures():

@@ -52,7 +52,7 @@ class Spy(Mapping[str, Tensor]):
 def spied(config, **more):
     spy = Spy(random_model(config, torch.float32).state_dict())
     tokens = random_tokens(config, 5)
-    steps = walk(config, spy, tokens, dialect=dialect("hf", config.family), **more)
+    steps = walk(config, spy, tokens, dialect=dialect("hf", config.rounding), **more)
     assert not spy.reads  # nothing is read before the first step is asked for
     return spy, steps
 
@@ -114,7 +114,7 @@ def test_everything_lies_where_the_weights_lie(config):
     weights = {
         name: weight.to("meta") for name, weight in random_model(config).state_dict().items()
     }
-    steps = walk(config, weights, [1, 2, 3], dialect=dialect("hf", config.family))
+    steps = walk(config, weights, [1, 2, 3], dialect=dialect("hf", config.rounding))
     for step in steps:
         assert step.value.device.type == "meta", step.address
         if step.name == "logits":

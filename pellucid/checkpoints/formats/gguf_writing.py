@@ -55,7 +55,7 @@ def _hyperparameters(config: Config) -> dict[str, int | float | str]:
         "attention.head_count": config.n_heads,
     }
     if config.rope is None:
-        if config.activation != "gelu_tanh":
+        if config.activation == "gelu":
             raise ValueError(
                 f"activation is {config.activation!r}: llama.cpp's gpt2 knows only the tanh form"
             )

@@ -1,33 +1,19 @@
-"""Hugging Face's layout: the two-way name table, and a folder of safetensors as `Weights`.
-
-The table says which parameters a stored tensor holds. Most hold one. GPT-2 joins q, k and v and
-stores its matrices the other way round (transformers' ``Conv1D`` computes x · W):
-
-       c_attn.weight, stored (C, 3C)                q_proj.weight (C, C), a view of it
-             C       C       C
-         ┌───────┬───────┬───────┐
-       C │  qᵀ   │  kᵀ   │  vᵀ   │      ->        columns 0 … C, transposed
-         └───────┴───────┴───────┘
-"""
+"""Hugging Face's layout: a folder of safetensors as `Weights`, by the family's name table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from pellucid.checkpoints.config_keys import read_json
 from pellucid.checkpoints.files import (
     SafetensorsFile,
     SafetensorsFolder,
-    Shape,
-    TensorFile,
     same_bits,
 )
-from pellucid.checkpoints.formats.hf_config import read_config
 from pellucid.checkpoints.weights import (
     Recipe,
     Redundant,
@@ -35,8 +21,20 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
+from pellucid.families import (
+    WITH_TEXT_PART,
+    Entry,
+    known_buffers,
+    left_out_prefix,
+    read_config,
+    stored_shape,
+    table,
+)
+from pellucid.files import read_json
 from pellucid.models import Config
 
+# Tensors for pictures, and what joins them to the text part: listed as left out, never read
+PICTURES = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
 INDEX = "model.safetensors.index.json"
 # What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
 TOKENIZER_FILES = (
@@ -54,108 +52,22 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One stored tensor and the parameters in it, one below the other along dimension 0.
-
-    transposed  stored the other way round, (in, out)
-    zeros       holds no parameter: a bias of this shape that the model does not have
-    """
-
-    stored: str
-    parameters: tuple[str, ...] = ()
-    transposed: bool = False
-    zeros: Shape | None = None
-
-
-def table(config: Config) -> Iterator[Entry]:
-    """Every stored tensor of a model with `config`, in the order of the forward pass."""
-    return _gpt2(config) if config.rope is None else _llama(config)
-
-
-def _llama(config: Config) -> Iterator[Entry]:
-    def entry(stored: str, ours: str) -> Entry:
-        return Entry(stored=stored, parameters=(ours,))
-
-    yield entry("model.embed_tokens.weight", "embed.weight")
-    for layer in range(config.n_layers):
-        theirs, ours = f"model.layers.{layer}", f"layers.{layer}"
-        yield entry(f"{theirs}.input_layernorm.weight", f"{ours}.attn_norm.weight")
-        yield entry(f"{theirs}.post_attention_layernorm.weight", f"{ours}.mlp_norm.weight")
-        for kind, block, biased, leaves in (
-            ("attn", "self_attn", "qkv" in config.biases, ("q_proj", "k_proj", "v_proj", "o_proj")),
-            ("mlp", "mlp", "mlp" in config.biases, ("gate_proj", "up_proj", "down_proj")),
-        ):
-            for leaf in leaves:
-                for part in ("weight", "bias") if biased else ("weight",):
-                    yield entry(f"{theirs}.{block}.{leaf}.{part}", f"{ours}.{kind}.{leaf}.{part}")
-    yield entry("model.norm.weight", "norm.weight")
-    if not config.tied:
-        yield entry("lm_head.weight", "unembed.weight")
-
-
-def _gpt2(config: Config) -> Iterator[Entry]:
-    def both(stored: str, ours: str, transposed: bool = False) -> Iterator[Entry]:
-        yield Entry(
-            stored=f"{stored}.weight", parameters=(f"{ours}.weight",), transposed=transposed
-        )
-        yield Entry(stored=f"{stored}.bias", parameters=(f"{ours}.bias",))
-
-    yield Entry(stored="transformer.wte.weight", parameters=("embed.weight",))
-    yield Entry(stored="transformer.wpe.weight", parameters=("pos_embed.weight",))
-    for layer in range(config.n_layers):
-        theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        qkv = tuple(f"{ours}.attn.{leaf}_proj" for leaf in "qkv")
-        yield from both(f"{theirs}.ln_1", f"{ours}.attn_norm")
-        yield Entry(
-            stored=f"{theirs}.attn.c_attn.weight",
-            parameters=tuple(f"{name}.weight" for name in qkv),
-            transposed=True,
-        )
-        yield Entry(
-            stored=f"{theirs}.attn.c_attn.bias",
-            parameters=tuple(f"{name}.bias" for name in qkv) if "qkv" in config.biases else (),
-            zeros=None if "qkv" in config.biases else (3 * config.width,),
-        )
-        yield from both(f"{theirs}.attn.c_proj", f"{ours}.attn.o_proj", transposed=True)
-        yield from both(f"{theirs}.ln_2", f"{ours}.mlp_norm")
-        yield from both(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up_proj", transposed=True)
-        yield from both(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down_proj", transposed=True)
-    yield from both("transformer.ln_f", "norm")
-    if not config.tied:
-        yield Entry(stored="lm_head.weight", parameters=("unembed.weight",))
-
-
-def joined(entry: Entry, parts: Sequence[Tensor]) -> Tensor:
-    """The stored tensor of an entry from its parameters: the way out."""
-    if entry.zeros is not None:
-        raise AssertionError(f"{entry.stored} holds no parameter, there is nothing to join")
-    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    return (whole.t() if entry.transposed else whole).contiguous()
-
-
-def stored_shape(entry: Entry, shapes: Mapping[str, Shape]) -> Shape:
-    """Shape of an entry's stored tensor, from its parameters' shapes."""
-    if entry.zeros is not None:
-        return entry.zeros
-    first = shapes[entry.parameters[0]]
-    whole = (sum(shapes[name][0] for name in entry.parameters), *first[1:])
-    return whole[::-1] if entry.transposed else whole
-
-
 def open_folder(folder: Path) -> tuple[Config, Weights]:
     """Config and weights of a folder in Hugging Face's layout, every key and tensor accounted for.
 
     ValueError or OSError, in one line, where something is missing, cut short or does not fit.
     """
-    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    stated = read_json(folder / "config.json")
+    config = read_config(stated, str(folder / "config.json"))
     source = _safetensors(folder)
     shapes = expected_shapes(config, [source], str(folder / "config.json"))
-    prefix = _prefix_left_out(config, source)
+    spelt = left_out_prefix(config, source.entries)
     recipes: dict[str, Recipe] = {}
-    redundant = _redundant(config, prefix)
+    redundant = _redundant(config, spelt)
+    if stated.get("model_type") in WITH_TEXT_PART:
+        redundant |= {name: Redundant() for name in source.entries if PICTURES.match(name)}
     for entry in table(config):
-        stored = entry.stored.removeprefix(prefix)
+        stored = spelt(entry.stored)
         if entry.zeros is not None:
             redundant[stored] = Redundant(
                 shape=entry.zeros,
@@ -168,7 +80,7 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
                 stored=stored,
                 shape=shapes[name],
                 shapes=(stored_shape(entry, shapes),),
-                make=_Part(begin, shapes[name][0], entry.transposed, len(entry.parameters) == 1),
+                make=_Part(begin, shapes[name][0], entry),
             )
             begin += shapes[name][0]
     assert recipes.keys() == shapes.keys(), "the name table and the model disagree"
@@ -178,39 +90,28 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows `begin` … `begin + rows` of a stored tensor, turned upright; a view."""
+    """Rows `begin` … `begin + rows` of a stored tensor, turned upright and in our order.
+
+    A view, unless the rows have another order in the file.
+    """
 
     begin: int
     rows: int
-    transposed: bool
-    whole: bool
+    entry: Entry
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        upright = parts[0].t() if self.transposed else parts[0]
-        return upright if self.whole else upright[self.begin : self.begin + self.rows]
+        upright = parts[0].t() if self.entry.transposed else parts[0]
+        if self.entry.order is not None:
+            upright = self.entry.order.ours(upright)
+        whole = len(self.entry.parameters) == 1
+        return upright if whole else upright[self.begin : self.begin + self.rows]
 
 
-def _prefix_left_out(config: Config, source: TensorFile) -> str:
-    """``transformer.`` where the file leaves it out, as the original GPT-2 repository does."""
-    prefix = "transformer." if config.rope is None else "model."
-    return "" if any(name.startswith(prefix) for name in source.entries) else prefix
-
-
-def _redundant(config: Config, prefix: str) -> dict[str, Redundant]:
+def _redundant(config: Config, spelt: Callable[[str], str]) -> dict[str, Redundant]:
     """What files hold beside the parameters: buffers, and a tied head written out."""
-    found: dict[str, Redundant] = {}
-    for layer in range(config.n_layers):
-        if config.rope is None:
-            # the causal mask and its filling, buffers in files of transformers < 4.31
-            for leaf in ("bias", "masked_bias"):
-                found[f"transformer.h.{layer}.attn.{leaf}".removeprefix(prefix)] = Redundant()
-        else:
-            # RoPE frequencies, in files of transformers < 4.32; the config states them
-            found[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq".removeprefix(prefix)] = (
-                Redundant(shape=(config.head_dim // 2,))
-            )
+    found = {spelt(name): Redundant(shape=shape) for name, shape in known_buffers(config)}
     if config.tied:
-        found["lm_head.weight"] = Redundant(
+        found[spelt("lm_head.weight")] = Redundant(
             shape=(config.vocab_size, config.width),
             agrees=lambda head, weights: same_bits(head, weights["embed.weight"]),
             otherwise="differs from the embedding, although config.json says they are one "

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.config_keys import ConfigKeys, read_json
 from pellucid.checkpoints.files import PthFile, Shape, Stored, forget_pages, same_bits
 from pellucid.checkpoints.weights import (
     Recipe,
@@ -31,6 +30,8 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
+from pellucid.families.keys import ConfigKeys
+from pellucid.files import read_json
 from pellucid.models import Config, LlamaConfig, ModelConfig, RopeConfig
 
 # Keys of params.json that do not change what a model computes from its tokens.

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints.config_keys import read_json
 from pellucid.checkpoints.files import SafetensorsFile, Shape, Stored
 from pellucid.checkpoints.formats.hf_config import read_config
 from pellucid.checkpoints.save import model_folder
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import SafetensorsWriter
+from pellucid.files import read_json
 from pellucid.models import Config, Model
 from pellucid.models.quantised import Format, FullWeights, QuantisedMatrix, quantised_empty
 

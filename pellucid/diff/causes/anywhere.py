@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pellucid.diff.causes.hypothesis import Hypothesis
+from pellucid.diff.causes.hypothesis import Hypothesis, in_setting
 from pellucid.diff.replay.operations import leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.graph import inputs
@@ -37,7 +38,7 @@ def dropped(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]
 
 
 def overflowed(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
-    """A result beyond what float16 holds."""
+    """A result, or a number on the way to it, beyond what float16 or the run's dtype holds."""
     if not observed.is_floating_point() or observed.isfinite().all():
         return
 
@@ -46,3 +47,7 @@ def overflowed(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothes
         return right.half().to(right.dtype)
 
     yield Hypothesis("float16 overflow", "the result through float16", halved)
+    own = observed.dtype
+    cause = "float16 overflow" if own == torch.float16 else "overflow"
+    inside = in_setting(lambda s: replace(s, dtype=own))
+    yield Hypothesis(cause, f"computed in {str(own).removeprefix('torch.')}", inside)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.diff.causes.hypothesis import Hypothesis, given, sibling
+from pellucid.diff.causes.hypothesis import Hypothesis, given, mask_of, sibling
 from pellucid.diff.causes.positions import mask
 from pellucid.diff.replay.operations import Setting, scale_scores
 from pellucid.diff.replay.replay import Replay
-from pellucid.models.attention import repeat_heads
+from pellucid.models.attention import last_of, repeat_heads, softmax
 
 
 def _tiled(x: Tensor, heads: int) -> Tensor:
@@ -55,17 +55,27 @@ def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
 
 def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Whatever goes wrong with a mask, whether or not the mask was observed."""
+    config = replay.setting.config
+    window = config.window if mask_of(config, name).endswith("window_mask") else 0
     for hypothesis in mask(replay, sibling(name, "mask"), observed):
 
         def masked(r: Replay, n: str, h: Hypothesis = hypothesis) -> Tensor:
             allowed = h.compute(r, sibling(n, "mask"))
+            allowed = last_of(allowed, window) if window else allowed
             return r.arguments(n)[0].to(r.setting.dtype).masked_fill(~allowed, float("-inf"))
 
         yield Hypothesis(hypothesis.cause, hypothesis.evidence, masked)
 
 
 def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
-    """Softmax in a coarse dtype, over the wrong axis, with a one added."""
+    """Softmax in a coarse dtype, over the wrong axis, with a one added; sinks not cut off."""
+    if replay.setting.config.sinks:
+
+        def uncut(s: Setting, x: Tensor) -> Tensor:
+            column = s.parameter("attn.sinks").view(1, -1, 1, 1).expand(*x.shape[:3], 1)
+            return softmax(torch.cat((x, column), -1), None, s.dialect).to(s.dtype)
+
+        yield Hypothesis("sinks not cut", "a column more than there are keys", given(uncut))
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
         yield Hypothesis(
@@ -101,7 +111,7 @@ def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis
         yield Hypothesis("heads reordered", "value heads in reverse order", flipped)
 
 
-def attn_out(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+def joined(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Heads put side by side in the wrong order."""
     yield Hypothesis(
         "heads joined wrongly",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from pellucid.diff.relayout import candidates
 from pellucid.diff.replay.operations import Setting, apply, cast, leaf
 from pellucid.diff.replay.replay import Replay
 
+_NORMS = {
+    "embed_normed",
+    "attn_norm",
+    "mlp_norm",
+    "final_norm",
+    "attn.q_normed",
+    "attn.k_normed",
+}
 Wrong = Callable[[Replay, str], Tensor]
 
 
@@ -33,6 +42,13 @@ def parameters(setting: Setting, name: str) -> tuple[str, ...]:
     return tuple(
         full for full in (f"{module}.weight", f"{module}.bias") if setting.weights(full) is not None
     )
+
+
+def is_norm(config: Any, name: str) -> bool:
+    """Whether the operation of a tensor normalises its input."""
+    if leaf(name) in ("attn_out", "mlp_out"):
+        return config.norm_places != "before"
+    return leaf(name) in _NORMS
 
 
 def with_weights(setting: Setting, changed: Mapping[str, Tensor]) -> Setting:
@@ -76,9 +92,7 @@ def from_sibling(source: str, function: Callable[..., Tensor]) -> Wrong:
 def sibling(name: str, what: str) -> str:
     """Another tensor of the same step and block: ("step.1.layers.2.mlp.act", "mlp.up")."""
     step, layer = names.step_of(name), names.layer_of(name)
-    block = (
-        f"layers.{layer}." if layer is not None and not what.startswith(("rope", "mask")) else ""
-    )
+    block = "" if layer is None or graph.known(what) else f"layers.{layer}."
     return (f"step.{step}." if step else "") + block + what
 
 
@@ -112,6 +126,13 @@ def other_weights(replay: Replay, name: str) -> Iterator[Hypothesis]:
 def _exchanged(cause: str, evidence: str, changed: dict[str, Tensor]) -> Hypothesis:
     stated = f"{' and '.join(changed)}: {evidence}"
     return Hypothesis(cause, stated, in_setting(lambda s: with_weights(s, changed)))
+
+
+def mask_of(config: Any, name: str) -> str:
+    """The mask that a layer's tensor depends on: the whole one, or that of layers with a window."""
+    layer = names.layer_of(name)
+    windowed = layer is not None and config.layer(layer).window
+    return of_model(name, "window_mask" if windowed else "mask")
 
 
 def of_model(name: str, what: str) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.diff.causes.hypothesis import Hypothesis
+from pellucid.diff.causes.hypothesis import Hypothesis, of_model
 from pellucid.diff.replay.replay import Replay
+from pellucid.models.attention import last_of
 
 
 def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
@@ -55,3 +56,21 @@ def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
     if expected.ndim == 4:
         causal = (columns <= bottom).expand(expected.shape)
         yield Hypothesis("padding not masked", "tokens see the padding", lambda r, n: causal)
+
+
+def window_mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """A window one too wide or narrow, missing, or of the size that is seen."""
+    window = replay.setting.config.window
+    allowed = replay.value(of_model(name, "mask"))
+    for by, word in ((1, "wide"), (-1, "narrow")):
+        evidence = f"a token sees {window + by} instead of {window}, itself included"
+        yield _value(f"window one too {word}", evidence, last_of(allowed, window + by))
+    yield _value("window missing", "every token before is seen", allowed)
+    if observed is not None and observed.shape[-2:] == allowed.shape[-2:]:
+        count = int(observed.reshape(-1, allowed.shape[-1])[-1].sum())
+        evidence = f"a token sees {count} instead of {window}, itself included"
+        yield _value("other window", evidence, last_of(allowed, max(1, count)))
+
+
+def _value(cause: str, evidence: str, tensor: Tensor) -> Hypothesis:
+    return Hypothesis(cause, evidence, lambda r, n: tensor)

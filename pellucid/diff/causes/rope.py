@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
@@ -20,10 +21,10 @@ Variant = tuple[RopeConfig, str, str]  # config, cause, evidence
 
 def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Other base, scaling, exponent or precision of the angles."""
-    config = replay.setting.config
-    for variant in _variants(config.rope, config.head_dim):
-        yield _with_rope(config, variant)
-    place = 0 if leaf(name) == "rope.cos" else 1
+    config, (which, table) = replay.setting.config, leaf(name).split(".")
+    place = 0 if table == "cos" else 1
+    for variant in (*_others(config, which), *_variants(config, getattr(config, which))):
+        yield _with_rope(config, which, variant)
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
         yield Hypothesis(
@@ -52,13 +53,13 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     yield Hypothesis(
         "cos and sin swapped", "the other table", lambda r, n: _table_of(r, n, 1 - place)
     )
-    for variant in _measured(replay, name):
-        yield _with_rope(config, variant)
+    for variant in _measured(replay, name, which):
+        yield _with_rope(config, which, variant)
 
 
-def _with_rope(config: Any, variant: Variant) -> Hypothesis:
+def _with_rope(config: Any, which: str, variant: Variant) -> Hypothesis:
     changed, cause, evidence = variant
-    other = replace(config, rope=changed)
+    other = replace(config, **{which: changed})
     return Hypothesis(cause, evidence, in_setting(lambda s: replace(s, config=other)))
 
 
@@ -73,21 +74,39 @@ def _table_of(
     angle_dtype: torch.dtype | None = None,
 ) -> Tensor:
     s = replay.setting
+    rope = getattr(s.config, leaf(name).split(".")[0])
     working = torch.promote_types(s.dtype, torch.float32)
-    turns = frequencies(s.config.rope, s.config.head_dim, length=0, dtype=working)
+    turns = frequencies(rope, s.config.rotary_width(rope), length=0, dtype=working)
     positions = (replay.arguments(name)[0] + shift)[..., None].to(working)
     turns = turns.to(frequency_dtype).to(working) if frequency_dtype else turns
     positions = positions.to(position_dtype).to(working) if position_dtype else positions
     angles = positions * turns
     if angle_dtype:
         angles = (positions.to(angle_dtype) * turns.to(angle_dtype)).to(working)
-    value = (angles.cos() if place == 0 else angles.sin()) * s.config.rope.magnitude
+    value = (angles.cos() if place == 0 else angles.sin()) * rope.magnitude
     return value.to(s.dtype) if s.dialect.rope == "x" else value
 
 
-def _variants(rope: RopeConfig, head_dim: int) -> Iterator[Variant]:
+def _others(config: Any, which: str) -> Iterator[Variant]:
+    """The RoPE of the other kind of layer, and other shares of a head's components."""
+    rope = getattr(config, which)
+    name = "second_rope" if which == "rope" else "rope"
+    other = getattr(config, name)
+    if other is not None:
+        yield other, "RoPE of the other kind of layer", f"{name} for {which}"
+    for share in (1.0, rope.share / 2, 0.5, 0.25, rope.share * 2):
+        width = int(config.head_dim * share) if 0 < share <= 1 else 0
+        if width % 2 == 0 and width not in (0, config.rotary_width(rope)):
+            said = (
+                f"{width} of {config.head_dim} components turned, not {config.rotary_width(rope)}"
+            )
+            yield replace(rope, share=share), "rotary share", said
+
+
+def _variants(config: Any, rope: RopeConfig) -> Iterator[Variant]:
+    width = config.rotary_width(rope)
     if rope.type != "default":
-        plain = RopeConfig(theta=rope.theta)
+        plain = RopeConfig(theta=rope.theta, share=rope.share)
         yield plain, "RoPE scaling missing", f"without the {rope.type} scaling"
         for factor in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
             if factor != rope.factor:
@@ -107,43 +126,53 @@ def _variants(rope: RopeConfig, head_dim: int) -> Iterator[Variant]:
                 "RoPE theta",
                 f"theta {theta:g} instead of {rope.theta:g}",
             )
-    # Frequencies are theta^(-2i/D): dividing the exponent by something else shows as another theta.
-    for name, power in (
-        ("D/2", 2.0),
-        ("2 D", 0.5),
-        ("D + 2", head_dim / (head_dim + 2)),
-        ("D − 2", 0.0),
+    # Frequencies are theta^(-2i/D) of the D components turned: dividing the exponent by something
+    # else shows as another theta.
+    for name, divisor in (
+        ("D/2", width / 2),
+        ("2 D", 2 * width),
+        ("D + 2", width + 2),
+        ("D − 2", width - 2),
+        ("the whole head's width", config.head_dim),
     ):
-        power = head_dim / (head_dim - 2) if not power and head_dim > 2 else power
-        if power:
-            yield (
-                replace(rope, theta=rope.theta**power),
-                "RoPE exponent",
-                f"exponents divided by {name} instead of D",
-            )
+        if divisor not in (0, width):
+            evidence = f"exponents divided by {name} instead of D"
+            yield replace(rope, theta=rope.theta ** (width / divisor)), "RoPE exponent", evidence
 
 
-def _measured(replay: Replay, name: str) -> Iterator[Variant]:
+def _measured(replay: Replay, name: str, which: str) -> Iterator[Variant]:
     """The base that the observed angles themselves show."""
-    tables = [replay.observed.get(of_model(name, what)) for what in ("rope.cos", "rope.sin")]
+    tables = [replay.observed.get(of_model(name, f"{which}.{table}")) for table in ("cos", "sin")]
     positions = replay.arguments(name)[0]
     if tables[0] is not None and tables[1] is not None:
-        yield from _of_angles(
-            replay, torch.atan2(tables[1].double(), tables[0].double()), positions
-        )
+        angles = torch.atan2(tables[1].double(), tables[0].double())
+        yield from _of_angles(getattr(replay.setting.config, which), angles, positions)
 
 
-def _of_angles(replay: Replay, angles: Tensor, positions: Tensor) -> Iterator[Variant]:
-    config = replay.setting.config
-    turn = _radians_per_position(angles[..., 1], positions) if config.head_dim > 2 else None
+def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[Variant]:
+    pairs = angles.shape[-1]
+    turn = _radians_per_position(angles[..., 1], positions) if pairs > 1 else None
     if turn is None or not 0 < turn < 1:
         return
-    theta = turn ** (-config.head_dim / 2)
+    theta = _theta_of(rope, 2 * pairs, turn)
     for digits in (1, 2, 3, 5, 9):
         rounded = float(f"{theta:.{digits - 1}e}")
-        if rounded != config.rope.theta:
-            evidence = f"theta {rounded:g} instead of {config.rope.theta:g}, by the angles"
-            yield replace(config.rope, theta=rounded), "RoPE theta", evidence
+        if rounded != rope.theta:
+            evidence = f"theta {rounded:g} instead of {rope.theta:g}, by the angles"
+            yield replace(rope, theta=rounded), "RoPE theta", evidence
+
+
+def _theta_of(rope: RopeConfig, width: int, turn: float) -> float:
+    """The base for which pair 1 turns by so many radians per position, its scaling kept."""
+    if rope.type == "default":
+        return turn ** -(width / 2)
+    low, high = 0.0, 30.0  # exponents of ten; a larger base turns slower
+    for _ in range(60):
+        middle = (low + high) / 2
+        scaled = replace(rope, theta=10.0**middle)
+        slower = float(frequencies(scaled, width, length=0, dtype=torch.float64)[1]) < turn
+        low, high = (low, middle) if slower else (middle, high)
+    return 10.0**low
 
 
 def _radians_per_position(angles: Tensor, positions: Tensor) -> float | None:
@@ -165,23 +194,10 @@ def _radians_per_position(angles: Tensor, positions: Tensor) -> float | None:
 
 
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
-    """Wrong pairs, missing, backwards, twice, in a coarse dtype."""
-
-    def interleaved(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        pairs = x.unflatten(-1, (-1, 2))
-        split = torch.cat((pairs[..., 0], pairs[..., 1]), -1)
-        turned = rotate(split, cos, sin, s.dialect).chunk(2, -1)
-        return torch.stack(turned, -1).flatten(-2)
-
-    def mixed(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """rotate_half on tables repeated for neighbours, a common mixture of both layouts."""
-        cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
-        first, second = x.chunk(2, -1)
-        return (x * cos + torch.cat((-second, first), -1) * sin).to(s.dtype)
-
+    """Wrong pairs, missing, backwards, twice, other components, in a coarse dtype."""
     for cause, evidence, function in (
-        ("RoPE pairing", "pairs are neighbours instead of half apart", interleaved),
-        ("RoPE pairing", "half-split rotation with interleaved tables", mixed),
+        ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
+        ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
         ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
         (
             "RoPE direction",
@@ -198,13 +214,13 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
             "rotated twice",
             lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
         ),
+        ("RoPE on the last components", "the first stay as they are", _last_turned),
     ):
         yield Hypothesis(cause, evidence, given(function))
     for changed, cause, evidence in _seen_in(replay, name, observed):
-        config = replace(replay.setting.config, rope=changed)
 
-        def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor, c=config) -> Tensor:
-            rotary = RotaryEmbedding(c.rope, c.head_dim, s.dialect)
+        def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor, rope=changed) -> Tensor:
+            rotary = RotaryEmbedding(rope, s.config.head_dim, s.dialect)
             cos, sin = rotary(replay.value(of_model(name, "positions")), s.dtype)
             return rotate(x, cos, sin, s.dialect)
 
@@ -219,15 +235,49 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
         yield Hypothesis("RoPE cast order", f"rotated in {short}", given(rounded))
 
 
+def _partly(turn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A way to turn whole vectors, applied to as many components as the tables are for."""
+
+    def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, rest = x.tensor_split((2 * cos.shape[-1],), dim=-1)
+        return torch.cat((turn(s, first, cos, sin), rest), dim=-1)
+
+    return turned
+
+
+def _interleaved(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    pairs = x.unflatten(-1, (-1, 2))
+    split = torch.cat((pairs[..., 0], pairs[..., 1]), -1)
+    turned = rotate(split, cos, sin, s.dialect).chunk(2, -1)
+    return torch.stack(turned, -1).flatten(-2)
+
+
+def _mixed(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """rotate_half on tables repeated for neighbours, a common mixture of both layouts."""
+    cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat((-second, first), -1) * sin).to(s.dtype)
+
+
+def _last_turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The last components of a head turned instead of the first."""
+    rest, last = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
+    return torch.cat((rest, rotate(last, cos, sin, s.dialect)), dim=-1)
+
+
 def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Variant]:
     """The base that the turn from q to its rotation shows, where the tables were not observed."""
-    if observed is None or of_model(name, "rope.cos") in replay.observed:
+    config = replay.setting.config
+    which = config.layer(names.layer_of(name) or 0).rope
+    if observed is None or of_model(name, f"{which}.cos") in replay.observed:
         return
-    first, second = replay.arguments(name)[0].double().chunk(2, -1)  # (B, H, T, D/2)
-    third, fourth = observed.double().chunk(2, -1)
+    rope = getattr(config, which)
+    width = config.rotary_width(rope)
+    first, second = replay.arguments(name)[0][..., :width].double().chunk(2, -1)  # (B, H, T, D/2)
+    third, fourth = observed[..., :width].double().chunk(2, -1)
     angles = torch.atan2(
         (first * fourth - second * third).sum((0, 1)), (first * third + second * fourth).sum((0, 1))
     )
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
-        yield from _of_angles(replay, angles, positions)
+        yield from _of_angles(rope, angles, positions)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.diff.causes.anywhere import overflowed
 from pellucid.diff.causes.hypothesis import Hypothesis, in_setting, parameters, with_weights
 from pellucid.diff.causes.table import hypotheses
 from pellucid.diff.replay.operations import SOURCES, leaf
@@ -19,6 +20,7 @@ from pellucid.diff.sides.side import Side
 from pellucid.diff.static import Finding
 
 BETTER = 1.3  # by how much a later hypothesis must fit better than an earlier, likelier one
+ACCURATE = 0.1  # error of a hypothesis' own arithmetic beyond which it says nothing
 HOPELESS = 1e4  # in units of the last place: no operation is off by so much through rounding
 
 
@@ -73,7 +75,7 @@ def find_cause(
     best: tuple[float, Hypothesis] | None = None
     for hypothesis in _ordered(replay, name, observed, other, findings):
         result = _trial(replay, name, observed, hypothesis)
-        fits = result is not None and result.verdict in ("identical", "within-rounding")
+        fits = result is not None and _explains(result, before)
         tried.append(_told(hypothesis, result, fits))
         if result is None or not fits:
             continue
@@ -92,6 +94,19 @@ def find_cause(
     return cause, tuple(tried)
 
 
+def _explains(result: Measure, before: Measure) -> bool:
+    """Whether the hypothesis gives the observation, by a real fall of the error.
+
+    Its own arithmetic must be accurate (within 10 % of its reference: one that overflows itself
+    allows everything), and the error smaller than without it, or in the worst slice half.
+    """
+    if result.verdict not in ("identical", "within-rounding"):
+        return False
+    if not result.error_a <= ACCURATE or not math.isfinite(result.error_b):
+        return False
+    return result.error_b < before.error_b or result.ratio < before.ratio / 2
+
+
 def _told(hypothesis: Hypothesis, result: Measure | None, fits: bool) -> Trial:
     return Trial(
         cause=hypothesis.cause,
@@ -104,8 +119,21 @@ def _told(hypothesis: Hypothesis, result: Measure | None, fits: bool) -> Trial:
 def _ordered(
     replay: Replay, name: str, observed: Tensor, other: Side, findings: Sequence[Finding]
 ) -> Iterator[Hypothesis]:
+    read = parameters(replay.setting, name)
+    if not any(f.kind == "fault" and (f.stage == "constants" or f.name in read) for f in findings):
+        yield from overflowed(replay, name, observed)
     yield from _from_findings(replay, name, other, findings)
-    yield from hypotheses(replay, name, observed)
+    yield from _as_far_as_possible(hypotheses(replay, name, observed))
+
+
+def _as_far_as_possible(found: Iterator[Hypothesis]) -> Iterator[Hypothesis]:
+    """The hypotheses up to one that cannot even be written down for these shapes."""
+    while True:
+        try:
+            hypothesis = next(found)
+        except (StopIteration, RuntimeError, IndexError, KeyError, ValueError, ZeroDivisionError):
+            return
+        yield hypothesis
 
 
 def _from_findings(
@@ -153,7 +181,7 @@ def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) 
             return None
         exact, near = _finite_where(observed, exact, near)
         return replay.hold(name, exact, near, observed, observed.dtype)
-    except (RuntimeError, KeyError, IndexError):
+    except (RuntimeError, KeyError, IndexError, ValueError):
         return None  # the hypothesis does not fit these shapes
 
 

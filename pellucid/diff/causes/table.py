@@ -6,18 +6,21 @@ hypothesis is a function of a `Replay` (inputs, weights, arithmetic) and the ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 from torch import Tensor
 
+from pellucid import graph, names
 from pellucid.diff.causes.anywhere import dropped, overflowed
-from pellucid.diff.causes.attention import attn_out, masked_scores, pattern, scores, z
-from pellucid.diff.causes.hypothesis import Hypothesis, other_weights, parameters
+from pellucid.diff.causes.attention import joined, masked_scores, pattern, scores, z
+from pellucid.diff.causes.hypothesis import Hypothesis, is_norm, other_weights, parameters
 from pellucid.diff.causes.measured import measured_weights
-from pellucid.diff.causes.positions import mask, positions
+from pellucid.diff.causes.misread import misread
+from pellucid.diff.causes.norms import norm
+from pellucid.diff.causes.positions import mask, positions, window_mask
 from pellucid.diff.causes.rope import rope_table, rotated
-from pellucid.diff.causes.stream import act, embed, hidden, logits, norm, residual
+from pellucid.diff.causes.stream import act, embed, embed_scaled, hidden, logits, residual
 from pellucid.diff.replay.operations import leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.graph import inputs
@@ -27,17 +30,53 @@ __all__ = ["Hypothesis", "hypotheses", "parameters"]
 MOST_UNSEEN = 8  # unobserved tensors before a diverged one that are looked into
 _TOGETHER = {  # the same mistake is made in both
     "rope.cos": "rope.sin",
+    "second_rope.cos": "second_rope.sin",
     "attn.q": "attn.k",
+    "attn.q_normed": "attn.k_normed",
     "attn.q_rotated": "attn.k_rotated",
 }
+
+_TABLE: dict[str, Callable[[Replay, str, Tensor | None], Iterator[Hypothesis]]] = {
+    "embed": embed,
+    "embed_scaled": embed_scaled,
+    "positions": positions,
+    "mask": mask,
+    "window_mask": window_mask,
+    "rope.cos": rope_table,
+    "rope.sin": rope_table,
+    "second_rope.cos": rope_table,
+    "second_rope.sin": rope_table,
+    "attn.q_rotated": rotated,
+    "attn.k_rotated": rotated,
+    "attn.scores": scores,
+    "attn.masked_scores": masked_scores,
+    "attn.pattern": pattern,
+    "attn.z": z,
+    "attn.out": joined,
+    "attn_out": joined,
+    "resid_pre": residual,
+    "resid_mid": residual,
+    "resid_post": residual,
+    "mlp.act": act,
+    "mlp.hidden": hidden,
+    "raw_logits": logits,
+    "logits": logits,
+}
+# Products and norms whose weights can be solved for from their inputs and results.
+_SOLVED = {
+    "embed", "attn_norm", "mlp_norm", "final_norm", "attn.q", "attn.k", "attn.v", "attn_out",
+    "mlp.pre", "mlp.gate", "mlp.up", "mlp.out", "mlp_out", "raw_logits", "logits",
+}  # fmt: skip
 
 
 def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
     """Everything that is known to go wrong up to this tensor, cheap and likely ones first."""
-    yield from _of(replay, name, observed)
+    unseen = _unseen(replay, name)
+    yield from _of_operation(replay, name, observed)
+    yield from misread(replay, name, unseen)
+    yield from other_weights(replay, name)
     yield from dropped(replay, name, observed)
     yield from overflowed(replay, name, observed)
-    unseen = _unseen(replay, name)
     for source in unseen:
         before = list(_of(replay, source, None))
         what = leaf(source)
@@ -48,38 +87,29 @@ def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothes
             for here, there in zip_longest(before, beside):
                 if here and there and here.cause == there.cause:
                     yield _through({source: here, partner: there})
-    yield from measured_weights(replay, name, observed)
+    if leaf(name) in _SOLVED and not _normed(replay, name):
+        yield from measured_weights(replay, name, observed)
 
 
 def _of(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
-    """What goes wrong in the operation of this very tensor."""
-    what = leaf(name)
-    table = {
-        "embed": embed,
-        "positions": positions,
-        "mask": mask,
-        "rope.cos": rope_table,
-        "rope.sin": rope_table,
-        "attn_norm": norm,
-        "mlp_norm": norm,
-        "final_norm": norm,
-        "attn.q_rotated": rotated,
-        "attn.k_rotated": rotated,
-        "attn.scores": scores,
-        "attn.masked_scores": masked_scores,
-        "attn.pattern": pattern,
-        "attn.z": z,
-        "attn_out": attn_out,
-        "resid_pre": residual,
-        "resid_mid": residual,
-        "resid_post": residual,
-        "mlp.act": act,
-        "mlp.hidden": hidden,
-        "logits": logits,
-    }
-    if what in table:
-        yield from table[what](replay, name, observed)
+    """What goes wrong in the operation of this very tensor, or in its weights."""
+    yield from _of_operation(replay, name, observed)
     yield from other_weights(replay, name)
+
+
+def _of_operation(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    what = leaf(name)
+    if is_norm(replay.setting.config, name):
+        yield from norm(replay, name, observed)
+    elif what in _TABLE:
+        yield from _TABLE[what](replay, name, observed)
+
+
+def _normed(replay: Replay, name: str) -> bool:
+    """What is added to the stream is the result of a norm or a factor, no product's."""
+    return leaf(name) in ("attn_out", "mlp_out") and graph.has(
+        replay.setting.config, leaf(name).replace("_", "."), names.layer_of(name) or 0
+    )
 
 
 def _unseen(replay: Replay, name: str) -> list[str]:

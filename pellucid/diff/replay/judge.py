@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pellucid import names
+from pellucid import graph, names
 from pellucid.diff.causes.search import Cause, Trial, find_cause
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay
@@ -55,27 +55,42 @@ class Judge:
         self._shift: Tensor | None = None
 
     def judge(self, name: str) -> Measure:
-        """The verdict on one observed tensor."""
+        """The verdict on one observed tensor.
+
+        ValueError, in one line, where the recorded shapes do not fit each other.
+        """
         seen = self.observed[name]
-        if leaf(name) in SOURCES:
-            return self._judge_source(name, seen)
         try:
-            near = self.own.compute(name)
-            if torch.equal(near, seen):
-                if self.keep is not None:
-                    self.keep(name, near, seen)
-                return _IDENTICAL
-            exact = self.wide.compute(name)
-            result = self.own.hold(name, exact, near, seen)
-            if self.keep is not None and exact.shape == seen.shape:
-                self.keep(name, exact, seen)
-            if result.verdict != "diverged" or self.declared is None:
-                return result
-            assert self.declared_wide is not None, "made together with `declared`"
-            exact = self.declared_wide.compute(name)
-            other = self.declared.hold(name, exact, self.declared.compute(name), seen, seen.dtype)
+            if leaf(name) in SOURCES:
+                return self._judge_source(name, seen)
+            return self._judge_computed(name, seen)
         except KeyError as error:
             return not_judged(f"needs {error.args[0]}")
+        except (RuntimeError, IndexError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{self.side.label}: {name}, of shape {tuple(seen.shape)}, does not fit the tensors"
+                f" it is computed from: {why}"
+            ) from error
+
+    def _judge_computed(self, name: str, seen: Tensor) -> Measure:
+        near = self.own.compute(name)
+        _demand_keys(self.side.label, name, near, seen)
+        if torch.equal(near, seen) and bool(seen.isfinite().all()):
+            if self.keep is not None:
+                self.keep(name, near, seen)
+            return _IDENTICAL
+        exact = self.wide.compute(name)
+        result = self.own.hold(name, exact, near, seen)
+        if self.keep is not None and exact.shape == seen.shape:
+            self.keep(name, exact, seen)
+        if result.verdict == "identical":
+            return _IDENTICAL
+        if result.verdict != "diverged" or self.declared is None:
+            return result
+        assert self.declared_wide is not None, "made together with `declared`"
+        exact = self.declared_wide.compute(name)
+        other = self.declared.hold(name, exact, self.declared.compute(name), seen, seen.dtype)
         if other.verdict == "diverged":
             return result
         note = _declared(self.own.setting, self.declared.setting)
@@ -94,7 +109,11 @@ class Judge:
         if not shift.any():
             return equal()
         real = self._real_tokens(step, shift.shape)
-        if self.own.setting.config.family == "llama" and shift.ndim and _uniform(shift, real):
+        if (
+            not graph.has(self.own.setting.config, "pos_embed")
+            and shift.ndim
+            and _uniform(shift, real)
+        ):
             first = shift.reshape(-1, shift.shape[-1])[:, -1]
             if self._shift is None and step == 0:
                 self._shift = first
@@ -133,6 +152,18 @@ class Judge:
         """What reproduces the diverged tensor, or None; and all that was tried."""
         replay = self.declared or self.own
         return find_cause(replay, name, self.observed[name], result, self.side, static)
+
+
+def _demand_keys(label: str, name: str, near: Tensor, seen: Tensor) -> None:
+    """ValueError where scores or a pattern look at more keys, or fewer, than there are tokens."""
+    if "S" not in names.dims(name) or near.shape == seen.shape or near.ndim != seen.ndim:
+        return
+    axis = names.dims(name).index("S")
+    if near.shape[axis] != seen.shape[axis]:
+        raise ValueError(
+            f"{label}: {name} has {seen.shape[axis]} keys, there are {near.shape[axis]} tokens so "
+            "far: record it without the unused part of a static cache"
+        )
 
 
 def _declared(setting: Setting, other: Setting) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.graph import leaf
 from pellucid.models.attention import capped, interleaved, last_of, repeat_heads, scaled, softmax
-from pellucid.models.parts import activation
+from pellucid.models.parts import activation, growth
 from pellucid.models.rope import RotaryEmbedding, rotate
 from pellucid.numerics import Dialect
 
@@ -87,14 +87,13 @@ class Setting:
     def norm(self, name: str, x: Tensor) -> Tensor:
         """RMSNorm or LayerNorm, as the config has it."""
         config, wide = self.config, torch.promote_types(x.dtype, torch.float32)
+        wide = x.dtype if self.dialect.norm == "x" else wide
         weight = self.parameter(f"{name}.weight") if config.norm_weight else None
         if weight is not None and config.norm_offset:
             weight = 1.0 + weight.to(wide if config.norm == "rms" else x.dtype)
         if config.norm == "layer":
             bias = self.parameter(f"{name}.bias") if config.norm_bias else None
             return F.layer_norm(x, x.shape[-1:], weight, bias, config.norm_eps)
-        if self.dialect.norm == "x":
-            wide = x.dtype
         whole = x.to(wide)
         normed = whole * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + config.norm_eps)
         if weight is None or self.dialect.norm_product == "float32":
@@ -169,7 +168,8 @@ def _pattern(s: Setting, masked: Tensor) -> Tensor:
 
 
 def _z(s: Setting, pattern: Tensor, v: Tensor) -> Tensor:
-    return pattern @ repeat_heads(v, pattern.shape[1])
+    v = repeat_heads(v, pattern.shape[1])
+    return pattern[..., : v.shape[-2]] @ v  # a sink's share may have been left in the pattern
 
 
 def _joined(s: Setting, z: Tensor) -> Tensor:
@@ -234,6 +234,8 @@ OPERATIONS: dict[str, Operation] = {
     "attn.k_normed": _heads_normed("attn.k_norm"),
     "attn.q_rotated": _rotated,
     "attn.k_rotated": _rotated,
+    "query_growth": lambda s, positions: growth(s.config, positions, s.dtype),
+    "attn.q_scaled": lambda s, q, by: q * by[..., None, :, None],
     "attn.scores": _scores,
     "attn.capped_scores": lambda s, scores: capped(scores, s.config.score_cap),
     "attn.masked_scores": _masked,

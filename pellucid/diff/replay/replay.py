@@ -15,6 +15,7 @@ from pellucid.diff.replay.statistics import (
     MASKED,
     Measure,
     beyond,
+    equal,
     explained_error,
     measure,
     roundoff,
@@ -60,11 +61,13 @@ class Replay:
         """The verdict on `seen`, with R and this arithmetic's own value at hand.
 
         `dtype` is what the side is known to hold its values in, where that may be coarser. A
-        vocabulary padded to a rounder number is cut; what padding tokens compute is nobody's.
+        vocabulary padded to a rounder number is cut; what padding tokens compute is ignored.
         """
-        seen = seen[..., : near.shape[-1]] if leaf(name) == "logits" else seen
+        seen = seen[..., : near.shape[-1]] if leaf(name).endswith("logits") else seen
         if seen.shape != near.shape:
             return beyond(f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}")
+        if near.dtype == torch.bool:
+            return _hold_mask(near, seen)
         unit = self.explained_error(name, dtype)
         exact, near, seen = (self.real_tokens(name, value) for value in (exact, near, seen))
         masked = leaf(name) == "attn.masked_scores"
@@ -132,11 +135,17 @@ class Replay:
         return largest * explained_error(torch.float32, self.setting.config.head_dim)
 
     def arguments(self, name: str) -> tuple[Tensor, ...]:
-        """Inputs of the named tensor's operation, keys and values of earlier steps joined in."""
+        """Inputs of the named tensor's operation, keys and values of earlier steps joined in.
+
+        KeyError for a tensor that the model has not.
+        """
+        sources = inputs(self.setting.config, name)
+        if not sources:
+            raise KeyError(f"{name}, which this model does not have")
         cached = _CACHED.get(leaf(name))
         return tuple(
             self._joined(source) if place == cached else self.value(source)
-            for place, source in enumerate(inputs(self.setting.config, name))
+            for place, source in enumerate(sources)
         )
 
     def value(self, name: str) -> Tensor:
@@ -180,6 +189,16 @@ class Replay:
             other = names.layer_of(held)
             if other not in (None, layer) and not leaf(held).startswith(("attn.k", "attn.v")):
                 del self._derived[held]
+
+
+def _hold_mask(near: Tensor, seen: Tensor) -> Measure:
+    """A mask is right everywhere or it is wrong: (…, T, S), True = may look."""
+    wrong = near != seen.to(torch.bool)
+    if not wrong.any():
+        return equal()
+    query, key = wrong.nonzero()[0][-2:].tolist()
+    may = "may" if bool(seen[tuple(wrong.nonzero()[0])]) else "may not"
+    return beyond(f"token {query} {may} look at token {key}")
 
 
 def _at(step: int, plain: str) -> str:

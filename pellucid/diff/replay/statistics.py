@@ -95,9 +95,10 @@ def measure(
     """Hold b against a around the reference; `unit` is an error that rounding always explains.
 
     All three have the same shape; dims name its axes. With `masked`, scores below `MASKED` are
-    switched off: they count as equal where R and b both have one, whichever number it is.
+    switched off: they count as equal where R and b both have one, whichever number it is. A value
+    that is not finite where R is has diverged, even where a overflows alike.
     """
-    if torch.equal(a, b):
+    if torch.equal(a, b) and not overflowed(reference, b, masked=masked).any():
         own = float(rms(_finite(a.double() - reference.double())) / _size(reference))
         return Measure(verdict="identical", error_a=own, error_b=own, ratio=0.0)
     exact, near, seen = (value.double() for value in (reference, a, b))
@@ -108,7 +109,7 @@ def measure(
             note = f"{int(wrong.sum()):,} of {wrong.numel():,} scores are masked differently"
             return beyond(note, where=_first(wrong, dims))
         exact, near, seen = (torch.where(off, 0.0, value) for value in (exact, near, seen))
-    broken = ~torch.isfinite(seen) & torch.isfinite(exact)
+    broken = overflowed(exact, seen)
     if broken.any():
         count = int(broken.sum())
         note = f"{count:,} of {broken.numel():,} values are not finite"
@@ -119,6 +120,12 @@ def measure(
         return not_judged("inputs are not finite")
     exact, near, seen = (torch.where(usable, x, 0.0) for x in (exact, near, seen))
     return _judge(exact, near - exact, seen - exact, dims, unit)
+
+
+def overflowed(reference: Tensor, seen: Tensor, *, masked: bool = False) -> Tensor:
+    """Where a value is infinite or no number although R is finite; scores switched off may be."""
+    broken = ~torch.isfinite(seen) & torch.isfinite(reference)
+    return broken & (reference > MASKED) if masked else broken
 
 
 def _judge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.diff.selftest.run import Row, Table, run_benchmark, run_healthy
-from pellucid.diff.selftest.subjects import Subject, from_language_model
+from pellucid.diff.selftest.subjects import Subject, from_language_model, random_features
 from pellucid.diff.selftest.table import markdown
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Table",
     "from_language_model",
     "markdown",
+    "random_features",
     "run_benchmark",
     "run_healthy",
 ]

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 from pellucid.diff.selftest import damage
-from pellucid.diff.selftest.engine import Port
-from pellucid.diff.selftest.fault import Fault
+from pellucid.diff.selftest.fault import Fault, learned, plain_scores
 from pellucid.diff.selftest.in_code import CODE
+from pellucid.diff.selftest.in_features import FEATURES
 from pellucid.diff.selftest.in_weights import WEIGHTS
+from pellucid.diff.selftest.port import Port
 
 _EXPLAINED = ("identical", "within-rounding", "explained")
 _DIGITS = re.compile(r"\d|[^\d]+")
@@ -55,7 +56,7 @@ TOKENS = (
     _tokens("other pre-tokenizer pattern", "other splitting of the text", _digit_by_digit),
 )
 
-FAULTS: tuple[Fault, ...] = (*TOKENS, *WEIGHTS, *CODE)
+FAULTS: tuple[Fault, ...] = (*TOKENS, *WEIGHTS, *CODE, *FEATURES)
 
 CONTROLS: tuple[Fault, ...] = (
     Fault(name="a healthy port"),
@@ -64,25 +65,31 @@ CONTROLS: tuple[Fault, ...] = (
     Fault(name="a healthy port, long prompt", rows="long"),
     Fault(name="split-K summation", port=Port(summation="split")),
     Fault(name="permuted summation", port=Port(summation="permuted")),
-    Fault(name="fused attention", port=Port(fused=True), steps=1),
-    Fault(name="fused attention, left padding", port=Port(fused=True), rows="padded"),
+    Fault(name="fused attention", port=Port(fused=True), applies=plain_scores, steps=1),
+    Fault(
+        name="fused attention, left padding",
+        port=Port(fused=True),
+        applies=plain_scores,
+        rows="padded",
+    ),
     Fault(name="batch of four", copies=4, steps=1),
     Fault(name="one product for q, k and v", port=Port(merged=True)),
     Fault(
         name="all positions shifted alike",
         port=Port(first_position=7),
-        families=("llama",),
+        applies=lambda c: not learned(c),
         steps=1,
     ),
     Fault(
         name="left padding counted in all positions",  # each row is shifted as a whole
         port=Port(counts_padding="always"),
-        families=("llama",),
+        applies=lambda c: not learned(c),
         rows="padded",
         steps=1,
     ),
     Fault(
         name="vocabulary padded",
+        applies=lambda c: "head" not in c.biases,
         weights=damage.vocabulary_padded,
         verdicts=_EXPLAINED,
     ),

@@ -36,6 +36,15 @@ def norm_plus_one(weights: Weights, config: Any) -> None:
             weights[name] = weights[name] + 1
 
 
+def middle_norms_exchanged(weights: Weights, config: Any) -> None:
+    """The norm behind attention and the one before the MLP, by names that two families share."""
+    for layer in range(config.n_layers):
+        for kind in ("weight", "bias"):
+            after, before = (f"layers.{layer}.{n}.{kind}" for n in ("attn_out_norm", "mlp_norm"))
+            if after in weights:
+                weights[after], weights[before] = weights[before], weights[after]
+
+
 def without_norm_bias(weights: Weights, config: Any) -> None:
     """A LayerNorm whose bias was never loaded."""
     del weights["layers.1.attn_norm.bias"]

@@ -1,64 +1,40 @@
-"""A second implementation of both families, with switches for the mistakes that ports make.
+"""A second implementation of the decoder, with switches for the mistakes that ports make.
 
 Written from the papers in the style of a typical port, sharing no arithmetic with
 `pellucid.models`: a fault in it is a fault of another program, not a patched copy of ours.
-It writes every named tensor it computes into a dictionary, as an engineer with a debugger would.
+It reads the features of a config and writes every named tensor it computes into a dictionary, as
+an engineer with a debugger would.
 
 B  batch    T  tokens in this pass    S  tokens seen so far    D  head width
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.diff.selftest import arithmetic
+from pellucid.diff.selftest.arithmetic import inverse_frequencies
+from pellucid.diff.selftest.port import Port
 from pellucid.diff.sides.side import Batch, pad_left
 from pellucid.trace import Trace
 
-SPLITS = 4  # parts of the inner dimension in a split-K product
+__all__ = ["Engine", "Port", "inverse_frequencies"]
+
 DROPPED = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port:
-    """How the port is written. The first group is a matter of taste, the rest are mistakes."""
-
-    summation: Literal["kernel", "permuted", "split"] = "kernel"
-    merged: bool = False  # one product for q, k and v
-    fused: bool = False  # scaled_dot_product_attention: of attention's insides only z is seen
-    first_position: int = 0  # RoPE sees only differences
-
-    pairs: Literal["halves", "neighbours", "mixed"] = "halves"
-    rotates: Literal["both", "q"] = "both"
-    direction: int = 1
-    exponent: Literal["2i/D", "i/D"] = "2i/D"
-    frequency_dtype: torch.dtype = torch.float32
-    position_dtype: torch.dtype = torch.float32
-    cached_position: int = 0  # added to the positions of decoding steps
-    counts_padding: Literal["never", "decoding", "always"] = "never"  # in the positions
-    sees_padding: bool = False
-    mask: Literal["causal", "wide", "narrow", "top-left", "none"] = "causal"
-    scale: Literal["1/sqrt D", "none", "1/sqrt C", "1/D"] = "1/sqrt D"
-    heads: Literal["repeated", "tiled"] = "repeated"
-    joined: Literal["by token", "by head"] = "by token"
-    softmax_dtype: torch.dtype = torch.float32
-    norm: Literal["right", "with mean", "without mean", "unbiased"] = "right"
-    eps: float | None = None  # written into the code
-    norm_dtype: torch.dtype | None = None  # None: float32, cast before the weight
-    square_dtype: torch.dtype | None = None
-    branch: Literal["gate", "up"] = "gate"
-    activation: Literal["right", "erf", "sigmoid", "relu"] = "right"
-    residual: Literal["stream", "normed"] = "stream"
-    parallel: bool = False  # the MLP's residual starts before attention
-    final_norm: bool = True
-    embed_scale: bool = False  # times the root of the width
-    dropout: Literal["off", "embedding", "attention"] = "off"
+Turns = tuple[Tensor, Tensor]  # cos and sin
+_SHARED = ("positions", "mask", "cos", "sin", "pos_embed")  # no batch axis without padding
+# Where a norm should have a weight and has none: what a port that norms elsewhere has at hand.
+_INSTEAD = {
+    "attn_norm": ("attn_out_norm",),
+    "attn_out_norm": ("attn_norm",),
+    "mlp_norm": ("mlp_out_norm", "attn_norm"),
+    "mlp_out_norm": ("mlp_norm",),
+}
 
 
 class Engine:
@@ -74,7 +50,8 @@ class Engine:
         copies: int = 1,
         hides: tuple[str, ...] = (),
     ) -> None:
-        self.config, self.port, self.dtype = config, port, dtype
+        self.config = port.misreads(config) if port.misreads else config
+        self.port, self.dtype = port, dtype
         self.copies, self.hides = copies, hides
         self.weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
         self.seen: dict[str, Tensor] = {}
@@ -98,10 +75,9 @@ class Engine:
                 tokens = torch.tensor([[row[step]] for row in following] * self.copies)
         if self.copies == 1:
             return Trace(self.seen)
-        whole = ("positions", "mask", "rope.cos", "rope.sin", "pos_embed")
         return Trace(
             {
-                name: tensor if name.endswith(whole) and padding is None else tensor[: len(rows)]
+                name: tensor if name.endswith(_SHARED) and padding is None else tensor[: len(rows)]
                 for name, tensor in self.seen.items()
             }
         )
@@ -113,26 +89,39 @@ class Engine:
         return tensor
 
     def _forward(self, tokens: Tensor, past: int, padding: Tensor | None) -> Tensor:
-        port, config = self.port, self.config
         self.see("tokens", tokens)
         positions, allowed = self._places(tokens.shape[1], past, padding)
-        x = self.see("embed", self._embed(tokens))
-        turns = None
-        if config.family == "gpt2":
-            x = x + self.see("pos_embed", self.weights["pos_embed.weight"][positions])
-            x = self._drop(x, "embedding")
-        else:
-            turns = self._turns(positions)
-        for layer in range(config.n_layers):
-            x = self._block(layer, x, turns, allowed)
-        if port.final_norm:
+        x = self._entering(tokens, positions)
+        turns = self._tables(positions)
+        masks = {False: allowed, True: self._window(allowed, past)}
+        for layer, kind in enumerate(self.config.kinds):
+            x = self._block(layer, x, turns.get(kind.rope), masks[kind.window])
+        if self.port.final_norm:
             x = self.see("final_norm", self._norm("norm", x))
-        head = "unembed" if "unembed.weight" in self.weights else "embed"
-        return self.see("logits", self._linear(head, x))
+        return self._leaving(x)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _entering(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The residual stream before the first block, (B, T, C)."""
+        config = self.config
         x = self.weights["embed.weight"][tokens]
-        return x * self.config.width**0.5 if self.port.embed_scale else x
+        x = self.see("embed", x * config.width**0.5 if self.port.embed_scale else x)
+        if config.rope is None:
+            x = x + self.see("pos_embed", self.weights["pos_embed.weight"][positions])
+        if config.embed_norm:
+            x = self.see("embed_normed", self._norm("embed_norm", x))
+        if config.embed_scale != 1:
+            x = self.see("embed_scaled", x * torch.tensor(config.embed_scale, dtype=self.dtype))
+        return self._drop(x, "embedding")
+
+    def _leaving(self, x: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        config = self.config
+        logits = self._linear("unembed" if "unembed.weight" in self.weights else "embed", x)
+        if config.logit_scale != 1 or config.logit_cap:
+            logits = self.see("raw_logits", logits) * config.logit_scale
+        if config.logit_cap:
+            logits = arithmetic.soft_cap(logits, config.logit_cap)
+        return self.see("logits", logits)
 
     def _places(self, length: int, past: int, padding: Tensor | None) -> tuple[Tensor, Tensor]:
         """Positions (T) or (B, T); who may look where (T, S) or (B, 1, T, S)."""
@@ -154,68 +143,75 @@ class Engine:
                 allowed = allowed & real | (key[None] == query[:, None])
         return self.see("positions", positions), self.see("mask", allowed)
 
-    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of each angle, (T, D/2) or (B, T, D/2)."""
-        port = self.port
-        turns = inverse_frequencies(self.config, port.exponent)
-        turns = turns.to(port.frequency_dtype).float()
-        angles = positions.to(port.position_dtype).float()[..., None] * turns
-        rope = self.config.rope
-        size = 0.1 * math.log(rope.factor) + 1 if rope.type == "yarn" else 1.0
-        cos, sin = (angles.cos() * size).to(self.dtype), (angles.sin() * size).to(self.dtype)
-        return self.see("rope.cos", cos), self.see("rope.sin", port.direction * sin)
+    def _window(self, allowed: Tensor, past: int) -> Tensor:
+        """The mask of layers with a window: that many tokens back, the token itself among them."""
+        if not self.config.has_windows:
+            return allowed
+        length, seen = allowed.shape[-2:]
+        width = self.config.window + (self.port.decoding_window if past else 0)
+        back = torch.arange(seen - length, seen)[:, None] - torch.arange(seen)[None]
+        return self.see("window_mask", allowed & (back < width))
 
-    def _block(
-        self, layer: int, x: Tensor, turns: tuple[Tensor, Tensor] | None, allowed: Tensor
-    ) -> Tensor:
-        port, at = self.port, f"layers.{layer}."
-        start = self.see(at + "resid_pre", x)
-        normed = self.see(at + "attn_norm", self._norm(at + "attn_norm", x))
+    def _tables(self, positions: Tensor) -> dict[str, Turns]:
+        """cos and sin of each RoPE that some layer has."""
+        found: dict[str, Turns] = {}
+        for name in sorted({kind.rope for kind in self.config.kinds} - {""}):
+            rope = getattr(self.config, name)
+            width = self.config.rotary_width(rope)
+            cos, sin = arithmetic.table(positions, rope, width, self.port, self.dtype)
+            found[name] = self.see(f"{name}.cos", cos), self.see(f"{name}.sin", sin)
+        return found
+
+    def _block(self, layer: int, x: Tensor, turns: Turns | None, allowed: Tensor) -> Tensor:
+        port, config, at = self.port, self.config, f"layers.{layer}."
+        before = config.norm_places != "after"
+        start = normed = self.see(at + "resid_pre", x)
+        if before:
+            normed = self.see(at + "attn_norm", self._norm(at + "attn_norm", x))
         z = self._attention(layer, normed, turns, allowed)  # (B, H, T, D)
         flat = z.transpose(1, 2).flatten(2)
         if port.joined == "by head":
             flat = z.reshape(flat.shape)
-        added = self.see(at + "attn_out", self._linear(at + "attn.o_proj", flat))
-        x = self.see(at + "resid_mid", (normed if port.residual == "normed" else x) + added)
-        normed = self.see(at + "mlp_norm", self._norm(at + "mlp_norm", x))
+        added = self._finished(at, "attn", self._linear(at + "attn.o_proj", flat))
+        x = (normed if port.residual == "normed" else x) + added
+        if not config.parallel:
+            normed = x = self.see(at + "resid_mid", x)
+            if before:
+                normed = self.see(at + "mlp_norm", self._norm(at + "mlp_norm", x))
         hidden = self._hidden(at + "mlp.", normed)
-        added = self.see(at + "mlp_out", self._linear(at + "mlp.down_proj", hidden))
+        added = self._finished(at, "mlp", self._linear(at + "mlp.down_proj", hidden))
         return self.see(at + "resid_post", (start if port.parallel else x) + added)
 
+    def _finished(self, at: str, what: str, x: Tensor) -> Tensor:
+        """What attention or MLP adds to the stream: normed, times a factor."""
+        after, factor = self.config.norm_places != "before", self.config.residual_scale
+        if after or factor != 1:
+            self.see(f"{at}{what}.out", x)
+        x = self._norm(f"{at}{what}_out_norm", x) if after else x
+        return self.see(f"{at}{what}_out", x * factor if factor != 1 else x)
+
     def _hidden(self, at: str, x: Tensor) -> Tensor:
-        if self.config.family == "gpt2":
+        form, other = self.config.activation, self.port.activation
+        if not self.config.gated:
             pre = self.see(at + "pre", self._linear(at + "up_proj", x))
-            return self.see(at + "act", self._gelu(pre))
+            return self.see(at + "act", arithmetic.curve(pre, form, other))
         gate = self.see(at + "gate", self._linear(at + "gate_proj", x))
         up = self.see(at + "up", self._linear(at + "up_proj", x))
         curved, plain = (up, gate) if self.port.branch == "up" else (gate, up)
-        act = self.see(at + "act", self._gelu(curved) if self._other_act() else F.silu(curved))
-        return self.see(at + "hidden", act * plain)
+        return self.see(
+            at + "hidden", self.see(at + "act", arithmetic.curve(curved, form, other)) * plain
+        )
 
-    def _other_act(self) -> bool:
-        return self.port.activation != "right"
-
-    def _gelu(self, x: Tensor) -> Tensor:
-        if self.port.activation == "relu":
-            return F.relu(x)
-        if self.port.activation == "sigmoid":
-            return x * torch.sigmoid(1.702 * x)
-        erf = self.port.activation == "erf" or getattr(self.config, "gelu", "tanh") == "erf"
-        return F.gelu(x, approximate="none" if erf else "tanh")
-
-    def _attention(
-        self, layer: int, x: Tensor, turns: tuple[Tensor, Tensor] | None, allowed: Tensor
-    ) -> Tensor:
+    def _attention(self, layer: int, x: Tensor, turns: Turns | None, allowed: Tensor) -> Tensor:
         at = f"layers.{layer}.attn."
         q, k, v = (
             self.see(at + letter, y.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2))
             for letter, y in zip("qkv", self._qkv(at, x), strict=True)
         )
-        if turns is not None:
-            q = self.see(at + "q_rotated", self._rotate(q, *turns))
-            k = self.see(
-                at + "k_rotated", self._rotate(k, *turns) if self.port.rotates == "both" else k
-            )
+        first, last = (self._rotated, self._heads_normed)
+        if not self.config.qk_norm_last:
+            first, last = last, first
+        q, k = last(at, *first(at, q, k, turns), turns)
         held = self.cache[layer]
         if held is not None:
             k, v = torch.cat((held[0], k), 2), torch.cat((held[1], v), 2)
@@ -228,56 +224,67 @@ class Engine:
                 for y in (k, v)
             )
         if self.port.fused:
-            scale = self._scale(1.0)
-            return self.see(
-                at + "z",
-                F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale),
-            )
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=self._scaled(1.0))
+            return self.see(at + "z", z)
         return self._eager(at, q, k, v, allowed)
+
+    def _rotated(self, at: str, q: Tensor, k: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor]:
+        if turns is None:
+            return q, k
+        q = self.see(at + "q_rotated", arithmetic.rotate(q, *turns, self.port))
+        if self.port.rotates == "both":
+            k = arithmetic.rotate(k, *turns, self.port)
+        return q, self.see(at + "k_rotated", k)
+
+    def _heads_normed(
+        self, at: str, q: Tensor, k: Tensor, turns: Turns | None
+    ) -> tuple[Tensor, Tensor]:
+        if not self.config.qk_norm:
+            return q, k
+        normed: list[Tensor] = []
+        for letter, x in zip("qk", (q, k), strict=True):
+            weight, bias = (self.weights.get(f"{at}{letter}_norm.{w}") for w in ("weight", "bias"))
+            flat, weight = arithmetic.by_head(x, weight, self.config)
+            y = arithmetic.normalise(flat, weight, bias, self.config, self.port)
+            if flat.ndim == 3:
+                y = y.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+            normed.append(self.see(f"{at}{letter}_normed", y))
+        return normed[0], normed[1]
 
     def _qkv(self, at: str, x: Tensor) -> tuple[Tensor, ...]:
         names = [f"{at}{letter}_proj" for letter in "qkv"]
         if not self.port.merged:
-            return tuple(self._linear(name, x) for name in names)
-        weights = [self.weights[f"{name}.weight"] for name in names]
-        bias = [self.weights[f"{name}.bias"] for name in names if f"{name}.bias" in self.weights]
-        joined = F.linear(x, torch.cat(weights), torch.cat(bias) if bias else None)
-        return joined.split([len(weight) for weight in weights], dim=-1)
-
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        cos, sin = (table.unsqueeze(-3) for table in (cos, sin))
-        if self.port.pairs == "neighbours":
-            a, b = x[..., ::2], x[..., 1::2]
-            return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
-        if self.port.pairs == "mixed":
-            cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+            parts = tuple(self._linear(name, x) for name in names)
         else:
-            cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
-        a, b = x.chunk(2, -1)
-        return x * cos + torch.cat((-b, a), -1) * sin
+            weights = [self.weights[f"{name}.weight"] for name in names]
+            bias = [b for name in names if (b := self._bias(name)) is not None]
+            joined = F.linear(x, torch.cat(weights), torch.cat(bias) if bias else None)
+            parts = joined.split([len(weight) for weight in weights], dim=-1)
+        clip = self.config.qkv_clip
+        return tuple(part.clamp(-clip, clip) for part in parts) if clip else parts
 
-    def _scale(self, x: Any) -> Any:
-        width = self.config.head_dim
+    def _scaled(self, x: Any) -> Any:
+        width, own = self.config.head_dim, self.config.score_scale
         divisor = {
             "1/sqrt D": width**0.5,
             "none": 1.0,
             "1/sqrt C": self.config.width**0.5,
             "1/D": float(width),
         }[self.port.scale]
-        return x / divisor
+        return x * own if own and self.port.scale == "1/sqrt D" else x / divisor
 
     def _eager(self, at: str, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-        scores = self.see(at + "scores", self._scale(self._product(q, k.transpose(-1, -2))))
+        scores = self._product(q, k.transpose(-1, -2))
+        scores = self.see(at + "scores", self._scaled(scores))
+        if self.config.score_cap:
+            scores = arithmetic.soft_cap(scores, self.config.score_cap)
+            self.see(at + "capped_scores", scores)
         low = torch.finfo(scores.dtype).min
         masked = self.see(at + "masked_scores", torch.where(allowed, scores, low))
-        if self.port.softmax_dtype == torch.float32:
-            pattern = masked.float().softmax(-1).to(q.dtype)
-        else:
-            coarse = masked.to(self.port.softmax_dtype)
-            powers = (coarse - coarse.amax(-1, keepdim=True)).exp()
-            pattern = (powers / powers.sum(-1, keepdim=True)).to(q.dtype)
-        pattern = self.see(at + "pattern", self._drop(pattern, "attention"))
-        return self.see(at + "z", self._product(pattern, v))
+        sinks = self.weights.get(at + "sinks") if self.config.sinks else None
+        pattern = self._drop(arithmetic.shares(masked, sinks, self.port), "attention")
+        pattern = self.see(at + "pattern", pattern)
+        return self.see(at + "z", self._product(pattern[..., : v.shape[-2]], v))
 
     def _drop(self, x: Tensor, where: str) -> Tensor:
         if self.port.dropout != where:
@@ -286,57 +293,28 @@ class Engine:
         return x * kept / (1 - DROPPED)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        bias = self.weights.get(f"{name}.bias")
+        bias = self._bias(name)
         y = self._product(x, self.weights[f"{name}.weight"].T)
         return y if bias is None else y + bias
 
+    def _bias(self, name: str) -> Tensor | None:
+        left_out = name.endswith(self.port.without_biases) if self.port.without_biases else False
+        return None if left_out else self.weights.get(f"{name}.bias")
+
     def _product(self, x: Tensor, y: Tensor) -> Tensor:
-        """x (…, K) @ y (…, K, N), in the order of summation the port has."""
-        inner = x.shape[-1]
-        if self.port.summation == "permuted":
-            order = torch.randperm(inner, generator=torch.Generator().manual_seed(inner))
-            return x[..., order] @ y[..., order, :]
-        if self.port.summation == "split" and inner >= SPLITS:
-            parts = zip(x.float().chunk(SPLITS, -1), y.float().chunk(SPLITS, -2), strict=True)
-            return torch.stack([a @ b for a, b in parts]).sum(0).to(x.dtype)
-        return x @ y
+        return arithmetic.product(x, y, self.port.summation)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        port, eps = self.port, self.port.eps or self.config.norm_eps
-        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        wide = x.to(port.norm_dtype or torch.float32)
-        centres = (self.config.family == "gpt2") != (port.norm in ("with mean", "without mean"))
-        if centres:
-            wide = wide - wide.mean(-1, keepdim=True)
-        squares = wide.to(port.square_dtype or wide.dtype).square().to(wide.dtype)
-        mean = squares.mean(-1, keepdim=True)
-        if port.norm == "unbiased":
-            mean = mean * x.shape[-1] / (x.shape[-1] - 1)
-        normed = wide * torch.rsqrt(mean + eps)
-        if bias is not None:
-            return (normed * weight + bias).to(x.dtype)
-        return normed.to(x.dtype) * weight
-
-
-def inverse_frequencies(config: Any, exponent: str = "2i/D") -> Tensor:
-    """Radians per position of each pair (D/2), with the scaling for longer contexts."""
-    rope, half = config.rope, config.head_dim // 2
-    pair = torch.arange(half).float()
-    plain = rope.theta ** -(pair / half if exponent == "2i/D" else pair / half / 2)
-    if rope.type == "linear":
-        return plain / rope.factor
-    if rope.type == "llama3":
-        turns = rope.original_context * plain / (2 * math.pi)  # over the trained context
-        keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        keep = keep.clamp(0, 1)
-        return plain * keep + plain / rope.factor * (1 - keep)
-    if rope.type == "yarn":
-        edges = [
-            half * math.log(rope.original_context / (2 * math.pi * turns)) / math.log(rope.theta)
-            for turns in (rope.beta_fast, rope.beta_slow)
-        ]
-        low = max(math.floor(edges[0]), 0)
-        high = min(math.ceil(edges[1]), config.head_dim - 1)
-        slow = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
-        return plain * (1 - slow) + plain / rope.factor * slow
-    return plain
+        """A norm of the stream's width, by its own weight or by the one a port would find."""
+        stem, local = name.rpartition(".")[::2]
+        prefix = f"{stem}." if stem else ""
+        held = next(
+            (
+                candidate
+                for candidate in (name, *(prefix + other for other in _INSTEAD.get(local, ())))
+                if f"{candidate}.weight" in self.weights
+            ),
+            name,
+        )
+        weight, bias = (self.weights.get(f"{held}.{kind}") for kind in ("weight", "bias"))
+        return arithmetic.normalise(x, weight, bias, self.config, self.port)

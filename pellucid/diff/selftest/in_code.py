@@ -1,4 +1,4 @@
-"""Faults of a port's code and config: positions, norms, attention, MLP."""
+"""Faults of a port's code and config: norms, attention, MLP."""
 
 from __future__ import annotations
 
@@ -7,111 +7,37 @@ from typing import Any
 
 import torch
 
+from pellucid import graph
 from pellucid.diff.selftest import damage
-from pellucid.diff.selftest.engine import Port
-from pellucid.diff.selftest.fault import Change, Fault, fault, gpt2, llama
-from pellucid.models.rope import RopeConfig
-
-
-def _rope(**fields: Any) -> Change:
-    return lambda config: replace(config, rope=replace(config.rope, **fields))
-
-
-def _theta(times: float) -> Change:
-    return lambda c: replace(c, rope=replace(c.rope, theta=c.rope.theta * times))
-
-
-def _plain_rope(config: Any) -> Any:
-    return replace(config, rope=RopeConfig(theta=config.rope.theta))
-
-
-def _scaled(kind: str, factor: float) -> Change:
-    """A RoPE scaled for a context longer than the one (a short one) it was trained on."""
-    return _rope(type=kind, factor=factor, original_context=32)
-
-
-ROPE = (
-    llama(
-        "RoPE turns neighbours, not halves",
-        "layers.0.attn.q_rotated",
-        "RoPE pairing",
-        port=Port(pairs="neighbours"),
-    ),
-    llama(
-        "rotate_half with tables for neighbours",
-        "layers.0.attn.q_rotated",
-        "RoPE pairing",
-        port=Port(pairs="mixed"),
-    ),
-    llama("keys not rotated", "layers.0.attn.k_rotated", "RoPE missing", port=Port(rotates="q")),
-    llama("RoPE turns backwards", "rope.sin", "RoPE direction", port=Port(direction=-1)),
-    llama(
-        "RoPE theta 100 times", "rope.cos", "RoPE theta", static="RoPE theta", config=_theta(100)
-    ),
-    llama(
-        "RoPE theta a third more",
-        "rope.cos",
-        "RoPE theta",
-        static="RoPE theta",
-        config=_theta(4 / 3),
-    ),
-    llama(
-        "RoPE theta, tables not seen",
-        "layers.0.attn.q_rotated",
-        "RoPE theta",
-        static="RoPE theta",
-        config=_theta(50),
-        hides=("rope.cos", "rope.sin"),
-    ),
-    llama("RoPE exponent i/D", "rope.cos", "RoPE exponent", port=Port(exponent="i/D")),
-    llama(
-        "llama3 scaling missing",
-        "rope.cos",
-        "RoPE scaling missing",
-        static="RoPE scaling missing",
-        with_config=_scaled("llama3", 8.0),
-        config=_plain_rope,
-    ),
-    llama(
-        "llama3 factor 8 for 32",
-        "rope.cos",
-        "RoPE scaling factor",
-        static="RoPE scaling factor",
-        with_config=_scaled("llama3", 32.0),
-        config=_rope(factor=8.0),
-    ),
-    llama(
-        "linear factor ignored",
-        "rope.cos",
-        "RoPE scaling missing",
-        static="RoPE scaling missing",
-        with_config=_rope(type="linear", factor=4.0),
-        config=_plain_rope,
-    ),
-    llama(
-        "yarn ignored",
-        "rope.cos",
-        "RoPE scaling missing",
-        static="RoPE scaling missing",
-        with_config=_scaled("yarn", 4.0),
-        config=_plain_rope,
-    ),
-    llama(
-        "RoPE frequencies in bfloat16",
-        "rope.cos",
-        "RoPE frequencies rounded",
-        port=Port(frequency_dtype=torch.bfloat16),
-        rows="long",
-    ),
-    llama(
-        "positions in bfloat16",
-        "rope.cos",
-        "positions rounded",
-        port=Port(position_dtype=torch.bfloat16),
-        applies=lambda c: c.context_length > 300,  # bfloat16 holds every integer up to 256
-        rows="long",
-    ),
+from pellucid.diff.selftest.fault import (
+    Fault,
+    every,
+    fault,
+    head,
+    learned,
+    normed_before,
+    plain_scores,
+    product,
 )
+from pellucid.diff.selftest.in_places import PLACES, ROPE
+from pellucid.diff.selftest.port import Port
+
+
+def _rms(config: Any) -> bool:
+    return config.norm == "rms"
+
+
+def _layer_norm(config: Any) -> bool:
+    return config.norm == "layer"
+
+
+def _mlp_norm(config: Any) -> bool:
+    return config.norm_weight and graph.has(config, "mlp_norm")
+
+
+def _after_attention(config: Any) -> str:
+    return "layers.0.resid_post" if config.parallel else "layers.0.resid_mid"
+
 
 NORMS = (
     fault(
@@ -121,6 +47,7 @@ NORMS = (
         static="norm eps",
         with_config=lambda c: replace(c, norm_eps=1e-5),
         config=lambda c: replace(c, norm_eps=1e-6),
+        applies=normed_before,
     ),
     fault(
         "eps 3e-4 for 1e-5, in the code",
@@ -128,12 +55,14 @@ NORMS = (
         "norm eps",
         port=Port(eps=3e-4),
         with_config=lambda c: replace(c, norm_eps=1e-5),
+        applies=normed_before,
     ),
-    llama(
+    fault(
         "RMSNorm all in bfloat16",
         "layers.0.attn_norm",
         "norm cast order",
         port=Port(norm_dtype=torch.bfloat16),
+        applies=every(_rms, normed_before),
     ),
     fault(
         "norm weight plus one",
@@ -141,28 +70,36 @@ NORMS = (
         "norm weight plus one",
         static="norm weight plus one",
         weights=damage.norm_plus_one,
+        applies=_mlp_norm,
     ),
-    gpt2(
+    fault(
         "LayerNorm bias dropped",
         "layers.1.attn_norm",
         "missing bias",
         static="missing bias",
         weights=damage.without_norm_bias,
+        applies=every(normed_before, lambda c: c.norm_bias),
     ),
-    llama(
+    fault(
         "LayerNorm for RMSNorm",
         "layers.0.attn_norm",
         "LayerNorm for RMSNorm",
         port=Port(norm="with mean"),
+        applies=every(_rms, normed_before),
     ),
-    gpt2(
+    fault(
         "RMSNorm for LayerNorm",
         "layers.0.attn_norm",
         "RMSNorm for LayerNorm",
         port=Port(norm="without mean"),
+        applies=every(_layer_norm, normed_before),
     ),
-    gpt2(
-        "variance over C - 1", "layers.0.attn_norm", "unbiased variance", port=Port(norm="unbiased")
+    fault(
+        "variance over C - 1",
+        "layers.0.attn_norm",
+        "unbiased variance",
+        port=Port(norm="unbiased"),
+        applies=every(_layer_norm, normed_before),
     ),
     fault(
         "norm squares overflow float16",
@@ -170,13 +107,14 @@ NORMS = (
         "float16 overflow",
         port=Port(square_dtype=torch.float16),
         with_weights=damage.massive_channel,
+        applies=normed_before,
     ),
-    fault("final norm missing", "logits", "final norm missing", port=Port(final_norm=False)),
+    fault("final norm missing", head, "final norm missing", port=Port(final_norm=False)),
 )
 
 
 ATTENTION = (
-    llama(
+    fault(
         "GQA heads tiled",
         "layers.0.attn.scores",
         "GQA heads tiled",
@@ -196,6 +134,7 @@ ATTENTION = (
         "layers.0.attn.z",
         "attention scale",
         port=Port(scale="1/D", fused=True),
+        applies=plain_scores,
     ),
     fault("mask one too wide", "mask", "mask one too wide", port=Port(mask="wide")),
     fault("mask one too narrow", "mask", "mask one too narrow", port=Port(mask="narrow")),
@@ -213,6 +152,7 @@ ATTENTION = (
         "mask one too wide",
         port=Port(mask="wide", fused=True),
         hides=("mask",),
+        applies=plain_scores,
     ),
     fault(
         "top-left mask with a cache",
@@ -226,65 +166,20 @@ ATTENTION = (
         "layers.0.attn.pattern",
         "softmax precision",
         port=Port(softmax_dtype=torch.bfloat16),
+        applies=lambda c: not c.sinks,
     ),
     fault(
         "heads joined without moving them",
-        "layers.0.attn_out",
+        product("attn", 0),
         "heads joined wrongly",
         port=Port(joined="by head"),
     ),
-    gpt2(
+    fault(
         "attention dropout left on",
         "layers.0.attn.pattern",
         "dropout left on",
         port=Port(dropout="attention"),
-    ),
-)
-
-PLACES = (
-    fault(
-        "cache position one too high",
-        "step.1.positions",
-        "cache position off by one",
-        port=Port(cached_position=1),
-        steps=2,
-    ),
-    fault(
-        "cache position one too low",
-        "step.1.positions",
-        "cache position off by one",
-        port=Port(cached_position=-1),
-        steps=2,
-    ),
-    llama(
-        "cache position, positions not seen",
-        "step.1.rope.cos",
-        "positions off by one",
-        port=Port(cached_position=1),
-        steps=2,
-        hides=("positions",),
-    ),
-    gpt2(
-        "left padding without positions",
-        "positions",
-        "left padding without positions",
-        port=Port(counts_padding="always"),
-        rows="padded",
-    ),
-    fault(
-        "left padding without positions in decoding",
-        "step.1.positions",
-        "left padding without positions",
-        port=Port(counts_padding="decoding"),
-        rows="padded",
-        steps=1,
-    ),
-    fault(
-        "left padding not masked",
-        "mask",
-        "padding not masked",
-        port=Port(sees_padding=True),
-        rows="padded",
+        applies=plain_scores,
     ),
 )
 
@@ -295,38 +190,49 @@ STREAM = (
         "embedding scaled",
         port=Port(embed_scale=True),
     ),
-    gpt2(
+    fault(
         "embedding dropout left on",
         "layers.0.resid_pre",
         "dropout left on",
         port=Port(dropout="embedding"),
+        applies=learned,
     ),
     fault(
         "residual after the norm",
-        "layers.0.resid_mid",
+        _after_attention,
         "residual after the norm",
         port=Port(residual="normed"),
+        applies=lambda c: c.norm_places != "after",
     ),
     fault(
         "residual of the MLP from before attention",
         "layers.0.resid_post",
         "residual from before attention",
         port=Port(parallel=True),
+        applies=lambda c: not c.parallel,
     ),
-    gpt2(
+    fault(
         "GELU erf for tanh",
         "layers.0.mlp.act",
         "GELU form",
         static="GELU form",
-        config=lambda c: replace(c, gelu="erf"),
+        config=lambda c: replace(c, activation="gelu"),
+        applies=lambda c: c.activation in ("gelu_tanh", "gelu_new"),
     ),
-    gpt2("GELU by sigmoid", "layers.0.mlp.act", "GELU form", port=Port(activation="sigmoid")),
+    fault(
+        "GELU by sigmoid",
+        "layers.0.mlp.act",
+        "GELU form",
+        port=Port(activation="sigmoid"),
+        applies=lambda c: "gelu" in c.activation,
+    ),
     fault("ReLU", "layers.0.mlp.act", "activation", port=Port(activation="relu")),
-    llama(
+    fault(
         "SwiGLU on the wrong branch",
         "layers.0.mlp.act",
         "SwiGLU on the wrong branch",
         port=Port(branch="up"),
+        applies=lambda c: c.gated,
     ),
 )
 

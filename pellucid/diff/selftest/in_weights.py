@@ -6,70 +6,88 @@ from dataclasses import replace
 from typing import Any
 
 from pellucid.diff.selftest import damage
-from pellucid.diff.selftest.fault import Fault, fault, gpt2, llama
+from pellucid.diff.selftest.fault import Fault, every, fault, head, product, turned
 
 
 def _square(config: Any) -> bool:
     return config.n_heads * config.head_dim == config.width
 
 
+def _qkv_biases(config: Any) -> bool:
+    return "qkv" in config.biases
+
+
+def _first_of_block(config: Any) -> str:
+    """The first tensor of a block that is computed from a weight."""
+    before = config.norm_places != "after" and config.norm_weight
+    return "layers.0.attn_norm" if before else "layers.0.attn.q"
+
+
+def _up(config: Any) -> str:
+    return "layers.1.mlp.up" if config.gated else "layers.1.mlp.pre"
+
+
 WEIGHTS: tuple[Fault, ...] = (
-    llama(
+    fault(
         "q and k not permuted",
         "layers.0.attn.q",
         "q/k not permuted",
         static="q/k not permuted",
         weights=damage.not_permuted,
+        applies=turned,
     ),
-    gpt2(
+    fault(
         "q, k, v biases dropped",
         "layers.0.attn.q",
         "missing bias",
         static="missing bias",
         weights=damage.without_qkv_bias,
+        applies=_qkv_biases,
     ),
-    llama(
+    fault(
         "q, k, v biases dropped (Qwen)",
         "layers.0.attn.q",
         "missing bias",
         static="missing bias",
-        with_config=lambda c: replace(c, attention_bias=True),
+        with_config=lambda c: replace(c, biases=("qkv", "o", *c.biases)),
         with_weights=damage.with_qkv_bias,
         weights=damage.without_qkv_bias,
+        applies=lambda c: not _qkv_biases(c),
     ),
     fault(
         "square output projection transposed",
-        "layers.1.attn_out",
+        product("attn", 1),
         "transposed weight",
         static="transposed weight",
         applies=_square,
         weights=damage.square_transposed,
     ),
-    gpt2(
+    fault(
         "fused qkv cut head by head",
         "layers.0.attn.q",
         "fused qkv split wrongly",
         static="fused qkv split wrongly",
         weights=damage.qkv_cut_by_head,
+        applies=every(_qkv_biases, lambda c: c.n_heads == c.n_kv_heads),
     ),
-    llama(
+    fault(
         "kv heads swapped",
         "layers.0.attn.k",
         "heads reordered",
         static="heads reordered",
-        applies=lambda c: c.n_kv_heads > 1,
         weights=damage.kv_heads_swapped,
+        applies=lambda c: c.n_kv_heads > 1 and not _qkv_biases(c),
     ),
     fault(
         "output projection shards joined on rows",
-        "layers.0.attn_out",
+        product("attn", 0),
         "shards joined wrongly",
         static="shards joined wrongly",
         weights=damage.output_shards,
     ),
     fault(
         "down projection shards joined on rows",
-        "layers.1.mlp_out",
+        product("mlp", 1),
         "shards joined wrongly",
         static="shards joined wrongly",
         weights=damage.down_shards,
@@ -81,30 +99,25 @@ WEIGHTS: tuple[Fault, ...] = (
         static="shards joined wrongly",
         weights=damage.embedding_shards,
     ),
-    llama(
+    fault(
         "w1 and w3 swapped",
         "layers.0.mlp.gate",
         "swapped weights",
         static="swapped weights",
         weights=damage.gate_and_up_swapped,
+        applies=lambda c: c.gated,
     ),
     fault(
         "two layers swapped",
-        "layers.0.attn_norm",
+        _first_of_block,
         "tensor of another layer",
         static="tensor of another layer",
         weights=damage.layers_swapped,
+        applies=lambda c: c.n_layers > 1,
     ),
-    llama(
+    fault(
         "one tensor of another layer",
-        "layers.1.mlp.up",
-        "tensor of another layer",
-        static="tensor of another layer",
-        weights=damage.of_another_layer,
-    ),
-    gpt2(
-        "one tensor of another layer",
-        "layers.1.mlp.pre",
+        _up,
         "tensor of another layer",
         static="tensor of another layer",
         weights=damage.of_another_layer,
@@ -125,15 +138,16 @@ WEIGHTS: tuple[Fault, ...] = (
     ),
     fault(
         "int4 group with a wrong zero point",
-        "layers.1.mlp_out",
+        product("mlp", 1),
         "quantised group with a wrong zero point",
         static="quantised group with a wrong zero point",
         with_weights=damage.int4,
         weights=damage.zero_point,
+        applies=lambda c: c.hidden_width >= 2 * damage.GROUP,
     ),
     fault(
         "weight overflows float16",
-        "layers.1.mlp_out",
+        product("mlp", 1),
         "float16 overflow",
         static="float16 overflow",
         with_weights=damage.massive_weight,
@@ -141,7 +155,7 @@ WEIGHTS: tuple[Fault, ...] = (
     ),
     fault(
         "tied head untied and random",
-        "logits",
+        head,
         "unrelated weights",
         static="head untied",
         applies=lambda c: c.tied,
@@ -150,7 +164,7 @@ WEIGHTS: tuple[Fault, ...] = (
     ),
     fault(
         "own head random",
-        "logits",
+        head,
         "unrelated weights",
         static="unrelated weights",
         with_config=lambda c: replace(c, tied=False),
@@ -160,11 +174,12 @@ WEIGHTS: tuple[Fault, ...] = (
     ),
     fault(
         "own head tied to the embedding",
-        "logits",
+        head,
         "head tied",
         static="head tied",
         with_config=lambda c: replace(c, tied=False),
         with_weights=damage.own_head,
         weights=damage.head_tied,
+        applies=lambda c: "head" not in c.biases,
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid import graph, names
 from pellucid.diff.replay.statistics import roundoff
 from pellucid.diff.report import Report
 from pellucid.diff.selftest.catalogue import CONTROLS, FAULTS, encoded
@@ -129,13 +130,13 @@ def run_benchmark(
     """Every fault and control on every subject it applies to, in each dtype.
 
     Faults of weights and config, and controls, run twice: with B's weights and config to look at,
-    and with nothing but the tensors that B computed. Without `subjects`, two random models, one of
-    each family.
+    and with nothing but the tensors that B computed. Without `subjects`, two random models, a
+    Llama and a GPT-2.
     """
     rows: list[Row] = []
     for subject in subjects or (random_llama(), random_gpt2()):
         for fault in (*faults, *controls):
-            if not _applies(fault, subject):
+            if not applies(fault, subject):
                 continue
             effects: dict[bool, float] = {}
             for dtype in dtypes:
@@ -144,7 +145,11 @@ def run_benchmark(
                 for shown in _views(fault, fault in controls):
                     progress(f"{subject.name}, {dtype}: {fault.name}")
                     report = run_fault(fault, subject, dtype, shown)
-                    if dtype == "float32" and report.first and report.first.name == fault.first:
+                    if (
+                        dtype == "float32"
+                        and report.first
+                        and report.first.name == fault.first_of(subject.config)
+                    ):
                         effects[shown] = report.first.measure.error_b
                     control = fault in controls
                     rows.append(_row(fault, subject, dtype, shown, control, report, effects))
@@ -164,7 +169,7 @@ def run_healthy(
     rows: list[Row] = []
     controls = [c for c in CONTROLS if not (c.side_dtype or c.visible_only)]
     for subject in subjects:
-        fitting = [control for control in controls if _applies(control, subject)]
+        fitting = [control for control in controls if applies(control, subject)]
         for dtype in dtypes:
             for seed in range(runs):
                 control = fitting[seed % len(fitting)]
@@ -190,9 +195,14 @@ def _views(fault: Fault, control: bool) -> tuple[bool, ...]:
     return (True, False) if fault.static or control else (False,)
 
 
-def _applies(fault: Fault, subject: Subject) -> bool:
-    if subject.config.family not in fault.families or not fault.applies(subject.config):
+def applies(fault: Fault, subject: Subject) -> bool:
+    """Whether a model can have a fault: its features, its layers, its tokenizer."""
+    config = subject.config
+    if not fault.applies(config):
         return False
+    first = names.without_step(fault.first_of(config))
+    if first and first != "tokens" and first not in graph.expand(config):
+        return False  # a fault of the second layer, and there is one
     return fault.encode is None or subject.tokenizer is not None
 
 
@@ -285,7 +295,7 @@ def _row(
         control=control,
         verdict=report.verdict,
         verdicts=fault.verdicts,
-        first=fault.first,
+        first=fault.first_of(subject.config),
         found_first=found_first,
         static=fault.static or "",
         found_static=tuple(dict.fromkeys(static)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.diff.selftest.catalogue import encoded
 from pellucid.models import GPTConfig, LlamaConfig, RopeConfig, build
+from pellucid.models.config import Layer
 
 TEXT = (
     "Once upon a time there was a little girl named Lily, who lived in a house with 3 windows and "
@@ -86,6 +87,99 @@ def random_gpt2() -> Subject:
     return Subject(name="random-gpt2", config=config, weights=_drawn(config))
 
 
+_WINDOW_THEN_ALL = (Layer(window=True), Layer())
+_GEMMA: dict[str, Any] = {
+    "rounding": "gemma",
+    "norm_offset": True,
+    "norm_places": "both",
+    "embed_scale": 48**0.5,
+    "activation": "gelu_tanh",
+    "window": 8,
+    "score_scale": 0.2,
+    "tied": True,
+}
+# What families add to a Llama, each as its family has it; the sizes are the random Llama's.
+_FEATURES: dict[str, dict[str, Any]] = {
+    "qwen3": {"qk_norm": "head", "tied": True},
+    "gemma2": {**_GEMMA, "layers": _WINDOW_THEN_ALL, "score_cap": 4.0, "logit_cap": 3.0},
+    "gemma3": {
+        **_GEMMA,
+        "qk_norm": "head",
+        "rope": RopeConfig(theta=1e6, type="linear", factor=8.0),
+        "second_rope": RopeConfig(theta=1e4),
+        "layers": (Layer(True, "second_rope"), Layer(True, "second_rope"), Layer()),
+    },
+    "olmo2": {"rounding": "olmo", "norm_places": "after", "qk_norm": "whole"},
+    "smollm3": {"layers": (Layer(), Layer(rope="")), "tied": True},
+    "granite": {
+        "embed_scale": 12.0,
+        "residual_scale": 0.22,
+        "logit_scale": 0.125,
+        "score_scale": 0.0625,
+    },
+    "gpt-oss": {
+        "biases": ("qkv", "o"),
+        "sinks": True,
+        "window": 8,
+        "layers": _WINDOW_THEN_ALL,
+        "rope": RopeConfig(
+            theta=150000.0, type="yarn", factor=32.0, original_context=32, truncate=False
+        ),
+    },
+    "phi": {
+        "norm": "layer",
+        "norm_bias": True,
+        "parallel": True,
+        "biases": ("qkv", "o", "mlp", "head"),
+        "rope": RopeConfig(theta=10000.0, share=0.67),
+        "gated": False,
+        "activation": "gelu_tanh",
+        "n_kv_heads": 4,
+    },
+    "cohere": {
+        "norm": "layer",
+        "qk_norm": "head",
+        "parallel": True,
+        "logit_scale": 0.25,
+        "window": 8,
+        "layers": (Layer(window=True), Layer(rope="")),
+        "tied": True,
+    },
+    "nanochat": {
+        "norm_weight": False,
+        "embed_norm": True,
+        "qk_norm": "head",
+        "qk_norm_last": True,
+        "gated": False,
+        "activation": "relu2",
+        "logit_cap": 5.0,
+    },
+    "olmo": {"rounding": "olmo", "norm": "layer", "norm_weight": False, "qkv_clip": 1.0},
+    "starcoder2": {
+        "norm": "layer",
+        "norm_bias": True,
+        "biases": ("qkv", "o", "mlp"),
+        "gated": False,
+        "activation": "gelu",
+        "window": 8,
+        "layers": (Layer(window=True),),
+    },
+}
+
+
+def random_features(names: Sequence[str] = tuple(_FEATURES)) -> list[Subject]:
+    """Random models with the features of other families, by their names; all without `names`.
+
+    KeyError for a name that is none of them.
+    """
+    plain = random_llama().config
+    found: list[Subject] = []
+    for name in names:
+        config = replace(plain, **_FEATURES[name])
+        found.append(Subject(name=f"{name}-like", config=config, weights=_drawn(config)))
+    return found
+
+
 def _drawn(config: Any) -> dict[str, Tensor]:
     """Weights whose activations, norms and attention patterns have the sizes of a trained model."""
     random = torch.Generator().manual_seed(0)
@@ -95,7 +189,9 @@ def _drawn(config: Any) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         values = torch.randn(shape, generator=random)
         if len(shape) == 1 and name.endswith("norm.weight"):
-            weights[name] = 1 + values.abs() / 3
+            weights[name] = (0 if config.norm_offset else 1) + values.abs() / 3
+        elif name.endswith("sinks"):
+            weights[name] = values
         elif len(shape) == 1:
             weights[name] = values / 10
         elif "embed" in name:

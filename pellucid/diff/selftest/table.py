@@ -22,6 +22,18 @@ def markdown(table: Table) -> str:
     return "\n".join(parts)
 
 
+def by_fault(table: Table) -> str:
+    """One line per fault: where and what it is, on which models, and how many of them were told."""
+    lines = ["| fault | cause | models | found and named |", "|---|---|---|---|"]
+    faults = [row for row in table.rows if not row.control]
+    for name in dict.fromkeys(row.fault for row in faults):
+        here = [row for row in faults if row.fault == name]
+        models = ", ".join(dict.fromkeys(row.model.removesuffix("-like") for row in here))
+        right = f"{sum(row.right for row in here)} of {len(here)}"
+        lines.append(f"| {name} | {here[0].cause} | {models} | {right} |")
+    return "\n".join([*lines, ""])
+
+
 def mark(row: Row) -> str:
     """What became of a fault: found, hidden by rounding, or what was said instead."""
     if row.control:

@@ -63,7 +63,7 @@ def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[s
             parts = upright.chunk(len(entry.parameters))
             found |= dict(zip(entry.parameters, parts, strict=True))
         bias = entry.stored.removesuffix("weight") + "bias"
-        if config.family == "llama" and bias in state:  # Qwen2: of q, k and v, but not of o
+        if len(entry.parameters) == 1 and bias in state:  # Qwen2: of q, k and v, but not of o
             found[entry.parameters[0].removesuffix("weight") + "bias"] = state[bias]
     head = state.get("lm_head.weight")
     if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):

@@ -7,8 +7,8 @@ parentheses where the axes are not ours:
     transformer.h.{N}.attn.c_attn: layers.{N}.attn.q (B T H*D) | layers.{N}.attn.k (B T H*D) | …
 
 A joined tensor names its parts in order, along the last axis. Entries stand at the top level, or
-under ``tensors``, ``gpt2`` and ``llama`` where families differ; ``sizes`` states numbers that no
-shape tells, such as ``H``.
+under ``tensors``, ``gpt2`` and ``llama`` where their module names differ; ``sizes`` states numbers
+that no shape tells, such as ``H``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pellucid.diff.sides.transformers import place_in_pass
 from pellucid.trace import Trace
 
 _TARGET = re.compile(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*")
-_FAMILIES = ("gpt2", "llama")
+_SECTIONS = ("gpt2", "llama")  # whose module names a section of a map is about
 
 
 class UnknownNames(ValueError):
@@ -119,8 +119,18 @@ class NameMap:
         return Trace(ordered, {**recorded.meta, "name_map": self.label, "unmapped": unmapped})
 
 
-def load_map(source: str | Path, family: str | None = None) -> NameMap:
-    """A shipped map by its name, or a YAML file; entries of another `family` are left out.
+def section_of(config: Any) -> str | None:
+    """Which section of a map a model's names are in: GPT-2's where positions are learned.
+
+    None without a config.
+    """
+    if config is None:
+        return None
+    return "gpt2" if graph.has(config, "pos_embed") else "llama"
+
+
+def load_map(source: str | Path, section: str | None = None) -> NameMap:
+    """A shipped map by its name, or a YAML file; entries of another `section` are left out.
 
     ValueError where there is none, or where the file is no name map.
     """
@@ -134,10 +144,10 @@ def load_map(source: str | Path, family: str | None = None) -> NameMap:
         raise ValueError(
             f"no name map {str(source)!r}: expected {', '.join(sorted(shipped))}, or a YAML file"
         )
-    return read_map(text, str(source), family)
+    return read_map(text, str(source), section)
 
 
-def read_map(text: str, label: str, family: str | None = None) -> NameMap:
+def read_map(text: str, label: str, section: str | None = None) -> NameMap:
     """A name map from YAML text."""
     import yaml
 
@@ -154,12 +164,12 @@ def read_map(text: str, label: str, family: str | None = None) -> NameMap:
     if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
         raise ValueError(f"name map {label}: expected sizes such as {{H: 32}}, not {sizes}")
     stated.pop("about", None)
-    sections = {key: stated.pop(key, None) or {} for key in ("tensors", *_FAMILIES)}
+    sections = {key: stated.pop(key, None) or {} for key in ("tensors", *_SECTIONS)}
     entries: dict[str, tuple[Target, ...]] = {}
-    for key, section in {**sections, "": stated}.items():
-        if key in _FAMILIES and family not in (None, key):
+    for key, entered in {**sections, "": stated}.items():
+        if key in _SECTIONS and section not in (None, key):
             continue
-        for pattern, targets in section.items():
+        for pattern, targets in entered.items():
             entries[str(pattern)] = tuple(_targets(str(pattern), str(targets), label))
     return NameMap(label=label, entries=entries, sizes=sizes)
 
@@ -184,10 +194,10 @@ def _targets(pattern: str, text: str, label: str) -> Iterator[Target]:
         yield Target(name=name, layout=layout)
 
 
-def guess_map(recorded: Trace, family: str | None = None) -> NameMap | None:
+def guess_map(recorded: Trace, section: str | None = None) -> NameMap | None:
     """The shipped map that knows most of a recording's names, or None where none knows any."""
-    families = [family] if family else ["llama", "gpt2"]
-    candidates = [load_map(name, each) for name in sorted(_shipped()) for each in families]
+    about = [section] if section else ["llama", "gpt2"]
+    candidates = [load_map(name, each) for name in sorted(_shipped()) for each in about]
     best = max(candidates, key=lambda candidate: candidate.knows(recorded))
     return best if best.knows(recorded) else None
 

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from pellucid import graph, names
-from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map
+from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map, section_of
 from pellucid.trace import Trace
 
 ALIGNMENT = 64  # bytes: where torch's own tensors begin
 _PROJECTED = ("attn.q", "attn.k", "attn.v")  # and q_rotated, k_rotated
 # With left padding these have an axis for the batch too; without it, foreign ones may.
-_LOOSE = ("positions", "mask", "rope.cos", "rope.sin", "pos_embed", "tokens")
+_LOOSE = (
+    "positions", "mask", "window_mask", "rope.cos", "rope.sin", "second_rope.cos",
+    "second_rope.sin", "pos_embed", "tokens",
+)  # fmt: skip
 
 
 def load_recording(path: str | Path) -> Trace:
@@ -59,7 +62,7 @@ def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = N
     if not recorded:
         raise ValueError(f"{label}: the trace is empty: nothing can be compared")
     own = [name for name in recorded if graph.known(name) and names.without_step(name) != "tokens"]
-    chosen = name_map or guess_map(recorded, getattr(config, "family", None))
+    chosen = name_map or guess_map(recorded, section_of(config))
     if name_map is None and chosen is not None and chosen.knows(recorded) <= len(own):
         chosen = None
     if chosen is not None and chosen.knows(recorded):

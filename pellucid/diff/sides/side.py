@@ -12,7 +12,7 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.models import Cache
 from pellucid.models.quantised import FullWeights, is_quantised
-from pellucid.numerics import Dialect, dialect
+from pellucid.numerics import ROUNDINGS, Dialect, dialect
 from pellucid.trace import Trace, set_step, trace
 
 Batch = Sequence[Sequence[int]]  # token ids; rows of different length are padded on the left
@@ -166,10 +166,11 @@ def from_trace(seen: Trace, label: str) -> Side:
     stated = getattr(torch, str(seen.meta.get("dtype", "")), None)
     held = {tensor.dtype for tensor in seen.values() if tensor.is_floating_point()}
     coarsest = max(held, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-    family, spoken = seen.meta.get("family"), seen.meta.get("dialect")
+    spoken = seen.meta.get("dialect")
+    rounding = seen.meta.get("rounding", seen.meta.get("family"))
     return Side(
         label=label,
         dtype=stated if isinstance(stated, torch.dtype) else coarsest,
-        dialect=dialect(spoken, family) if spoken and family in ("llama", "gpt2") else None,
+        dialect=dialect(spoken, rounding) if spoken and rounding in ROUNDINGS else None,
         recorded=seen,
     )

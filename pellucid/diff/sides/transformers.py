@@ -13,7 +13,6 @@ What an implementation does not show is absent, never computed here.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,40 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import graph, names
-from pellucid.diff.replay.statistics import MASKED
+from pellucid.diff.sides.attention_calls import Call, implementation, wrapped
+from pellucid.diff.sides.module_names import (
+    HEAD_NORMS,
+    HEADS_IN,
+    HEADS_OUT,
+    inputs,
+    outputs,
+    submodule,
+)
 from pellucid.diff.sides.side import Batch, Side, pad_left
 from pellucid.numerics import dialect
 from pellucid.trace import Trace
-
-# Path below a block -> name of what comes out there, or of what goes in.
-_OUTPUTS = {
-    "input_layernorm": "attn_norm",
-    "ln_1": "attn_norm",
-    "self_attn": "attn_out",
-    "attn": "attn_out",
-    "post_attention_layernorm": "mlp_norm",
-    "ln_2": "mlp_norm",
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.act_fn": "mlp.act",
-    "mlp.c_fc": "mlp.pre",
-    "mlp.act": "mlp.act",
-    "mlp": "mlp_out",
-    "": "resid_post",
-}
-_INPUTS = {
-    "": "resid_pre",
-    "post_attention_layernorm": "resid_mid",
-    "ln_2": "resid_mid",
-    "mlp.down_proj": "mlp.hidden",
-}
-# Heads lie side by side in these, (B, T, heads · D).
-_HEADS_OUT = {
-    "self_attn.q_proj": "attn.q",
-    "self_attn.k_proj": "attn.k",
-    "self_attn.v_proj": "attn.v",
-}
-_HEADS_IN = {"self_attn.o_proj": "attn.z", "attn.c_proj": "attn.z"}
 
 
 def from_transformers(
@@ -71,8 +48,8 @@ def from_transformers(
     tokenizer        anything with ``encode(text) -> ids`` and maybe ``bos_token_id``
     config, weights  the model's, in our terms, where the caller can state them
 
-    GPT-2, Llama, and models whose modules carry the same names (Mistral, Qwen2, …). ValueError for
-    a model whose blocks are called otherwise.
+    GPT-2, Llama, and models whose modules carry the same names (Mistral, Qwen 3, Gemma 2, …).
+    ValueError for a model whose blocks are called otherwise.
     """
     blocks = blocks_of(model, label)
     gpt2 = hasattr(model.base_model, "wpe")
@@ -87,7 +64,7 @@ def from_transformers(
         label=label,
         dtype=model.dtype,
         config=config,
-        dialect=dialect("hf", "gpt2" if gpt2 else "llama"),
+        dialect=dialect("hf", getattr(config, "rounding", "gpt2" if gpt2 else "llama")),
         weights=weights,
         encode=None if tokenizer is None else lambda text: list(tokenizer.encode(text)),
         bos_id=getattr(tokenizer, "bos_token_id", None),
@@ -130,6 +107,7 @@ def _drive(model: Any, rows: Batch, steps: int, watch: ForeignWatch) -> None:
         watch.keep("tokens", tokens)
         out = model(tokens, **given)
         watch.seen += tokens.shape[1]
+        watch.finish(out)
         if step == steps:
             return
         cache, tokens = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
@@ -157,6 +135,15 @@ class ForeignWatch:
         if instead or name not in self.kept:
             self.kept[name] = tensor.detach(), tensor._version
 
+    def finish(self, output: Any) -> None:
+        """The model's own logits; what its head returned is another tensor where they differ."""
+        logits, raw = getattr(output, "logits", None), self.named("raw_logits")
+        if logits is None or raw not in self.kept:
+            return
+        self.keep("logits", logits)
+        if torch.equal(self.kept[raw][0], logits):
+            del self.kept[raw]
+
     def shape(self, name: str) -> torch.Size | None:
         """Shape of what was recorded under a name in this step."""
         held = self.kept.get(self.named(name))
@@ -181,18 +168,26 @@ class ForeignWatch:
                 module for block in self.blocks for module in block.children() if _attends(module)
             ]
             for place, key in {
-                (id(place), key): (place, key) for place, key in map(_implementation, attentions)
+                (id(place), key): (place, key) for place, key in map(implementation, attentions)
             }.values():
-                stack.enter_context(_wrapped(place, key, self._attention))
+                stack.enter_context(wrapped(place, key, self._attention))
             yield
 
     def _handles(self) -> Iterator[Any]:
         base = self.model.base_model
-        ends = {"embed_tokens": "embed", "wte": "embed", "norm": "final_norm", "ln_f": "final_norm"}
+        table = submodule(base, "embed_tokens")
+        scales = any(hasattr(table, name) for name in ("embed_scale", "scalar_embed_scale"))
+        ends = {
+            "embed_tokens": "embed_scaled" if scales else "embed",
+            "wte": "embed",
+            "norm": "final_norm",
+            "ln_f": "final_norm",
+            "final_layernorm": "final_norm",
+        }
         for path, name in ends.items():
             yield from _on_output(base, path, self._keeper(name))
         if self.model is not base:
-            yield from _on_output(self.model, "lm_head", self._keeper("logits"))
+            yield from _on_output(self.model, "lm_head", self._keeper("raw_logits"))
         yield from _on_input(base, "wpe", lambda x: self.keep("positions", _shared(x, 1)))
         yield from _on_output(base, "wpe", lambda x: self.keep("pos_embed", _shared(x, 2)))
         if hasattr(base, "rotary_emb"):
@@ -200,18 +195,41 @@ class ForeignWatch:
         width = _head_dim(self.model.config)
         for layer, block in enumerate(self.blocks):
             for paths, on, head_dim in (
-                (_OUTPUTS, _on_output, 0),
-                (_INPUTS, _on_input, 0),
-                (_HEADS_OUT, _on_output, width),
-                (_HEADS_IN, _on_input, width),
+                (outputs(block), _on_output, 0),
+                (inputs(block), _on_input, 0),
+                (HEADS_OUT, _on_output, width),
+                (HEADS_IN, _on_input, width),
             ):
                 for path, leaf in paths.items():
                     yield from on(block, path, self._keeper(f"layers.{layer}.{leaf}", head_dim))
+            for path, leaf in HEAD_NORMS.items():
+                keep = self._normed(f"layers.{layer}.{leaf}", width)
+                yield from _on_output(block, path, keep)
             yield from _on_output(block, "attn.c_attn", self._joined(layer, width))
 
     def _keeper(self, name: str, head_dim: int = 0) -> Keep:
         def keep(x: Tensor) -> None:
             self.keep(name, _heads(x, head_dim) if head_dim else x)
+
+        return keep
+
+    def _normed(self, plain: str, head_dim: int) -> Keep:
+        """Normalised queries or keys: all heads side by side, or heads and tokens in either order.
+
+        Where there are as many tokens as heads, the order that is more like what was normalised.
+        """
+
+        def keep(x: Tensor) -> None:
+            if x.ndim == 3:
+                self.keep(f"{plain}_normed", _heads(x, head_dim))
+                return
+            held = self.kept.get(self.named(plain))
+            if held is None or x.ndim != 4:
+                return
+            choices = [y for y in (x.transpose(1, 2), x) if y.shape == held[0].shape]
+            if choices:
+                alike = [float((y.detach().double() * held[0].double()).sum()) for y in choices]
+                self.keep(f"{plain}_normed", choices[alike.index(max(alike))])
 
         return keep
 
@@ -228,17 +246,20 @@ class ForeignWatch:
         positions = named.get("position_ids", arguments[1] if len(arguments) > 1 else None)
         if isinstance(positions, Tensor) and positions.ndim == 2:
             self.keep("positions", _shared(positions, 1))
+        kind = named.get("layer_type", arguments[2] if len(arguments) > 2 else None)
+        which = "second_rope" if isinstance(kind, str) and "sliding" in kind else "rope"
         for leaf, table in zip(("cos", "sin"), output, strict=True):
             first, second = table.chunk(2, dim=-1)  # (B, T, D/2) twice, for the two halves of q
             if table.ndim == 3 and torch.equal(first, second):
-                self.keep(f"rope.{leaf}", _shared(first, 2))
+                self.keep(f"{which}.{leaf}", _shared(first, 2))
 
-    def _attention(self, call: _Call, result: Any) -> None:
+    def _attention(self, call: Call, result: Any) -> None:
         """What the attention function was given, and what it returns."""
         layer = self.layers.get(id(call.module))
         if layer is None or not isinstance(result, tuple):
             return
-        block, rotated = f"layers.{layer}.attn.", "" if self.gpt2 else "_rotated"
+        last = "_normed" if hasattr(call.module, "query_layernorm") else "_rotated"
+        block, rotated = f"layers.{layer}.attn.", "" if self.gpt2 else last
         passes = call.query.shape[2]
         self.keep(f"{block}q{rotated}", call.query, instead=self.gpt2)
         if call.key.shape[2] == self.seen + passes:
@@ -248,83 +269,13 @@ class ForeignWatch:
                 self.keep(f"{block}k{rotated}", k, instead=self.gpt2)
                 self.keep(f"{block}v", v, instead=True)
         mask = call.allowed()
-        if mask is not None:
-            self.keep("mask", mask)
+        if mask is not None and mask.shape[-1] == self.seen + passes:
+            self.keep("window_mask" if call.window else "mask", mask)
         out, pattern = result[:2]
         if isinstance(pattern, Tensor) and pattern.ndim == 4:
             self.keep(f"{block}pattern", pattern)
         if out.ndim == 4:
             self.keep(f"{block}z", out.transpose(1, 2))  # it returns (B, T, H, D)
-
-
-class _Call:
-    """One call of an attention function: q (B, H, T, D), k and v (B, Hkv, S, D), mask."""
-
-    def __init__(self, key: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        order = ("module", "query", "key", "value", "attention_mask")
-        given = {**dict(zip(order, arguments, strict=False)), **named}
-        self.module, self.query = given["module"], given["query"]
-        self.key, self.value = given["key"], given["value"]
-        self._mask, self._implementation = given.get("attention_mask"), key
-        self._causal = given.get("is_causal")
-
-    def allowed(self) -> Tensor | None:
-        """True = may look, (T, S), or (B, 1, T, S) where rows differ; None where nothing says."""
-        passes, seen = self.query.shape[2], self.key.shape[2]
-        mask = self._mask
-        if mask is None:
-            everyone = torch.ones(passes, seen, dtype=torch.bool, device=self.query.device)
-            if self._implementation == "eager":
-                return everyone
-            if self._implementation != "sdpa":
-                return None
-            causal = self._causal
-            causal = getattr(self.module, "is_causal", True) if causal is None else causal
-            return everyone.tril() if causal and passes > 1 else everyone
-        if mask.ndim != 4:
-            return None
-        allowed = (mask if mask.dtype == torch.bool else mask > MASKED)[..., :seen]
-        alike = bool((allowed == allowed[:1, :1]).all())
-        return allowed[0, 0] if alike else allowed
-
-
-def _implementation(attention: nn.Module) -> tuple[Any, str]:
-    """Where the attention function that a module is going to call stands: a mapping, and its key.
-
-    transformers looks it up by the config's ``_attn_implementation`` in its table, and takes
-    ``eager_attention_forward`` of the file that defines the module where the table has none.
-    """
-    space = getattr(inspect.unwrap(attention.forward), "__globals__", {})
-    key = getattr(attention.config, "_attn_implementation", None) or "eager"
-    table = space.get("ALL_ATTENTION_FUNCTIONS", {})
-    return (table, key) if key in table else (space, "eager_attention_forward")
-
-
-@contextmanager
-def _wrapped(place: Any, key: str, observe: Callable[[_Call, Any], None]) -> Iterator[None]:
-    """`observe` each call of the function ``place[key]`` for as long as the context lasts."""
-    if key not in place:
-        yield
-        return
-    original = place[key]
-    spoken = "eager" if key == "eager_attention_forward" else key
-
-    def watched(*arguments: Any, **named: Any) -> Any:
-        result = original(*arguments, **named)
-        observe(_Call(spoken, arguments, named), result)
-        return result
-
-    # The table has a layer of its own over the library's: take the entry out again there.
-    own = getattr(place, "_local_mapping", place)
-    held = key in own
-    place[key] = watched
-    try:
-        yield
-    finally:
-        if held:
-            place[key] = original
-        else:
-            del place[key]
 
 
 Keep = Callable[[Tensor], None]
@@ -334,7 +285,7 @@ def _on_output(root: nn.Module, path: str, keep: Keep) -> Iterator[Any]:
     def hook(module: nn.Module, arguments: Any, output: Any) -> None:
         keep(output[0] if isinstance(output, tuple) else output)
 
-    module = _submodule(root, path)
+    module = submodule(root, path)
     if module is not None:
         yield module.register_forward_hook(hook)
 
@@ -345,16 +296,9 @@ def _on_input(root: nn.Module, path: str, keep: Keep) -> Iterator[Any]:
         if isinstance(given, Tensor):
             keep(given)
 
-    module = _submodule(root, path)
+    module = submodule(root, path)
     if module is not None:
         yield module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _submodule(root: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _attends(module: nn.Module) -> bool:

@@ -6,7 +6,8 @@
 | kernels.h | a matrix times a few vectors, for AVX-512, AVX2, NEON and anything else |
 | build.py | compiles them once for this processor |
 | kept.py | keeps what was compiled, and loads nothing else |
-| decoder.py | hands the model's tensors to the library, and a step's logits back |
+| structures.py | the model's tensors and features, as decode.c reads them |
+| decoder.py | which models it can run; a step's tokens in, its logits out |
 | recording.py | a step's own tensors, under the names of a trace |
 | pages.py | moves matrices to large memory pages, once that pays |
 """

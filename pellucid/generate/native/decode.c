@@ -1,4 +1,4 @@
-/* One step of a Llama or GPT-2: a few tokens per row in, logits out, the KV cache grown by them.
+/* One step of a decoder (models/decoder.py): a few tokens per row in, logits out, the KV cache grown by them.
  *
  *   embed ─┬─ norm ─ q k v ─┃─ attention ─┃─ o ─ + ─┃─┬─ norm ─ gate up ─┃─ down ─ + ─┃─ … ─ norm ─ unembed
  *          └────────────────────────────────────────┘ └────────────────────────────────┘
@@ -7,6 +7,9 @@
  * matrix, or the heads, are handed out in pieces. Weights and cache are the tensors PyTorch holds:
  * nothing is copied. Activations are float32 here, rounded to the model's dtype wherever the PyTorch
  * code rounds, so both paths differ only in the order of their sums.
+ *
+ * In what models differ stands in `Model` and `Layer`: a NULL pointer is a part that a model has not.
+ * What is decided by them is decided once per layer, head or piece, never within a loop over numbers.
  *
  * Plain C with pthreads; knows nothing of Python or PyTorch.
  */
@@ -18,27 +21,48 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-enum { GELU_TANH, GELU_COMPOSED, GELU_ERF };
+enum { SILU, GELU_TANH, GELU_COMPOSED, GELU_ERF, RELU_SQUARED };
+enum { RMS, RMS_WIDE, LAYER }; /* WIDE: times the weight before the result is rounded */
+enum { QUERIES, KEYS, VALUES };
+enum { PROJECT, NORM_WHOLE, ATTEND, ADD_ATTENTION, GATE_AND_UP, ADD_MLP, PHASES }; /* of a layer */
 enum { MOST = 64, SPINS = 1 << 14 };
 enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vectors pass; read while waiting */
 
-/* What a step records for whoever traces it, in the order of _LEAVES in recording.py. */
-enum { RESID_PRE, ATTN_NORM, Q, K, V, Q_ROTATED, K_ROTATED, Z, ATTN_OUT, RESID_MID, MLP_NORM,
-       GATE, UP, ACT, HIDDEN, MLP_OUT, RESID_POST, LEAVES };
+/* What a step records for a trace, in the order of LEAVES in recording.py. */
+enum { EMBED, EMBED_NORMED, EMBED_SCALED, RESID_PRE, ATTN_NORM, Q, K, V, Q_NORMED, K_NORMED, Q_ROTATED,
+       K_ROTATED, Z, ATTN_PRODUCT, ATTN_OUT, RESID_MID, MLP_NORM, PRE, GATE, UP, ACT, HIDDEN, MLP_PRODUCT,
+       MLP_OUT, RESID_POST, FINAL_NORM, RAW_LOGITS, LEAVES };
 
 typedef struct {
-    Matrix q, k, v, o, gate, up, down; /* GPT-2 has no gate: `up` is its `mlp.up_proj` */
-    const float *attn_norm, *attn_norm_bias, *mlp_norm, *mlp_norm_bias; /* (width) */
+    const float *weight, *bias; /* ones and zeros where the model has none */
+    int32_t kind;
+} Norm;
+
+typedef struct {
+    const float *cos, *sin; /* (positions, width / 2) */
+    int32_t width;          /* how many components of a head are turned, the first ones */
+} Rope;
+
+typedef struct {
+    Matrix q, k, v, o, gate, up, down;            /* without weights in `gate`: down(act(up)) */
+    const Norm *attn_norm, *attn_out_norm, *mlp_norm, *mlp_out_norm; /* before and after, or NULL */
+    const Norm *q_norm, *k_norm;                  /* or NULL */
+    const Rope *rope;                             /* NULL: queries and keys are not turned */
+    const float *sinks;                           /* (n_heads) or NULL */
+    int64_t window;                               /* tokens in view, itself included; 0: all */
 } Layer;
 
 typedef struct {
     int32_t n_layers, width, n_heads, n_kv_heads, head_dim, hidden_width, vocab_size;
-    int32_t is_llama, dtype, rope_in_x, gelu;
-    float norm_eps;
+    int32_t dtype, activation;
+    int32_t rope_in_x;                   /* RoPE rounds each product to dtype */
+    int32_t qk_norm_whole, qk_norm_last; /* all heads together; after RoPE */
+    int32_t parallel;                    /* attention and MLP read the same normed stream */
+    float norm_eps, qkv_clip, score_scale, score_cap;              /* clip, caps: 0 for none */
+    float embed_scale, residual_scale, logit_scale, logit_cap;     /* scales: 1 for none */
     Matrix embed, unembed;
-    const float *pos_embed;          /* (context, width), GPT-2 */
-    const float *norm, *norm_bias;   /* (width) */
-    const float *cos, *sin;          /* (context, head_dim / 2), Llama */
+    const float *pos_embed;        /* (context, width) or NULL */
+    const Norm *embed_norm, *norm; /* the first one or NULL */
     const Layer *layers;
 } Model;
 
@@ -49,12 +73,12 @@ typedef struct {
     int64_t seen, capacity;   /* tokens in the cache before this step, and its room */
     void *const *keys, *const *values; /* per layer (rows, n_kv_heads, capacity, head_dim), model's dtype */
     float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
-    float *const *recorded;   /* LEAVES pointers to (n_layers, batch, that leaf's width), or NULL */
-    float *embedded, *final;  /* (batch, width), if recorded */
+    float *const *recorded;   /* LEAVES pointers to (layers, batch, that leaf's width) or NULL; or NULL */
 } Step;
 
 typedef struct {
     Vector *x;       /* (MOST) this thread's own inputs of a product */
+    float *stream;   /* (MOST, width) the shared one; a copy of its own where a norm comes before + */
     float *scores;   /* (score_room) */
     int64_t score_room;
     int64_t phase, from, to; /* the piece of a phase this thread is at */
@@ -65,7 +89,7 @@ typedef struct Decoder {
     int n_threads;
     pthread_t *threads;
     Scratch *scratch;                 /* per thread */
-    float *stream, *q, *z, *out, *hidden, *gate, *kv; /* (MOST, …) shared */
+    float *stream, *q, *k, *v, *z, *out, *hidden, *gate; /* (MOST, …) shared */
     const Step *step;
     atomic_int arrived, generation, begun, ended;
     atomic_llong *handed;             /* per phase: units handed out */
@@ -150,27 +174,37 @@ INLINE float rounded(int dtype, float x) {
                                                     : from_float16(to_float16(x));
 }
 
-static void rms_norm(const Model *m, const float *x, const float *weight, float *out) {
+static void rms_norm(const Model *m, const Norm *norm, int n, const float *x, float *out) {
+    const float *weight = norm->weight;
     double squares = 0;
-    for (int i = 0; i < m->width; i++) squares += (double)x[i] * x[i];
-    float scale = 1.0f / sqrtf((float)(squares / m->width) + m->norm_eps);
-    for (int i = 0; i < m->width; i++)
-        out[i] = rounded(m->dtype, rounded(m->dtype, x[i] * scale) * weight[i]);
+    for (int i = 0; i < n; i++) squares += (double)x[i] * x[i];
+    float scale = 1.0f / sqrtf((float)(squares / n) + m->norm_eps);
+    if (norm->kind == RMS_WIDE)
+        for (int i = 0; i < n; i++) out[i] = rounded(m->dtype, x[i] * scale * weight[i]);
+    else
+        for (int i = 0; i < n; i++)
+            out[i] = rounded(m->dtype, rounded(m->dtype, x[i] * scale) * weight[i]);
 }
 
-static void layer_norm(const Model *m, const float *x, const float *weight, const float *bias, float *out) {
+static void layer_norm(const Model *m, const Norm *norm, int n, const float *x, float *out) {
+    const float *weight = norm->weight, *bias = norm->bias;
     double sum = 0, squares = 0;
-    for (int i = 0; i < m->width; i++) sum += x[i];
-    float mean = (float)(sum / m->width);
-    for (int i = 0; i < m->width; i++) squares += (double)(x[i] - mean) * (x[i] - mean);
-    float scale = 1.0f / sqrtf((float)(squares / m->width) + m->norm_eps);
-    for (int i = 0; i < m->width; i++)
+    for (int i = 0; i < n; i++) sum += x[i];
+    float mean = (float)(sum / n);
+    for (int i = 0; i < n; i++) squares += (double)(x[i] - mean) * (x[i] - mean);
+    float scale = 1.0f / sqrtf((float)(squares / n) + m->norm_eps);
+    for (int i = 0; i < n; i++)
         out[i] = rounded(m->dtype, (x[i] - mean) * scale * weight[i] + bias[i]);
 }
 
-static void normalise(const Model *m, const float *x, const float *weight, const float *bias, float *out) {
-    if (m->is_llama) rms_norm(m, x, weight, out);
-    else layer_norm(m, x, weight, bias, out);
+/* n numbers, normalised; `out` may be `x`. */
+static void normalise(const Model *m, const Norm *norm, int n, const float *x, float *out) {
+    if (norm->kind == LAYER) layer_norm(m, norm, n, x, out);
+    else rms_norm(m, norm, n, x, out);
+}
+
+static void scale_by(const Model *m, float factor, float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(m->dtype, x[i] * factor);
 }
 
 INLINE v silu(v x) { return x / (1.0f + exponential(-x)); }
@@ -181,19 +215,52 @@ INLINE v gelu_tanh(v x) {
     return x / (1.0f + exponential(-2.0f * u));
 }
 
+INLINE v relu_squared(v x) {
+    v cut = (v)((vi)x & (x > 0));
+    return cut * cut;
+}
+
 /* The other forms: exact, and composed of operations that each round to the model's dtype. */
 static float gelu(const Model *m, float x) {
     int t = m->dtype;
-    if (m->gelu == GELU_ERF) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    if (m->activation == GELU_ERF) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     float cube = rounded(t, x * x * x);
     float inner = rounded(t, 0.79788456080286536f * rounded(t, x + rounded(t, 0.044715f * cube)));
     return rounded(t, 0.5f * x) * rounded(t, 1.0f + rounded(t, tanhf(inner)));
 }
 
-/* Turn the pairs (i, i + head_dim / 2) of one head by the angles of a position. */
-static void rotate(const Model *m, float *x, int64_t position) {
-    int half = m->head_dim / 2, t = m->dtype;
-    const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+static void activate(const Model *m, float *x, int64_t n) {
+    if (m->activation == SILU) EACH_VECTOR(x, n, silu)
+    else if (m->activation == GELU_TANH) EACH_VECTOR(x, n, gelu_tanh)
+    else if (m->activation == RELU_SQUARED) EACH_VECTOR(x, n, relu_squared)
+    else for (int64_t i = 0; i < n; i++) x[i] = gelu(m, x[i]);
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(m->dtype, x[i]);
+}
+
+/* Cephes' polynomial near 0, where the other form would cancel. */
+INLINE v hyperbolic_tangent(v x) {
+    vi sign = (vi)x & (int32_t)0x80000000;
+    v size = (v)((vi)x ^ sign), square = x * x;
+    v p = -5.70498872745e-3f * square + 2.06390887954e-2f;
+    p = p * square - 5.37397155531e-2f;
+    p = p * square + 1.33314422036e-1f;
+    p = p * square - 3.33332819422e-1f;
+    v near = p * square * x + x, far = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+    vi is_near = size < (v){0} + 0.625f;
+    return (v)(((vi)near & is_near) | (((vi)far | sign) & ~is_near));
+}
+
+/* c · tanh(x / c), each operation rounded. */
+static void cut_softly(const Model *m, float cap, float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(m->dtype, x[i] / cap);
+    EACH_VECTOR(x, n, hyperbolic_tangent)
+    for (int64_t i = 0; i < n; i++) x[i] = rounded(m->dtype, rounded(m->dtype, x[i]) * cap);
+}
+
+/* Turn the pairs (i, i + width / 2) of one head by the angles of a position. */
+static void rotate(const Model *m, const Rope *rope, float *x, int64_t position) {
+    int half = rope->width / 2, t = m->dtype;
+    const float *cos = rope->cos + position * half, *sin = rope->sin + position * half;
     for (int i = 0; i < half; i++) {
         float a = x[i], b = x[i + half];
         if (m->rope_in_x) {
@@ -239,7 +306,7 @@ static void look_up(const Matrix *m, int64_t row, float *out) {
 static void record(Decoder *d, int leaf, int layer, int64_t width, int row, int64_t place,
                    const float *x, int64_t n) {
     const Step *s = d->step;
-    if (s->recorded)
+    if (s->recorded && s->recorded[leaf])
         memcpy(s->recorded[leaf] + (layer * s->batch + row) * width + place, x, n * sizeof *x);
 }
 
@@ -250,47 +317,102 @@ static int64_t column_of(const Step *s, int b) { return s->seen + b % s->length;
 
 static int64_t position_of(const Step *s, int b) {
     int64_t position = column_of(s, b) - s->starts[row_of(s, b)];
-    return position > 0 ? position : 0; /* padding, which nobody looks at */
+    return position > 0 ? position : 0; /* padding, which no token looks at */
 }
 
 static void add_bias(const Model *m, const Matrix *w, int64_t first, int64_t last, float *out) {
     for (int64_t r = first; r < last; r++) out[r] = rounded(m->dtype, out[r] + (w->bias ? w->bias[r] : 0));
 }
 
-/* Head `unit` of q, k and v side by side: project, rotate, and put k and v into the cache. */
+static void clip(const Model *m, float *x, int n) {
+    for (int i = 0; i < n; i++) x[i] = x[i] > m->qkv_clip ? m->qkv_clip : x[i] < -m->qkv_clip ? -m->qkv_clip : x[i];
+}
+
+/* One token's key or value of a head, into `cache`, a layer's keys or values. */
+static void cache_head(Decoder *d, void *cache, int b, int head, const float *x) {
+    const Model *m = d->model;
+    const Step *s = d->step;
+    int64_t place = ((int64_t)row_of(s, b) * m->n_kv_heads + head) * s->capacity + column_of(s, b);
+    store(m->dtype, cache, place * m->head_dim, x, m->head_dim);
+}
+
+/* One token's queries or keys of `count` heads from `head` on, x (count, head_dim), as attention reads them:
+ * normalised and turned, in the model's order; keys go into the cache. */
+static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int count, float *x) {
+    const Model *m = d->model;
+    const Layer *l = &m->layers[layer];
+    const Step *s = d->step;
+    const Norm *norm = kind == QUERIES ? l->q_norm : l->k_norm;
+    int D = m->head_dim, n = count * D, normed = m->qk_norm_whole ? n : D;
+    int64_t width = (int64_t)(kind == QUERIES ? m->n_heads : m->n_kv_heads) * D, place = (int64_t)head * D;
+    for (int last = 0; last < 2; last++) { /* the norm before RoPE, or after it */
+        if (norm && m->qk_norm_last == last) {
+            for (int i = 0; i < n; i += normed) normalise(m, norm, normed, x + i, x + i);
+            record(d, kind == QUERIES ? Q_NORMED : K_NORMED, layer, width, b, place, x, n);
+        }
+        if (l->rope && last == 0) {
+            for (int i = 0; i < n; i += D) rotate(m, l->rope, x + i, position_of(s, b));
+            record(d, kind == QUERIES ? Q_ROTATED : K_ROTATED, layer, width, b, place, x, n);
+        }
+    }
+    if (kind == KEYS)
+        for (int i = 0; i < count; i++) cache_head(d, s->keys[layer], b, head + i, x + i * D);
+}
+
+/* Head `unit` of q, k and v side by side: project, normalise and turn; k and v go into the cache. */
 static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
-    int D = m->head_dim, kind = unit < m->n_heads ? 0 : unit < m->n_heads + m->n_kv_heads ? 1 : 2;
-    int head = unit - (kind > 0) * m->n_heads - (kind > 1) * m->n_kv_heads;
-    const Matrix *w = kind == 0 ? &l->q : kind == 1 ? &l->k : &l->v;
-    int64_t width = (int64_t)(kind ? m->n_kv_heads : m->n_heads) * D;
-    float *to = kind == 0 ? d->q : d->kv + (kind - 1) * MOST * (int64_t)m->n_kv_heads * D;
-    multiply(w, (int64_t)head * D, (int64_t)(head + 1) * D, x, s->batch, to, width);
+    int D = m->head_dim, kind = unit < m->n_heads ? QUERIES : unit < m->n_heads + m->n_kv_heads ? KEYS : VALUES;
+    int head = unit - (kind > QUERIES) * m->n_heads - (kind > KEYS) * m->n_kv_heads;
+    const Matrix *w = kind == QUERIES ? &l->q : kind == KEYS ? &l->k : &l->v;
+    int64_t width = (int64_t)(kind == QUERIES ? m->n_heads : m->n_kv_heads) * D, place = (int64_t)head * D;
+    float *to = kind == QUERIES ? d->q : kind == KEYS ? d->k : d->v;
+    multiply(w, place, place + D, x, s->batch, to, width);
     for (int b = 0; b < s->batch; b++) {
-        float *mine = to + b * width + (int64_t)head * D;
-        add_bias(m, w, (int64_t)head * D, (int64_t)(head + 1) * D, to + b * width);
-        record(d, kind == 0 ? Q : kind == 1 ? K : V, layer, width, b, (int64_t)head * D, mine, D);
-        if (kind < 2 && m->is_llama) {
-            rotate(m, mine, position_of(s, b));
-            record(d, kind ? K_ROTATED : Q_ROTATED, layer, width, b, (int64_t)head * D, mine, D);
-        }
-        if (kind)
-            store(m->dtype, kind == 1 ? s->keys[layer] : s->values[layer],
-                  (((int64_t)row_of(s, b) * m->n_kv_heads + head) * s->capacity + column_of(s, b)) * D,
-                  mine, D);
+        float *mine = to + b * width + place;
+        add_bias(m, w, place, place + D, to + b * width);
+        if (m->qkv_clip > 0) clip(m, mine, D);
+        record(d, Q + kind, layer, width, b, place, mine, D);
+        if (kind == VALUES) cache_head(d, s->values[layer], b, head, mine);
+        else if (!m->qk_norm_whole) finish_heads(d, layer, kind, b, head, 1, mine);
     }
 }
 
-/* One query head of one token looks at all tokens from its row's start to itself. */
+/* Where scores have a cap or sinks, PyTorch has no fused attention for them: each step rounds. */
+static int rounds_scores(const Model *m, const Layer *l) { return m->score_cap > 0 || l->sinks; }
+
+/* n products q · k of a head -> their softmax; a sink takes a share of it too. */
+static void softmax(const Model *m, const Layer *l, int head, float *scores, int64_t n) {
+    float most = -INFINITY, scale = m->score_scale;
+    double total = 0;
+    if (rounds_scores(m, l)) {
+        for (int64_t i = 0; i < n; i++) scores[i] = rounded(m->dtype, rounded(m->dtype, scores[i]) * scale);
+        if (m->score_cap > 0) cut_softly(m, m->score_cap, scores, n);
+        scale = 1; /* is in them already */
+    }
+    for (int64_t i = 0; i < n; i++) most = scores[i] > most ? scores[i] : most;
+    if (l->sinks && l->sinks[head] > most) most = l->sinks[head];
+    for (int64_t i = 0; i < n; i++) scores[i] = (scores[i] - most) * scale;
+    EACH_VECTOR(scores, n, exponential)
+    for (int64_t i = 0; i < n; i++) total += scores[i];
+    if (l->sinks) total += expf(l->sinks[head] - most);
+    for (int64_t i = 0; i < n; i++) scores[i] = (float)(scores[i] / total);
+    if (rounds_scores(m, l))
+        for (int64_t i = 0; i < n; i++) scores[i] = rounded(m->dtype, scores[i]);
+}
+
+/* One query head of one token looks at the tokens from its row's or its window's start to itself. */
 static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     const Model *m = d->model;
+    const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), row = row_of(s, b);
-    int64_t start = s->starts[row], width = (int64_t)m->n_heads * D;
-    if (start > column_of(s, b)) start = column_of(s, b); /* padding looks at itself */
-    int64_t n = column_of(s, b) + 1 - start;
+    int64_t start = s->starts[row], end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D;
+    if (l->window && start < end - l->window) start = end - l->window;
+    if (start >= end) start = end - 1; /* padding looks at itself */
+    int64_t n = end - start;
     int64_t base = (((int64_t)row * m->n_kv_heads + kv_head) * s->capacity + start) * D;
     int size = m->dtype == FLOAT32 ? 4 : 2;
     const char *values = (const char *)s->values[layer] + base * size;
@@ -299,13 +421,7 @@ static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
     prepare(&keys, q);
     multiply(&keys, 0, n, q, 1, mine->scores, n);
-    float most = -INFINITY, scale = 1.0f / sqrtf((float)D);
-    double total = 0;
-    for (int64_t i = 0; i < n; i++) most = mine->scores[i] > most ? mine->scores[i] : most;
-    for (int64_t i = 0; i < n; i++) mine->scores[i] = (mine->scores[i] - most) * scale;
-    EACH_VECTOR(mine->scores, n, exponential)
-    for (int64_t i = 0; i < n; i++) total += mine->scores[i];
-    for (int64_t i = 0; i < n; i++) mine->scores[i] = (float)(mine->scores[i] / total);
+    softmax(m, l, head, mine->scores, n);
     float *z = d->z + b * width + (int64_t)head * D;
     int whole = D / LANES * LANES;
     for (int j = 0; j < whole; j += LANES) {
@@ -329,35 +445,33 @@ static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     record(d, Z, layer, width, b, (int64_t)head * D, z, D);
 }
 
-/* Rows of gate and up, and what becomes of them. */
-static void mlp_rows(Decoder *d, int layer, int64_t first, int64_t last, const Vector *x) {
+/* Rows of gate and up, and of the hidden layer made of them. */
+static void hidden_rows(Decoder *d, int layer, int64_t first, int64_t last, const Vector *x) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     int64_t F = m->hidden_width, n = last - first;
-    if (m->is_llama) multiply(&l->gate, first, last, x, s->batch, d->gate, F);
+    int gated = l->gate.weights != NULL;
+    if (gated) multiply(&l->gate, first, last, x, s->batch, d->gate, F);
     multiply(&l->up, first, last, x, s->batch, d->hidden, F);
     for (int b = 0; b < s->batch; b++) {
-        float *gate = d->gate + b * F, *up = d->hidden + b * F;
+        float *gate = d->gate + b * F, *up = d->hidden + b * F, *act = (gated ? gate : up) + first;
         add_bias(m, &l->up, first, last, up);
-        record(d, UP, layer, F, b, first, up + first, n);
-        if (m->is_llama) add_bias(m, &l->gate, first, last, gate);
-        else memcpy(gate + first, up + first, n * sizeof *up);
-        record(d, GATE, layer, F, b, first, gate + first, n);
-        if (m->is_llama) EACH_VECTOR(gate + first, n, silu)
-        else if (m->gelu == GELU_TANH) EACH_VECTOR(gate + first, n, gelu_tanh)
-        else for (int64_t i = first; i < last; i++) gate[i] = gelu(m, gate[i]);
-        for (int64_t i = first; i < last; i++) gate[i] = rounded(m->dtype, gate[i]);
-        record(d, ACT, layer, F, b, first, gate + first, n);
-        for (int64_t i = first; i < last; i++)
-            up[i] = m->is_llama ? rounded(m->dtype, gate[i] * up[i]) : gate[i];
+        record(d, gated ? UP : PRE, layer, F, b, first, up + first, n);
+        if (gated) add_bias(m, &l->gate, first, last, gate);
+        if (gated) record(d, GATE, layer, F, b, first, gate + first, n);
+        activate(m, act, n);
+        record(d, ACT, layer, F, b, first, act, n);
+        if (!gated) continue;
+        for (int64_t i = first; i < last; i++) up[i] = rounded(m->dtype, gate[i] * up[i]);
         record(d, HIDDEN, layer, F, b, first, up + first, n);
     }
 }
 
-/* Rows of a product that is added to the residual stream. */
-static void add_rows(Decoder *d, int layer, const Matrix *w, int64_t first, int64_t last, const Vector *x,
-                     int leaf, int after) {
+/* Rows of a product that is added to the residual stream, here, or where a norm comes first by
+ * `add_normed`. Product, addition and sum are recorded as `leaf` and the two after it. */
+static void add_rows(Decoder *d, int layer, const Matrix *w, const Norm *norm, int64_t first, int64_t last,
+                     const Vector *x, int leaf) {
     const Model *m = d->model;
     const Step *s = d->step;
     multiply(w, first, last, x, s->batch, d->out, m->width);
@@ -365,8 +479,27 @@ static void add_rows(Decoder *d, int layer, const Matrix *w, int64_t first, int6
         float *out = d->out + (int64_t)b * m->width, *stream = d->stream + (int64_t)b * m->width;
         add_bias(m, w, first, last, out);
         record(d, leaf, layer, m->width, b, first, out + first, last - first);
+        if (norm) continue;
+        if (m->residual_scale != 1) scale_by(m, m->residual_scale, out + first, last - first);
+        record(d, leaf + 1, layer, m->width, b, first, out + first, last - first);
         for (int64_t r = first; r < last; r++) stream[r] = rounded(m->dtype, stream[r] + out[r]);
-        record(d, after, layer, m->width, b, first, stream + first, last - first);
+        record(d, leaf + 2, layer, m->width, b, first, stream + first, last - first);
+    }
+}
+
+/* A whole product, normalised and added. Each thread does it for itself, to a stream of its own, as it
+ * normalises its own inputs: that takes less time than to wait for one that does it for all. */
+static void add_normed(Decoder *d, int layer, const Norm *norm, int thread, int leaf) {
+    const Model *m = d->model;
+    int W = m->width;
+    for (int b = 0; b < d->step->batch; b++) {
+        float *stream = d->scratch[thread].stream + (int64_t)b * W, *added = d->scratch[thread].x[b].wide;
+        normalise(m, norm, W, d->out + (int64_t)b * W, added);
+        if (m->residual_scale != 1) scale_by(m, m->residual_scale, added, W);
+        for (int i = 0; i < W; i++) stream[i] = rounded(m->dtype, stream[i] + added[i]);
+        if (thread) continue;
+        record(d, leaf + 1, layer, W, b, 0, added, W);
+        record(d, leaf + 2, layer, W, b, 0, stream, W);
     }
 }
 
@@ -377,12 +510,15 @@ static void inputs_from(Decoder *d, const Matrix *w, const float *from, Vector *
     }
 }
 
-static void normalised(Decoder *d, const Matrix *w, const float *weight, const float *bias, Vector *x,
-                       int leaf, int layer, int thread) {
+/* The residual stream, normalised where a norm comes before, as inputs of `w`. */
+static void inputs_from_stream(Decoder *d, const Matrix *w, const Norm *norm, int leaf, int layer, int thread) {
     const Model *m = d->model;
+    Vector *x = d->scratch[thread].x;
     for (int b = 0; b < d->step->batch; b++) {
-        normalise(m, d->stream + (int64_t)b * m->width, weight, bias, x[b].wide);
-        if (thread == 0 && leaf >= 0) record(d, leaf, layer, m->width, b, 0, x[b].wide, m->width);
+        const float *stream = d->scratch[thread].stream + (int64_t)b * m->width;
+        if (norm) normalise(m, norm, m->width, stream, x[b].wide);
+        else memcpy(x[b].wide, stream, m->width * sizeof(float));
+        if (thread == 0) record(d, leaf, layer, m->width, b, 0, x[b].wide, m->width);
         prepare(w, &x[b]);
     }
 }
@@ -393,6 +529,13 @@ static void prepare_again(Decoder *d, const Matrix *before, const Matrix *now, V
     for (int b = 0; b < d->step->batch; b++) prepare(now, &x[b]);
 }
 
+static void gate_and_up(Decoder *d, int layer, int phase, int thread) {
+    const Matrix *up = &d->model->layers[layer].up;
+    int64_t first, last;
+    while (next_rows(d, phase + GATE_AND_UP, thread, up, d->model->hidden_width, &first, &last))
+        hidden_rows(d, layer, first, last, d->scratch[thread].x);
+}
+
 static void attention(Decoder *d, int layer, int phase, int thread) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
@@ -401,28 +544,46 @@ static void attention(Decoder *d, int layer, int phase, int thread) {
     Vector *x = mine->x;
     const char *next = share_of(d, thread, &l->o, m->width, TILE);
     int64_t first, last, all = m->n_heads + 2 * m->n_kv_heads;
-    normalised(d, &l->q, l->attn_norm, l->attn_norm_bias, x, ATTN_NORM, layer, thread);
+    inputs_from_stream(d, &l->q, l->attn_norm, ATTN_NORM, layer, thread);
     if (thread == 0)
         for (int b = 0; b < s->batch; b++)
-            record(d, RESID_PRE, layer, m->width, b, 0, d->stream + (int64_t)b * m->width, m->width);
+            record(d, RESID_PRE, layer, m->width, b, 0, mine->stream + (int64_t)b * m->width, m->width);
     const Matrix *before = &l->q;
-    while (next_piece(d, phase, thread, all, 1, all, &first, &last))
+    while (next_piece(d, phase + PROJECT, thread, all, 1, all, &first, &last))
         for (int64_t unit = first; unit < last; unit++) {
             const Matrix *now = unit < m->n_heads ? &l->q : unit < m->n_heads + m->n_kv_heads ? &l->k : &l->v;
             prepare_again(d, before, now, x);
             before = now;
             project_head(d, layer, (int)unit, x);
         }
+    if (m->parallel) { /* the MLP reads the same inputs */
+        prepare_again(d, before, &l->up, x);
+        gate_and_up(d, layer, phase, thread);
+    }
     meet(d, next);
+    if (m->qk_norm_whole) {
+        all = 2 * (int64_t)s->batch; /* queries of each token, then keys */
+        while (next_piece(d, phase + NORM_WHOLE, thread, all, 1, all, &first, &last))
+            for (int64_t unit = first; unit < last; unit++) {
+                int kind = unit < s->batch ? QUERIES : KEYS, b = (int)(unit % s->batch);
+                int heads = kind == QUERIES ? m->n_heads : m->n_kv_heads;
+                float *from = (kind == QUERIES ? d->q : d->k) + (int64_t)b * heads * m->head_dim;
+                finish_heads(d, layer, kind, b, 0, heads, from);
+            }
+        meet(d, next);
+    }
     all = (int64_t)s->batch * m->n_heads;
-    while (next_piece(d, phase + 1, thread, all, 1, all, &first, &last))
+    while (next_piece(d, phase + ATTEND, thread, all, 1, all, &first, &last))
         for (int64_t unit = first; unit < last; unit++)
             attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
     meet(d, next);
     inputs_from(d, &l->o, d->z, x);
-    while (next_rows(d, phase + 2, thread, &l->o, m->width, &first, &last))
-        add_rows(d, layer, &l->o, first, last, x, ATTN_OUT, RESID_MID);
-    meet(d, share_of(d, thread, m->is_llama ? &l->gate : &l->up, m->hidden_width, TILE));
+    while (next_rows(d, phase + ADD_ATTENTION, thread, &l->o, m->width, &first, &last))
+        add_rows(d, layer, &l->o, l->attn_out_norm, first, last, x, ATTN_PRODUCT);
+    meet(d, m->parallel ? share_of(d, thread, &l->down, m->width, TILE)
+                        : share_of(d, thread, l->gate.weights ? &l->gate : &l->up, m->hidden_width, TILE));
+    if (l->attn_out_norm) add_normed(d, layer, l->attn_out_norm, thread, ATTN_PRODUCT);
+    if (l->attn_out_norm && m->parallel) meet(d, NULL); /* `out` is read until here, and written next */
 }
 
 static void mlp(Decoder *d, int layer, int phase, int thread) {
@@ -430,42 +591,57 @@ static void mlp(Decoder *d, int layer, int phase, int thread) {
     const Layer *l = &m->layers[layer], *after = layer + 1 < m->n_layers ? l + 1 : NULL;
     Vector *x = d->scratch[thread].x;
     int64_t first, last, heads = m->n_heads + 2 * m->n_kv_heads;
-    normalised(d, &l->up, l->mlp_norm, l->mlp_norm_bias, x, MLP_NORM, layer, thread);
-    while (next_rows(d, phase, thread, &l->up, m->hidden_width, &first, &last))
-        mlp_rows(d, layer, first, last, x);
-    meet(d, share_of(d, thread, &l->down, m->width, TILE));
+    if (!m->parallel) {
+        inputs_from_stream(d, &l->up, l->mlp_norm, MLP_NORM, layer, thread);
+        gate_and_up(d, layer, phase, thread);
+        meet(d, share_of(d, thread, &l->down, m->width, TILE));
+    }
     inputs_from(d, &l->down, d->hidden, x);
-    while (next_rows(d, phase + 1, thread, &l->down, m->width, &first, &last))
-        add_rows(d, layer, &l->down, first, last, x, MLP_OUT, RESID_POST);
+    while (next_rows(d, phase + ADD_MLP, thread, &l->down, m->width, &first, &last))
+        add_rows(d, layer, &l->down, l->mlp_out_norm, first, last, x, MLP_PRODUCT);
     meet(d, after ? share_of(d, thread, &after->q, heads * m->head_dim, m->head_dim)
                   : share_of(d, thread, &m->unembed, m->vocab_size, TILE));
+    if (l->mlp_out_norm) add_normed(d, layer, l->mlp_out_norm, thread, MLP_PRODUCT);
 }
 
-static void run(Decoder *d, int thread) {
+/* Logits of each row's last token. */
+static void unembed(Decoder *d, int phase, int thread) {
     const Model *m = d->model;
     const Step *s = d->step;
     Vector *x = d->scratch[thread].x;
-    int phase = 0;
     int64_t first, last;
-    d->scratch[thread].phase = -1;
-    for (int layer = 0; layer < m->n_layers; layer++, phase += 5) {
-        attention(d, layer, phase, thread);
-        mlp(d, layer, phase + 3, thread);
-    }
-    if (s->logits == NULL) return;
     int rows = s->batch / s->length;
     for (int row = 0; row < rows; row++) {
-        const float *stream = d->stream + ((int64_t)(row + 1) * s->length - 1) * m->width;
-        normalise(m, stream, m->norm, m->norm_bias, x[row].wide);
-        if (thread == 0 && s->final) memcpy(s->final + (int64_t)row * m->width, x[row].wide, m->width * sizeof(float));
+        const float *stream = d->scratch[thread].stream + ((int64_t)(row + 1) * s->length - 1) * m->width;
+        normalise(m, m->norm, m->width, stream, x[row].wide);
+        if (thread == 0) record(d, FINAL_NORM, 0, m->width, row, 0, x[row].wide, m->width);
         prepare(&m->unembed, &x[row]);
     }
     while (next_rows(d, phase, thread, &m->unembed, m->vocab_size, &first, &last)) {
         multiply(&m->unembed, first, last, x, rows, s->logits, m->vocab_size);
-        for (int row = 0; row < rows; row++)
-            add_bias(m, &m->unembed, first, last, s->logits + (int64_t)row * m->vocab_size);
+        for (int row = 0; row < rows; row++) {
+            float *logits = s->logits + (int64_t)row * m->vocab_size;
+            add_bias(m, &m->unembed, first, last, logits);
+            record(d, RAW_LOGITS, 0, m->vocab_size, row, first, logits + first, last - first);
+            if (m->logit_scale != 1) scale_by(m, m->logit_scale, logits + first, last - first);
+            if (m->logit_cap > 0) cut_softly(m, m->logit_cap, logits + first, last - first);
+        }
     }
-    meet(d, NULL);
+}
+
+static void run(Decoder *d, int thread) {
+    const Model *m = d->model;
+    Scratch *mine = &d->scratch[thread];
+    int phase = 0;
+    mine->phase = -1;
+    if (mine->stream != d->stream)
+        memcpy(mine->stream, d->stream, (int64_t)d->step->batch * m->width * sizeof(float));
+    for (int layer = 0; layer < m->n_layers; layer++, phase += PHASES) {
+        attention(d, layer, phase, thread);
+        mlp(d, layer, phase, thread);
+    }
+    if (d->step->logits) unembed(d, phase, thread);
+    meet(d, NULL); /* the step is the caller's again */
 }
 
 static void embed(Decoder *d) {
@@ -475,10 +651,15 @@ static void embed(Decoder *d) {
         float *x = d->stream + (int64_t)b * m->width;
         look_up(&m->embed, s->tokens[b], x);
         for (int i = 0; i < m->width; i++) x[i] = rounded(m->dtype, x[i]);
-        if (s->embedded) memcpy(s->embedded + (int64_t)b * m->width, x, m->width * sizeof *x);
-        if (m->is_llama) continue;
-        const float *place = m->pos_embed + position_of(s, b) * m->width;
-        for (int i = 0; i < m->width; i++) x[i] = rounded(m->dtype, x[i] + place[i]);
+        record(d, EMBED, 0, m->width, b, 0, x, m->width);
+        if (m->pos_embed) {
+            const float *place = m->pos_embed + position_of(s, b) * m->width;
+            for (int i = 0; i < m->width; i++) x[i] = rounded(m->dtype, x[i] + place[i]);
+        }
+        if (m->embed_norm) normalise(m, m->embed_norm, m->width, x, x);
+        record(d, EMBED_NORMED, 0, m->width, b, 0, x, m->width);
+        if (m->embed_scale != 1) scale_by(m, m->embed_scale, x, m->width);
+        record(d, EMBED_SCALED, 0, m->width, b, 0, x, m->width);
     }
 }
 
@@ -512,7 +693,7 @@ static void *zeroed(int64_t bytes) {
     return memory;
 }
 
-/* Memory that nobody touches before `prepare` writes it costs nothing. */
+/* Memory costs nothing before `prepare` writes it. */
 static void open_vectors(Vector *x, int count, int64_t wide) {
     wide = (wide + 63) / 64 * 64;
     for (int b = 0; b < count; b++) {
@@ -559,8 +740,9 @@ void pellucid_close(Decoder *d) {
     for (int t = 0; t < d->n_threads; t++) {
         close_vectors(d->scratch[t].x, MOST);
         free(d->scratch[t].x), free(d->scratch[t].scores);
+        if (d->scratch[t].stream != d->stream) free(d->scratch[t].stream);
     }
-    free(d->stream), free(d->q), free(d->z), free(d->out), free(d->hidden), free(d->gate), free(d->kv);
+    free(d->stream), free(d->q), free(d->k), free(d->v), free(d->z), free(d->out), free(d->hidden), free(d->gate);
     free(d->scratch), free(d->threads), free(d->handed), free(d);
 }
 
@@ -570,20 +752,22 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     Decoder *d = zeroed(sizeof *d);
     d->model = model;
     d->n_threads = n_threads;
-    d->n_phases = 5 * model->n_layers + 1;
+    d->n_phases = PHASES * model->n_layers + 1;
     d->handed = zeroed(d->n_phases * sizeof *d->handed);
     d->threads = zeroed(n_threads * sizeof *d->threads);
     d->scratch = zeroed(n_threads * sizeof *d->scratch);
-    int64_t wide = widest(model), head_rows = (int64_t)MOST * model->n_heads * model->head_dim;
+    int64_t wide = widest(model), stream = (int64_t)MOST * model->width * 4;
+    int64_t q_rows = (int64_t)MOST * model->n_heads * model->head_dim * 4;
+    int64_t kv_rows = (int64_t)MOST * model->n_kv_heads * model->head_dim * 4;
+    d->stream = zeroed(stream), d->out = zeroed(stream);
+    d->hidden = zeroed((int64_t)MOST * model->hidden_width * 4);
+    d->gate = zeroed((int64_t)MOST * model->hidden_width * 4);
+    d->q = zeroed(q_rows), d->z = zeroed(q_rows), d->k = zeroed(kv_rows), d->v = zeroed(kv_rows);
     for (int t = 0; t < n_threads; t++) {
         Vector *x = d->scratch[t].x = zeroed(MOST * sizeof *x);
         open_vectors(x, MOST, wide);
+        d->scratch[t].stream = model->layers[0].attn_out_norm ? zeroed(stream) : d->stream;
     }
-    d->stream = zeroed((int64_t)MOST * model->width * 4);
-    d->out = zeroed((int64_t)MOST * model->width * 4);
-    d->hidden = zeroed((int64_t)MOST * model->hidden_width * 4);
-    d->gate = zeroed((int64_t)MOST * model->hidden_width * 4);
-    d->q = zeroed(head_rows * 4), d->z = zeroed(head_rows * 4), d->kv = zeroed(2 * head_rows * 4);
     pthread_mutex_init(&d->lock, NULL);
     pthread_cond_init(&d->wake, NULL);
     for (int t = 1; t < n_threads; t++) {

@@ -1,4 +1,4 @@
-"""The C decoder on a model: pointers in, logits out. The structures are those of ``decode.c``."""
+"""The C decoder on a model: whether it can run it, its steps, and moving its matrices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -15,65 +15,28 @@ from torch import Tensor, nn
 from pellucid.generate.native.build import library
 from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
 from pellucid.generate.native.recording import Recording, StepRequest
+from pellucid.generate.native.structures import KINDS, Described, described_matrix
 from pellucid.models import Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 from pellucid.system import cores
 
 MOST = 64  # tokens of one step
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_QUANTISED_KINDS = {8: 3, 6: 4, 4: 5}
-_GELU = {"fused": 0, "composed": 1, "erf": 2}
-
-
-class _Matrix(Structure):
-    _fields_ = (
-        ("weights", c_void_p),
-        ("scales", c_void_p),
-        ("bias", c_void_p),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("kind", c_int32),
-        ("group", c_int32),
-        ("exact", c_int32),
-    )
-
-
-class _Layer(Structure):
-    _fields_ = (
-        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
-        *(
-            (name, c_void_p)
-            for name in ("attn_norm", "attn_norm_bias", "mlp_norm", "mlp_norm_bias")
-        ),
-    )
-
-
-class _Model(Structure):
-    _fields_ = (
-        *((name, c_int32) for name in ("n_layers", "width", "n_heads", "n_kv_heads", "head_dim")),
-        *((name, c_int32) for name in ("hidden_width", "vocab_size", "is_llama", "dtype")),
-        ("rope_in_x", c_int32),
-        ("gelu", c_int32),
-        ("norm_eps", c_float),
-        ("embed", _Matrix),
-        ("unembed", _Matrix),
-        *((name, c_void_p) for name in ("pos_embed", "norm", "norm_bias", "cos", "sin")),
-        ("layers", POINTER(_Layer)),
-    )
 
 
 def unsupported(model: Model) -> str | None:
     """Why the C decoder cannot run this model as it is now; None where it can."""
     dtype, dialect = model.dtype, model.dialect
-    if dtype not in _KINDS:
+    if dtype not in KINDS:
         return f"weights in {dtype}: expected float32, bfloat16 or float16"
     if dtype != torch.float32 and (not dialect.fusible or dialect.norm == "x"):
         return f"the {dialect.name} dialect rounds in places of its own"
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
-    rope = getattr(model.config, "rope", None)
-    if rope is not None and rope.type == "dynamic":
-        return "dynamic RoPE turns every position anew as the text grows"
+    ropes = (model.config.rope, model.config.second_rope)
+    if any(rope is not None and rope.type in ("dynamic", "longrope") for rope in ropes):
+        return "dynamic RoPE and longrope turn every position anew as the text grows"
+    if model.config.query_growth:
+        return "queries grow with the position (Ministral 3)"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has forward hooks"
@@ -112,20 +75,18 @@ class Decoder:
         """`length`: the longest text, in tokens; `unsupported(model)` must be None."""
         assert unsupported(model) is None, "asked for a model that the C decoder cannot run"
         self.model = model
-        self._kept: list[Any] = []  # whatever the C side points to
-        self._held: dict[nn.Module, Tensor] = {}  # matrix -> its numbers as the C side sees them
         self._made = made
-        self._given = self._described(length)
+        self._described = Described(model, length)
         self._moves: Iterator[int] | None = None
         self.unsettled = sum(
-            tensor.nbytes for tensor in self._held.values() if worth_moving(tensor)
+            tensor.nbytes for tensor in self._described.held.values() if worth_moving(tensor)
         )
         self._process = os.getpid()
         handle = made.pellucid_open(
-            ctypes.byref(self._given), threads or min(torch.get_num_threads(), cores())
+            ctypes.byref(self._described.given), threads or min(torch.get_num_threads(), cores())
         )
         self._handle = c_void_p(handle)
-        self._close = weakref.finalize(self, _close, made, handle, self._process, self._kept)
+        self._close = weakref.finalize(self, _close, made, handle, self._process, self._described)
 
     def close(self) -> None:
         """End the threads; done at the end of its life otherwise."""
@@ -189,127 +150,29 @@ class Decoder:
 
     def _all_moves(self) -> Iterator[int]:
         """Move matrix by matrix; the bytes of each part that was copied."""
-        modules = [module for module, tensor in self._held.items() if worth_moving(tensor)]
+        modules = [
+            module for module, tensor in self._described.held.items() if worth_moving(tensor)
+        ]
         unwritten = unwritten_files() if modules else []
         for module in modules:
             name = "packed" if isinstance(module, QuantisedMatrix) else "weight"
             tensor = getattr(module, name)
-            places = [place for place in self._places(module) if place.weights == tensor.data_ptr()]
+            places = [
+                place
+                for place in self._described.places(module)
+                if place.weights == tensor.data_ptr()
+            ]
             if not places:
                 continue
             left = tensor.nbytes
             for moved in moving(tensor, unwritten):
                 if moved is not None:
                     tensor.data = moved
-                    self._held[module] = moved
+                    self._described.held[module] = moved
                     for place in places:
                         place.weights = moved.data_ptr()
                 yield min(PART, left)
                 left -= PART
-
-    def _places(self, module: nn.Module) -> list[_Matrix]:
-        """Where the C side's structures speak of a module's matrix."""
-        model, given = self.model, self._given
-        found = [given.embed] if module is model.embed else []
-        found += [given.unembed] if module is self._head else []
-        for layer, described in zip(model.layers, self._layers, strict=True):
-            for name, inner in _projections(layer):
-                found += [getattr(described, name)] if inner is module else []
-        return found
-
-    def _described(self, length: int) -> _Model:
-        model, config = self.model, self.model.config
-        is_llama = model.config.rope is not None
-        dialect, dtype = model.dialect, model.dtype
-        gelu = "erf" if config.activation == "gelu" else dialect.gelu
-        layers = (_Layer * config.n_layers)(*(self._layer(layer) for layer in model.layers))
-        self._layers = layers
-        described = _Model(
-            n_layers=config.n_layers,
-            width=config.width,
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            hidden_width=config.hidden_width,
-            vocab_size=config.vocab_size,
-            is_llama=is_llama,
-            dtype=_KINDS[dtype],
-            rope_in_x=is_llama and dialect.rope == "x" and dtype != torch.float32,
-            gelu=_GELU[gelu],
-            norm_eps=config.norm_eps,
-            embed=self._matrix(model.embed),
-            unembed=self._matrix(self._head),
-            norm=self._floats(model.norm.weight),
-            norm_bias=self._floats(getattr(model.norm, "bias", None)),
-            layers=layers,
-        )
-        if model.config.rope is None:
-            described.pos_embed = self._floats(model.pos_embed.weight)
-        else:
-            cos, sin = model.rope(torch.arange(length), dtype)
-            described.cos, described.sin = self._floats(cos), self._floats(sin)
-        self._kept += [layers, described]
-        return described
-
-    @property
-    def _head(self) -> nn.Module:
-        """The matrix that logits come from; a tied model's is the embedding."""
-        return self.model.embed if self.model.unembed is None else self.model.unembed
-
-    def _layer(self, layer: Any) -> _Layer:
-        return _Layer(
-            **{name: self._matrix(module) for name, module in _projections(layer)},
-            attn_norm=self._floats(layer.attn_norm.weight),
-            attn_norm_bias=self._floats(getattr(layer.attn_norm, "bias", None)),
-            mlp_norm=self._floats(layer.mlp_norm.weight),
-            mlp_norm_bias=self._floats(getattr(layer.mlp_norm, "bias", None)),
-        )
-
-    def _matrix(self, module: nn.Module) -> _Matrix:
-        described, self._held[module] = described_matrix(module)
-        described.bias = self._floats(getattr(module, "bias", None))
-        if isinstance(module, QuantisedMatrix):
-            self._kept.append(module.scales)
-        return described
-
-    def _floats(self, tensor: Tensor | None) -> int | None:
-        """Pointer to float32 numbers: the tensor's own, or a copy's."""
-        if tensor is None:
-            return None
-        wide = tensor.detach().float().contiguous()
-        self._kept.append(wide)
-        return wide.data_ptr()
-
-
-def _projections(layer: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The matrices of a block, under the C side's names."""
-    for name in ("q", "k", "v", "o"):
-        yield name, getattr(layer.attn, f"{name}_proj")
-    for name in ("gate", "up", "down"):
-        if hasattr(layer.mlp, f"{name}_proj"):
-            yield name, getattr(layer.mlp, f"{name}_proj")
-
-
-def described_matrix(module: nn.Module) -> tuple[_Matrix, Tensor]:
-    """A linear layer or embedding for the C side, without its bias; and the tensor it points to."""
-    if isinstance(module, QuantisedMatrix):
-        described = _Matrix(
-            weights=module.packed.data_ptr(),
-            scales=module.scales.data_ptr(),
-            rows=module.rows,
-            columns=module.columns,
-            kind=_QUANTISED_KINDS[module.bits],
-            group=module.group,
-            exact=module.dtype == torch.float32,
-        )
-        return described, module.packed.data
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter), "a matrix has a weight"
-    if not weight.is_contiguous():  # GPT-2's files hold matrices column by column
-        weight.data = weight.data.contiguous()  # once: the model keeps this layout
-    rows, columns = weight.shape
-    kind = _KINDS[weight.dtype]
-    return _Matrix(weights=weight.data_ptr(), rows=rows, columns=columns, kind=kind), weight.data
 
 
 def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
@@ -349,7 +212,7 @@ def settle(model: Model) -> None:
         decoder.close()
 
 
-def _close(made: ctypes.CDLL, handle: int, process: int, kept: list[Any]) -> None:
+def _close(made: ctypes.CDLL, handle: int, process: int, described: Described) -> None:
     if os.getpid() == process:  # a forked child has none of the threads
         made.pellucid_close(c_void_p(handle))
-    kept.clear()
+    described.let_go()

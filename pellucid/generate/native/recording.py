@@ -9,27 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# In the order of decode.c: leaf, and what its last axis is made of.
-_LEAVES = (
-    ("resid_pre", "width"),
-    ("attn_norm", "width"),
-    ("attn.q", "heads"),
-    ("attn.k", "kv_heads"),
-    ("attn.v", "kv_heads"),
-    ("attn.q_rotated", "heads"),
-    ("attn.k_rotated", "kv_heads"),
-    ("attn.z", "heads"),
-    ("attn_out", "width"),
-    ("resid_mid", "width"),
-    ("mlp_norm", "width"),
-    ("mlp.gate", "hidden"),
-    ("mlp.up", "hidden"),
-    ("mlp.act", "hidden"),
-    ("mlp.hidden", "hidden"),
-    ("mlp_out", "width"),
-    ("resid_post", "width"),
+from pellucid import graph
+from pellucid.names import layer_of
+
+# What the C code writes down where the model has it, in the order of decode.c. Not among them:
+# scores and pattern, which never exist as a whole, and logits, which a step returns.
+LEAVES = (
+    *("embed", "embed_normed", "embed_scaled"),
+    *("resid_pre", "attn_norm", "attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed"),
+    *("attn.q_rotated", "attn.k_rotated", "attn.z", "attn.out", "attn_out", "resid_mid"),
+    *("mlp_norm", "mlp.pre", "mlp.gate", "mlp.up", "mlp.act", "mlp.hidden"),
+    *("mlp.out", "mlp_out", "resid_post", "final_norm", "raw_logits"),
 )
-_ONLY_LLAMA = ("attn.q_rotated", "attn.k_rotated", "mlp.gate", "mlp.hidden")
 
 
 class StepRequest(Structure):
@@ -42,8 +33,7 @@ class StepRequest(Structure):
         ("starts", c_void_p),
         ("seen", c_int64),
         ("capacity", c_int64),
-        *((name, c_void_p) for name in ("keys", "values", "logits", "recorded", "embedded")),
-        ("final", c_void_p),
+        *((name, c_void_p) for name in ("keys", "values", "logits", "recorded")),
     )
 
 
@@ -52,32 +42,19 @@ class Recording:
 
     def prepare(self, step: StepRequest, config: Any, rows: int) -> None:
         """Room for everything, and the pointers to it; not filled: that would wake OpenMP."""
-        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        sizes = {"width": config.width, "heads": heads, "kv_heads": kv_heads}
-        sizes["hidden"] = config.hidden_width
-        self._config = config
-        self._buffers = {
-            leaf: torch.empty(config.n_layers, rows, sizes[kind]) for leaf, kind in _LEAVES
-        }
-        self._ends = {name: torch.empty(rows, config.width) for name in ("embed", "final_norm")}
-        pointers = [buffer.data_ptr() for buffer in self._buffers.values()]
+        self._names = [name for name in graph.expand(config) if graph.leaf(name) in LEAVES]
+        sizes = graph.sizes(config, batch=rows, tokens=1, seen=step.seen + 1)
+        self._buffers: dict[str, Tensor] = {}
+        for name in self._names:
+            leaf, layers = graph.leaf(name), 1 if layer_of(name) is None else config.n_layers
+            if leaf not in self._buffers:  # of every layer: the C code counts by layers
+                shape = tuple(sizes[letter] for letter in graph.dims(name))
+                self._buffers[leaf] = torch.empty(layers, *shape)
+        found = (self._buffers.get(leaf) for leaf in LEAVES)
+        pointers = [None if buffer is None else buffer.data_ptr() for buffer in found]
         self._pointers = (c_void_p * len(pointers))(*pointers)
         step.recorded = ctypes.addressof(self._pointers)
-        step.embedded = self._ends["embed"].data_ptr()
-        step.final = self._ends["final_norm"].data_ptr()
 
     def named(self) -> dict[str, Tensor]:
         """Name -> tensor, in the order in which a forward pass computes them."""
-        found = {"embed": self._ends["embed"][:, None]}
-        for layer in range(self._config.n_layers):
-            for leaf, buffers in self._buffers.items():
-                name = leaf
-                if self._config.rope is None:
-                    if leaf in _ONLY_LLAMA:
-                        continue
-                    name = "mlp.pre" if leaf == "mlp.up" else leaf  # its product is not gated
-                value = buffers[layer][:, None]  # (B, 1, width)
-                if leaf.startswith("attn."):
-                    value = value.unflatten(-1, (-1, self._config.head_dim)).transpose(1, 2)
-                found[f"layers.{layer}.{name}"] = value
-        return found | {"final_norm": self._ends["final_norm"][:, None]}
+        return {name: self._buffers[graph.leaf(name)][layer_of(name) or 0] for name in self._names}

@@ -1,42 +1,30 @@
-"""A JSON config file read so that no key goes unnoticed."""
+"""A JSON config file, read so that every key is used, known to be harmless, or an error."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-_REQUIRED: Any = object()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError where it is not one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
-    return values
+REQUIRED: Any = object()  # the default of a key that must be there
 
 
 class ConfigKeys:
     """The keys of one config file; each is taken by name, and `close` complains about the rest.
 
-    A key that is null counts as absent, as in transformers. `where` begins every message.
+    A key that is null counts as absent; where null says something else than absence does, as in
+    ``"sliding_window": null``, ask `is_null` first. `where` begins every message.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.where = where
         self._left = dict(values)
 
-    def integer(self, key: str, default: Any = _REQUIRED) -> Any:
+    def integer(self, key: str, default: Any = REQUIRED) -> Any:
         """A whole number, or `default` where the key is absent."""
         return self._taken(key, default, int, "a whole number")
 
-    def number(self, key: str, default: Any = _REQUIRED) -> Any:
+    def number(self, key: str, default: Any = REQUIRED) -> Any:
         """A finite number as a float, or `default`."""
         value = self._taken(key, default, (int, float), "a number")
         if value is None:
@@ -49,13 +37,36 @@ class ConfigKeys:
         """True or false, or `default`."""
         return self._taken(key, default, bool, "true or false")
 
-    def text(self, key: str, default: Any = _REQUIRED) -> Any:
+    def text(self, key: str, default: Any = REQUIRED) -> Any:
         """A string, or `default`."""
         return self._taken(key, default, str, "a string")
 
     def table(self, key: str) -> dict[str, Any] | None:
         """A JSON object, or None where the key is absent."""
         return self._taken(key, None, dict, "an object")
+
+    def numbers(self, key: str) -> tuple[float, ...] | None:
+        """A list of numbers, or None where the key is absent."""
+        stated = self._taken(key, None, list, "a list of numbers")
+        if stated is None:
+            return None
+        inside = ConfigKeys({f"{key}[{place}]": x for place, x in enumerate(stated)}, self.where)
+        return tuple(inside.number(f"{key}[{place}]") for place in range(len(stated)))
+
+    def texts(self, key: str) -> tuple[str, ...] | None:
+        """A list of strings, or None where the key is absent."""
+        stated = self._taken(key, None, list, "a list of strings")
+        if stated is not None and not all(isinstance(text, str) for text in stated):
+            raise ValueError(f"{self.where}: {key} is {stated!r}; expected a list of strings")
+        return None if stated is None else tuple(stated)
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and null, which absence is not."""
+        return key in self._left and self._left[key] is None
+
+    def pass_over(self, key: str) -> None:
+        """Take a key that another one makes void."""
+        self._left.pop(key, None)
 
     def must_be(self, key: str, expected: object) -> None:
         """Take a key whose other values would need arithmetic that Pellucid does not have."""
@@ -78,7 +89,7 @@ class ConfigKeys:
     def _taken(self, key: str, default: Any, kind: Any, expected: str) -> Any:
         value = self._left.pop(key, None)
         if value is None:
-            if default is _REQUIRED:
+            if default is REQUIRED:
                 raise ValueError(f"{self.where}: {key} is missing; expected {expected}")
             return default
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -1,0 +1,364 @@
+"""Whether one weight is another quantised, proven level by level.
+
+Two things must hold for every value. The levels are found in the values of B alone: in each group
+all of them stand on at most 256 levels, as exactly as they are stored, and the chance that
+arbitrary values would do so is below 2^-64 for the tensor. And B is A rounded to these levels: each
+of A's values is nearest to the level that B has for it, or beyond the last one (clipped). Only
+where the errors of one column were passed on to the next (GPTQ) may levels be others, and then the
+errors must show it: their covariance has the determinant of rounding alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.diff.layouts_of_groups import Layout, layouts
+from pellucid.diff.levels import (
+    COARSE,
+    FLOAT8,
+    FP4,
+    IQ4_NL,
+    NF4,
+    OFFSET,
+    SYMMETRIC,
+    Codes,
+    Placed,
+    Uniform,
+)
+
+PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
+A_GROUP = 8.0  # bits that a group adds before it counts as told
+PIECE = 1 << 18  # values looked at in float64 at a time: they stay in the cache
+FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
+FARTHEST = 4.0  # steps that a compensated value may be away from A's
+Levels = Uniform | Codes
+Explanation = tuple[str, str, Literal["fault", "explained"]]  # cause, finding, kind
+
+
+@dataclass(kw_only=True)
+class Held:
+    """What all groups of a tensor say together.
+
+    groups    counted; `off` of them do not stand on levels, `wrong` hold levels that are not A's
+    moved     values whose level is not A's nearest
+    farthest  largest distance from A, in steps
+    first     (index of the group, A's values, B's values, the step) of the first misfit
+    """
+
+    levels: Levels
+    layout: Layout
+    groups: int = 0
+    off: int = 0
+    wrong: int = 0
+    moved: int = 0
+    values: int = 0
+    bits: float = 0.0
+    told: int = 0
+    levels_used: float = 1.0
+    farthest: float = 0.0
+    error: float = 0.0
+    rounding: float = 0.0
+    ratios: list[Tensor] = field(default_factory=list)
+    first: tuple[int, Tensor, Tensor, float] | None = None
+
+    @property
+    def proven(self) -> bool:
+        """All groups stand on levels, and not by chance."""
+        return not self.off and self.bits >= PROOF and self.told >= 0.75 * self.groups
+
+    def __str__(self) -> str:
+        if isinstance(self.levels, Codes):
+            return f"{self.levels.label} {self.layout}"
+        width = max(1, math.ceil(math.log2(self.levels_used)))
+        offset = " with an offset" if self.levels.offset else ""
+        return f"int{width}{offset} {self.layout}"
+
+
+def precision(x: Tensor) -> float:
+    """Unit roundoff of the coarsest of bfloat16, float16 and x's dtype that holds all of x."""
+    for coarse in (torch.bfloat16, torch.float16):
+        if x.dtype == coarse or all(_holds(part, coarse) for part in x.flatten().split(PIECE)):
+            return torch.finfo(coarse).eps / 2
+    return torch.finfo(torch.float32).eps / 2
+
+
+def _holds(part: Tensor, coarse: torch.dtype) -> bool:
+    return bool((part.to(coarse).to(part.dtype) == part).all())
+
+
+def on_levels(a: Tensor, b: Tensor) -> Held | None:
+    """The levels that B's values stand on, with what A's values say about them, or None.
+
+    a, b  (rows, columns), finite. A sample of 16 groups of each layout is looked at first; what is
+    returned was counted over all groups.
+    """
+    if b.ndim != 2 or min(b.shape) < 1 or b.shape[1] < 16:
+        return None
+    unit = precision(b)
+    beside: tuple[float, Levels, Layout] | None = None
+    even = _may_be_even(b, unit)
+    for layout in layouts(b.shape):
+        mine, theirs = layout.sample(a, b).double(), layout.sample(b, b).double()
+        for levels in _levels_of(layout, even):
+            placed = levels.place(theirs, unit, _scale(levels, layout, b, len(theirs)))
+            share = float((placed.fits & (placed.bits >= A_GROUP)).double().mean())
+            if share < 1 - FAULTY:
+                continue
+            if isinstance(levels, Uniform):
+                levels = levels.first([int(span) for span in placed.span[placed.fits].tolist()])
+            typical = float(placed.span[placed.fits].median())
+            if beside is None or typical < 0.6 * beside[0]:
+                beside = typical, levels, layout
+            right = _nearest(Held(levels=levels, layout=layout), mine, placed, unit)
+            if float((right.all(1) & placed.fits).double().mean()) < 1 - FAULTY:
+                continue
+            held = hold(a, b, levels, layout, unit)
+            if held.off + held.wrong <= FAULTY * held.groups:
+                return held
+    return hold(a, b, *beside[1:], unit) if beside else None
+
+
+def _may_be_even(b: Tensor, unit: float) -> set[str]:
+    """Along what evenly spaced levels are possible: what stands on them in large groups does so in
+    groups of 16 too."""
+    found: set[str] = set()
+    for kind in ("rows", "columns"):
+        if (b if kind == "rows" else b.T).shape[1] < 16:
+            continue
+        sample = Layout(kind=kind, size=16).sample(b, b).double()
+        placed = (levels.place(sample, unit).fits for levels in (SYMMETRIC, OFFSET))
+        if any(float(fits.double().mean()) >= 1 - FAULTY for fits in placed):
+            found |= {kind, "flat"} if kind == "rows" else {kind}
+    return found
+
+
+def _levels_of(layout: Layout, even: set[str]) -> Sequence[Levels]:
+    """The formats that are used with such groups."""
+    found: list[Levels] = []
+    if layout.kind in even:
+        found += [SYMMETRIC, OFFSET]
+    if layout.kind in ("rows", "flat"):
+        found += {16: [FP4], 32: [NF4, FP4, IQ4_NL]}.get(layout.size, [NF4])
+    whole = not layout.size or layout.kind == "blocks"
+    if whole or (layout.kind == "rows" and layout.size in (32, 128)):
+        found += FLOAT8
+    return found
+
+
+def _scale(levels: Levels, layout: Layout, b: Tensor, groups: int) -> Tensor | None:
+    """The largest value of the whole tensor for each group, where there is one scale for it."""
+    if layout.kind != "tensor":
+        return None
+    low, high = b.aminmax()
+    return (high if high >= -low else low).double().expand(groups)
+
+
+def hold(a: Tensor, b: Tensor, levels: Levels, layout: Layout, unit: float) -> Held:
+    """Count over all groups which of them stand on levels and hold A's values rounded."""
+    held = Held(levels=levels, layout=layout)
+    for mine, theirs in zip(layout.groups(a), layout.groups(b), strict=True):
+        if not theirs.numel():
+            continue
+        size = max(1, PIECE // theirs.shape[1])
+        for first in range(0, len(theirs), size):
+            x, y = (part[first : first + size].double() for part in (mine, theirs))
+            placed = levels.place(y, unit, _scale(levels, layout, b, len(y)))
+            _count(held, x, y, placed, unit)
+    return held
+
+
+def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> None:
+    right = _nearest(held, x, placed, unit)
+    wrong = placed.fits & ~right.all(1)
+    bad = (~placed.fits | wrong).nonzero()[:, 0]
+    if held.first is None and len(bad):
+        at = int(bad[0])
+        held.first = (held.groups + at, x[at], y[at], float(placed.above[at].median()) * 2)
+    held.off += int((~placed.fits).sum())
+    held.wrong += int(wrong.sum())
+    held.moved += int((~right[placed.fits]).sum())
+    held.values += x[placed.fits].numel()
+    held.bits += float(placed.bits[placed.fits].sum())
+    held.told += int((placed.fits & ((placed.bits >= A_GROUP) | (placed.span == 0))).sum())
+    held.groups += len(x)
+    if not bool(placed.fits.any()) or not isinstance(held.levels, Uniform):
+        return
+    level = placed.level[placed.fits]
+    held.levels_used = max(held.levels_used, float((level.amax(1) - level.amin(1)).max()) + 1)
+    step = (placed.below + placed.above).amin(1, keepdim=True)[placed.fits]
+    error = (x - y)[placed.fits]
+    if error.numel() and bool((step > 0).any()):
+        steps = error / torch.where(step > 0, step, float("inf"))
+        held.farthest = max(held.farthest, float(steps.abs().max()))
+        held.error += float(steps.pow(2).sum())
+        held.rounding += float(steps.numel()) / 12
+
+
+def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
+    """(G, n) whether A's value rounds to B's level, with B's scale or with A's own.
+
+    A quantiser may choose levels by the exact scale and store it rounded (float16 in GGUF, eight
+    bits in QLoRA). Then all levels of the group are nearest at the scale of A's own largest value.
+    """
+    slack = 1e-4 * (placed.below + placed.above)
+    if unit > COARSE:
+        # The step is found from rounded values: less exact than they are, but not exact.
+        size = placed.value.abs() + placed.below + placed.above
+        offset = isinstance(held.levels, Uniform) and held.levels.offset
+        slack = slack + unit * (0.8 * size + 0.3 * offset * size.amax(1, keepdim=True))
+    right = _between(x - placed.value, placed.below + slack, placed.above + slack)
+    if not placed.span.any():
+        return right
+    flat = placed.span[:, None] == 0  # all values of the group are equal: no step is seen
+    if bool(flat.any()):
+        typical = (placed.below + placed.above)[placed.span > 0].median()
+        right = torch.where(flat, (x - placed.value).abs() <= typical / 2, right)
+    again = (placed.fits & ~right.all(1)).nonzero()[:, 0]
+    if not len(again):
+        return right
+    value, a = placed.value[again], x[again]
+    high = _extreme(value.abs(), a.abs())
+    base_a, base_b = torch.zeros_like(a[:, :1]), torch.zeros_like(a[:, :1])
+    if isinstance(held.levels, Uniform) and held.levels.offset:
+        low, high = _extreme(-value, -a), _extreme(value, a)
+        base_a, base_b = a.gather(1, low), value.gather(1, low)
+    ratio = (a.gather(1, high) - base_a) / (value.gather(1, high) - base_b)
+    allowed = 0.05 if isinstance(held.levels, Codes) else 2.0**-8
+    own = base_a + (value - base_b) * ratio
+    low_edge, high_edge = (placed.below + slack)[again], (placed.above + slack)[again]
+    fits = _between(a - own, low_edge * ratio, high_edge * ratio)
+    fits &= (ratio - 1).abs() <= allowed
+    if bool((base_a != 0).any()):
+        step = (placed.below + placed.above)[again].amin(1, keepdim=True)
+        fits &= (base_a - base_b).abs() <= step / 8
+    whole = fits.all(1)
+    held.ratios.append(ratio[whole, 0] - 1)
+    right[again] |= whole[:, None]
+    return right
+
+
+def _extreme(value: Tensor, a: Tensor) -> Tensor:
+    """(G, 1) place of the largest value; of several equal ones, where A has the largest."""
+    largest = value.amax(1, keepdim=True)
+    at_end = value >= largest - 1e-6 * largest.abs()
+    return torch.where(at_end, a, -float("inf")).argmax(1, keepdim=True)
+
+
+def _between(off: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    return (off <= above) & (off >= -below)
+
+
+def one_sided(held: Held) -> float | None:
+    """Mean ratio of A's scales to B's, less one, where it is more than chance; scales that were
+    only rounded are as often too large as too small."""
+    if not held.ratios:
+        return None
+    ratios = torch.cat(held.ratios)
+    if len(ratios) < 8:
+        return None
+    mean, spread = float(ratios.mean()), float(ratios.std())
+    return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + 1e-7 else None
+
+
+def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
+    """Whether the errors of later columns make up for those of earlier ones, as GPTQ's do.
+
+    There B − A = −ρ (I + K): ρ, the rounding of each column after its correction, is independent
+    with variance step²/12, and K is strictly triangular and the same for all rows. So the
+    covariance of the errors over the rows has larger variances than rounding has, but the same
+    determinant, and its inverse has a larger trace too. Errors of another origin (other weights
+    quantised, an adapter) raise the determinant, and the inverse's trace falls. The bounds are four
+    standard deviations of the sample. The first columns are enough, as many as there are rows for.
+    """
+    rows, columns = a.shape
+    count = min(columns, rows // 2, 512)
+    if count < 8 or held.farthest > FARTHEST or not isinstance(held.levels, Uniform):
+        return False
+    step = _steps(b, held)
+    if step is None:
+        return False
+    step, theirs = step[:, :count], b[:, :count].double()
+    weight = 1 / step.pow(2).mean(1, keepdim=True).sqrt()
+    error = (theirs - a[:, :count].double()) * weight
+    covariance = error.T @ error / rows
+    if int(torch.linalg.matrix_rank(covariance)) < count:
+        return False
+    stored = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
+    expected = ((step.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
+    normal = covariance / (expected[:, None] * expected).sqrt()
+    degrees = (rows - torch.arange(count, dtype=torch.float64)) / 2
+    correction = float((torch.digamma(degrees) + math.log(2 / rows)).sum())
+    fluctuation = float(torch.polygamma(1, degrees).sum())
+    excess = float(torch.linalg.slogdet(normal)[1]) - correction
+    variances = float(normal.diagonal().log().sum()) + count / rows
+    of_correlation = max(fluctuation - 2 * count / rows, 0.0) ** 0.5
+    inverse = torch.linalg.inv(normal).diagonal().mean() * (rows - count - 1) / rows
+    correlated = variances - excess >= 4 * of_correlation
+    alone = excess <= 4 * fluctuation**0.5
+    return correlated and alone and bool(inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1))
+
+
+def _steps(b: Tensor, held: Held) -> Tensor | None:
+    """The step (rows, columns) at each value, where groups lie along the rows."""
+    if held.layout.kind != "rows":
+        return None
+    found = []
+    for theirs in held.layout.groups(b):
+        if theirs.numel():
+            placed = held.levels.place(theirs.double(), precision(b))
+            step = (placed.below + placed.above).amin(1, keepdim=True)
+            found.append(step.expand(theirs.shape).reshape(len(b), -1))
+    whole = torch.cat(found, 1)
+    return torch.where(whole > 0, whole, whole[whole > 0].median()) if whole.any() else None
+
+
+def quantised(a: Tensor, b: Tensor) -> Explanation | None:
+    """(cause, finding, kind) where B stands on levels: A rounded, damaged, or other weights.
+
+    None where it does not: then nothing is said and nothing excused.
+    """
+    held = on_levels(a, b)
+    if held is None or held.bits < PROOF:
+        return None
+    misfits = held.off + held.wrong
+    if held.proven and not misfits:
+        ratio = one_sided(held)
+        if ratio is None:
+            return "quantised weights", f"B's values are A's in {held}", "explained"
+        scale = 1 / (1 + ratio)
+        return "quantised and scaled", f"B's values are A's in {held}, times {scale:.6g}", "fault"
+    if misfits <= FAULTY * held.groups and held.groups >= 8:
+        return _damaged(held, b.shape)
+    if not held.proven:
+        return None
+    share = f"{100 * held.moved / max(1, held.values):.2g} % of the values are on another level"
+    cost = f"the error is {(held.error / max(held.rounding, 1e-300)) ** 0.5:.2f} times rounding's"
+    if compensated(a, b, held):
+        finding = f"B's values are A's in {held}, errors passed on as GPTQ does: {share}, {cost}"
+        return "quantised weights", finding, "explained"
+    slope = float((a.double() * b.double()).sum() / a.double().pow(2).sum())
+    scaled = f"; B is about {slope:.4g} times A" if abs(slope - 1) > 0.02 else ""
+    finding = f"B stands on {held}, but not on A's levels: {share}, {cost}{scaled}"
+    return "quantised from other weights", finding, "fault"
+
+
+def _damaged(held: Held, shape: torch.Size) -> Explanation:
+    """A few groups of a quantised tensor that are not as the others."""
+    assert held.first is not None, "there are misfits"
+    index, mine, theirs, step = held.first
+    where = held.layout.where(index, shape)
+    count = f"{held.off + held.wrong} group(s) are not A's numbers rounded"
+    error = theirs - mine
+    mean, slope = float(error.mean()), float(mine @ theirs / mine.pow(2).sum().clamp(min=1e-300))
+    cause, how = "quantised group with wrong values", ""
+    if abs(mean) > 0.4 * step and float((error - mean).abs().max()) < 1.1 * step:
+        cause, how = "quantised group with a wrong zero point", f", moved by {mean:.3g}"
+    elif abs(slope - 1) > 0.05 and float((theirs - slope * mine).abs().max()) < 1.1 * step:
+        cause, how = "quantised group with a wrong scale", f", times {slope:.3g}"
+    return cause, f"{held}, but {count}; the first at {where}{how}", "fault"

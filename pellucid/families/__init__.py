@@ -1,0 +1,30 @@
+"""What is known of each family of models, as rows: config keys, names in files, sources.
+
+Features decide what a model computes, families only what its files look like. Nothing outside this
+room asks for a family.
+"""
+
+from pellucid.families.config import WITH_TEXT_PART, family_of, read_config, write_config
+from pellucid.families.names import Entry, Names, Order, Shape, joined, split, stored_shape
+from pellucid.families.row import Family
+from pellucid.families.rows import FAMILIES
+from pellucid.families.table import known_buffers, left_out_prefix, table
+
+__all__ = [
+    "FAMILIES",
+    "WITH_TEXT_PART",
+    "Entry",
+    "Family",
+    "Names",
+    "Order",
+    "Shape",
+    "family_of",
+    "joined",
+    "known_buffers",
+    "left_out_prefix",
+    "read_config",
+    "split",
+    "stored_shape",
+    "table",
+    "write_config",
+]
