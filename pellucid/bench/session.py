@@ -8,10 +8,7 @@ Importing this module imports PyTorch; workers, which may not have it, never do.
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from pellucid.bench import candidates, limits, machine
 from pellucid.bench.rounds import Plan, Rounds
 from pellucid.bench.shapes import SHAPES, model_home
 from pellucid.bench.summary import summarise
+from pellucid.bench.work import work_folder
 from pellucid.checkpoints.model_report import find_config
 from pellucid.language_model import free_memory
 from pellucid.models import Config
@@ -86,12 +84,6 @@ def run_bench(
         "summary": summarise(record, flops, baseline),
     }
     return result | ({"interrupted": True} if interrupted else {})
-
-
-def work_folder() -> Path:
-    """A folder of this user's in the temporary one, which is not emptied within a session."""
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    return Path(tempfile.gettempdir()) / f"pellucid-bench-{user}"
 
 
 def find_shape(source: str) -> tuple[str, Config]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pellucid.bench.work import work_folder
 from pellucid.cli.common import console, print_json, progress_line
 
 if TYPE_CHECKING:
@@ -44,14 +45,13 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work",
         type=Path,
+        default=work_folder(),
         metavar="DIR",
-        help="folder of yours to keep model files in (default: one in the temporary folder)",
+        help="folder to keep model files in, which only you can write (default %(default)s)",
     )
     _add_plan_arguments(parser.add_argument_group("measurement"))
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--json", action="store_true", help="print one JSON object with every turn, no table"
-    )
+    group.add_argument("--json", action="store_true", help="print one JSON object, no table")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the results")
     group.add_argument(
         "--save", metavar="NAME", help="also write JSON to benchmarks/results/NAME.json (or a path)"
@@ -97,9 +97,8 @@ def bench(arguments: argparse.Namespace) -> int:
 
         print("\n".join(specs()))
         return 0
-    from pellucid.bench.session import read_result, save_result, work_folder
+    from pellucid.bench.session import read_result, save_result
 
-    arguments.work = arguments.work or work_folder()
     result = read_result(arguments.show) if arguments.show else _measure(arguments)
     if arguments.prepare:
         print(arguments.work)
