@@ -77,7 +77,7 @@ def find_config(source: str) -> tuple[str, Config]:
     ValueError or OSError in one line for what is none of them.
     """
     from pellucid import checkpoints
-    from pellucid.models.shapes import SHAPES
+    from pellucid.families.shapes import SHAPES
 
     if source in SHAPES and not Path(source).is_dir():
         return SHAPES[source].title, SHAPES[source].config

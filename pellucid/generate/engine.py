@@ -221,17 +221,29 @@ class Generation(Iterator[list[int | None]]):
         return self._padding[row] + len(self._rows[row]) > self._window
 
     def _stale(self) -> bool:
-        """Whether this pass turns all tokens by other frequencies than those in the cache."""
-        config = self._model.config
-        if config.rope is None or config.rope.type != "dynamic":
+        """Whether this pass turns all tokens by other frequencies than those in the cache.
+
+        Dynamic RoPE does so at every step beyond the original context, longrope at the first.
+        """
+        rope = self._model.config.rope
+        if rope is None or not self._longer_than_trained():
             return False
-        original = config.rope.original_context or 1
-        return any(len(self._rows[row]) > original for row in self._live)
+        held, original = self._cache.length, rope.original_context or 1
+        return rope.type == "dynamic" or any(
+            held - self._padding[row] <= original < len(self._rows[row]) for row in self._live
+        )
+
+    def _longer_than_trained(self) -> bool:
+        """Whether some row is turned by frequencies that follow its length."""
+        rope = self._model.config.rope
+        if rope is None or not rope.follows_length:
+            return False
+        return any(len(self._rows[row]) > (rope.original_context or 1) for row in self._live)
 
     def _keep(self) -> None:
         if self._kept is None:
             return
-        if self._stale() or self._overflows():
+        if self._longer_than_trained() or self._overflows():
             self._kept.forget()
         else:
             self._kept.hold(self._cache, self._rows[0])

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from pellucid import graph
+from pellucid.families.shapes import SHAPES, shape
 from pellucid.models.census import census
-from pellucid.models.shapes import SHAPES, shape
 from pellucid.show import diagram_svg, diagram_text
 from pellucid.show.diagram import structure
 

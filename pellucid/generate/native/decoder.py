@@ -72,8 +72,8 @@ def unsupported(model: Model) -> str | None:
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
     rope = getattr(model.config, "rope", None)
-    if rope is not None and rope.type == "dynamic":
-        return "dynamic RoPE turns every position anew as the text grows"
+    if rope is not None and rope.follows_length:
+        return f"{rope.type} RoPE turns every position anew as the text grows"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has forward hooks"
