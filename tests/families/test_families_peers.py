@@ -180,13 +180,13 @@ def test_published_shapes_are_transformers_shapes(name):
 def test_defaults_are_those_of_transformers(model_type):
     """A file with nothing but sizes is read as transformers reads it, default for default."""
     sizes = {
-        "hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 32,
+        "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 32,
         "intermediate_size": 80, "vocab_size": 97,
     }  # fmt: skip
     if model_type == "gpt2":
         sizes = {"n_embd": 64, "n_layer": 12, "n_head": 32, "vocab_size": 97}
-    if model_type in ("helium",):  # its heads are as wide as the model: 64 of the default 128 not
-        sizes["hidden_size"] = 128 * 32
+    if model_type == "helium":  # its heads are always 128 wide, 20 of them, as wide as the model
+        sizes |= {"hidden_size": 2560, "num_attention_heads": 20}
     whole = transformers.AutoConfig.for_model(model_type, **sizes).to_dict()
     spelt_out = read_config(json.loads(json.dumps(whole)), "whole")
     assert read_config({"model_type": model_type, **sizes}, "sizes") == spelt_out
