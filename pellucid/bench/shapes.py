@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints
+from pellucid.families.shapes import SHAPES as WELL_KNOWN
 from pellucid.models import Config, LlamaConfig, RopeConfig
 from pellucid.models.quantised import Format, quantise
-from pellucid.models.shapes import SHAPES as WELL_KNOWN
 
 _BITS = {"int8": 8, "int4": 4}
 # The tiny one is that of the stories15M checkpoint (Karpathy, llama2.c), where overhead rules.

@@ -14,10 +14,10 @@ from typing import Any
 from pellucid.checkpoints.formats import hf_config, meta
 from pellucid.checkpoints.hub import DEMOS, resolve
 from pellucid.checkpoints.load import open_checkpoint
+from pellucid.families.shapes import SHAPES
 from pellucid.models import Config
 from pellucid.models.census import Census, Flops, as_json, census
 from pellucid.models.description import describe_fields
-from pellucid.models.shapes import SHAPES
 from pellucid.spelling import suggestion
 
 

@@ -53,7 +53,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_shape_argument(parser: argparse.ArgumentParser) -> None:
     """MODEL where only the config counts: also a config file, or the name of a known shape."""
-    from pellucid.models.shapes import SHAPES
+    from pellucid.families.shapes import SHAPES
 
     parser.add_argument(
         "model",

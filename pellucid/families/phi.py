@@ -84,7 +84,8 @@ PHI3 = Family(
             original=4096,
         ),
         tied(False),
-        Only(values={"attention_bias": False}),
+        Only(values={"attention_bias": False, "mlp_bias": False, "lm_head_bias": False}),
+        Only(values={"full_attn_mod": 1}),
         EveryWindow(window=None),
     ),
     names=Names(
@@ -97,7 +98,7 @@ PHI3 = Family(
             "mlp.down_proj": "mlp.down_proj",
         }
     ),
-    ignored=_DROPOUTS | {"auto_map", "interpolate_factor", "lm_head_bias"},
+    ignored=_DROPOUTS | {"auto_map", "interpolate_factor"},
 )
 
 STABLELM = Family(

@@ -22,7 +22,7 @@ from torch import Tensor
 from pellucid import trace
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.sample import Sampling, next_tokens, row_generators
-from pellucid.models import Cache, Config, Model
+from pellucid.models import Cache, Config, Model, RopeConfig
 
 MAX_NEW_TOKENS = 128  # where nobody says how many
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
@@ -222,18 +222,35 @@ class Generation(Iterator[list[int | None]]):
         return self._padding[row] + len(self._rows[row]) > self._window
 
     def _stale(self) -> bool:
-        """Whether this pass turns all tokens by other frequencies than those in the cache."""
-        longest = max(len(self._rows[row]) for row in self._live)
-        ropes = (self._model.config.rope, self._model.config.second_rope)
+        """Whether this pass turns all tokens by other frequencies than those in the cache.
+
+        Dynamic RoPE does so at every step beyond the original context, longrope at the first.
+        """
+        return any(self._is_stale(rope) for rope in self._ropes_by_length())
+
+    def _is_stale(self, rope: RopeConfig) -> bool:
+        held, original = self._cache.length, rope.original_context or 1
+        if rope.type == "dynamic":
+            return max(len(self._rows[row]) for row in self._live) > original
         return any(
-            rope is not None and rope.type == "dynamic" and longest > (rope.original_context or 1)
-            for rope in ropes
+            held - self._padding[row] <= original < len(self._rows[row]) for row in self._live
         )
+
+    def _longer_than_trained(self) -> bool:
+        """Whether some row is turned by frequencies that follow its length."""
+        longest = max(len(self._rows[row]) for row in self._live)
+        return any(longest > (rope.original_context or 1) for rope in self._ropes_by_length())
+
+    def _ropes_by_length(self) -> list[RopeConfig]:
+        """The model's RoPEs whose frequencies follow the length of the text."""
+        config = self._model.config
+        ropes = (config.rope, config.second_rope)
+        return [rope for rope in ropes if rope is not None and rope.follows_length]
 
     def _keep(self) -> None:
         if self._kept is None:
             return
-        if self._stale() or self._overflows():
+        if self._longer_than_trained() or self._overflows():
             self._kept.forget()
         else:
             self._kept.hold(self._cache, self._rows[0])

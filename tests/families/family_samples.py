@@ -136,7 +136,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "model_type": "phi3",
         **_SIZES,
         **_EPS,
-        "original_max_position_embeddings": 64,
+        "original_max_position_embeddings": 32,
         "rope_parameters": _LONG,
     },
     "smollm3": {"model_type": "smollm3", **_SQUARE, **_EPS, **_rope(2e6)},

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from pellucid import checkpoints
 from pellucid.checkpoints import parameter_shapes
 from pellucid.families import FAMILIES, read_config, split, stored_shape, table, write_config
+from pellucid.families.shapes import SHAPES
 from pellucid.models import Layer, RopeConfig, build
 
 ROTARY = sorted({s["model_type"] for s in SAMPLES.values()} - {"gpt2"})
@@ -166,6 +167,28 @@ def test_a_parameter_that_the_format_has_no_name_for_is_refused(tmp_path):
     config = dataclasses.replace(config_of("granite"), norm_places="both")
     with pytest.raises(ValueError, match="granite files have no name for 8 parameters"):
         list(table(config))
+
+
+# The sizes of the weight files that the releases publish, in parameters.
+COUNTS = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen3-0.6b": 596_049_920,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-3-1b": 999_885_952,
+    "gemma-3-4b": 3_880_263_168,
+    "mistral-7b": 7_241_732_096,
+    "phi-4-mini": 3_836_021_760,
+    "smollm2-135m": 134_515_008,
+    "smollm3-3b": 3_075_098_624,
+    "olmo-2-7b": 7_298_617_344,
+    "granite-3.3-2b": 2_533_539_840,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_shapes_have_the_published_number_of_parameters(name):
+    shapes = parameter_shapes(SHAPES[name].config)
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == COUNTS[name]
 
 
 # ── Keys ─────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,10 @@ import torch
 from family_samples import SAMPLES
 
 from pellucid import checkpoints
-from pellucid.families import FAMILIES, read_config
+from pellucid.checkpoints import parameter_shapes
+from pellucid.families import FAMILIES, read_config, table, write_config
+from pellucid.families.names import stored_shape
+from pellucid.families.shapes import SHAPES
 from pellucid.generate import Sampling, generate_tokens
 from pellucid.trace import trace
 
@@ -154,3 +157,64 @@ def test_every_key_that_transformers_writes_is_known(folders, name):
     assert read_config(whole, "whole") == expected
     stated = json.loads((saved(folders, name) / "config.json").read_text())
     assert read_config(stated, "stated") == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_shapes_are_transformers_shapes(name):
+    config = SHAPES[name].config
+    stated = write_config(config, torch.bfloat16)
+    if "qkv" not in config.biases and config.family == "gpt2":
+        pytest.skip("transformers has no GPT-2 without these biases")
+    model_type = stated.pop("model_type")
+    with torch.device("meta"):
+        made = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(model_type, **stated)
+        )
+    shapes = parameter_shapes(config)
+    ours = {entry.stored: stored_shape(entry, shapes) for entry in table(config)}
+    theirs = {key: tuple(weight.shape) for key, weight in made.named_parameters()}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("model_type", sorted({s["model_type"] for s in SAMPLES.values()}))
+def test_defaults_are_those_of_transformers(model_type):
+    """A file with nothing but sizes is read as transformers reads it, default for default."""
+    sizes = {
+        "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 32,
+        "intermediate_size": 80, "vocab_size": 97,
+    }  # fmt: skip
+    if model_type == "gpt2":
+        sizes = {"n_embd": 64, "n_layer": 12, "n_head": 32, "vocab_size": 97}
+    if model_type == "helium":  # its heads are always 128 wide, 20 of them, as wide as the model
+        sizes |= {"hidden_size": 2560, "num_attention_heads": 20}
+    whole = transformers.AutoConfig.for_model(model_type, **sizes).to_dict()
+    spelt_out = read_config(json.loads(json.dumps(whole)), "whole")
+    assert read_config({"model_type": model_type, **sizes}, "sizes") == spelt_out
+
+
+@pytest.mark.parametrize("name", ["gemma3_text"])
+def test_the_text_part_of_a_model_that_sees(tmp_path, name):
+    sample = {key: value for key, value in SAMPLES[name].items() if key != "model_type"}
+    sight = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**sample, pad_token_id=0),
+        vision_config=transformers.SiglipVisionConfig(**sight),
+        mm_tokens_per_image=4,
+        boi_token_index=90,
+        eoi_token_index=91,
+        image_token_index=92,
+    )
+    torch.manual_seed(0)
+    made = transformers.Gemma3ForConditionalGeneration(config)
+    made.set_attn_implementation("eager")
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.copy_(torch.randn_like(weight) / 5)
+    made.eval().save_pretrained(tmp_path / "x")
+    tokens = some_tokens(2, 40).clamp(max=89)
+    with torch.no_grad():
+        expected, found = made(tokens).logits, ours(tmp_path / "x")(tokens)
+    assert relative(found, expected) < 1e-5

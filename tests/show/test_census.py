@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from pellucid.families.shapes import SHAPES, shape
 from pellucid.models import Config, GPTConfig, LlamaConfig, build
 from pellucid.models.census import as_json, census, in_units, nbytes
-from pellucid.models.shapes import SHAPES, shape
 from pellucid.trace import trace
 
 KNOWN = {
@@ -34,7 +34,7 @@ def test_counting_stays_light():
     """Building on the meta device must not import torch's symbolic shapes, which take a second."""
     program = (
         "import sys; from pellucid.models.census import census\n"
-        "from pellucid.models.shapes import shape\n"
+        "from pellucid.families.shapes import shape\n"
         "census(shape('gpt2').config), census(shape('llama-3-8b').config)\n"
         "print({'sympy', 'torch._dynamo'} & set(sys.modules))"
     )

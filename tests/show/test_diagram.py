@@ -9,9 +9,9 @@ import pytest
 from tiny import FEATURES
 
 from pellucid import graph
+from pellucid.families.shapes import SHAPES, shape
 from pellucid.models import Config
 from pellucid.models.census import census
-from pellucid.models.shapes import SHAPES, shape
 from pellucid.show import diagram_svg, diagram_text
 from pellucid.show.diagram import structure
 

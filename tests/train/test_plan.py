@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import GPT, LLAMA
 
+from pellucid.families.shapes import SHAPES
 from pellucid.models.census import census
-from pellucid.models.shapes import SHAPES
 from pellucid.train.objective import next_token_objective
 from pellucid.train.parallel.layout import Layout, local_shapes
 from pellucid.train.plan import Pace, Work, layouts, memory

@@ -32,9 +32,9 @@ def unsupported(model: Model) -> str | None:
         return f"the {dialect.name} dialect rounds in places of its own"
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
-    ropes = (model.config.rope, model.config.second_rope)
-    if any(rope is not None and rope.type in ("dynamic", "longrope") for rope in ropes):
-        return "dynamic RoPE and longrope turn every position anew as the text grows"
+    for rope in (model.config.rope, model.config.second_rope):
+        if rope is not None and rope.follows_length:
+            return f"{rope.type} RoPE turns every position anew as the text grows"
     if model.config.query_growth:
         return "queries grow with the position (Ministral 3)"
     for name, module in model.named_modules():
