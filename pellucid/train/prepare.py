@@ -305,23 +305,29 @@ def _batches(settings: TrainSettings, source: TokenSource, context: int) -> tupl
 
 def model_config(settings: TrainSettings, vocab_size: int) -> Config:
     """The shape of a model that begins from random weights."""
+    return _NEW[settings.family](settings, vocab_size)
+
+
+def _new_gpt2(settings: TrainSettings, vocab_size: int) -> Config:
+    if settings.kv_heads not in (None, settings.heads):
+        raise ValueError("--kv-heads is for llama: in GPT-2 every head has its own keys")
+    return GPTConfig(
+        vocab_size=vocab_size,
+        context_length=settings.context,
+        width=settings.width,
+        n_layers=settings.layers,
+        n_heads=settings.heads,
+        hidden_width=settings.hidden or 0,
+        qkv_bias=settings.qkv_bias,
+        tied=settings.tied,
+        embed_dropout=settings.dropout,
+        attn_dropout=settings.dropout,
+        resid_dropout=settings.dropout,
+    )
+
+
+def _new_llama(settings: TrainSettings, vocab_size: int) -> Config:
     width, heads = settings.width, settings.heads
-    if settings.family == "gpt2":
-        if settings.kv_heads not in (None, heads):
-            raise ValueError("--kv-heads is for llama: in GPT-2 every head has its own keys")
-        return GPTConfig(
-            vocab_size=vocab_size,
-            context_length=settings.context,
-            width=width,
-            n_layers=settings.layers,
-            n_heads=heads,
-            hidden_width=settings.hidden or 0,
-            qkv_bias=settings.qkv_bias,
-            tied=settings.tied,
-            embed_dropout=settings.dropout,
-            attn_dropout=settings.dropout,
-            resid_dropout=settings.dropout,
-        )
     if settings.dropout:
         raise ValueError(f"--dropout {settings.dropout:g} is for gpt2: a Llama has none")
     if heads < 1 or width % heads:
@@ -338,6 +344,9 @@ def model_config(settings: TrainSettings, vocab_size: int) -> Config:
         rope=RopeConfig(theta=10000.0),
         tied=settings.tied,
     )
+
+
+_NEW = {"gpt2": _new_gpt2, "llama": _new_llama}  # the setting `family` -> its config
 
 
 def _rounded(width: float, multiple: int = 32) -> int:
