@@ -23,7 +23,8 @@ class Call:
         self.key, self.value = given["key"], given["value"]
         self._mask, self._implementation = given.get("attention_mask"), key
         self._causal = given.get("is_causal")
-        self.window = bool(given.get("sliding_window"))
+        window = given.get("sliding_window")
+        self.window = bool(window) and window < self.key.shape[2]  # a longer one hides nothing
 
     def allowed(self) -> Tensor | None:
         """True = may look, (T, S), or (B, 1, T, S) where rows differ; None where nothing says."""
