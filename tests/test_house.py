@@ -375,17 +375,16 @@ def test_taps_have_constant_leaves():
 ASKING = re.compile(
     r"""\bfamily\s*(?:==|!=|\bin\b)|isinstance\([^)]*\b(?:Llama|GPT)|\bis_llama\b"""
 )
+
+
 # Rooms that still ask for a family where they mean a feature; to be emptied.
-STILL_ASKING = ("walk/", "diff/", "generate/native/", "cli/training_setup.py")
-
-
 def test_features_decide_and_families_do_not():
     """What a model computes follows from its config's features, not from the name of its family."""
     sources = [path for kind in ("*.py", "*.c", "*.h") for path in sorted(PACKAGE.rglob(kind))]
     asking = {
         f"{path.relative_to(PACKAGE)}:{number}": line.strip()
         for path in sources
-        if not str(path.relative_to(PACKAGE)).startswith(("families/", *STILL_ASKING))
+        if not str(path.relative_to(PACKAGE)).startswith("families/")
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         if ASKING.search(line) and not line.strip().startswith("for ")
     }

@@ -102,7 +102,8 @@ class Rope:
             raise ValueError(f"{inside.where} type {kind!r} needs a factor")
         if kind == "dynamic" or kind in _ORIGINAL:
             found["original_context"] = context if kind == "dynamic" else original
-        return RopeConfig(**found, **{name: stated[name] for name in _READ[kind] if name in stated})
+        found |= {name: stated[name] for name in _READ[kind] if name in stated}
+        return RopeConfig(**found)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """``rope_theta`` and ``rope_scaling``."""

@@ -99,6 +99,6 @@ def _ropes(stated: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(stated: Mapping[str, Any]) -> RopeConfig:
-    return RopeConfig(
-        **{name: tuple(x) if isinstance(x, list) else x for name, x in stated.items()}
-    )
+    listed = {name: x for name, x in stated.items() if isinstance(x, list)}
+    values: dict[str, Any] = {**stated, **{name: tuple(x) for name, x in listed.items()}}
+    return RopeConfig(**values)

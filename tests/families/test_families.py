@@ -12,9 +12,19 @@ from safetensors.torch import load_file, save_file
 
 from pellucid import checkpoints
 from pellucid.checkpoints import parameter_shapes
-from pellucid.families import FAMILIES, read_config, split, stored_shape, table, write_config
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names, save_adapter
+from pellucid.families import (
+    FAMILIES,
+    joined,
+    read_config,
+    split,
+    stored_shape,
+    table,
+    write_config,
+)
 from pellucid.families.shapes import SHAPES
 from pellucid.models import Layer, RopeConfig, build
+from pellucid.models.adapters import fold
 
 ROTARY = sorted({s["model_type"] for s in SAMPLES.values()} - {"gpt2"})
 
@@ -167,6 +177,37 @@ def test_a_parameter_that_the_format_has_no_name_for_is_refused(tmp_path):
     config = dataclasses.replace(config_of("granite"), norm_places="both")
     with pytest.raises(ValueError, match="granite files have no name for 8 parameters"):
         list(table(config))
+
+
+@pytest.mark.parametrize("name", ["glm", "cohere", "nanochat", "phi3", "qwen3"])
+def test_adapters_follow_the_rows_of_the_files(tmp_path, name):
+    """An adapter in PEFT's format adds B · A to the weights as the files have them."""
+    config = config_of(name)
+    model = build(config)
+    model.load_state_dict(random_weights(config))
+    entries = {entry.stored: entry for entry in table(config)}
+    leaf = "qkv" if name == "phi3" else "q"
+    stored = f"model.layers.0.self_attn.{leaf}_proj.weight"
+    entry, before = entries[stored], model.state_dict()
+    whole = joined(entry, [before[path] for path in entry.parameters])
+    generator = torch.Generator().manual_seed(4)
+    a, b = torch.randn(3, 48, generator=generator), torch.randn(len(whole), 3, generator=generator)
+    module = "base_model.model." + stored.removesuffix(".weight")
+    save_file(
+        {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b},
+        tmp_path / "adapter_model.safetensors",
+    )
+    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": [f"{leaf}_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    names = module_names(table(config))
+    apply_adapter(model, tmp_path, names)
+    save_adapter(tmp_path / "again", model, names)
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert torch.equal(again[f"{module}.lora_B.weight"], b)
+    fold(model)
+    after = model.state_dict()
+    found = joined(entry, [after[path] for path in entry.parameters])
+    torch.testing.assert_close(found, whole + b @ a)
 
 
 # The sizes of the weight files that the releases publish, in parameters.

@@ -43,12 +43,34 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 Names = Mapping[str, Sequence[str]]
 
 
+class _Order(Protocol):
+    def ours(self, stored: Tensor) -> Tensor: ...
+
+    def theirs(self, parameter: Tensor) -> Tensor: ...
+
+
 class _Entry(Protocol):
     @property
     def stored(self) -> str: ...
 
     @property
     def parameters(self) -> Sequence[str]: ...
+
+    @property
+    def order(self) -> _Order | None: ...
+
+
+class Layers(tuple[str, ...]):
+    """Our linear layers in one module; `order`: of its rows, where the files keep another one."""
+
+    order: _Order | None = None
+
+    @classmethod
+    def of(cls, entry: _Entry) -> Layers:
+        """The layers whose weights a stored tensor holds."""
+        layers = cls(name.removesuffix(".weight") for name in entry.parameters)
+        layers.order = entry.order
+        return layers
 
 
 def module_names(entries: Iterable[_Entry]) -> dict[str, tuple[str, ...]]:
@@ -57,9 +79,7 @@ def module_names(entries: Iterable[_Entry]) -> dict[str, tuple[str, ...]]:
     entries  what ``pellucid.checkpoints.formats.hf.table(config)`` yields
     """
     return {
-        entry.stored.removesuffix(".weight"): tuple(
-            name.removesuffix(".weight") for name in entry.parameters
-        )
+        entry.stored.removesuffix(".weight"): Layers.of(entry)
         for entry in entries
         if entry.parameters and all(name.endswith("_proj.weight") for name in entry.parameters)
     }
@@ -93,6 +113,8 @@ def save_adapter(
         if not present:
             continue
         a, b, apart = _joined(module, parts, [_rows(model, path) for path in paths])
+        order = _order(paths)
+        b = b if order is None else order.theirs(b).contiguous()
         if apart:
             joined_ranks[module] = apart
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = a
@@ -105,6 +127,10 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / TENSORS, save(tensors, metadata))
     _write(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def _order(paths: Sequence[str]) -> _Order | None:
+    return paths.order if isinstance(paths, Layers) else None
 
 
 def _rows(model: nn.Module, path: str) -> int:
@@ -175,6 +201,8 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
         paths = _paths(module, names, where)
         alpha = scale(config, module, len(a), where) * len(a)
         linears = [_linear(model, path) for path in paths]
+        order = _order(paths)
+        b = b if order is None or len(b) != linears[0].out_features else order.ours(b)
         try:
             parts = _apart(a, b, linears, ranks.get(module), alpha, config["lora_dropout"])
         except ValueError as error:
