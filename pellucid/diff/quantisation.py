@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -157,6 +157,8 @@ def _scale(levels: Levels, layout: Layout, b: Tensor, groups: int) -> Tensor | N
 def hold(a: Tensor, b: Tensor, levels: Levels, layout: Layout, unit: float) -> Held:
     """Count over all groups which of them stand on levels and hold A's values rounded."""
     held = Held(levels=levels, layout=layout)
+    if isinstance(levels, Codes):
+        held.levels_used = float(len(levels.codes))
     for mine, theirs in zip(layout.groups(a), layout.groups(b), strict=True):
         if not theirs.numel():
             continue
@@ -171,6 +173,9 @@ def hold(a: Tensor, b: Tensor, levels: Levels, layout: Layout, unit: float) -> H
 def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> None:
     right = _nearest(held, x, placed, unit)
     wrong = placed.fits & ~right.all(1)
+    if unit > COARSE and isinstance(held.levels, Uniform) and bool(wrong.any()):
+        _with_full_range(held, x, y, placed, right, wrong, unit)
+        wrong = placed.fits & ~right.all(1)
     bad = (~placed.fits | wrong).nonzero()[:, 0]
     if held.first is None and len(bad):
         at = int(bad[0])
@@ -193,6 +198,23 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
     held.levels_used = max(held.levels_used, float((level.amax(1) - level.amin(1)).max()) + 1)
     if bool(seen.any()):
         held.farthest = max(held.farthest, float((error[seen] / width[seen]).abs().max()))
+
+
+def _with_full_range(
+    held: Held, x: Tensor, y: Tensor, placed: Placed, right: Tensor, wrong: Tensor, unit: float
+) -> None:
+    """Coarse values may stand on 126 steps and on 127: where the first does not hold A's values,
+    whole ranges of levels are tried, as B's values allow them."""
+    assert isinstance(held.levels, Uniform), "codes have no range"
+    for span in (255, 254, 253) if held.levels.offset else (127, 128):
+        left = (wrong & ~right.all(1)).nonzero()[:, 0]
+        if not len(left):
+            return
+        other = replace(held.levels, spans=(span,)).place(y[left], unit)
+        better = other.fits & _nearest(held, x[left], other, unit).all(1)
+        for name, values in vars(placed).items():
+            values[left[better]] = getattr(other, name)[better]
+        right[left[better]] = True
 
 
 def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
@@ -323,6 +345,10 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
         return None
     misfits = held.off + held.wrong
     if held.proven and not misfits:
+        own = on_levels(a, a)  # rounding to as many levels leaves what stands on them as it is
+        if own is not None and own.proven and own.levels_used <= held.levels_used:
+            finding = f"A stands on {own} already, B on other levels: the scales are not A's"
+            return "quantised with other scales", finding, "fault"
         if held.spread < SPREAD:
             finding = (
                 f"B stands on {held} with errors of {held.spread:.2f} times rounding's: A stood on"
