@@ -53,8 +53,8 @@ class RMSNorm(nn.Module):
         """x (…, C) -> (…, C)."""
         wide = x if self.dialect.norm == "x" else x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        weight = 1.0 if self.weight is None else self.weight
-        weight = 1.0 + self.weight.to(wide.dtype) if self.offset else weight
+        weight = x.new_ones(()) if self.weight is None else self.weight
+        weight = 1.0 + weight.to(wide.dtype) if self.offset else weight
         cast_last = self.dialect.norm_product == "float32"
         return (normed * weight).to(x.dtype) if cast_last else normed.to(x.dtype) * weight
 

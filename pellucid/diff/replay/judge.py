@@ -75,7 +75,8 @@ class Judge:
 
     def _judge_computed(self, name: str, seen: Tensor) -> Measure:
         near = self.own.compute(name)
-        _demand_keys(self.side.label, name, near, seen)
+        sinks = self.own.setting.config.sinks
+        _demand_keys(self.side.label, name, near, seen, sinks)
         if torch.equal(near, seen) and bool(seen.isfinite().all()):
             if self.keep is not None:
                 self.keep(name, near, seen)
@@ -154,12 +155,15 @@ class Judge:
         return find_cause(replay, name, self.observed[name], result, self.side, static)
 
 
-def _demand_keys(label: str, name: str, near: Tensor, seen: Tensor) -> None:
-    """ValueError where scores or a pattern look at more keys, or fewer, than there are tokens."""
-    if "S" not in names.dims(name) or near.shape == seen.shape or near.ndim != seen.ndim:
+def _demand_keys(label: str, name: str, near: Tensor, seen: Tensor, sinks: bool) -> None:
+    """ValueError where scores or a pattern look at more keys, or fewer, than there are tokens.
+
+    With `sinks` one key more is no other width: the sink's column, which was left in.
+    """
+    if "S" not in graph.dims(name) or near.shape == seen.shape or near.ndim != seen.ndim:
         return
-    axis = names.dims(name).index("S")
-    if near.shape[axis] != seen.shape[axis]:
+    axis = graph.dims(name).index("S")
+    if seen.shape[axis] - near.shape[axis] not in ((0, 1) if sinks else (0,)):
         raise ValueError(
             f"{label}: {name} has {seen.shape[axis]} keys, there are {near.shape[axis]} tokens so "
             "far: record it without the unused part of a static cache"
