@@ -13,36 +13,29 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints, tokenizers
-from pellucid.checkpoints.formats.hf import table
-from pellucid.checkpoints.formats.hf_config import read_config
+from pellucid.checkpoints import parameter_shapes
 from pellucid.diff.options import Options
 from pellucid.diff.sides.side import Side
 from pellucid.diff.sides.transformers import from_transformers
+from pellucid.families import FAMILIES, read_config, split, table
 from pellucid.generate import encode_prompt
 from pellucid.language_model import as_dtype
 from pellucid.models import Config
 
 LIVE = "hf:"  # before a path: run it in transformers
-LLAMAS_BY_ANOTHER_NAME = ("mistral", "qwen2")  # within their sliding window, if they have one
-LLAMA_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-    "rope_scaling", "rope_parameters", "tie_word_embeddings", "hidden_act",
-)  # fmt: skip
 
 
 def live_side(model: Any, label: str) -> Side:
     """A side that runs a transformers model as it is, with its config and weights in our terms.
 
-    Nothing is copied. GPT-2, Llama, and the families that compute exactly what a Llama does; of
-    others only the names are known, and their sides have neither config nor weights. ValueError
-    for a config that says what Pellucid does not have.
+    Nothing is copied, but for q, k and v that are stored joined in an order of their own. Of a
+    family that is not known, or that keeps the pairs of RoPE in another order, only the names are
+    known: such a side has neither config nor weights. ValueError for a config that says what
+    Pellucid does not have.
     """
     stated = json.loads(model.config.to_json_string())
-    if model.config.model_type in LLAMAS_BY_ANOTHER_NAME:
-        whole = model.config.to_dict()
-        stated = {key: whole[key] for key in LLAMA_KEYS if key in whole} | {"model_type": "llama"}
-    if stated["model_type"] not in ("gpt2", "llama"):
+    family = FAMILIES.get(stated["model_type"])
+    if family is None or family.pairs != "halves":
         return from_transformers(model, label)
     config = read_config(stated, f"{label}: config")
     weights = canonical(config, model.state_dict(), label)
@@ -52,19 +45,14 @@ def live_side(model: Any, label: str) -> Side:
 def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
     """transformers' parameters under our names, as views."""
     found: dict[str, Tensor] = {}
+    shapes = parameter_shapes(config)
     for entry in table(config):
         if entry.stored not in state:
             raise ValueError(
                 f"{label} has no {entry.stored}: expected a …LMHeadModel or …ForCausalLM whose "
                 "parameters carry transformers' names"
             )
-        upright = state[entry.stored].t() if entry.transposed else state[entry.stored]
-        if entry.parameters:
-            parts = upright.chunk(len(entry.parameters))
-            found |= dict(zip(entry.parameters, parts, strict=True))
-        bias = entry.stored.removesuffix("weight") + "bias"
-        if len(entry.parameters) == 1 and bias in state:  # Qwen2: of q, k and v, but not of o
-            found[entry.parameters[0].removesuffix("weight") + "bias"] = state[bias]
+        found |= split(entry, state[entry.stored], shapes)
     head = state.get("lm_head.weight")
     if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
         found["unembed.weight"] = head  # the config says it is the embedding, it is not
