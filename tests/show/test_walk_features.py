@@ -15,7 +15,7 @@ from pellucid.numerics import dialect
 from pellucid.show import figures
 from pellucid.show.digest import digest
 from pellucid.show.walk_page import page
-from pellucid.show.walk_terminal import Teller
+from pellucid.show.walk_terminal import WalkPrinter
 from pellucid.walk import Step, walk
 from pellucid.walk.chapters import Chapters
 
@@ -60,7 +60,7 @@ def test_a_page_tells_every_step(feature: str):
 @pytest.mark.parametrize("feature", ALIKE)
 def test_a_terminal_tells_every_step(feature: str):
     written = io.StringIO()
-    teller = Teller(Console(file=written, width=100), TOKENS, STRINGS)
+    teller = WalkPrinter(Console(file=written, width=100), TOKENS, STRINGS)
     steps = walked(feature)
     for step in steps:
         teller.step(step)
