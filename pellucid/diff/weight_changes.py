@@ -12,7 +12,7 @@ from torch import Tensor
 
 Change = tuple[str, str]  # cause, finding
 
-LOOSE = ("noise", "other", "unrelated")  # names that leave open what was done
+LOOSE = ("noise", "other", "unrelated", "low-rank")  # levels, where there are any, tell more
 MOST_RANK = 64
 LARGE = 1 << 24  # values; of more, the first rows are looked at
 NOISE = 0.3  # relative size up to which an unstructured change is called noise
