@@ -31,8 +31,8 @@ WORDS = ("import", "return", "class", "def", "print")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A tiny random model of each family, with the demo's tokenizer."""
     folder = tmp_path_factory.mktemp("models")
-    for config in (LLAMA, GPT):
-        config = replace(config, vocab_size=2048, context_length=48, width=16 * 4)
+    shape = {"vocab_size": 2048, "context_length": 48, "width": 16 * 4}
+    for config in (replace(LLAMA, **shape), replace(GPT, **shape, head_dim=16)):
         model = random_model(config, torch.float32)
         initialise(model, torch.Generator().manual_seed(0))
         path = folder / config.family

@@ -142,7 +142,7 @@ def test_angles_are_at_least_float32():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"type": "longrope"}, "unknown rope type 'longrope'.*default, linear, dynamic"),
+        ({"type": "ntk"}, "unknown rope type 'ntk'.*default, linear, dynamic"),
         ({"theta": 0.0}, "theta is 0.0"),
         ({"type": "linear", "factor": 0.5}, "factor is 0.5: expected 1 or more"),
         ({"type": "dynamic", "factor": 2.0}, "'dynamic' needs the original context"),

@@ -60,11 +60,11 @@ def test_a_page_tells_every_step(feature: str):
 @pytest.mark.parametrize("feature", ALIKE)
 def test_a_terminal_tells_every_step(feature: str):
     written = io.StringIO()
-    teller = WalkPrinter(Console(file=written, width=100), TOKENS, STRINGS)
+    printer = WalkPrinter(Console(file=written, width=100), TOKENS, STRINGS)
     steps = walked(feature)
     for step in steps:
-        teller.step(step)
-    teller.end(told(steps))
+        printer.print_step(step)
+    printer.print_result(told(steps))
     text = written.getvalue()
     for step in steps:
         assert f"{step.title}  {step.address}" in text

@@ -169,7 +169,9 @@ def _pattern(s: Setting, masked: Tensor) -> Tensor:
 
 def _z(s: Setting, pattern: Tensor, v: Tensor) -> Tensor:
     v = repeat_heads(v, pattern.shape[1])
-    return pattern[..., : v.shape[-2]] @ v  # a sink's share may have been left in the pattern
+    if s.config.sinks:
+        pattern = pattern[..., : v.shape[-2]]  # a sink's share may have been left in
+    return pattern @ v
 
 
 def _joined(s: Setting, z: Tensor) -> Tensor:
