@@ -196,7 +196,8 @@ def test_the_vocabulary_is_covered():
     """Each name of graph.py is a line; lines of other names say what their dims are."""
     written = {line.name.replace("layers.0.", "layers.N.") for line in SCRIPT.lines}
     # A second RoPE's steps are those of the first, under its own names.
-    assert {row.name.replace("second_rope.", "rope.") for row in graph.ROWS} <= written
+    named = {row.name.replace("second_rope.", "rope.") for row in graph.ROWS}
+    assert named - written == {"query_growth", "layers.N.attn.q_scaled"}  # refused: Ministral 3
     for line in SCRIPT.lines:
         if line.name and line.dims is None:
             graph.row(line.name.replace("N", "0"))
