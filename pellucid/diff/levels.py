@@ -34,6 +34,7 @@ class Placed:
     level  (G, n) number of the level, or of the code
     value  (G, n) the level's own value
     below, above  (G, n) how far a number may lie on either side of it and still round to it
+    doubt  (G) how far the scale may be from the true one, relative to it
     bits   (G) −log2 of the chance that arbitrary values of that size and precision would fit
     """
 
@@ -43,6 +44,7 @@ class Placed:
     value: Tensor
     below: Tensor
     above: Tensor
+    doubt: Tensor
     bits: Tensor
 
     def rows(self, kept: Tensor) -> Placed:
@@ -127,7 +129,7 @@ class Uniform:
 
         Where the values are coarse, so is the first guess, and others beside it are tried.
         """
-        found = self._once(b, tolerance, s, z)
+        found = self._once(b, tolerance, s, z, unit)
         if unit <= COARSE:
             return found
         for grow, move in product((0.0, -0.7, 0.7), (0.0, -0.7, 0.7) if self.offset else (0.0,)):
@@ -135,21 +137,20 @@ class Uniform:
             if not len(left):
                 break
             moved = z[left] * (1 + move * unit)
-            again = self._once(b[left], tolerance[left], s[left] * (1 + grow * unit), moved)
+            again = self._once(b[left], tolerance[left], s[left] * (1 + grow * unit), moved, unit)
             for held, new in zip(found, again, strict=True):
                 held[left] = new
         return found
 
     def _once(
-        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor
+        self, b: Tensor, tolerance: Tensor, s: Tensor, z: Tensor, unit: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         s, z = self._refit(b, tolerance, s, z)
         if self.offset:
             s, z = self._refit(b, tolerance, s, z)
-        else:  # each value says the step to within its roundoff, and so does the middle of them all
-            level = (b / s[:, None]).round()
-            said = torch.where(level == 0, s[:, None], b / torch.where(level == 0, 1.0, level))
-            s = (said.amin(1) + said.amax(1)) / 2
+        else:
+            low, high = _step_bounds(b, (b / s[:, None]).round(), unit)
+            s = torch.where(high > 0, (low + high) / 2, s)
         k = ((b - z[:, None]) / s[:, None]).round()
         good = ((b - z[:, None] - k * s[:, None]).abs() <= tolerance).all(1)
         good &= (k.amax(1) - k.amin(1) < MOST_LEVELS) & s.isfinite() & (s > 0)
@@ -191,7 +192,12 @@ class Uniform:
             - math.log2(len(self.spans))
         )
         told = torch.where(step > 0, told, 0.0)
+        doubt = torch.full_like(step, unit)
+        if not self.offset and unit > COARSE:
+            low, high = _step_bounds(b, k, unit)
+            doubt = ((high - low).abs() / safe[:, 0]).clamp(max=unit)
         return Placed(
+            doubt=doubt,
             fits=fits,
             span=span,
             level=k,
@@ -200,6 +206,17 @@ class Uniform:
             above=half + CLIPPED * step[:, None] * highest,
             bits=told,
         )
+
+
+def _step_bounds(b: Tensor, level: Tensor, unit: float) -> tuple[Tensor, Tensor]:
+    """(G) least and largest step for which level · step rounds to b; 0 and 0 where none is said."""
+    size, level = b.abs(), level.abs()
+    half = unit * torch.exp2(size.clamp(min=1e-300).log2().floor())  # half a unit in the last place
+    said = (level > 0) & (size > 0)
+    safe = torch.where(said, level, 1.0)
+    low = torch.where(said, (size - half) / safe, 0.0).amax(1)
+    high = torch.where(said, (size + half) / safe, float("inf")).amin(1)
+    return low, torch.where(high.isfinite(), high, 0.0)
 
 
 def _first_of_each(group: Tensor) -> Tensor:
@@ -297,6 +314,7 @@ class Codes:
         bits = (torch.minimum(below, above) * 2 / chance).clamp(min=1).log2()
         told = _of_distinct(bits, place) - bits.amax(1) - math.log2(len(self.anchors) + self.plain)
         return Placed(
+            doubt=torch.full_like(s, unit),
             fits=((b - value).abs() <= tolerance).all(1),
             span=torch.full_like(s, len(self.codes)),
             level=place.double(),

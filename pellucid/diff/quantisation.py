@@ -228,7 +228,7 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
         # The step is found from rounded values: less exact than they are, but not exact.
         size = placed.value.abs() + placed.below + placed.above
         offset = isinstance(held.levels, Uniform) and held.levels.offset
-        slack = slack + unit * (size + 0.3 * offset * size.amax(1, keepdim=True))
+        slack = slack + placed.doubt[:, None] * (size + 0.3 * offset * size.amax(1, keepdim=True))
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():
         return right
@@ -297,6 +297,8 @@ def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
     count = min(columns, rows // 2, 512)
     if count < 8 or held.farthest > FARTHEST or not isinstance(held.levels, Uniform):
         return False
+    if held.spread < 1.1 or abs(_alike(a, b)) > 0.1:
+        return False  # errors no larger than rounding's were not passed on, nor were errors like A
     step = _steps(b, held)
     if step is None:
         return False
@@ -319,6 +321,13 @@ def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
     correlated = variances - excess >= 4 * of_correlation
     alone = excess <= 4 * fluctuation**0.5
     return correlated and alone and bool(inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1))
+
+
+def _alike(a: Tensor, b: Tensor) -> float:
+    """Cosine of A and B − A: far from 0 where B is A scaled."""
+    a = a.double()
+    error = b.double() - a
+    return float((a * error).sum() / (a.norm() * error.norm()).clamp(min=1e-300))
 
 
 def _steps(b: Tensor, held: Held) -> Tensor | None:
