@@ -39,7 +39,7 @@ from load_memory import RandomWeights, occupied
 import pellucid
 from pellucid import checkpoints
 from pellucid.checkpoints.formats import meta
-from pellucid.models.shapes import shape
+from pellucid.families.shapes import shape
 
 KINDS = ("generate", "trace", "walk")
 PROMPT = "the answer to the ultimate question of life, the universe, and everything is "

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 import torch
 
 from pellucid.models import Cache, Model, build, initialise
-from pellucid.models.shapes import shape
+from pellucid.families.shapes import shape
 from pellucid.trace import Trace, set_step, trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -47,7 +47,7 @@ def seconds(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", default="gpt2", help="a name of pellucid.models.shapes")
+    parser.add_argument("--shape", default="gpt2", help="a name of pellucid.families.shapes")
     parser.add_argument("--dialect", default="hf")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--tokens", type=int, default=128)
