@@ -51,7 +51,7 @@ train-demos: venv  ## train models like the two that ship (docs/demos.md), into 
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
 
 lint: venv  ## ruff and pyright
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 

@@ -19,8 +19,8 @@ from contextlib import nullcontext
 
 import torch
 
-from pellucid.models import Cache, Model, build, initialise
 from pellucid.families.shapes import shape
+from pellucid.models import Cache, Model, build, initialise
 from pellucid.trace import Trace, set_step, trace
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
