@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-peers bench-train train-demos lint format clean
+.PHONY: help venv demo test test-long test-peers bench-train train-demos lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,11 +31,14 @@ demo: venv  ## walk a real prompt through the shipped model: a page and figures 
 	@echo "The figures: $(CURDIR)/demo-out/figures"
 
 test: venv lint  ## what CI runs: style, types, tests
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "not peers"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not peers and not long"
+
+test-long: venv lint  ## the whole benchmarks: every seeded fault, every change of weights
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 
 test-peers: venv lint  ## everything, also against other implementations (installs transformers)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench-train: venv  ## training against nanoGPT's model compiled: speed, MFU, memory
 	$(BIN)/python benchmarks/train_speed.py

@@ -19,6 +19,7 @@ MOST_LEVELS = 256
 CLIPPED = 1.5  # steps by which a number beyond the last level may be farther off than half a step
 PROBE = slice(0, 8)  # the values of a group in which most wrong steps show
 FEW_GROUPS = 64
+NEARLY = 0.75  # share of a group's values on levels from which a step a little off is tried
 MANY, ROOM = 32, 1 << 22  # so many of a group's values where there is room for them
 COARSE = 2.0**-20  # a larger roundoff is of float16 or bfloat16: levels themselves are rounded
 _FLOAT32 = 2.0**-22  # error of dequantising in float32, relative to the group's largest value
@@ -132,8 +133,11 @@ class Uniform:
         found = self._once(b, tolerance, s, z, unit)
         if unit <= COARSE:
             return found
+        step, zero, level, good = found
+        on_levels = (b - zero[:, None] - level * step[:, None]).abs() <= tolerance
+        hopeful = on_levels.double().mean(1) >= NEARLY
         for grow, move in product((0.0, -0.7, 0.7), (0.0, -0.7, 0.7) if self.offset else (0.0,)):
-            left = (~found[3]).nonzero()[:, 0]
+            left = (hopeful & ~good).nonzero()[:, 0]
             if not len(left):
                 break
             moved = z[left] * (1 + move * unit)

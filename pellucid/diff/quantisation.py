@@ -37,6 +37,7 @@ from pellucid.diff.rounding import SPREAD, precision
 PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
 A_GROUP = 8.0  # bits that a group adds before it counts as told
 PIECE = 1 << 18  # values looked at in float64 at a time: they stay in the cache
+HALF_SCALE = 2.0**-11  # levels may be chosen by a scale that is then stored in float16
 FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
 FARTHEST = 4.0  # steps that a compensated value may be away from A's
 Levels = Uniform | Codes
@@ -97,11 +98,14 @@ def on_levels(a: Tensor, b: Tensor) -> Held | None:
         return None
     unit = precision(b)
     beside: tuple[float, Levels, Layout] | None = None
+    damaged: tuple[float, Held] | None = None
     even = _may_be_even(b, unit)
     for layout in layouts(b.shape):
         mine, theirs = layout.sample(a, b).double(), layout.sample(b, b).double()
         for levels in _levels_of(layout, even):
-            placed = levels.place(theirs, unit, _scale(levels, layout, b, len(theirs)))
+            placed = _fitting(levels, theirs, unit, _scale(levels, layout, b, len(theirs)))
+            if placed is None:
+                continue
             share = float((placed.fits & (placed.bits >= A_GROUP)).double().mean())
             if share < 1 - FAULTY:
                 continue
@@ -114,8 +118,13 @@ def on_levels(a: Tensor, b: Tensor) -> Held | None:
             if float((right.all(1) & placed.fits).double().mean()) < 1 - FAULTY:
                 continue
             held = hold(a, b, levels, layout, unit)
-            if held.off + held.wrong <= FAULTY * held.groups:
+            misfits = (held.off + held.wrong) / held.groups
+            if not misfits:
                 return held
+            if misfits <= FAULTY and (damaged is None or misfits < damaged[0]):
+                damaged = misfits, held
+    if damaged:
+        return damaged[1]
     return hold(a, b, *beside[1:], unit) if beside else None
 
 
@@ -127,10 +136,22 @@ def _may_be_even(b: Tensor, unit: float) -> set[str]:
         if (b if kind == "rows" else b.T).shape[1] < 16:
             continue
         sample = Layout(kind=kind, size=16).sample(b, b).double()
-        placed = (levels.place(sample, unit).fits for levels in (SYMMETRIC, OFFSET))
-        if any(float(fits.double().mean()) >= 1 - FAULTY for fits in placed):
+        if any(_fitting(levels, sample, unit, None) for levels in (SYMMETRIC, OFFSET)):
             found |= {kind, "flat"} if kind == "rows" else {kind}
     return found
+
+
+def _fitting(levels: Levels, sample: Tensor, unit: float, scale: Tensor | None) -> Placed | None:
+    """The sample's groups held against the levels, or None where too many do not fit.
+
+    Where the first groups are too many already, the others are not looked at.
+    """
+    few = math.floor(FAULTY * len(sample)) + 1
+    first = levels.place(sample[:few], unit, None if scale is None else scale[:few])
+    if not bool(first.fits.any()):
+        return None
+    placed = levels.place(sample, unit, scale)
+    return placed if float(placed.fits.double().mean()) >= 1 - FAULTY else None
 
 
 def _levels_of(layout: Layout, even: set[str]) -> Sequence[Levels]:
@@ -228,7 +249,8 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
         # The step is found from rounded values: less exact than they are, but not exact.
         size = placed.value.abs() + placed.below + placed.above
         offset = isinstance(held.levels, Uniform) and held.levels.offset
-        slack = slack + placed.doubt[:, None] * (size + 0.3 * offset * size.amax(1, keepdim=True))
+        doubt = placed.doubt[:, None] + HALF_SCALE
+        slack = slack + doubt * (size + 0.3 * offset * size.amax(1, keepdim=True))
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():
         return right
@@ -271,16 +293,18 @@ def _between(off: Tensor, below: Tensor, above: Tensor) -> Tensor:
     return (off <= above) & (off >= -below)
 
 
-def one_sided(held: Held) -> float | None:
+def one_sided(held: Held, unit: float) -> float | None:
     """Mean ratio of A's scales to B's, less one, where it is more than chance; scales that were
-    only rounded are as often too large as too small."""
+    only rounded are as often too large as too small. Scales read from values of roundoff `unit` are
+    known to half of it."""
     if not held.ratios:
         return None
     ratios = torch.cat(held.ratios)
     if len(ratios) < 8:
         return None
     mean, spread = float(ratios.mean()), float(ratios.std())
-    return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + 1e-7 else None
+    known = unit / 2 if unit > COARSE else 1e-7
+    return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + known else None
 
 
 def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
@@ -364,7 +388,7 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
                 " levels already, and these are others"
             )
             return "quantised with other scales", finding, "fault"
-        ratio = one_sided(held)
+        ratio = one_sided(held, precision(b))
         if ratio is None:
             return "quantised weights", f"B's values are A's in {held}", "explained"
         scale = 1 / (1 + ratio)

@@ -81,7 +81,7 @@ def test_a_healthy_port_with_features_does_not_fire(subject):
         assert row.right, row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("subject", FEATURED.values(), ids=FEATURED)
 def test_every_fault_and_control_on_models_with_features(subject):
     table = run_benchmark([subject], ["float32"])
@@ -98,7 +98,7 @@ def test_some_faults_in_bfloat16():
         assert row.right, row
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_matrix_reaches_its_goals():
     summary = run_benchmark(list(SUBJECTS.values())).summary()
     assert summary["float32 located"] == 1
@@ -107,7 +107,7 @@ def test_the_whole_matrix_reaches_its_goals():
     assert summary["controls fired"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.assets
 def test_the_whole_matrix_on_a_trained_model(assets):
     import pellucid
