@@ -66,13 +66,12 @@ class ModelResolver(Resolver):
     def sized(self, text: str) -> str:
         """A comment or docstring with numbers in place of the letters of shapes."""
         config = self.config
-        turned = (config.rope or config.second_rope) and config.rotary_width(
-            config.rope or config.second_rope
-        )
+        rope = config.rope or config.second_rope
+        turned = config.rotary_width(rope) if rope else 2
         sizes = {
             "C": config.width, "H": config.n_heads, "Hkv": config.n_kv_heads,
             "D": config.head_dim, "F": config.hidden_width, "V": config.vocab_size,
-            "D/2": (turned or 2) // 2, "H·D": config.n_heads * config.head_dim,
+            "D/2": turned // 2, "H·D": config.n_heads * config.head_dim,
         }  # fmt: skip
 
         def numbered(shape: re.Match[str]) -> str:
@@ -255,14 +254,12 @@ class ModelResolver(Resolver):
         first, *others = values.values()
         if all(other is first or _same(first, other) for other in others):
             return first
-        if all(
-            isinstance(v.parts, list) and len(v.parts) == len(first.parts or ())
-            for v in values.values()
-        ):
+        rows = {kind: v.parts for kind, v in values.items() if isinstance(v.parts, list)}
+        if len(rows) == len(values) and len({len(row) for row in rows.values()}) == 1:
             fields = first.fields or ("cos", "sin")
             parts = [
                 self._shared(
-                    {kind: v.parts[place] for kind, v in values.items()}, fields[place], choice
+                    {kind: row[place] for kind, row in rows.items()}, fields[place], choice
                 )
                 for place in range(len(fields))
             ]

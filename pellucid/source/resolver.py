@@ -31,7 +31,7 @@ from pellucid.source.statements import (
 from pellucid.source.tidying import tidy
 from pellucid.source.values import Frame, Value, definition, known, parts_of, tuple_of
 
-_KNOWN_CALLS = {trace.names_steps: True, torch.compiler.is_compiling: False}
+_KNOWN_CALLS: dict[Any, bool] = {trace.names_steps: True, torch.compiler.is_compiling: False}
 _MODULE_CLASS = nn.Module
 
 
