@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "LanguageModel": "pellucid.language_model",
     "assert_same_model": "pellucid.diff",
+    "code": "pellucid.source",
     "convert": "pellucid.checkpoints",
     "diff_steps": "pellucid.diff.training.record",
     "fetch": "pellucid.checkpoints",
@@ -33,6 +34,7 @@ __all__ = [
     "LanguageModel",
     "Trace",
     "assert_same_model",
+    "code",
     "convert",
     "diff",
     "diff_steps",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
+    from pellucid.source import code
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train
     from pellucid.train.finetune.entry import finetune

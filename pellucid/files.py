@@ -94,6 +94,16 @@ def lock_folder(folder: Path) -> int | None:
     return descriptor
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or absent: beside its place, then moved there."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError where it is not one."""
     try:

@@ -42,6 +42,7 @@ FLOORS = {
     "checkpoints": 3,
     "families": 3,
     "generate": 3,
+    "source": 3,
     "walk": 3,
     "models": 2,
     "trace": 2,

@@ -26,6 +26,7 @@ VERBS = {
         "pellucid.cli.info",
         "count a model's parameters, bytes and FLOPs, draw its parts",
     ),
+    "code": ("pellucid.cli.code", "write one model's forward as one plain Python file"),
     "plan": ("pellucid.cli.plan", "estimate what training takes on a number of GPUs"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),
     "finetune": ("pellucid.cli.finetune", "fine-tune on text, answers, labels or preferences"),

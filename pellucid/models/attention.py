@@ -60,9 +60,9 @@ def _from_starts(
 
 def last_of(allowed: Tensor, window: int, end: Tensor | None = None) -> Tensor:
     """`allowed` (…, T, S) cut to the last `window` tokens; `end`: place of the last of T in S."""
-    tokens, seen = allowed.shape[-2:]
+    length, seen = allowed.shape[-2:]
     place = torch.arange(seen, device=allowed.device)
-    here = place[seen - tokens :] if end is None else end + place[:tokens] - (tokens - 1)
+    here = place[seen - length :] if end is None else end + place[:length] - (length - 1)
     return allowed & (place > here[:, None] - window)
 
 
@@ -130,8 +130,9 @@ def softmax(masked: Tensor, sinks: Tensor | None, dialect: Dialect) -> Tensor:
     wide = masked.dtype if dialect.softmax == "x" else torch.promote_types(masked.dtype, _WIDE)
     if sinks is None:
         return torch.softmax(masked, dim=-1, dtype=wide)
-    beside = sinks.view(1, -1, 1, 1).expand(*masked.shape[:3], 1).to(masked.dtype)
-    return torch.softmax(torch.cat((masked, beside), dim=-1), dim=-1, dtype=wide)[..., :-1]
+    beside = sinks.view(1, -1, 1, 1).expand(len(masked), -1, masked.shape[2], 1).to(masked.dtype)
+    both = torch.cat((masked, beside), dim=-1)
+    return torch.softmax(both, dim=-1, dtype=wide)[..., :-1]
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

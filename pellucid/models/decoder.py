@@ -221,8 +221,7 @@ class Attention(nn.Module):
         q, k = self._normed(q, k) if self.norm_last else (q, k)
         if places.growth is not None:
             q = tap(self, "q_scaled", q * places.growth[..., None, :, None])  # alike for all heads
-        if cache is not None:
-            k, v = cache.append(k, v)  # (B, Hkv, S, D)
+        k, v = (k, v) if cache is None else cache.append(k, v)  # (B, Hkv, S, D)
         dropout = self.attn_dropout * self.training
         how = Scores(self.scale, self.cap, self.sinks, self.dialect, dropout)
         z = attend(self, q, k, v, places.mask, how)  # (B, H, T, D)

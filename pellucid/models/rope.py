@@ -61,9 +61,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
 def _rotate_some(x: Tensor, cos: Tensor, sin: Tensor, dialect: Dialect) -> Tensor:
     """As `rotate` for the first components of a head; the rest stay as they are (GPT-NeoX, Phi)."""
     first, rest = x.tensor_split((2 * cos.shape[-1],), dim=-1)
-    turned = rotate(first, cos, sin, dialect)
-    parts = (turned.transpose(1, 2), rest.to(turned.dtype).transpose(1, 2))
-    return torch.cat(parts, dim=-1).transpose(1, 2)
+    turned = rotate(first, cos, sin, dialect).transpose(1, 2)
+    rest = rest.transpose(1, 2).to(turned.dtype)
+    return torch.cat((turned, rest), dim=-1).transpose(1, 2)
 
 
 def _rotate_complex(x: Tensor, cis: Tensor) -> Tensor:

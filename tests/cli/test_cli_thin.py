@@ -26,6 +26,7 @@ CALLS = {
     "generate": "LanguageModel.generate",
     "chat": "generate.Conversation",
     "info": "model_report",
+    "code": "code",
     "train": "train",
     "finetune": "finetune",
     "eval": "text_report",

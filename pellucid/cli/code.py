@@ -1,0 +1,40 @@
+"""``pellucid code MODEL``: the forward of exactly this model as one plain file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pellucid.cli.common import add_shape_argument
+
+
+def code_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, whose rounding, and where to."""
+    add_shape_argument(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="Python file to write (default: print it)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument(
+        "--dialect",
+        help="reference implementation whose rounding is followed: meta, hf, notebook (default: "
+        "the one that wrote the model's files; hf where there are none)",
+    )
+
+
+def code(arguments: argparse.Namespace) -> None:
+    """Print the file, or write it whole."""
+    from pellucid import source
+    from pellucid.files import write_text
+
+    target = arguments.output
+    if target is None:
+        sys.stdout.write(source.code(arguments.model, dialect=arguments.dialect))
+        return
+    if target.exists() and not arguments.force:
+        raise ValueError(f"{target} is there already: --force replaces it")
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        why = "it is a folder" if target.is_dir() else f"there is no folder {target.parent}"
+        raise ValueError(f"{target}: {why}; give a file to write, such as model.py")
+    write_text(target, source.code(arguments.model, dialect=arguments.dialect))
