@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -78,13 +79,30 @@ class ConfigKeys:
 
     def close(self, ignored: Iterable[str]) -> None:
         """ValueError naming every key that was neither taken nor is in `ignored`."""
-        unknown = sorted(set(self._left) - set(ignored))
+        unknown = self._unknown(ignored)
         if unknown:
-            stated = ", ".join(f"{key} = {str(self._left[key])[:60]}" for key in unknown)
             raise ValueError(
-                f"{self.where}: unknown {'keys' if len(unknown) > 1 else 'key'} {stated}; it may "
-                "change what the model computes, so it is not passed over in silence"
+                f"{self.where}: {unknown}; it may change what the model computes, so it is not "
+                "passed over in silence"
             )
+
+    def note_rest(self, ignored: Iterable[str], other: str) -> None:
+        """A warning naming every key that was neither taken nor is in `ignored`.
+
+        For a file whose own reader (`other`) does not know them: there they change nothing.
+        """
+        unknown = self._unknown(ignored)
+        if unknown:
+            warnings.warn(
+                f"{self.where}: {unknown}; {other} does not know it either, so it is passed over",
+                stacklevel=2,
+            )
+
+    def _unknown(self, ignored: Iterable[str]) -> str:
+        rest = {key: value for key, value in self._left.items() if value is not None}
+        unknown = sorted(rest.keys() - set(ignored))
+        stated = ", ".join(f"{key} = {str(rest[key])[:60]}" for key in unknown)
+        return f"unknown {'keys' if len(unknown) > 1 else 'key'} {stated}" if unknown else ""
 
     def _taken(self, key: str, default: Any, kind: Any, expected: str) -> Any:
         value = self._left.pop(key, None)

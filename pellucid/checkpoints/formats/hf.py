@@ -66,8 +66,9 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     """
     stated = read_json(folder / "config.json")
     config = read_config(stated, str(folder / "config.json"))
-    source = without_wrappers(_safetensors(folder), lambda names: _spelt_names(config, names))
-    shapes = expected_shapes(config, [source], str(folder / "config.json"))
+    stored = _safetensors(folder)
+    shapes = expected_shapes(config, [stored], str(folder / "config.json"))
+    source = without_wrappers(stored, lambda names: _spelt_names(config, names))
     spelt = left_out_prefix(config, source.entries)
     recipes: dict[str, Recipe] = {}
     redundant = _redundant(config, spelt)
