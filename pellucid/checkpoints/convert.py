@@ -37,7 +37,7 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
-from pellucid.files import folder_beside, move, read_json
+from pellucid.files import folder_beside, move, read_json, refuse_current
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
@@ -158,6 +158,7 @@ def convert(
 def _check_request(layout: str, folder: Path) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    refuse_current(folder)
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     if folder.is_dir() and any(folder.iterdir()):
