@@ -13,12 +13,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LARGEST_TEXT = 200_000_000  # bytes; the largest tokenizer.json of a release has 35 million
 _MODEL_SUFFIXES = (".pth", ".gguf", ".bin", ".model", ".tiktoken")
 _MODEL_FILE = re.compile(
     r"(config|params|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|encoder"
@@ -177,9 +179,28 @@ def lock_folder(folder: Path) -> int | None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError where it is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
+        said = str(error)
+        raise ValueError(
+            said if said.startswith(str(path)) else f"{path}: not a readable JSON file ({said})"
+        ) from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings or tokenizer file, without a byte order mark.
+
+    ValueError, before anything is read, for what is no ordinary file (a pipe would be waited for,
+    a device never ends) and for one larger than any such file is.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path}: not a file; expected one with text in it")
+    if about.st_size > LARGEST_TEXT:
+        raise ValueError(
+            f"{path}: {about.st_size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer"
+        )
+    return path.read_bytes().decode("utf-8-sig")

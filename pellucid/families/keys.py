@@ -5,8 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
+# Keys that state arithmetic in one format or another: a key spelt almost so is a mistyped one
+_COMPUTED = frozenset(
+    {
+        "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "head_dim",
+        "hidden_act", "hidden_size", "intermediate_size", "layer_types", "logit_scale",
+        "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers",
+        "num_key_value_heads", "partial_rotary_factor", "query_pre_attn_scalar", "rms_norm_eps",
+        "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
+    }
+)  # fmt: skip
 REQUIRED: Any = object()  # the default of a key that must be there
 
 
@@ -90,7 +101,11 @@ class ConfigKeys:
         """A warning naming every key that was neither taken nor is in `ignored`.
 
         For a file whose own reader (`other`) does not know them: there they change nothing.
+        ValueError all the same for one that is nearly, not quite, the name of something computed.
         """
+        rest = self._left.keys() - set(ignored) - _COMPUTED
+        if any(get_close_matches(key, _COMPUTED, n=1, cutoff=0.9) for key in rest):
+            self.close(ignored)
         unknown = self._unknown(ignored)
         if unknown:
             warnings.warn(
