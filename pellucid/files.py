@@ -13,11 +13,20 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LARGEST_TEXT = 200_000_000  # bytes; the largest tokenizer.json of a release has 35 million
+_MODEL_SUFFIXES = (".pth", ".gguf", ".bin", ".model", ".tiktoken")
+_MODEL_FILE = re.compile(
+    r"(config|params|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|encoder"
+    r"|model\.safetensors\.index|adapter_config)\.json|merges\.txt|vocab\.bpe|chat_template\.jinja"
+    r"|(model(-\d+-of-\d+)?|adapter_model|consolidated)\.safetensors"
+)
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -39,10 +48,83 @@ def move(beside: Path, folder: Path) -> None:
     if not folder.exists():
         beside.rename(folder)
         return
+    beside.chmod(folder.stat().st_mode & 0o7777)
     aside = beside.with_suffix(".old")
     folder.rename(aside)
     beside.rename(folder)
     shutil.rmtree(aside)
+
+
+def refuse_current(folder: Path) -> None:
+    """ValueError for the folder that the process stands in, or one around it.
+
+    Its place would be taken by another, and whoever stands there would stand nowhere.
+    """
+    here = Path.cwd()
+    if folder.resolve() in (here, *here.parents):
+        raise ValueError(f"{folder}: you are in this folder; give a new folder for the model")
+
+
+def check_output(path: Path, force: bool, flag: str) -> None:
+    """ValueError where a verb may not write a file, asked before anything is computed.
+
+    A file that is there needs `force`; one that a model consists of is never replaced. Devices and
+    pipes are written into. `flag` begins the message.
+    """
+    real = path.resolve()
+    if path.is_dir() or not real.parent.is_dir():
+        why = "it is a folder" if path.is_dir() else f"there is no folder {real.parent}"
+        raise ValueError(f"{flag} {path}: {why}; give a file to write")
+    if not real.is_file():
+        return
+    if is_model_file(real):
+        raise ValueError(f"{flag} {path}: this file is part of a model; give another name")
+    if not force:
+        raise ValueError(f"{flag} {path}: is there already: --force replaces it")
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a file is one that models consist of, by its name and what lies beside it."""
+    if path.suffix in _MODEL_SUFFIXES or _MODEL_FILE.fullmatch(path.name):
+        return True
+    index = path.with_name("model.safetensors.index.json")
+    listed = index.read_text("utf-8", "replace") if index.is_file() else ""
+    return path.suffix == ".safetensors" and path.name in listed
+
+
+@contextmanager
+def file_beside(path: Path) -> Iterator[Path]:
+    """A new hidden file to write into, which takes the place of `path` once it is whole.
+
+    It follows links and gets the mode of the file it replaces, else what the umask leaves. What is
+    no ordinary file, such as ``/dev/stdout`` or a pipe, is written into instead.
+    """
+    path = path.resolve()
+    ordinary = path.is_file() or not path.exists()
+    parent = path.parent if ordinary else Path(tempfile.gettempdir())
+    beside = parent / f".{secrets.token_hex(4)}.part.{path.name}"
+    try:
+        yield beside
+        if not ordinary:
+            with beside.open("rb") as written, path.open("wb") as out:
+                shutil.copyfileobj(written, out)
+        else:
+            beside.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all; see `file_beside`."""
+    with file_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def clear_unfinished(parent: Path) -> None:
@@ -107,9 +189,28 @@ def write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; ValueError where it is not one."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
+        said = str(error)
+        raise ValueError(
+            said if said.startswith(str(path)) else f"{path}: not a readable JSON file ({said})"
+        ) from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
     return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings or tokenizer file, without a byte order mark.
+
+    ValueError, before anything is read, for what is no ordinary file (a pipe would be waited for,
+    a device never ends) and for one larger than any such file is.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"{path}: not a file; expected one with text in it")
+    if about.st_size > LARGEST_TEXT:
+        raise ValueError(
+            f"{path}: {about.st_size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer"
+        )
+    return path.read_bytes().decode("utf-8-sig")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import graph, names
+from pellucid.files import file_beside
 from pellucid.numerics import Dialect
 
 Edit = Callable[[Tensor], Tensor]
@@ -341,18 +342,15 @@ class Trace(MutableMapping[str, Tensor]):
         meta = {**self.meta, "dims": {**dims, **self.meta.get("dims", {})}, "order": list(self)}
         stated = {key: _encoded(value) for key, value in meta.items()}
         path = Path(path)
-        beside = path.with_name(path.name + ".part")
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.items()
         }
         try:
-            save_file(tensors, beside, metadata=stated)
-            beside.replace(path)
+            with file_beside(path) as beside:
+                save_file(tensors, beside, metadata=stated)
         except SafetensorError as error:
             raise OSError(f"{path}: cannot write the trace file ({error})") from None
-        finally:
-            beside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

@@ -38,6 +38,7 @@ FLOORS = {
     "diff": 4,
     "train": 4,
     "evaluate": 4,
+    "quantise": 4,
     "language_model": 3,
     "checkpoints": 3,
     "families": 3,

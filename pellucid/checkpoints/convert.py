@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.checkpoints.files import same_bits
 from pellucid.checkpoints.formats.hf import PICTURES
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
@@ -36,7 +37,7 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
-from pellucid.files import folder_beside, move, read_json
+from pellucid.files import folder_beside, move, read_json, refuse_current
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
@@ -157,6 +158,7 @@ def convert(
 def _check_request(layout: str, folder: Path) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    refuse_current(folder)
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     if folder.is_dir() and any(folder.iterdir()):
@@ -177,6 +179,8 @@ def _opened(source: str | Path, layout: str, context_length: int | None) -> Chec
     """The source, with the context length that Meta's layout does not state."""
     opened = open_checkpoint(source)
     opened.weights.check_redundant()
+    if layout == "meta":
+        opened = _tied_if_equal(opened)
     if context_length is None:
         return opened
     if opened.layout != "meta" or layout != "hf":
@@ -185,6 +189,23 @@ def _opened(source: str | Path, layout: str, context_length: int | None) -> Chec
             f"the way to Hugging Face's; {opened.source} states {opened.config.context_length}"
         )
     return replace(opened, config=replace(opened.config, context_length=context_length))
+
+
+def _tied_if_equal(opened: Checkpoint) -> Checkpoint:
+    """A model whose head has the embedding's values as a tied one, which computes the same.
+
+    Meta's layout cannot say that two equal matrices are two.
+    """
+    weights, config = opened.weights, opened.config
+    if config.tied or not {"embed.weight", "unembed.weight"} <= weights.keys():
+        return opened
+    same = same_bits(weights["embed.weight"], weights["unembed.weight"])
+    weights.forget("embed.weight")
+    weights.forget("unembed.weight")
+    if not same:
+        return opened
+    tied = replace(config, tied=True)
+    return replace(opened, config=tied, weights=weights.without("unembed.weight"))
 
 
 def _target(

@@ -179,11 +179,19 @@ class PthFile:
                 f"{self.path}: expected a dict of tensors by name, as in Meta's releases, "
                 f"found a {type(found).__name__} of something else"
             )
+        for name, tensor in found.items():
+            if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+                raise ValueError(
+                    f"{self.path}: {name} is no dense tensor with values (its layout: "
+                    f"{tensor.layout}, device {tensor.device}); save it dense"
+                )
         return found
 
 
 def _refuse_pointer(path: Path) -> None:
-    """ValueError for what ``git clone`` leaves without Git LFS."""
+    """ValueError for what ``git clone`` leaves without Git LFS, and for a pipe or a device."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a file; expected one with tensors in it")
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise ValueError(f"{path}: only a Git LFS pointer; fetch the file itself: git lfs pull")

@@ -15,6 +15,7 @@ from pellucid.checkpoints.formats import hf_config, meta
 from pellucid.checkpoints.hub import DEMOS, resolve
 from pellucid.checkpoints.load import open_checkpoint
 from pellucid.families.shapes import SHAPES
+from pellucid.files import read_text
 from pellucid.models import Config
 from pellucid.models.census import Census, Flops, as_json, census
 from pellucid.models.description import describe_fields
@@ -91,8 +92,8 @@ def find_config(source: str) -> tuple[str, Config]:
 def read_config_file(path: Path) -> Config:
     """The config that a config.json or a params.json states; ValueError where it states none."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")

@@ -16,6 +16,7 @@ from pellucid.checkpoints.load import Checkpoint
 from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import bytes_of
 from pellucid.models import Config, empty_model
+from pellucid.models.finite import check_finite
 
 _TOKENS = 16
 # stage, done, in all: bytes, but for the logits, which come in two steps
@@ -45,6 +46,7 @@ class Reader:
         """The parameter; the one before it is needed no more. ValueError past the dtype's range."""
         self.finish()
         stored = self._weights[name]
+        check_finite(name, stored)
         tensor = stored.to(self._dtypes[name])
         if tensor is not stored and (lost := int((tensor.isinf() & ~stored.isinf()).sum())):
             raise ValueError(

@@ -20,7 +20,7 @@ from pellucid.checkpoints.formats.hf import INDEX, TOKENIZER_FILES
 from pellucid.checkpoints.weights import Weights, parameter_shapes
 from pellucid.checkpoints.writers import SafetensorsWriter, size
 from pellucid.families import Entry, joined, stored_shape, table, write_config
-from pellucid.files import folder_beside, move
+from pellucid.files import folder_beside, move, refuse_current
 from pellucid.models import Config
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -80,6 +80,7 @@ def model_folder(
     OSError where `folder` may not be written.
     """
     folder = Path(folder)
+    refuse_current(folder)
     if folder.exists():
         _check_replaceable(folder, overwrite)
     tokenizer = None if tokenizer_from is None else tokenizers.load(Path(tokenizer_from))

@@ -184,6 +184,12 @@ class Weights(Mapping[str, Tensor]):
         files = [file.reopened() for file in self._files]
         return Weights(files, self._recipes, self._redundant, self._where)
 
+    def without(self, name: str) -> Weights:
+        """The same but for one parameter, whose stored tensor says nothing new."""
+        kept = {each: recipe for each, recipe in self._recipes.items() if each != name}
+        left = {**self._redundant, self._recipe(name).stored: Redundant()}
+        return Weights(self._files, kept, left, self._where)
+
     def check_redundant(self) -> None:
         """Read the stored tensors that repeat others; ValueError where one says otherwise."""
         for stored, redundant in self._redundant.items():

@@ -35,7 +35,7 @@ VERBS = {
     "convert": ("pellucid.cli.convert", "write a model in another format, and prove it the same"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
 }
-USER_ERRORS = (ValueError, OSError, KeyError, IndexError, TypeError, NotImplementedError)
+USER_ERRORS = (ValueError, OSError, NotImplementedError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +100,7 @@ def _run(verb: str, words: list[str]) -> int:
     except USER_ERRORS as error:
         if arguments.traceback:
             raise
-        return _complain(verb, error.args[0] if isinstance(error, KeyError) else error)
+        return _complain(verb, error)
     finally:
         warnings.formatwarning = usual_format
 

@@ -72,6 +72,7 @@ def add_output_arguments(group: argparse._ArgumentGroup, what: str) -> None:
     group.add_argument(
         "--html", type=Path, metavar="FILE", help=f"also write {what} as one HTML page"
     )
+    group.add_argument("--force", action="store_true", help="replace files that exist")
 
 
 def load_model(arguments: argparse.Namespace) -> LanguageModel:
@@ -93,15 +94,6 @@ def load_model(arguments: argparse.Namespace) -> LanguageModel:
 
         fold(lm.model)  # merged weights decode faster, in C where that can be done
     return lm
-
-
-def check_page(page: Path | None) -> None:
-    """ValueError where the file of ``--html`` cannot be written, before anything is computed."""
-    if page is None:
-        return
-    why = "it is a folder" if page.is_dir() else f"there is no folder {page.parent}"
-    if page.is_dir() or not page.absolute().parent.is_dir():
-        raise ValueError(f"--html {page}: {why}; give a file to write, such as page.html")
 
 
 def read_prompt(prompt: str) -> str:

@@ -8,12 +8,12 @@ import sys
 from pellucid.cli.common import (
     DTYPES,
     add_output_arguments,
-    check_page,
     console,
     print_json,
     progress_line,
 )
 from pellucid.cli.types import count, token_rows
+from pellucid.files import check_output, write_whole
 
 EPILOG = """\
 A and B are each one of these:
@@ -95,7 +95,8 @@ def diff(arguments: argparse.Namespace) -> int:
         return _self_test(arguments)
     if arguments.a is None or arguments.b is None:
         raise ValueError("give two models or trace files: pellucid diff A B")
-    check_page(arguments.html)
+    if arguments.html is not None:
+        check_output(arguments.html, arguments.force, "--html")
     try:
         return _compare(arguments)
     except ValueError as error:
@@ -125,7 +126,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             keep=None if maps is None else maps.keep,
         )
     if maps is not None:
-        arguments.html.write_text(page(report.to_json(), maps.pairs), encoding="utf-8")
+        write_whole(arguments.html, page(report.to_json(), maps.pairs))
     if arguments.json:
         print_json(report.to_json())
     else:

@@ -66,6 +66,11 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         help="with --text: the key under which JSON lines have their text (default text)",
     )
     group.add_argument(
+        "--separator",
+        metavar="TEXT",
+        help="with --text: what stands between two documents of a file (default: a file is one)",
+    )
+    group.add_argument(
         "--task-path", metavar="DIR", help="with --tasks: a folder with task files of your own"
     )
     group.add_argument(
@@ -96,11 +101,13 @@ def eval(arguments: argparse.Namespace) -> None:
 def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
     from pellucid.evaluate.text_report import read_texts, stdlib_texts, text_report
     from pellucid.show.eval_terminal import text_lines
+    from pellucid.train import Layout
 
     if arguments.stdlib:
         texts = stdlib_texts(arguments.limit)
     else:
-        texts = read_texts(arguments.text, text_key=arguments.text_key, limit=arguments.limit)
+        layout = Layout(text_key=arguments.text_key, separator=arguments.separator)
+        texts = read_texts(arguments.text, layout=layout, limit=arguments.limit)
     lm, other = load_model(arguments), None
     if arguments.against:
         arguments.model, arguments.adapter = arguments.against, None

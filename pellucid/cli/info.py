@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pellucid.cli.common import add_shape_argument, console, print_json
 from pellucid.cli.streams import can_encode
+from pellucid.files import check_output, write_whole
 
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-diagram", action="store_true", help="print the numbers without the diagram"
     )
+    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
 
 
@@ -34,12 +36,14 @@ def info(arguments: argparse.Namespace) -> None:
     from pellucid.show.diagram import structure
     from pellucid.show.info_terminal import print_diagram, print_report
 
+    if arguments.svg is not None:
+        check_output(arguments.svg, arguments.force, "--svg")
     report = model_report(arguments.model, arguments.tokens)
     drawn = structure(report.config, arguments.tokens)
     if arguments.svg:
         from pellucid.show.diagram_svg import svg
 
-        arguments.svg.write_text(svg(drawn, report.title), "utf-8")
+        write_whole(arguments.svg, svg(drawn, report.title))
     if arguments.json:
         print_json(report.to_json())
         return

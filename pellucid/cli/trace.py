@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
+from pellucid.files import check_output
 
 
 def trace_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +51,7 @@ def trace(arguments: argparse.Namespace) -> None:
     from pellucid.show.trace_terminal import listing, trace_as_json
 
     target = arguments.output
-    if target.exists() and not arguments.force:
-        raise ValueError(f"{target} is there already: --force replaces it")
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: there is no folder {target.parent}")
+    check_output(target, arguments.force, "-o")
     if arguments.generate < 0:
         raise ValueError(f"--generate {arguments.generate}: expected 0 or more decoding steps")
     prompt = read_prompt(arguments.prompt)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from pellucid.cli.common import (
     add_model_arguments,
     add_output_arguments,
-    check_page,
     console,
     print_json,
     read_prompt,
 )
+from pellucid.files import check_output
 
 if TYPE_CHECKING:
     from pellucid.show.walk_files import WalkFiles
@@ -58,9 +58,12 @@ def walk(arguments: argparse.Namespace) -> None:
     from pellucid.show.walk_terminal import WalkPrinter
     from pellucid.walk.prompt_walk import walk_prompt
 
-    check_page(arguments.html)
+    if arguments.html is not None:
+        check_output(arguments.html, arguments.force, "--html")
     if arguments.plots is not None and arguments.plots.exists() and not arguments.plots.is_dir():
         raise ValueError(f"--plots {arguments.plots}: a folder was expected, this is a file")
+    if arguments.plots is not None and not arguments.force and any(arguments.plots.glob("*.png")):
+        raise ValueError(f"--plots {arguments.plots}: has figures already: --force replaces them")
     steps = walk_prompt(
         arguments.model,
         None if arguments.prompt is None else read_prompt(arguments.prompt),

@@ -13,6 +13,7 @@ context only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
@@ -115,26 +116,44 @@ class Answers:
     def writing(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """What follows each (prompt, options) up to one of the strings ``options["until"]``.
 
-        Greedy unless the options ask for a temperature. Of a prompt that is too long for the
-        model's context and the new tokens, the last tokens are read.
+        Greedy unless the options ask for a temperature. A prompt is never cut to make room for
+        the answer: the answer gets what the context leaves, and a warning says how often. Of a
+        prompt that fills the context alone its begin token and its last tokens are read.
         Raises ValueError for an option that is not known.
         """
         groups: dict[str, list[int]] = {}
         for number, (_, options) in enumerate(requests):
             groups.setdefault(repr(sorted(options.items())), []).append(number)
-        found = [""] * len(requests)
+        found: dict[int, str] = {}
         for numbers in groups.values():
             chosen = generation_options(requests[numbers[0]][1])
-            room = max(1, self.context - chosen["max_new_tokens"])
-            prompts = {number: self.encode(requests[number][0])[-room:] for number in numbers}
+            prompts = {number: self._prompt(requests[number][0]) for number in numbers}
+            asked = chosen["max_new_tokens"]
+            left = {number: min(asked, self.context - len(prompts[number])) for number in numbers}
             longest_first = sorted(numbers, key=lambda number: -len(prompts[number]))
-            for begin in range(0, len(numbers), self.batch):
-                some = longest_first[begin : begin + self.batch]
-                rows = [prompts[number] or [self.begin] for number in some]
-                texts = self.lm.generate_batch(rows, **chosen)
-                for number, text in zip(some, texts, strict=True):
-                    found[number] = text
-        return found
+            for length in sorted(set(left.values())):
+                alike = [number for number in longest_first if left[number] == length]
+                for begin in range(0, len(alike), self.batch):
+                    some = alike[begin : begin + self.batch]
+                    rows = [prompts[number] for number in some]
+                    texts = self.lm.generate_batch(rows, **chosen | {"max_new_tokens": length})
+                    found |= zip(some, texts, strict=True)
+            if short := [number for number in numbers if left[number] < asked]:
+                warnings.warn(
+                    f"{len(short):,} of {len(numbers):,} prompts leave less of the context of "
+                    f"{self.context:,} tokens than the task's {asked:,} (max_gen_toks): their "
+                    f"answers get {min(left[n] for n in short):,} tokens or more",
+                    stacklevel=2,
+                )
+        return [found[number] for number in range(len(requests))]
+
+    def _prompt(self, text: str) -> list[int]:
+        """Tokens of a prompt, one less than the context at most: its beginning and its end."""
+        ids = self.encode(text) or [self.begin]
+        if len(ids) < self.context:
+            return ids
+        begins = ids[:1] if ids[0] == self.tokenizer.bos_id and self.context > 2 else []
+        return [*begins, *ids[len(ids) - max(1, self.context - 1 - len(begins)) :]]
 
     def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
         """A conversation as the model was trained to see it; ValueError without a chat format."""

@@ -19,6 +19,7 @@ from pellucid.models import Model
 from pellucid.models.quantised import GROUP, Format
 from pellucid.models.quantised import quantise as quantise_model
 from pellucid.train import held_out_windows
+from pellucid.train.documents import decoded
 
 __all__ = ["Cost", "Format", "Quantisation", "quantisation_cost", "quantise", "quantise_checkpoint"]
 
@@ -126,8 +127,5 @@ def _tokens(checkpoint: checkpoints.Checkpoint, text: Sequence[str | Path]) -> l
     tokenizer = tokenizers.load(checkpoint.folder)
     tokens: list[int] = []
     for path in map(Path, text):
-        try:
-            tokens += tokenizer.encode(path.read_text(encoding="utf-8"), bos=tokenizer.adds_bos)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        tokens += tokenizer.encode(decoded(path.read_bytes(), path), bos=tokenizer.adds_bos)
     return tokens

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.evaluate.windows import Rows
 from pellucid.models import Model
+from pellucid.models.finite import why_not_finite
 
 LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB in float32
 
@@ -47,7 +48,10 @@ def rows_at_once(model: Model) -> int:
 
 
 def score_rows(model: Model, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Of each scored target, row by row: −ln p in nats, and whether it was the likeliest; (N)."""
+    """Of each scored target, row by row: −ln p in nats, and whether it was the likeliest; (N).
+
+    ValueError where a loss is not a number, with the weight that is none.
+    """
     chunk = rows_at_once(model)
     hidden = hidden_of(model, rows.inputs, rows.scored)
     wanted = rows.targets[rows.scored].to(hidden.device)
@@ -56,4 +60,7 @@ def score_rows(model: Model, rows: Rows) -> tuple[Tensor, Tensor]:
         logits = wide_logits(model, some)
         losses.append(F.cross_entropy(logits, targets, reduction="none"))
         hits.append(logits.argmax(-1) == targets)
-    return torch.cat(losses), torch.cat(hits)
+    lost = torch.cat(losses)
+    if not lost.isfinite().all():
+        raise ValueError(f"the loss is not a number (NaN, or infinite): {why_not_finite(model)}")
+    return lost, torch.cat(hits)

@@ -46,7 +46,7 @@ class TextScore:
     @property
     def perplexity(self) -> float:
         """e^loss: among how many equally likely tokens the model is in doubt; of one tokenizer."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:

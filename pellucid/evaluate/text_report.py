@@ -18,6 +18,7 @@ import torch
 from pellucid.evaluate.agreement import compare_models
 from pellucid.evaluate.text import Report, encode_texts, evaluate_texts
 from pellucid.train import Layout, held_out_windows, hold_out, read_documents, stdlib_documents
+from pellucid.train.documents import note_spelt_specials
 
 if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel
@@ -26,13 +27,14 @@ LONGEST_DEFAULT = 2048  # tokens: a context of 131,072 is seldom meant, and cost
 
 
 def read_texts(
-    paths: Sequence[str | Path], *, text_key: str = "text", limit: int | None = None
+    paths: Sequence[str | Path], *, layout: Layout | None = None, limit: int | None = None
 ) -> list[str]:
-    """The texts of files, of folders of files, and of the lines of JSON files under `text_key`.
+    """The texts of files, of folders of files, and of the lines of JSON files.
 
+    layout  the key of the text in those lines, and what stands between documents of a text file
     limit  the first so many of them. ValueError where there is none, OSError for an absent file.
     """
-    documents = read_documents([str(path) for path in paths], Layout(text_key=text_key))
+    documents = read_documents([str(path) for path in paths], layout)
     if not documents:
         named = " ".join(map(str, paths))
         raise ValueError(f"no text in {named}: expected files with text in them")
@@ -75,6 +77,7 @@ def text_report(
     if against is not None:
         _check_tokenizers(lm, against, texts[0])
     began = time.perf_counter()
+    note_spelt_specials(texts, lm.tokenizer)
     encoded = encode_texts(lm.tokenizer, texts)
     score = evaluate_texts(
         lm.model, encoded, context=context, stride=stride, batch=batch, report=progress

@@ -2,7 +2,7 @@
 
 Key names, defaults and their meaning are those of transformers' configuration classes and
 ``modeling_rope_utils.py`` (versions 4 and 5). Every key is used, on a list of harmless ones, or an
-error.
+error; what the family's own class in transformers does not know changes nothing there: a note.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ IGNORED = frozenset(
         "cross_attention_hidden_size",
     }
 )  # fmt: skip
+# Keys by which others say that the weights are levels, whatever class reads them
+QUANTISING = ("quantization", "quantization_args", "quant_config", "compression_config")
 # Models that see pictures or hear -> the key of the part that reads and writes text
 WITH_TEXT_PART = {"gemma3": "text_config"}
 _DROPOUTS = ("embed_dropout", "attn_dropout", "resid_dropout")  # formats need not state them
@@ -89,7 +91,9 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     try:
         for part in family.parts:
             part.read(keys, found)
-        keys.close(IGNORED | family.ignored)
+        for key in QUANTISING:
+            keys.must_be(key, None)
+        keys.note_rest(IGNORED | family.ignored, f"transformers' {family.architecture}")
         return family.make(**{"family": model_type, **found})
     except ValueError as error:
         words = str(error)

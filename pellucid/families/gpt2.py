@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.families.keys import ConfigKeys
+from pellucid.families.keys import REQUIRED, ConfigKeys
 from pellucid.families.names import Names
 from pellucid.families.parts import Activation, Only, eps, factor, tied
 from pellucid.families.row import Family
@@ -18,12 +18,14 @@ class _Sizes:
         """Fill in the sizes; `GPTConfig` works out the others."""
         old_context = keys.integer("n_ctx", None)
         found |= {
-            "width": keys.integer("n_embd"),
-            "n_layers": keys.integer("n_layer"),
-            "n_heads": keys.integer("n_head"),
+            "width": _size(keys, "n_embd", "hidden_size"),
+            "n_layers": _size(keys, "n_layer", "num_hidden_layers"),
+            "n_heads": _size(keys, "n_head", "num_attention_heads"),
             "hidden_width": keys.integer("n_inner", 0),
             "vocab_size": keys.integer("vocab_size"),
-            "context_length": keys.integer("n_positions", old_context or 1024),
+            "context_length": _size(
+                keys, "n_positions", "max_position_embeddings", old_context or 1024
+            ),
         }
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -36,6 +38,17 @@ class _Sizes:
             "vocab_size": config.vocab_size,
             "n_positions": config.context_length,
         }
+
+
+def _size(keys: ConfigKeys, key: str, other: str, default: Any = REQUIRED) -> int:
+    """A size under GPT-2's key or transformers' other name of it; ValueError where they differ."""
+    also = keys.integer(other, None)
+    stated = keys.integer(key, default if also is None else also)
+    if also is not None and stated != also:
+        raise ValueError(
+            f"{keys.where}: {key} is {stated} and {other}, its other name, {also}: leave one out"
+        )
+    return stated
 
 
 class _QKVBias:

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
+# Keys that state arithmetic in one format or another: a key spelt almost so is a mistyped one
+_COMPUTED = frozenset(
+    {
+        "attention_bias", "attn_logit_softcapping", "final_logit_softcapping", "head_dim",
+        "hidden_act", "hidden_size", "intermediate_size", "layer_types", "logit_scale",
+        "max_position_embeddings", "mlp_bias", "num_attention_heads", "num_hidden_layers",
+        "num_key_value_heads", "partial_rotary_factor", "query_pre_attn_scalar", "rms_norm_eps",
+        "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
+    }
+)  # fmt: skip
 REQUIRED: Any = object()  # the default of a key that must be there
 
 
@@ -78,13 +90,34 @@ class ConfigKeys:
 
     def close(self, ignored: Iterable[str]) -> None:
         """ValueError naming every key that was neither taken nor is in `ignored`."""
-        unknown = sorted(set(self._left) - set(ignored))
+        unknown = self._unknown(ignored)
         if unknown:
-            stated = ", ".join(f"{key} = {str(self._left[key])[:60]}" for key in unknown)
             raise ValueError(
-                f"{self.where}: unknown {'keys' if len(unknown) > 1 else 'key'} {stated}; it may "
-                "change what the model computes, so it is not passed over in silence"
+                f"{self.where}: {unknown}; it may change what the model computes, so it is not "
+                "passed over in silence"
             )
+
+    def note_rest(self, ignored: Iterable[str], other: str) -> None:
+        """A warning naming every key that was neither taken nor is in `ignored`.
+
+        For a file whose own reader (`other`) does not know them: there they change nothing.
+        ValueError all the same for one that is nearly, not quite, the name of something computed.
+        """
+        rest = self._left.keys() - set(ignored) - _COMPUTED
+        if any(get_close_matches(key, _COMPUTED, n=1, cutoff=0.9) for key in rest):
+            self.close(ignored)
+        unknown = self._unknown(ignored)
+        if unknown:
+            warnings.warn(
+                f"{self.where}: {unknown}; {other} does not know it either, so it is passed over",
+                stacklevel=2,
+            )
+
+    def _unknown(self, ignored: Iterable[str]) -> str:
+        rest = {key: value for key, value in self._left.items() if value is not None}
+        unknown = sorted(rest.keys() - set(ignored))
+        stated = ", ".join(f"{key} = {str(rest[key])[:60]}" for key in unknown)
+        return f"unknown {'keys' if len(unknown) > 1 else 'key'} {stated}" if unknown else ""
 
     def _taken(self, key: str, default: Any, kind: Any, expected: str) -> Any:
         value = self._left.pop(key, None)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pellucid import trace
 from pellucid.generate.fast import FastSteps
-from pellucid.generate.sample import Sampling, next_tokens, row_generators
+from pellucid.generate.sample import NotFinite, Sampling, next_tokens, row_generators
 from pellucid.models import Cache, Config, Model, RopeConfig
+from pellucid.models.finite import why_not_finite
 
 MAX_NEW_TOKENS = 128  # where nobody says how many
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
@@ -178,7 +179,11 @@ class Generation(Iterator[list[int | None]]):
         generators = [self._generators[row] for row in self._live]
         seen = None if self._seen is None else self._seen[self._live]
         with one_thread():
-            chosen = next_tokens(logits, self._sampling, generators, seen)
+            try:
+                chosen = next_tokens(logits, self._sampling, generators, seen)
+            except NotFinite:
+                why = why_not_finite(self._model)
+                raise ValueError(f"the logits are not numbers (NaN, or infinite): {why}") from None
         new: list[int | None] = [None] * len(self._rows)
         for row, token in zip(tuple(self._live), chosen, strict=True):
             new[row] = token

@@ -139,6 +139,10 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return drawn
 
 
+class NotFinite(ValueError):
+    """Logits that are not numbers."""
+
+
 def next_tokens(
     logits: Tensor,
     sampling: Sampling,
@@ -147,11 +151,11 @@ def next_tokens(
 ) -> list[int]:
     """The next token of each row of logits (B, V); the generators are left alone at temperature 0.
 
-    Raises ValueError for logits that are not numbers: no token would be right.
+    Raises NotFinite for logits that are not numbers: no token would be right.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not logits.amax(-1).isfinite().all():  # one NaN makes a row's largest logit NaN
-        raise ValueError(
+        raise NotFinite(
             "the logits are not numbers (NaN, or infinite): the weights are damaged, or the dtype "
             "is too narrow for this model; try another dtype"
         )

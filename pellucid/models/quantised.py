@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.models import Config, Model, empty_model
+from pellucid.models.finite import check_finite
 
 TILE = 16
 GROUP = 64
@@ -97,11 +98,12 @@ class QuantisedMatrix(nn.Module):
         return torch.cat(found)
 
     @torch.no_grad()
-    def quantise_(self, weight: Tensor) -> None:
-        """Fill in levels and scales for a weight (rows, columns)."""
+    def quantise_(self, weight: Tensor, name: str = "the matrix") -> None:
+        """Fill in levels and scales for a weight (rows, columns); ValueError for NaN, infinity."""
         tiles, groups = self.packed.shape[:2]
         for tile in range(0, tiles, 16):  # a slice at a time: float32 copies of it are made
             some = weight[tile * TILE : (tile + 16) * TILE].float()
+            check_finite(name, some)
             padding = (0, groups * self.group - self.columns, 0, -len(some) % TILE)
             some = F.pad(some, padding).view(-1, TILE, groups, self.group)
             scales = best_scales(some, self.bits)
@@ -256,7 +258,7 @@ def _replaced(model: Model, how: Format, fill: bool) -> Iterator[nn.Module]:
             continue
         yield module
         if fill:
-            made.quantise_(module.weight.detach())
+            made.quantise_(module.weight.detach(), f"{path}.weight")
         setattr(model.get_submodule(parent), leaf, made)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pellucid.files import file_beside, write_whole
 from pellucid.show.digest import Digest, digest
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class WalkFiles:
         if self.page is not None:
             from pellucid.show.walk_page import page
 
-            self.page.write_text(page(result, self._digests), encoding="utf-8")
+            write_whole(self.page, page(result, self._digests))
 
     def written(self) -> dict[str, str]:
         """What was written -> where."""
@@ -74,7 +75,8 @@ class WalkFiles:
 
         assert self.plots is not None, "figures are drawn where there is a folder for them"
         path = self.plots / f"{file_name(address)}.png"
-        figures.save(drawn, path)
+        with file_beside(path) as beside:
+            figures.save(drawn, beside)
         self.figures.append(path)
 
 

@@ -34,12 +34,20 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    tells_tools = False  # whether it has a place for tools and calls of them
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of the conversation, begin token included.
 
         Args:
             messages: each with "role" and "content", both text.
             add_generation_prompt: end with what makes the model write the assistant's next message.
+            tools: what the assistant may call, as JSON objects, for a format that tells it.
 
         Raises:
             ValueError: a message without role or content, or an order of roles that the format
@@ -53,9 +61,16 @@ class ChatFormat:
                     raise ValueError(
                         f"message {number}: {key!r} is {message.get(key)!r}; expected text"
                     )
-        return self._encode(messages, add_generation_prompt)
+        if not self.tells_tools and (tools or any(each.get("tool_calls") for each in messages)):
+            raise ValueError(f"the chat format {self.name} has no place for tools and their calls")
+        return self._encode(messages, add_generation_prompt, tools)
 
-    def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    def _encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[int]:
         raise NotImplementedError
 
     def _ids(self, text: str) -> list[int]:
@@ -74,7 +89,9 @@ class Llama3Chat(ChatFormat):
     name = "llama3"
     needs = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
-    def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    def _encode(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any
+    ) -> list[int]:
         specials = self.tokenizer.specials
         ids = [specials["<|begin_of_text|>"]]
         for message in messages:
@@ -105,7 +122,9 @@ class Llama2Chat(ChatFormat):
 
     name = "llama2"
 
-    def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+    def _encode(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any
+    ) -> list[int]:
         turns = [(message["role"], message["content"]) for message in messages]
         if turns[0][0] == "system" and len(turns) > 1:
             (_, system), (role, first), *rest = turns
@@ -149,6 +168,7 @@ class TemplateChat(ChatFormat):
     """
 
     name = "template"
+    tells_tools = True
 
     def __init__(
         self, tokenizer: Tokenizer, template: str, values: Mapping[str, str] | None = None
@@ -166,10 +186,12 @@ class TemplateChat(ChatFormat):
         """
         return str.__str__(self._render(messages, add_generation_prompt))
 
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Marked:
+    def _render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any = None
+    ) -> Marked:
         values: dict[str, Any] = {
             # transformers says None where there are none, and templates ask for that
-            "tools": None,
+            "tools": marked_inside(tools) if tools else None,
             "documents": None,
             **{key: Marked.own(text) for key, text in self.values.items()},
             "messages": [self._marked(message) for message in messages],
@@ -189,8 +211,10 @@ class TemplateChat(ChatFormat):
             marked["role"] = Marked.own(message["role"])
         return marked
 
-    def _encode(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        return self._ids(self._render(messages, add_generation_prompt))
+    def _encode(
+        self, messages: Sequence[Message], add_generation_prompt: bool, tools: Any
+    ) -> list[int]:
+        return self._ids(self._render(messages, add_generation_prompt, tools))
 
     @cached_property
     def _known_roles(self) -> set[str]:

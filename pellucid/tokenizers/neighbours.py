@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pellucid.files import read_text
 from pellucid.tokenizers.base import is_ordinary
 
 # Where no file names them.
@@ -41,8 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); fetch the file again") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}")

@@ -9,8 +9,11 @@ line is one.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sysconfig
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,8 @@ from pellucid.tokenizers.base import Tokenizer, valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
 JSON_LINES = ".jsonl"
+_FILES_LOOKED_AT = 32  # for a note, before all of them are read
+_OFTEN = 3  # times that a text may spell a special token without a note
 # Folders of the standard library that are no part of it, or lists of values rather than text.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}
 _TOPICS = "pydoc_data/topics.py"
@@ -63,10 +68,7 @@ class Layout:
 
         Raises ValueError for bytes that are not UTF-8 and for a line without the key.
         """
-        try:
-            text = record.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 text (byte {where + error.start})") from None
+        text = decoded(record, file, where)
         if str(file).endswith(JSON_LINES):
             return self._of_line(text, f"{file} (line at byte {where})")
         return text.strip("\r\n") if self.separator else text
@@ -82,6 +84,43 @@ class Layout:
             keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
             raise ValueError(f"{place} has no text under {self.text_key!r}: found {keys or 'none'}")
         return valid_unicode(found[self.text_key])  # escapes can spell half a character
+
+
+def decoded(data: bytes, file: str | Path, where: int = 0) -> str:
+    """UTF-8 as text, without the byte order mark that some programs put in front of a file.
+
+    where  the place of the first byte in the file. ValueError, with the byte, for other bytes
+    """
+    mark = codecs.BOM_UTF8 if where == 0 and data.startswith(codecs.BOM_UTF8) else b""
+    try:
+        return data[len(mark) :].decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = where + len(mark) + error.start
+        raise ValueError(f"{file} is not UTF-8 text (byte {place})") from None
+
+
+def note_spelt_specials(
+    texts: Iterable[str], tokenizer: Tokenizer, separator: str | None = None
+) -> None:
+    """A warning where text spells a special token often: there it is text, and never that token."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for name in tokenizer.specials:
+            counts[name] += text.count(name) if name != separator else 0
+    name, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if count >= _OFTEN:
+        warnings.warn(
+            f"the text spells {name!r} {count:,} times, and is read as text there; where it stands "
+            f"between documents, give --separator {name!r}",
+            stacklevel=2,
+        )
+
+
+def beginnings(paths: Iterable[str | Path]) -> Iterator[str]:
+    """The first mebibyte of each of the first files, as far as it is text."""
+    for file in find_files(paths)[:_FILES_LOOKED_AT]:
+        with file.open("rb") as opened:
+            yield opened.read(1 << 20).decode("utf-8", "ignore")
 
 
 def find_files(paths: Iterable[str | Path]) -> list[Path]:

@@ -21,7 +21,9 @@ from pellucid.train.documents import (
     Document,
     Layout,
     begin_and_end,
+    beginnings,
     hold_out,
+    note_spelt_specials,
     read_documents,
     stdlib_documents,
     token_stream,
@@ -196,6 +198,7 @@ def read_text(settings: TrainSettings, tokenizer: Tokenizer, out: Path, listener
     """The text as tokens: mapped from files, or in memory where it is small or has no begin."""
     begin, end = around_texts(settings, tokenizer)
     if settings.data and begin is not None:
+        note_spelt_specials(beginnings(settings.data), tokenizer, settings.separator)
         with listener.tokenising() as report:
             corpus = tokenise(
                 settings.data,

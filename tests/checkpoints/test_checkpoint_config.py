@@ -106,8 +106,7 @@ def test_rope_spellings(keys, expected):
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"sliding_window": 512, "b": 1}, "unknown keys b = 1, sliding_window = 512"),
-        ({"qkv_bias": False}, "unknown key qkv_bias"),
+        ({"quantization_args": {"scheme": "int4"}}, "quantization_args is"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; Pellucid computes 'silu' only"),
         ({"pretraining_tp": 2}, "pretraining_tp is 2"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
@@ -135,6 +134,21 @@ def test_llama_errors(keys, expected):
     assert str(caught.value).startswith("folder/config.json")
 
 
+@pytest.mark.parametrize(
+    ("base", "keys", "expected"),
+    [
+        (LLAMA, {"sliding_window": 512, "b": 1}, "unknown keys b = 1, sliding_window = 512"),
+        (LLAMA, {"unk_token_id": 0, "_model_name_or_path": "x"}, "_model_name_or_path = x, unk_t"),
+        (GPT2, {"rotary_dim": 64}, "unknown key rotary_dim = 64; transformers' GPT2LMHeadModel"),
+    ],
+)
+def test_a_key_that_the_format_does_not_know_is_a_note(base, keys, expected):
+    with pytest.warns(UserWarning, match=expected):
+        assert read_config({**base, **keys}, "config.json") == read_config(base, "config.json")
+    nulls = dict.fromkeys(keys)  # null means absent, known or not
+    assert read_config({**base, **nulls}, "config.json") == read_config(base, "config.json")
+
+
 def test_gpt2_keys():
     keys = GPT2 | {"n_ctx": 16, "n_inner": 50, "resid_pdrop": 0.3, "activation_function": "gelu"}
     assert read_config(keys, "") == GPTConfig(
@@ -158,7 +172,7 @@ def test_gpt2_keys():
         ({"add_cross_attention": True}, "add_cross_attention is True"),
         ({"n_head": 5}, "width 24 does not divide into 5 heads"),
         ({"n_embd": 0}, "width is 0"),
-        ({"rotary_dim": 64}, "unknown key rotary_dim = 64"),
+        ({"hidden_size": 25}, "n_embd is 24 and hidden_size, its other name, 25"),
     ],
 )
 def test_gpt2_errors(keys, expected):

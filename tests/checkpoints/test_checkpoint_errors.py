@@ -287,6 +287,14 @@ def test_shards_that_do_not_fit_each_other(tmp_path):
     refuses(folder, "output.weight (20, 32) (shard 1)")
 
 
+def test_copies_that_drifted_in_the_last_bits_are_those_of_shard_0(tmp_path):
+    folder = meta_folder(tmp_path, shards=2)
+    want = checkpoints.open_checkpoint(folder).weights["norm.weight"].clone()
+    edit_pth(folder / "consolidated.01.pth", lambda tensors: tensors["norm.weight"].mul_(1.001))
+    with pytest.warns(UserWarning, match="norm.weight differs .* by up to 0.00"):
+        assert torch.equal(checkpoints.open_checkpoint(folder).weights["norm.weight"], want)
+
+
 def test_a_number_of_shards_that_does_not_divide(tmp_path):
     folder = meta_folder(tmp_path, shards=2)
     (folder / "consolidated.02.pth").write_bytes((folder / "consolidated.01.pth").read_bytes())

@@ -100,9 +100,16 @@ def test_writing_stops_where_the_task_says(lm: LanguageModel):
     assert found[2] == lm.generate("the mat and", max_new_tokens=12, temperature=0.0)
     assert found[3] == lm.generate("the cat", max_new_tokens=3, temperature=0.0)
     long = "the cat sat " * 50
-    kept = answers.encode(long)[-(64 - 12) :]
-    [text] = answers.writing([(long, {"max_gen_toks": 12})])
-    assert text == lm.generate(kept, max_new_tokens=12, temperature=0.0)
+    ids = answers.encode(long)
+    begins = ids[:1] if ids[0] == lm.tokenizer.bos_id else []
+    kept = begins + ids[len(ids) - 63 + len(begins) :]  # all but one place of the context
+    with pytest.warns(UserWarning, match="1 of 1 prompts leave less .* their answers get 1 tok"):
+        [text] = answers.writing([(long, {"max_gen_toks": 12})])
+    assert text == lm.generate(kept, max_new_tokens=1, temperature=0.0)
+    whole = ids[:60]  # such a prompt is not cut, whatever the task asks for
+    with pytest.warns(UserWarning, match="their answers get 4 tok"):
+        [text] = answers.writing([(lm.tokenizer.decode(whole), {"max_gen_toks": 500})])
+    assert text == lm.generate(whole, max_new_tokens=4, temperature=0.0)
 
 
 def test_generation_options_of_a_task():

@@ -357,7 +357,6 @@ def test_kinds_of_layers():
         ("mistral", {"model_type": "gemma3n"}, "gemma3n has embeddings per layer"),
         ("mistral", {"model_type": "falcon"}, "falcon has scores that fall with distance"),
         ("mistral", {"model_type": "t5"}, "model_type is 't5'; Pellucid has arcee, cohere"),
-        ("mistral", {"num_local_experts": 8}, "unknown key num_local_experts = 8"),
         ("mistral", {"sliding_window": "wide"}, "sliding_window is 'wide'; expected a whole"),
         ("qwen3", {"layer_types": ["full_attention"]}, "has 1 layers and num_hidden_layers is 4"),
         ("qwen3", {"layer_types": ["linear_attention"] * 4}, "layer_types has linear_attention"),

@@ -21,7 +21,7 @@ from pellucid.train import (
     token_stream,
     tokenise,
 )
-from pellucid.train.documents import begin_and_end
+from pellucid.train.documents import begin_and_end, decoded, note_spelt_specials
 from pellucid.train.finetune.tasks import Options, text_task
 from pellucid.train.prepare import around_texts
 
@@ -135,3 +135,25 @@ def test_lines_of_json_and_separated_texts_are_documents_with_a_place(tmp_path: 
     ]
     with pytest.raises(ValueError, match=r"a.jsonl \(line at byte 0\) has no text under 'text'"):
         read_documents([tmp_path])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    text.write_bytes(b"\xef\xbb\xbfone---two")
+    lines.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert [d.text for d in read_documents([text], Layout(separator="---"))] == ["one", "two"]
+    assert [d.text for d in read_documents([text, lines])] == ["one---two", "one"]
+    assert decoded(b"\xef\xbb\xbf\xef\xbb\xbfa", "f") == "\ufeffa"  # one of them, at byte 0
+    with pytest.raises(ValueError, match=r"f is not UTF-8 text \(byte 4\)"):
+        decoded(b"\xef\xbb\xbfa\xff", "f")
+
+
+def test_a_special_token_that_a_text_spells_often_is_noted():
+    class Tokenizer:
+        def __init__(self) -> None:
+            self.specials = {"<end>": 0, "<pad>": 1}
+
+    with pytest.warns(UserWarning, match="spells '<end>' 4 times.*give --separator '<end>'"):
+        note_spelt_specials(["a<end>b<end>", "c<end><end>"], Tokenizer())
+    note_spelt_specials(["a<end>b<end>c<end>"], Tokenizer(), "<end>")
+    note_spelt_specials(["a<end>b<pad>", "c<end>"], Tokenizer())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,20 +24,24 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
+from pellucid.checkpoints.wrappers import without_wrappers
 from pellucid.families import (
     WITH_TEXT_PART,
     Entry,
+    family_of,
     known_buffers,
     left_out_prefix,
     read_config,
     stored_shape,
     table,
 )
+from pellucid.families.parts import Bias
 from pellucid.files import read_json
 from pellucid.models import Config
 
 # Tensors for pictures, and what joins them to the text part: listed as left out, never read
 PICTURES = re.compile(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\.")
+HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 # What makes a tokenizer, whichever kind it is, and what says how to talk to the model.
 TOKENIZER_FILES = (
@@ -59,8 +66,9 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     """
     stated = read_json(folder / "config.json")
     config = read_config(stated, str(folder / "config.json"))
-    source = _safetensors(folder)
-    shapes = expected_shapes(config, [source], str(folder / "config.json"))
+    stored = _safetensors(folder)
+    shapes = expected_shapes(config, [stored], str(folder / "config.json"))
+    source = without_wrappers(stored, lambda names: _spelt_names(config, names))
     spelt = left_out_prefix(config, source.entries)
     recipes: dict[str, Recipe] = {}
     redundant = _redundant(config, spelt)
@@ -68,6 +76,11 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
         redundant |= {name: Redundant() for name in source.entries if PICTURES.match(name)}
     for entry in table(config):
         stored = spelt(entry.stored)
+        if entry.parameters == ("embed.weight",) and config.tied and stored not in source.entries:
+            head = spelt(HEAD)  # of a tied pair either name may be the one that was kept
+            stored = (
+                stored if redundant.pop(head, None) is None or head not in source.entries else head
+            )
         if entry.zeros is not None:
             redundant[stored] = Redundant(
                 shape=entry.zeros,
@@ -85,7 +98,37 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
             begin += shapes[name][0]
     assert recipes.keys() == shapes.keys(), "the name table and the model disagree"
     ordered = {name: recipes[name] for name in shapes}
-    return config, accounted([source], ordered, redundant, str(folder), "config.json")
+    try:
+        return config, accounted([source], ordered, redundant, str(folder), "config.json")
+    except ValueError as error:
+        cure = _cure(stated, config, source.entries)
+        raise ValueError(f"{error}{cure}") from None
+
+
+def _spelt_names(config: Config, stored: Collection[str]) -> set[str]:
+    """Every name that the files of a model may have, as files with the names `stored` spell it."""
+    spelt = left_out_prefix(config, stored)
+    return {spelt(entry.stored) for entry in table(config)} | {*_redundant(config, spelt)}
+
+
+def _cure(stated: Mapping[str, Any], config: Config, stored: Collection[str]) -> str:
+    """The key of config.json with whose other value the names in the files would fit better."""
+
+    def misfits(config: Config) -> int:
+        spelt = left_out_prefix(config, stored)
+        wanted = {spelt(entry.stored) for entry in table(config)}
+        return len(wanted - {*stored}) + len({*stored} - wanted - {*_redundant(config, spelt)})
+
+    family = family_of(config.family, "config")
+    keys = [part.key for part in family.parts if isinstance(part, Bias) and part.key]
+    fewest, best = misfits(config), ""
+    for key in ("tie_word_embeddings", *keys):
+        for value in (True, False):
+            with contextlib.suppress(ValueError):
+                count = misfits(read_config({**stated, key: value}, ""))
+                if count < fewest:
+                    fewest, best = count, f'; with "{key}": {json.dumps(value)} fewer would not fit'
+    return best if fewest else best.replace("fewer would not", "in config.json they would")
 
 
 @dataclass(frozen=True)
@@ -111,7 +154,7 @@ def _redundant(config: Config, spelt: Callable[[str], str]) -> dict[str, Redunda
     """What files hold beside the parameters: buffers, and a tied head written out."""
     found = {spelt(name): Redundant(shape=shape) for name, shape in known_buffers(config)}
     if config.tied:
-        found[spelt("lm_head.weight")] = Redundant(
+        found[spelt(HEAD)] = Redundant(
             shape=(config.vocab_size, config.width),
             agrees=lambda head, weights: same_bits(head, weights["embed.weight"]),
             otherwise="differs from the embedding, although config.json says they are one "
@@ -158,7 +201,7 @@ def _from_index(folder: Path) -> SafetensorsFolder:
         f"{tensor} in {name}"
         for name, file in files.items()
         for tensor in file.entries
-        if listed.get(tensor) != name
+        if tensor not in listed  # what it lists for another file, it overrides
     ]
     if unlisted:
         raise ValueError(

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pellucid.files import read_text
+
 CONFIG = "adapter_config.json"
 
 # Keys of adapter_config.json that are read, and those that say how the adapter came about. Any
@@ -92,8 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no adapter: expected {CONFIG} beside the weights")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable JSON file ({error})") from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__

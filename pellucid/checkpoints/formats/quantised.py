@@ -22,6 +22,7 @@ from pellucid.checkpoints.weights import Weights
 from pellucid.checkpoints.writers import SafetensorsWriter
 from pellucid.files import read_json
 from pellucid.models import Config, Model
+from pellucid.models.finite import check_finite
 from pellucid.models.quantised import Format, FullWeights, QuantisedMatrix, quantised_empty
 
 METHOD = "pellucid"
@@ -183,6 +184,9 @@ class QuantisedWeights(Weights):
 
     def load_model(self, dtype: torch.dtype, device: torch.device, dialect: str) -> Model:
         """The quantised model: levels and scales as they are mapped, the rest in `dtype`."""
+        for name in self._file.entries:
+            if name.endswith(".scales"):  # levels are whole numbers, and few bytes are scales
+                check_finite(name, self._file.read(name))
         model = quantised_empty(self._config, self._how, dialect)
         for module in model.modules():
             if isinstance(module, QuantisedMatrix):

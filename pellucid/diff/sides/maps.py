@@ -14,7 +14,7 @@ that no shape tells, such as ``H``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -194,7 +194,7 @@ def _targets(pattern: str, text: str, label: str) -> Iterator[Target]:
         yield Target(name=name, layout=layout)
 
 
-def guess_map(recorded: Trace, section: str | None = None) -> NameMap | None:
+def guess_map(recorded: Collection[str], section: str | None = None) -> NameMap | None:
     """The shipped map that knows most of a recording's names, or None where none knows any."""
     about = [section] if section else ["llama", "gpt2"]
     candidates = [load_map(name, each) for name in sorted(_shipped()) for each in about]

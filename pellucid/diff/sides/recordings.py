@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid import graph, names
+from pellucid.checkpoints.wrappers import unwrapped_names
 from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map, section_of
 from pellucid.trace import Trace
 
@@ -61,6 +63,7 @@ def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = N
     """
     if not recorded:
         raise ValueError(f"{label}: the trace is empty: nothing can be compared")
+    recorded = _without_wrappers(recorded, name_map, section_of(config))
     own = [name for name in recorded if graph.known(name) and names.without_step(name) != "tokens"]
     chosen = name_map or guess_map(recorded, section_of(config))
     if name_map is None and chosen is not None and chosen.knows(recorded) <= len(own):
@@ -75,6 +78,22 @@ def named(recorded: Trace, label: str, name_map: NameMap | None, config: Any = N
         f"{label}: of its {len(recorded)} names {said}, such as {unknown[0]!r}; give a name_map",
         recorded,
     )
+
+
+def _without_wrappers(recorded: Trace, name_map: NameMap | None, section: Any) -> Trace:
+    """A recording of a wrapped model, under the names of the model inside."""
+    if all(map(graph.known, recorded)):
+        return recorded
+
+    def expected(stored: Collection[str]) -> set[str]:
+        chosen = name_map or guess_map(stored, section)
+        found = chosen.found(stored) if chosen is not None else ()
+        return {name for name in stored if graph.known(name)} | {row[0] for row in found}
+
+    spelt = unwrapped_names(recorded, expected)
+    if all(new == old for new, old in spelt.items()):
+        return recorded
+    return Trace({new: recorded[old] for new, old in spelt.items()}, recorded.meta)
 
 
 def in_memory_order(seen: Trace) -> Trace:

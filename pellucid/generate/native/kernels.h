@@ -366,9 +366,10 @@ static void prepare(const Matrix *m, Vector *x) {
     for (int64_t g = 0; g < padded / m->group; g++) {
         const float *in = x->wide + g * m->group;
         int8_t *high = x->high + g * m->group, *low = x->low + g * m->group;
-        float most = 0;
+        float most = 0, none = 0;  // a comparison passes over NaN; its product with 0 does not
         for (int i = 0; i < m->group; i++) most = in[i] > most ? in[i] : -in[i] > most ? -in[i] : most;
-        float step = most / 16319.0f, per = most > 0 ? 16319.0f / most : 0;
+        for (int i = 0; i < m->group; i++) none += in[i] * 0.0f;
+        float step = most / 16319.0f + none, per = most > 0 ? 16319.0f / most : 0;
         int32_t sum = 0;
         for (int i = 0; i < m->group; i++) {
             int32_t level = (int32_t)__builtin_rintf(in[i] * per);

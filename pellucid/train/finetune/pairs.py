@@ -15,7 +15,7 @@ import torch
 
 from pellucid.tokenizers import ChatFormat, Tokenizer
 from pellucid.train.batches import IGNORED, Batch
-from pellucid.train.finetune.instructions import last_answer
+from pellucid.train.finetune.instructions import continued, last_answer, messages_of
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import PADDING, Cut, Example, shuffled
 
@@ -49,16 +49,6 @@ def pairs(
         yield Pair(*both)
 
 
-def continued(prompt: str, answer: str, tokenizer: Tokenizer) -> Example:
-    """A text whose part after the prompt is wanted, its end token included."""
-    bos = tokenizer.adds_bos or (prompt == "" and tokenizer.bos_id is not None)
-    before = tokenizer.encode(prompt, bos=bos)
-    whole = tokenizer.encode(prompt + answer, bos=bos, eos=tokenizer.eos_id is not None)
-    same = zip(before, whole, strict=False)
-    begin = next((i for i, (one, other) in enumerate(same) if one != other), len(before))
-    return Example(torch.tensor(whole), torch.arange(len(whole)) >= begin)
-
-
 def _talk(record: Record, key: str, chat: ChatFormat, where: str) -> Example:
     """Messages whose last answer is wanted; the answer may have the whole conversation in it."""
     prompt, answer = record.get("prompt") or [], record[key]
@@ -69,7 +59,7 @@ def _talk(record: Record, key: str, chat: ChatFormat, where: str) -> Example:
     if not answer or answer[-1].get("role") != "assistant":
         raise ValueError(f"{where}: {key!r} does not end with a message of the assistant")
     whole = [*prompt, *answer] if answer[0].get("role") == "assistant" else answer
-    said = [{name: text_of(part, name, where) for name in ("role", "content")} for part in whole]
+    said = messages_of(whole, f"{where}: {key!r}", where)
     try:
         return last_answer(said, chat)
     except ValueError as error:
@@ -82,16 +72,17 @@ def fitted_pairs(found: Iterable[Pair], context: int) -> tuple[list[Pair], Cut]:
     A pair of which an answer is gone, or whose answers are the same by then, is refused.
     """
     kept: list[Pair] = []
-    truncated = refused = 0
+    truncated = refused = equal = 0
     for pair in found:
         short = Pair(*(Example(ids[: context + 1], want[: context + 1]) for ids, want in pair))
         empty = any(not want[1:].any() for _, want in short)
         if empty or torch.equal(short.chosen.ids, short.rejected.ids):
             refused += 1
+            equal += not empty and torch.equal(pair.chosen.ids, pair.rejected.ids)
             continue
         truncated += any(len(a.ids) > len(b.ids) for a, b in zip(pair, short, strict=True))
         kept.append(short)
-    return kept, Cut(kept=len(kept), truncated=truncated, refused=refused)
+    return kept, Cut(kept=len(kept), truncated=truncated, refused=refused, equal=equal)
 
 
 class PairRows:

@@ -172,7 +172,7 @@ def make_task(
     """Read and split the data, and give the model its head if it is to have one."""
     kind = settings.kind
     if kind == "text":
-        return tasks.text_task(*_documents(settings), tokenizer, options)
+        return tasks.text_task(*_documents(settings, tokenizer), tokenizer, options)
     examples, judged = _records(settings)
     if kind == "instructions":
         return tasks.instruction_task(examples, judged, tokenizer, options)
@@ -195,21 +195,26 @@ def make_task(
     )
 
 
-def _documents(settings: FinetuneSettings) -> tuple[list[Document], list[Document]]:
+def _documents(
+    settings: FinetuneSettings, tokenizer: Tokenizer
+) -> tuple[list[Document], list[Document]]:
     data = settings.data or []
-    read = list(_texts(data))
+    layout = documents.Layout(separator=settings.separator)
+    read = list(_texts(data, layout))
+    texts = (document.text for document in read)
+    documents.note_spelt_specials(texts, tokenizer, settings.separator)
     if not read:
         raise ValueError(f"no text to learn from in {' '.join(data)}")
     if settings.eval_data:
-        return read, list(_texts(settings.eval_data))
+        return read, list(_texts(settings.eval_data, layout))
     return tasks.split_texts(read, settings.hold_out, settings.seed)
 
 
-def _texts(paths: Sequence[str]) -> Iterator[Document]:
+def _texts(paths: Sequence[str], layout: documents.Layout) -> Iterator[Document]:
     """The documents of files and folders; in JSON and CSV a text is an example's, not the file."""
     for path in map(Path, paths):
         if path.suffix not in (".json", ".csv") or path.is_dir():
-            yield from documents.stream_documents([path])
+            yield from documents.stream_documents([path], layout)
             continue
         for record in read_records(path):
             text = text_of(record, "text", record.where)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pellucid.train.documents import decoded
+
 Record = Mapping[str, Any]
 
 
@@ -23,7 +25,12 @@ class Located(dict[str, Any]):
 # What the keys of an example say it is for. The first that has all of its keys counts.
 KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "preferences": (("chosen", "rejected"),),
-    "instructions": (("messages",), ("instruction", "output")),
+    "instructions": (
+        ("messages",),
+        ("conversations",),
+        ("prompt", "completion"),
+        ("instruction", "output"),
+    ),
     "classification": (("text", "label"),),
     "text": (("text",),),
 }
@@ -38,10 +45,7 @@ def read_records(path: str | Path) -> list[Located]:
     path = Path(path)
     if path.is_dir() or not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of examples")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark in front
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    text = decoded(path.read_bytes(), path)
     if path.suffix == ".csv":
         records = list(_from_csv(text, path))
     elif text.lstrip().startswith("["):

@@ -37,16 +37,22 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What became of examples that are too long, or have nothing to learn."""
+    """What became of examples that are too long, or have nothing to learn.
+
+    equal  of those refused: pairs whose two answers are the same
+    """
 
     kept: int
     truncated: int
     refused: int
+    equal: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.kept:,} examples"]
         parts += [f"{self.truncated:,} of them cut to the context"] if self.truncated else []
-        parts += [f"{self.refused:,} left out: no answer within the context"] * bool(self.refused)
+        too_long = self.refused - self.equal
+        parts += [f"{too_long:,} left out: no answer within the context"] * bool(too_long)
+        parts += [f"{self.equal:,} left out: both answers are equal"] * bool(self.equal)
         return ", ".join(parts)
 
 

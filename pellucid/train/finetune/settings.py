@@ -27,6 +27,7 @@ class FinetuneSettings:
         None, "examples: JSON, JSON lines, CSV; or text files, folders", group="data"
     )
     kind: Kind | None = setting(None, "what the data is", "by its keys", flag="--as")
+    separator: str | None = setting(None, "what stands between documents of a text file", "none")
     eval_data: list[str] | None = setting(None, "examples to judge by", "a share of the data")
     hold_out: float = setting(0.1, "share of the data to judge by")
     context: int | None = setting(None, "most tokens of a row", "the model's, at most 1024")

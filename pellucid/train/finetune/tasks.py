@@ -228,6 +228,8 @@ def _rows(examples: Sequence[Any], options: Options) -> Rows:
 
 
 def _check_some_left(cut: Cut, options: Options) -> None:
+    if not cut.kept and cut.equal:
+        raise ValueError(f"the two answers of {cut.equal:,} examples are equal: nothing to prefer")
     if not cut.kept:
         raise ValueError(
             f"none of {cut.refused:,} examples has an answer within the context of "
@@ -240,7 +242,10 @@ def _loss(model: Model, rows: Rows | pairs.PairRows, objective: Objective, o: Op
 
 
 def _facts(training: Cut, held_out: Cut) -> dict[str, Any]:
-    return {"training": vars(training), "held_out": vars(held_out)}
+    return {
+        side: {key: count for key, count in vars(cut).items() if count or key != "equal"}
+        for side, cut in (("training", training), ("held_out", held_out))
+    }
 
 
 def split(items: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
