@@ -2,8 +2,8 @@
 
 A page on the web can send requests to 127.0.0.1. It cannot forge the Origin of what it sends, and
 to read an answer it needs a name of its own that resolves to this machine (DNS rebinding), which
-then stands in Host. So Host must be an address, localhost or the name that was bound; an address cannot
-be rebound. Origin, where there is one, must be the server itself or stated at the start.
+then stands in Host. So Host must be an address, localhost or the name that was bound; an address
+cannot be rebound. Origin, where there is one, must be the server itself or stated at the start.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.evaluate.scoring import evaluating, hidden_of, rows_at_once, wide_logits
+from pellucid.evaluate.scoring import evaluating, hidden_of, logits_alike
 from pellucid.generate import Completion, Sampling, TextStream, generate_tokens, row_seed
 from pellucid.language_model import LanguageModel
 
@@ -136,14 +136,14 @@ def score_prompt(lm: LanguageModel, ids: Sequence[int], top: int) -> list[Scored
     """
     if len(ids) < 2:
         return [None for _ in ids]
-    chunk, scored = rows_at_once(lm.model), []
+    scored: list[Scored | None] = [None]
     with evaluating(lm.model):
         inputs = torch.tensor([list(ids[:-1])])
         hidden = hidden_of(lm.model, inputs, torch.ones_like(inputs, dtype=torch.bool))
-        for first in range(0, len(hidden), chunk):
-            logits = wide_logits(lm.model, hidden[first : first + chunk])
-            scored += score_logits(logits, ids[first + 1 : first + 1 + len(logits)], top)
-    return [None, *scored]
+        for logits in logits_alike(lm.model, hidden):
+            first = len(scored)
+            scored += score_logits(logits, ids[first : first + len(logits)], top)
+    return scored
 
 
 def score_prompts(

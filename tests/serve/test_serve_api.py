@@ -96,9 +96,7 @@ def test_a_chat_and_its_stream(client, lm):
         alone = lm.generate(row, max_new_tokens=9, seed=row_seed(2, index), fast=False)
         assert choice["message"] == {"role": "assistant", "content": alone}
         assert len(choice["logprobs"]["content"]) == 9
-    chunks = stream(
-        client, "/v1/chat/completions", **body, stream_options={"include_usage": True}
-    )
+    chunks = stream(client, "/v1/chat/completions", **body, stream_options={"include_usage": True})
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == whole["usage"]
@@ -118,7 +116,13 @@ def test_a_chat_and_its_stream(client, lm):
 
 def test_log_probabilities_are_the_models(client, lm):
     ids = lm.encode("the cat sat on")
-    body = {"prompt": "the cat sat on", "max_tokens": 5, "temperature": 0, "echo": True, "logprobs": 4}
+    body = {
+        "prompt": "the cat sat on",
+        "max_tokens": 5,
+        "temperature": 0,
+        "echo": True,
+        "logprobs": 4,
+    }
     (choice,) = call(client, "/v1/completions", **body)["choices"]
     found = choice["logprobs"]
     tokens = list(ids)
@@ -133,11 +137,13 @@ def test_log_probabilities_are_the_models(client, lm):
         assert found["token_logprobs"][place] == pytest.approx(float(row[tokens[place]]), abs=1e-9)
         likeliest = sorted(found["top_logprobs"][place].values(), reverse=True)[:4]
         assert likeliest == pytest.approx(row.topk(4).values.tolist(), abs=1e-9)
-    text, offsets = choice["text"], [*found["text_offset"], len(choice["text"])]
+    text, begins = choice["text"], found["text_offset"]
     assert text.startswith("the cat sat on")
     whole = [name for name in found["tokens"] if not name.startswith("bytes:")]
     assert whole
-    for name, begin, end in zip(found["tokens"][1:], offsets[1:], offsets[2:], strict=True):
+    for name, begin, end in zip(
+        found["tokens"][1:], begins[1:], [*begins[2:], len(text)], strict=True
+    ):
         assert name.startswith("bytes:") or text[begin:end].endswith(name)
 
 
@@ -161,10 +167,16 @@ def harness_scores(client, model: str, context: list[int], after: list[int]) -> 
 def test_the_harness_reads_the_same_numbers_here_and_in_the_process(dtype):
     lm = pellucid.load("demo", dtype=dtype)
     answers = Answers(lm, batch=1)
-    texts = [("import os\nimport ", "sys"), ("def f(x):\n    return ", "x + 1\n\ndef"), ("if", " x")]
+    texts = [
+        ("import os\nimport ", "sys"),
+        ("def f(x):\n    return ", "x + 1\n\ndef"),
+        ("if", " x"),
+    ]
     pairs = [(lm.encode(a), lm.tokenizer.encode(b)) for a, b in texts]
     start = lm.encode("import os")
-    pairs.append((start, lm.tokenizer.encode(lm.generate(start, max_new_tokens=6, temperature=0.0))))
+    pairs.append(
+        (start, lm.tokenizer.encode(lm.generate(start, max_new_tokens=6, temperature=0.0)))
+    )
     long = lm.tokenizer.encode((lm.tokenizer.decode(range(300)) * 2)[:600])[:240]
     pairs += [(long[:200], long[200:]), (long[:-1], long[-1:])]
     with served(Engine(lm, "demo")) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -133,24 +134,12 @@ def test_half_requests_and_huge_heads(client, monkeypatch, caplog):
         assert raw(client, b"GET /health HTTP/1.1\r\nHost: ") == b""  # no head in time
         assert b" 408 " in raw(client, head(client, "/v1/completions", 100) + b'{"pro')
         huge = b"GET /health HTTP/1.1\r\nX: " + b"a" * 200_000
-        with pytest.raises(ConnectionError) if False else _either(ConnectionError):
+        with contextlib.suppress(ConnectionError):  # closed before all was sent
             assert b" 400 " in raw(client, huge)
         assert b" 400 " in raw(client, b"\x16\x03\x01 no http\r\n\r\n")
         assert b" 400 " in raw(client, head(client, "/v1/completions", -1))
         assert call(client, "/v1/completions", prompt="a", max_tokens=2)
     assert not [record for record in caplog.records if record.exc_info]
-
-
-class _either:
-    """Passes with and without this error: a server may close before all was sent."""
-
-    def __init__(self, error: type[Exception]) -> None:
-        self._error = error
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind, *_) -> bool:
-        return kind is not None and issubclass(kind, self._error)
 
 
 def test_no_path_leads_to_files(client):
