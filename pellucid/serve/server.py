@@ -121,6 +121,8 @@ def http_server(app: Any) -> uvicorn.Server:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket bound before any model is loaded, so that a port that is taken is told at once."""
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port {port}: expected 0 (any that is free) to 65535")
     try:
         family, kind, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
