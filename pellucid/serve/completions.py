@@ -71,7 +71,7 @@ class Completions:
         used = self._routes.used(self._engine, self._rows, self._choices)
         return self._answer.whole(choices, used)
 
-    async def stream(self, request: Request) -> AsyncGenerator[str, None]:
+    async def stream(self) -> AsyncGenerator[str, None]:
         """Chunks; the last text of a choice and its reason stand in one."""
         begun: set[int] = set()
         async with aclosing(self._engine.run(self._work())) as events:

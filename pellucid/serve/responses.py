@@ -38,7 +38,7 @@ class Responses:
         (choice,) = start(engine, order)
         head = _head(engine, given)
         if given["stream"]:
-            return await streaming(self._stream(engine, head, choice))
+            return await streaming(request, self._stream(engine, head, choice))
         await self._routes.written(request, engine, [choice])
         return JSONResponse(self._finished(engine, head, choice))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -131,7 +131,7 @@ class Routes:
 
         job = Completions(self, engine, given, rows, order)
         if given["stream"]:
-            return await streaming(job.stream(request))
+            return await streaming(request, job.stream())
         return JSONResponse(await job.whole(request))
 
     async def chat(self, request: Request) -> Response:
@@ -151,7 +151,9 @@ class Routes:
             usage_chunk=bool(given["stream_options"]),
         )  # fmt: skip
         if given["stream"]:
-            return await streaming(self._chat_stream(engine, answer, choices, len(row), top))
+            return await streaming(
+                request, self._chat_stream(engine, answer, choices, len(row), top)
+            )
         pieces = await self.written(request, engine, choices)
         shown = [
             wire.chat_choice(answer, [p for p in pieces if p.index == i], i, top is not None)
@@ -275,11 +277,17 @@ async def until_gone(request: Request, events: AsyncGenerator[Any, None]) -> lis
         async with aclosing(events) as some:
             return [event async for event in some]
 
+    return await unless_gone(request, collect())
+
+
+async def unless_gone(request: Request, wanted: Coroutine[Any, Any, Any]) -> Any:
+    """What `wanted` gives; cancelled, and RequestError, where the client goes away before."""
+
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    work, watch = asyncio.create_task(collect()), asyncio.create_task(gone())
+    work, watch = asyncio.create_task(wanted), asyncio.create_task(gone())
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -291,11 +299,11 @@ async def until_gone(request: Request, events: AsyncGenerator[Any, None]) -> lis
         await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def streaming(chunks: AsyncGenerator[str, None]) -> Response:
+async def streaming(request: Request, chunks: AsyncGenerator[str, None]) -> Response:
     """A stream whose first chunk is there already: what fails before is an ordinary error."""
     from pellucid.serve.streams import EventStream, first_of
 
-    return EventStream(await first_of(chunks))
+    return EventStream(await unless_gone(request, first_of(chunks)))
 
 
 def _packed(vector: list[float]) -> str:

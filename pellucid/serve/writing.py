@@ -119,13 +119,14 @@ class Choice:
 
 
 def write(choices: Sequence[Choice]) -> Generator[list[Piece], None, None]:
-    """All choices of a request, a step of each per turn."""
+    """All choices of a request in turn, one step of one of them per turn of the request."""
     for choice in choices:
         if choice.ended:  # no token was asked for
             yield [Piece(choice.index, finish_reason="length")]
     while live := [choice for choice in choices if not choice.ended]:
-        pieces = [choice.step() for choice in live]
-        yield [p for p in pieces if p.text or p.tokens or p.finish_reason]
+        for choice in live:
+            piece = choice.step()
+            yield [piece] if piece.text or piece.tokens or piece.finish_reason else []
 
 
 def score_prompt(lm: LanguageModel, ids: Sequence[int], top: int) -> list[Scored | None]:

@@ -155,11 +155,9 @@ def harness_scores(client, model: str, context: list[int], after: list[int]) -> 
     )  # fmt: skip
     found = answer["choices"][0]["logprobs"]
     begin = len(context)
-    total = sum(found["token_logprobs"][begin:-1])
-    greedy = all(
-        max(top, key=top.__getitem__) == token
-        for token, top in zip(found["tokens"][begin:], found["top_logprobs"][begin:], strict=True)
-    )
+    scores, likeliest = found["token_logprobs"][begin:-1], found["top_logprobs"][begin:-1]
+    total = sum(scores)
+    greedy = all(one == max(top.values()) for one, top in zip(scores, likeliest, strict=True))
     return total, greedy
 
 
