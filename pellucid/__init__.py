@@ -26,6 +26,7 @@ _LAZY = {
     "quantise_checkpoint": "pellucid.evaluate.quantise",
     "record_step": "pellucid.diff.training.record",
     "run_bench": "pellucid.bench.session",
+    "serve_models": "pellucid.serve",
     "text_report": "pellucid.evaluate.text_report",
     "Trace": "pellucid.trace",
     "walk_prompt": "pellucid.walk.prompt_walk",
@@ -46,6 +47,7 @@ __all__ = [
     "quantise_checkpoint",
     "record_step",
     "run_bench",
+    "serve_models",
     "text_report",
     "train",
     "walk_prompt",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
+    from pellucid.serve import serve_models
     from pellucid.source import code
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train

@@ -22,6 +22,7 @@ VERBS = {
     "diff": ("pellucid.cli.diff", "find where two implementations of a model differ, and why"),
     "generate": ("pellucid.cli.generate", "continue a prompt"),
     "chat": ("pellucid.cli.chat", "talk with a model"),
+    "serve": ("pellucid.cli.serve", "serve models through OpenAI's API on this machine"),
     "info": (
         "pellucid.cli.info",
         "count a model's parameters, bytes and FLOPs, draw its parts",

@@ -99,7 +99,7 @@ class Answers:
         found = [(0.0, True)] * len(pairs)
         with evaluating(self.model):
             for rows in batch_windows(texts, windows, self.batch):
-                losses, hits = score_rows(self.model, rows)
+                losses, hits = score_rows(self.model, rows, alike=True)
                 scored = zip(rows.places, losses.tolist(), hits.tolist(), strict=True)
                 for (number, _), loss, hit in scored:
                     total, greedy = found[number]

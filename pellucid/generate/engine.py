@@ -126,7 +126,10 @@ class Generation(Iterator[list[int | None]]):
     """Rows of tokens being continued; `generate_tokens` makes one.
 
     Iterating gives, per step, one token for each row, and None for rows that have finished.
+    `logits` (rows of the last step, V) are the model's own, before sampling changes them.
     """
+
+    logits: Tensor
 
     def __init__(
         self,
@@ -174,6 +177,7 @@ class Generation(Iterator[list[int | None]]):
         logits = self._forward()
         if len(self._live) < len(logits):
             logits = logits[self._live]  # (live rows, V)
+        self.logits = logits
         if self._excluded is not None:
             logits = logits.masked_fill(self._excluded, -torch.inf)
         generators = [self._generators[row] for row in self._live]

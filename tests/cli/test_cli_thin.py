@@ -25,6 +25,7 @@ CALLS = {
     "diff": "diff.diff",
     "generate": "LanguageModel.generate",
     "chat": "generate.Conversation",
+    "serve": "serve_models",
     "info": "model_report",
     "code": "code",
     "train": "train",
