@@ -14,16 +14,26 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pellucid.checkpoints.formats.gguf_tokenizer import tokenizer_keys
+from pellucid.checkpoints.formats.gguf_writing import as_stored, planned, types_of, write_gguf
 from pellucid.checkpoints.formats.hf import PICTURES
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
-from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
+from pellucid.checkpoints.proof import (
+    AsWritten,
+    Progress,
+    Reader,
+    check_logits,
+    check_tensors,
+    overall,
+    word,
+)
 from pellucid.checkpoints.save import (
     MAX_SHARD_BYTES,
     config_json,
@@ -36,11 +46,12 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
+from pellucid.families.config import DROPOUTS
 from pellucid.files import folder_beside, move, read_json
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
-LAYOUTS = ("hf", "meta")
+LAYOUTS = ("hf", "meta", "gguf")
 _ROOM = 32_000_000  # bytes for headers, config and tokenizer
 
 
@@ -98,7 +109,7 @@ def convert(
     destination: str | Path,
     layout: str,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["q8_0"] | None = None,
     shards: int | None = None,
     max_shard_bytes: int | None = None,
     context_length: int | None = None,
@@ -106,8 +117,9 @@ def convert(
 ) -> Conversion:
     """Write the model of `source` into the new folder `destination` in a layout, and prove it.
 
-    layout           "hf" or "meta"; the source's own too, to split it otherwise
-    dtype            None: as each tensor is stored
+    layout           "hf", "meta" or "gguf" (a file); the source's own too, to split it otherwise
+    dtype            None: as each tensor is stored; "q8_0", in a GGUF file only: eight bits, and
+                     the proof is of the rounded values
     shards           number of weight files; None: one for Meta's layout, for Hugging Face's as
                      many as `max_shard_bytes` asks for
     context_length   what config.json states; for a source in Meta's layout, which does not state it
@@ -121,6 +133,12 @@ def convert(
     folder = Path(destination).expanduser().resolve()
     _check_request(layout, folder)
     opened = _opened(source, layout, context_length)
+    if layout == "gguf":
+        if shards is not None or max_shard_bytes is not None:
+            raise ValueError("a GGUF file is one file: leave out shards and their size")
+        return _to_gguf(opened, folder, destination, dtype, progress)
+    if dtype == "q8_0":
+        raise ValueError("q8_0 is a type of GGUF files: convert to gguf")
     dtypes = {name: dtype or opened.weights.dtype(name) for name in opened.weights}
     tokenizer = load_tokenizer(opened.folder)
     target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
@@ -154,9 +172,63 @@ def convert(
     )
 
 
+def _to_gguf(
+    opened: Checkpoint,
+    path: Path,
+    destination: str | Path,
+    dtype: torch.dtype | Literal["q8_0"] | None,
+    progress: Progress | None,
+) -> Conversion:
+    """Write a GGUF file and prove it, as `convert` says."""
+    config, weights = opened.config, opened.weights
+    wide = dtype == "q8_0"
+    kept = {name: torch.float32 if wide else dtype or weights.dtype(name) for name in weights}
+    types = "Q8_0" if wide else dict(types_of(config, kept))
+    change = as_stored(config, types)
+    tokenizer = load_tokenizer(opened.folder)
+    keys = tokenizer_keys(tokenizer, opened.folder, config.vocab_size)
+    tensors = planned(config, types)
+    _check_room(path, sum(each.nbytes for each in tensors))
+    reader = Reader(weights, kept, "writing", progress, change)
+    with folder_beside(path) as beside:
+        write_gguf(beside / path.name, config, reader, types, keys)
+        reader.finish()
+        written = replace(open_checkpoint(beside / path.name), source=str(destination))
+        dropouts = {name: getattr(config, name) for name in DROPOUTS}
+        _check_config(opened, replace(written, config=replace(written.config, **dropouts)))
+        check_tensors(reader.digests, written.weights, progress)
+        tokens = check_logits(
+            replace(opened, weights=AsWritten(weights, change)), written, progress
+        )
+        size = (beside / path.name).stat().st_size
+        (beside / path.name).replace(path)
+    notes = [] if tokenizer else [f"no tokenizer: {opened.source} has none"]
+    notes += _remarks(opened, written, tokenizer)
+    return Conversion(
+        source=opened.source,
+        destination=str(destination),
+        layout="gguf",
+        dtype="q8_0" if wide else word(written.dtype),
+        files={path.name: size},
+        tensors=len(reader.digests),
+        left_out=weights.left_out,
+        digests=reader.digests,
+        digest=overall(reader.digests),
+        tokens=tokens,
+        tokenizer=("in its keys",) if tokenizer else (),
+        notes=tuple(notes),
+    )
+
+
 def _check_request(layout: str, folder: Path) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if layout == "gguf":
+        if folder.suffix != ".gguf":
+            raise ValueError(f"{folder}: expected the name of a file that ends in .gguf")
+        if folder.exists():
+            raise FileExistsError(f"{folder}: there already; give a new name")
+        return
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     if folder.is_dir() and any(folder.iterdir()):
@@ -280,7 +352,7 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
 
 def _guessed(opened: Checkpoint, layout: str) -> list[str]:
     """A note where config.json had to state what params.json leaves open."""
-    if opened.layout == layout or layout == "meta":
+    if opened.layout != "meta" or layout == "meta":
         return []
     if "max_seq_len" in read_json(opened.folder / "params.json"):
         return []

@@ -21,7 +21,7 @@ from pellucid.tokenizers.neighbours import Roles
 from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 
 _START = "tokenizer.ggml."
-UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # of token_type, as in SentencePiece's own format
+CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6  # of token_type, as in SentencePiece's own format
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
 _DIGITS = (r"\p{N}", *_GPT2)
@@ -172,7 +172,7 @@ def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": pre in _WHOLE_PIECES,
-            "vocab": {token: id for id, token in enumerate(tokens)},
+            "vocab": {token: id for id, token in enumerate(tokens) if types[id] != UNUSED},
             "merges": pairs,
         },
     }

@@ -63,7 +63,9 @@ class GGUFFile:
             shape = each.shape
         if each.type in PLAIN:
             return raw.view(stored.dtype).view(shape)
-        return dequantised(raw, each.type, stored.dtype).view(shape)
+        found = dequantised(raw, each.type, stored.dtype).view(shape)
+        forget_pages(raw)
+        return found
 
     def reopened(self, dtype: torch.dtype | None = None) -> GGUFFile:
         """The same file through a mapping of its own, quantised tensors as `dtype`."""
@@ -85,7 +87,6 @@ def dequantised(raw: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     for first in range(0, len(raw), rows):
         piece = dequantize(raw[first : first + rows].numpy(), number)
         found[first : first + rows] = torch.from_numpy(piece)
-    forget_pages(raw)
     return found
 
 
