@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pellucid.diff.gguf_types import declared_type
 from pellucid.diff.relayout import Explanation, explain
 from pellucid.diff.sides.side import Side
 from pellucid.models.quantised import FullWeights
@@ -141,6 +142,7 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             continue
         if not same(mine[name], theirs[name]):
             known = _declared_levels(mine, theirs, name)
+            known = known or declared_type(mine[name], theirs[name], b.types.get(name, ""))
             cause, finding, kind = known or explain(name, mine, theirs, a.config)
             yield Finding(stage="weights", name=name, finding=finding, cause=cause, kind=kind)
     for name in theirs:
