@@ -1,9 +1,8 @@
 """Whether a weight of a GGUF file is the other side's, quantised as its declared type says.
 
 The type says how many values share a scale and which levels there are, so nothing has to be found:
-A's rows are quantised by the same rule, and the blocks that come out as B has them are proven. Where
-a quantiser chose its scales otherwise (an importance matrix, K-quants), each of A's values must
-still be nearest to the level that B has for it, among B's own levels of the block: for that the
+A's rows are quantised by the same rule, and the blocks that come out as B has them are proven. For
+types whose scales a quantiser may choose (K-quants, an importance matrix) nothing is said here: the
 search by values decides (`quantisation`).
 """
 
@@ -22,8 +21,10 @@ _FAULTY = 0.25  # share of blocks up to which others are damage
 Explanation = tuple[str, str, Literal["fault", "explained"]]
 
 
-def declared_type(a: Tensor, b: Tensor, kind: str) -> Explanation | None:
+def declared_type(a: Tensor, b: Tensor, kind: str, head_dim: int = 0) -> Explanation | None:
     """(cause, finding, kind) where B is A in blocks of the type `kind`, or but for a few blocks.
+
+    head_dim  of a weight whose rows RoPE turns: then also with pairs side by side and half apart
 
     None where it is not: then nothing is said and nothing excused.
     """
@@ -37,6 +38,13 @@ def declared_type(a: Tensor, b: Tensor, kind: str) -> Explanation | None:
         finding = f"B's values are A's in {kind}: all {blocks:,} blocks come out bit for bit"
         return "quantised weights", finding, "explained"
     if wrong > _FAULTY * blocks:
+        for there, here, how in ((2, head_dim // 2, "interleaved"), (head_dim // 2, 2, "split")):
+            if not head_dim or head_dim % 2 or len(a) % head_dim:
+                continue
+            moved = a.view(-1, there, here, a.shape[1]).transpose(1, 2).reshape(a.shape)
+            if bool(_blocks_alike(moved, b, kind).all()):
+                finding = f"B's rows are {how} for RoPE, and then A's in {kind}"
+                return "q/k not permuted", finding, "fault"
         return None
     row, place = (~right).nonzero()[0].tolist()
     where = f"[{row}, {place * _BLOCK}:{(place + 1) * _BLOCK}]"
