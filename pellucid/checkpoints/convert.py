@@ -124,21 +124,18 @@ def convert(
                      many as `max_shard_bytes` asks for
     context_length   what config.json states; for a source in Meta's layout, which does not state it
 
-    At no time is more than one tensor in memory, with a copy in its new order, beside mapped files;
-    for the logits, the embedding, the head and one block.
+    No more than one tensor is in memory at a time, with a copy in its new order; for the logits,
+    the embedding, the head and one block.
 
     Raises ValueError where the layout cannot state the model or the proof fails, OSError where the
     destination exists already or the disk has no room.
     """
     folder = Path(destination).expanduser().resolve()
-    _check_request(layout, folder)
+    _check_request(layout, folder, dtype, split=shards is not None or max_shard_bytes is not None)
     opened = _opened(source, layout, context_length)
     if layout == "gguf":
-        if shards is not None or max_shard_bytes is not None:
-            raise ValueError("a GGUF file is one file: leave out shards and their size")
         return _to_gguf(opened, folder, destination, dtype, progress)
-    if dtype == "q8_0":
-        raise ValueError("q8_0 is a type of GGUF files: convert to gguf")
+    assert dtype != "q8_0", "refused above"
     dtypes = {name: dtype or opened.weights.dtype(name) for name in opened.weights}
     tokenizer = load_tokenizer(opened.folder)
     target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
@@ -220,10 +217,14 @@ def _to_gguf(
     )
 
 
-def _check_request(layout: str, folder: Path) -> None:
+def _check_request(layout: str, folder: Path, dtype: Any, *, split: bool) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if dtype == "q8_0" and layout != "gguf":
+        raise ValueError("q8_0 is a type of GGUF files: convert to gguf")
     if layout == "gguf":
+        if split:
+            raise ValueError("a GGUF file is one file: leave out shards and their size")
         if folder.suffix != ".gguf":
             raise ValueError(f"{folder}: expected the name of a file that ends in .gguf")
         if folder.exists():

@@ -61,7 +61,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="from meta to hf: context length to write into config.json, as params.json has none",
     )
-    group = parser.add_argument_group("with --to int8, int6 or int4")
+    _add_bits_arguments(parser.add_argument_group("with --to int8, int6 or int4"))
+
+
+def _add_bits_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--group",
         type=int,
