@@ -153,20 +153,8 @@ def convert(
         tokens = check_logits(opened, written, progress)
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
         move(beside, folder)
-    return Conversion(
-        source=opened.source,
-        destination=str(destination),
-        layout=layout,
-        dtype=word(written.dtype),
-        files=files,
-        tensors=len(reader.digests),
-        left_out=opened.weights.left_out,
-        digests=reader.digests,
-        digest=overall(reader.digests),
-        tokens=tokens,
-        tokenizer=tokenizer_files.files,
-        notes=tuple(notes),
-    )
+    proven = {"files": files, "tokens": tokens, "tokenizer": tokenizer_files.files}
+    return _conversion(opened, written, layout, reader, notes=tuple(notes), **proven)
 
 
 def _to_gguf(
@@ -201,19 +189,25 @@ def _to_gguf(
         (beside / path.name).replace(path)
     notes = [] if tokenizer else [f"no tokenizer: {opened.source} has none"]
     notes += _remarks(opened, written, tokenizer)
+    proven = {"files": {path.name: size}, "tokens": tokens, "notes": tuple(notes)}
+    said = ("in its keys",) if tokenizer else ()
+    done = _conversion(opened, written, "gguf", reader, tokenizer=said, **proven)
+    return replace(done, dtype="q8_0") if wide else done
+
+
+def _conversion(
+    opened: Checkpoint, written: Checkpoint, layout: str, reader: Reader, **proven: Any
+) -> Conversion:
     return Conversion(
         source=opened.source,
-        destination=str(destination),
-        layout="gguf",
-        dtype="q8_0" if wide else word(written.dtype),
-        files={path.name: size},
+        destination=written.source,
+        layout=layout,
+        dtype=word(written.dtype),
         tensors=len(reader.digests),
-        left_out=weights.left_out,
+        left_out=opened.weights.left_out,
         digests=reader.digests,
         digest=overall(reader.digests),
-        tokens=tokens,
-        tokenizer=("in its keys",) if tokenizer else (),
-        notes=tuple(notes),
+        **proven,
     )
 
 
