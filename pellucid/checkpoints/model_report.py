@@ -7,15 +7,17 @@ report.census.total, report.flops.forward
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pellucid.checkpoints.formats import hf_config, meta
-from pellucid.checkpoints.hub import DEMOS, resolve
+from pellucid.checkpoints.formats.gguf import stored_types
+from pellucid.checkpoints.hub import NAMES, PACKAGED, resolve
 from pellucid.checkpoints.load import open_checkpoint
 from pellucid.families.shapes import SHAPES
 from pellucid.files import read_text
+from pellucid.gguf_file import is_gguf
 from pellucid.models import Config
 from pellucid.models.census import Census, Flops, as_json, census
 from pellucid.models.description import describe_fields
@@ -28,12 +30,14 @@ class ModelReport:
 
     title   the source as it was given, or the title of a published shape
     tokens  in view, for the KV cache and the FLOPs
+    stored  of a GGUF file: type -> how many tensors have it, and their bytes
     """
 
     title: str
     config: Config
     census: Census
     tokens: int
+    stored: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def flops(self) -> Flops:
@@ -44,7 +48,13 @@ class ModelReport:
         """The object of ``pellucid info --json``; bytes and counts are whole numbers."""
         about = {"model": self.title, "family": self.config.family}
         fields = describe_fields(self.config)
-        return {**about, "config": fields, **as_json(self.census, self.tokens)}
+        found = {**about, "config": fields, **as_json(self.census, self.tokens)}
+        if self.stored:
+            found["stored"] = {
+                kind: {"tensors": count, "bytes": nbytes}
+                for kind, (count, nbytes) in self.stored.items()
+            }
+        return found
 
 
 def model_report(source: str | Path = "demo", tokens: int | None = None) -> ModelReport:
@@ -63,9 +73,18 @@ def model_report(source: str | Path = "demo", tokens: int | None = None) -> Mode
         config=config,
         census=counted,
         tokens=config.context_length if tokens is None else tokens,
+        stored=_stored_types(str(source)),
     )
     counted.flops(report.tokens)  # refuses a number of tokens that the model cannot take
     return report
+
+
+def _stored_types(source: str) -> dict[str, tuple[int, int]]:
+    """The types of a GGUF file's tensors; {} for what is none."""
+    if source in SHAPES and not Path(source).is_dir():
+        return {}
+    path = Path(source) if Path(source).is_file() else resolve(source)
+    return stored_types(open_checkpoint(path).weights) if is_gguf(path) else {}
 
 
 def find_config(source: str) -> tuple[str, Config]:
@@ -75,15 +94,19 @@ def find_config(source: str) -> tuple[str, Config]:
     """
     if source in SHAPES and not Path(source).is_dir():
         return SHAPES[source].title, SHAPES[source].config
-    if Path(source).is_file():
+    if Path(source).is_file() and not is_gguf(Path(source)):
         return source, read_config_file(Path(source))
     try:
         folder = resolve(source)
     except FileNotFoundError as error:
+        if source in PACKAGED:
+            raise
         where, mark, folder_like = str(error).partition("; did you mean")
-        hint = suggestion(source, [*SHAPES, *DEMOS]) or mark + folder_like
+        hint = suggestion(source, [*SHAPES, *NAMES]) or mark + folder_like
         raise FileNotFoundError(f"{where}, or a shape: {', '.join(SHAPES)}{hint}") from None
     stated = folder / "config.json"
+    if folder.is_file():
+        return source, open_checkpoint(folder).config
     if stated.is_file():
         return source, read_config_file(stated)
     return source, open_checkpoint(source).config  # Meta's: shapes complete the config

@@ -21,6 +21,7 @@ from pellucid.models.finite import check_finite
 _TOKENS = 16
 # stage, done, in all: bytes, but for the logits, which come in two steps
 Progress = Callable[[str, int, int], None]
+Change = Callable[[str, Tensor], Tensor]
 
 
 class Reader:
@@ -32,7 +33,10 @@ class Reader:
         dtypes: Mapping[str, torch.dtype],
         stage: str,
         progress: Progress | None,
+        change: Change = lambda name, tensor: tensor,
     ) -> None:
+        """`change` makes of a parameter what the layout can hold of it."""
+        self._change = change
         self.digests: dict[str, str] = {}
         self._weights, self._dtypes = weights, dtypes
         self._stage, self._progress = stage, progress
@@ -53,6 +57,7 @@ class Reader:
                 f"{name}: {lost:,} values do not fit {word(tensor.dtype)}, the largest is "
                 f"{stored.abs().max().item():.3g}; keep {word(stored.dtype)} or take a wider one"
             )
+        tensor = self._change(name, tensor)
         self.digests[name], self._last = _digest(name, tensor), name
         self._done += tensor.nbytes
         if self._progress:
@@ -64,6 +69,21 @@ class Reader:
         if self._last is not None:
             self._weights.forget(self._last)
         self._last = None
+
+
+class AsWritten(Weights):
+    """A checkpoint's weights as a layout holds them that rounds some."""
+
+    def __init__(self, weights: Weights, change: Change) -> None:
+        self._weights, self._change = weights, change
+        self.forget, self._recipes = weights.forget, weights._recipes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._change(name, self._weights[name])
+
+    def reopened(self, dtype: torch.dtype | None = None) -> AsWritten:
+        """The same through a mapping of its own."""
+        return AsWritten(self._weights.reopened(dtype), self._change)
 
 
 def word(dtype: torch.dtype) -> str:

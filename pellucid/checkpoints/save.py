@@ -22,6 +22,7 @@ from pellucid.checkpoints.writers import SafetensorsWriter, size
 from pellucid.families import Entry, joined, stored_shape, table, write_config
 from pellucid.files import folder_beside, move, refuse_current
 from pellucid.models import Config
+from pellucid.tokenizers.gguf import files_of as gguf_files
 
 MAX_SHARD_BYTES = 5_000_000_000
 _OURS = ("config.json", "*.safetensors", INDEX, *TOKENIZER_FILES)
@@ -252,7 +253,16 @@ def config_json(
 
 
 def copy_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Copy the tokenizer's files, whichever there are; their names."""
+    """Copy the tokenizer's files, whichever there are, or write those a GGUF file has in its keys;
+    their names."""
+    if source.is_file():
+        for name, content in gguf_files(source).items():
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                text = json.dumps(content, indent=2, ensure_ascii=False)
+                (folder / name).write_text(text + "\n", encoding="utf-8")
+        return [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     there = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in there:
         shutil.copyfile(source / name, folder / name)

@@ -109,9 +109,9 @@ def _for_hf(source: Path, folder: Path, tokenizer: Tokenizer) -> list[str]:
     if tokenizer.kind not in ("llama3", "sentencepiece"):
         return written
     if tokenizer.kind == "llama3":
-        document = llama3_document(read_ranks(source / _MODEL), tokenizer.specials)
+        document = llama3_document(read_ranks(folder / _MODEL), tokenizer.specials)
     else:
-        document = sentence_piece_document(source / _MODEL)
+        document = sentence_piece_document(folder / _MODEL)
     _write(document, folder / _JSON)
     # Another model or normalisation than Llama's comes out otherwise: then only the original.
     exact = tokenizers.load(folder / _JSON).encode(_PROBE) == tokenizer.encode(_PROBE)

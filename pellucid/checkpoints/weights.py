@@ -179,8 +179,11 @@ class Weights(Mapping[str, Tensor]):
         ]
         return [part for part in cut if len(part)]
 
-    def reopened(self) -> Weights:
-        """The same parameters through file mappings of their own."""
+    def reopened(self, dtype: torch.dtype | None = None) -> Weights:
+        """The same parameters through file mappings of their own.
+
+        `dtype` is what quantised values are made of; tensors that are numbers stay as stored.
+        """
         files = [file.reopened() for file in self._files]
         return Weights(files, self._recipes, self._redundant, self._where)
 

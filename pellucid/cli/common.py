@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-MODEL_HELP = "a folder, owner/name on the Hub, demo (a Llama) or demo-gpt2"
+MODEL_HELP = "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2 or smollm2"
 _PIPE_WIDTH = 120  # columns where there is no terminal; rich would take 80 and fold
 
 

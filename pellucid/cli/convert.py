@@ -1,4 +1,4 @@
-"""``pellucid convert SRC DST --to hf|meta|int8|int6|int4``: another layout, or fewer bits."""
+"""``pellucid convert SRC DST --to hf|meta|gguf|int8|int6|int4``: another layout, or fewer bits."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """From where, to where, in which layout and how split."""
     parser.add_argument("source", metavar="SRC", help=f"model to convert: {MODEL_HELP}")
     parser.add_argument(
-        "destination", metavar="DST", help="folder to write, which must be new or empty"
+        "destination",
+        metavar="DST",
+        help="folder to write, which must be new or empty; with --to gguf a file",
     )
     parser.add_argument(
         "--to",
         required=True,
-        choices=("hf", "meta", *BITS),
+        choices=("hf", "meta", "gguf", *BITS),
         help="format to write; hf: config.json and safetensors; meta: params.json and "
-        "consolidated.*.pth, for a Llama; int8, int6, int4: quantised weights, for Pellucid only",
+        "consolidated.*.pth, for a Llama; gguf: one file, for llama.cpp; int8, int6, int4: "
+        "quantised weights, for Pellucid only",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
-    group = parser.add_argument_group("with --to hf or --to meta")
+    group = parser.add_argument_group("with --to hf, meta or gguf")
     split = group.add_mutually_exclusive_group()
     split.add_argument(
         "--shards",
@@ -47,7 +50,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --to hf: write no weight file larger than SIZE, such as 500M (default 5G)",
     )
     group.add_argument(
-        "--dtype", choices=DTYPES, help="data type of the weights written (default: as in SRC)"
+        "--dtype",
+        choices=(*DTYPES, "q8_0"),
+        help="data type of the weights written, q8_0 (8 bits) with --to gguf only (default: as in "
+        "SRC)",
     )
     group.add_argument(
         "--context-length",
@@ -55,7 +61,10 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="from meta to hf: context length to write into config.json, as params.json has none",
     )
-    group = parser.add_argument_group("with --to int8, int6 or int4")
+    _add_bits_arguments(parser.add_argument_group("with --to int8, int6 or int4"))
+
+
+def _add_bits_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--group",
         type=int,
@@ -81,7 +90,7 @@ def convert(arguments: argparse.Namespace) -> None:
     from pellucid.show.convert_terminal import conversion_lines, quantisation_lines
 
     if arguments.to in BITS:
-        why = "is for --to hf and --to meta: quantised models are one file"
+        why = "is for --to hf, meta and gguf: quantised models are one file"
         _refuse(arguments, _LAYOUT_ONLY, why)
         done = _quantised(arguments)
         values, lines = dataclasses.asdict(done), quantisation_lines(done)
@@ -117,7 +126,7 @@ def _converted(arguments: argparse.Namespace) -> Conversion:
             arguments.source,
             arguments.destination,
             arguments.to,
-            dtype=as_dtype(arguments.dtype),
+            dtype="q8_0" if arguments.dtype == "q8_0" else as_dtype(arguments.dtype),
             shards=arguments.shards,
             max_shard_bytes=arguments.max_shard_size,
             context_length=arguments.context_length,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pellucid.diff.gguf_types import declared_type
 from pellucid.diff.relayout import Explanation, explain
 from pellucid.diff.sides.side import Side
 from pellucid.models.quantised import FullWeights
@@ -141,11 +142,20 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             continue
         if not same(mine[name], theirs[name]):
             known = _declared_levels(mine, theirs, name)
+            known = known or declared_type(
+                mine[name], theirs[name], b.types.get(name, ""), _turned_width(name, a)
+            )
             cause, finding, kind = known or explain(name, mine, theirs, a.config)
             yield Finding(stage="weights", name=name, finding=finding, cause=cause, kind=kind)
     for name in theirs:
         if name not in mine:
             yield from _extra(name, mine, theirs)
+
+
+def _turned_width(name: str, a: Side) -> int:
+    """Head width of a weight whose rows RoPE turns; 0 for the others."""
+    turned = name.endswith(("attn.q_proj.weight", "attn.k_proj.weight"))
+    return a.config.head_dim if turned and a.config is not None and a.config.rope else 0
 
 
 def trained_further(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pellucid import graph, names
+from pellucid.checkpoints.formats.gguf import GGUFWeights
 from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
@@ -178,6 +179,9 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
         fused=options.fused,
         copies=options.copies,
     )
+    weights = whole.checkpoint.weights if whole and whole.checkpoint else None
+    if isinstance(weights, GGUFWeights):
+        side.types = {parameter: weights.type(parameter) for parameter in weights}
     return replace(side, run=partial(trace_fast, model)) if options.fast else side
 
 

@@ -5,6 +5,12 @@ room asks for a family.
 """
 
 from pellucid.families.config import WITH_TEXT_PART, family_of, read_config, write_config
+from pellucid.families.gguf_config import (
+    gguf_table,
+    read_gguf_config,
+    rope_tensors,
+    write_gguf_config,
+)
 from pellucid.families.names import Entry, Names, Order, Shape, joined, split, stored_shape
 from pellucid.families.row import Family
 from pellucid.families.rows import FAMILIES
@@ -19,12 +25,16 @@ __all__ = [
     "Order",
     "Shape",
     "family_of",
+    "gguf_table",
     "joined",
     "known_buffers",
     "left_out_prefix",
     "read_config",
+    "read_gguf_config",
+    "rope_tensors",
     "split",
     "stored_shape",
     "table",
     "write_config",
+    "write_gguf_config",
 ]

@@ -53,7 +53,7 @@ IGNORED = frozenset(
 QUANTISING = ("quantization", "quantization_args", "quant_config", "compression_config")
 # Models that see pictures or hear -> the key of the part that reads and writes text
 WITH_TEXT_PART = {"gemma3": "text_config"}
-_DROPOUTS = ("embed_dropout", "attn_dropout", "resid_dropout")  # formats need not state them
+DROPOUTS = ("embed_dropout", "attn_dropout", "resid_dropout")  # formats need not state them
 
 
 def family_of(model_type: str, where: str) -> Family:
@@ -122,7 +122,7 @@ def write_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     stated |= family.stated
     stated["torch_dtype"] = str(dtype).removeprefix("torch.")
     again = read_config(stated, f"a {config.family} config")
-    again = replace(again, **{name: getattr(config, name) for name in _DROPOUTS})
+    again = replace(again, **{name: getattr(config, name) for name in DROPOUTS})
     apart = [
         f"{field.name} {getattr(config, field.name)!r}"
         for field in fields(config)

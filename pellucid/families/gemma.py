@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.families import gguf_row
 from pellucid.families.layers import FULL, WINDOW, LayerTypes, one_in
 from pellucid.families.names import Names, llama_layer
 from pellucid.families.parts import (
@@ -66,6 +67,7 @@ GEMMA = Family(
         _BIAS,
         _EMBED_SCALE,
     ),
+    gguf=gguf_row.GEMMA,
 )
 
 GEMMA2 = Family(
@@ -92,6 +94,7 @@ GEMMA2 = Family(
     ),
     names=_NAMES,
     ignored=_IGNORED,
+    gguf=gguf_row.GEMMA2,
 )
 
 GEMMA3 = Family(
@@ -127,6 +130,7 @@ GEMMA3 = Family(
     ),
     names=_NAMES,
     ignored=_IGNORED,
+    gguf=gguf_row.GEMMA3,
 )
 
 ROWS = (GEMMA, GEMMA2, GEMMA3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.families import gguf_row
 from pellucid.families.layers import (
     FULL,
     WINDOW,
@@ -47,6 +48,7 @@ LLAMA = Family(
         tied(False),
         *_BIASES,
     ),
+    gguf=gguf_row.LLAMA,
 )
 
 MISTRAL = Family(
@@ -87,6 +89,7 @@ QWEN2 = Family(
         Bias(products=("qkv",)),
         UpperWindows(window=4096, first=28),
     ),
+    gguf=gguf_row.QWEN2,
 )
 
 QWEN3 = Family(
@@ -100,6 +103,7 @@ QWEN3 = Family(
         Bias(key="attention_bias", products=("qkv", "o")),
         UpperWindows(window=4096, first=28),
     ),
+    gguf=gguf_row.QWEN3,
 )
 
 SMOLLM3 = Family(

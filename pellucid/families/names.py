@@ -13,7 +13,7 @@ matrices the other way round (transformers' ``Conv1D`` computes x · W):
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -58,6 +58,8 @@ class Names:
     blocks      what a block's number follows
     transposed  modules whose weight is stored (in, out)
     zero_bias   modules whose files hold a bias even where the model has none: zeros then
+    head        of the last product
+    plus_one    modules whose weight is stored as 1 + weight (llama.cpp's norms of Gemma)
     buffers     tensors inside a block that old files hold and that say nothing new, with their
                 shape as ``D/2`` or, where any will do, None
     """
@@ -67,6 +69,8 @@ class Names:
     after: Mapping[str, str] = field(default_factory=lambda: {"norm": "norm"})
     prefix: str = "model."
     blocks: str = "layers"
+    head: str = "lm_head"
+    plus_one: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
     zero_bias: frozenset[str] = frozenset()
     # RoPE frequencies, in files of transformers < 4.32; the config states them
@@ -116,6 +120,7 @@ class Entry:
     transposed  stored the other way round, (in, out)
     zeros       holds no parameter: a bias of this shape that the model does not have
     order       its rows are those of q or k, in another order than ours
+    plus_one    stored as 1 + parameter
     """
 
     stored: str
@@ -123,6 +128,7 @@ class Entry:
     transposed: bool = False
     zeros: Shape | None = None
     order: Order | None = None
+    plus_one: bool = False
 
 
 @lru_cache(maxsize=8)
@@ -138,6 +144,9 @@ def entries(config: ModelConfig, names: Names, pairs: Pairs) -> Iterator[Entry]:
     shapes = _shapes(config)
     named: set[str] = set()
     for entry in _all_entries(config, shapes, names, pairs):
+        if len(entry.parameters) == 1 and entry.parameters[0].endswith(".weight"):
+            module = entry.parameters[0].removesuffix(".weight").split(".", 2)[-1]
+            entry = replace(entry, plus_one=module in names.plus_one)
         named.update(entry.parameters)
         yield entry
     unnamed = sorted(shapes.keys() - named)
@@ -169,7 +178,7 @@ def _all_entries(
             )
     for stored, ours in names.after.items():
         yield from _lines(f"{names.prefix}{stored}", (ours,), shapes)
-    yield from _lines("lm_head", ("unembed",), shapes)
+    yield from _lines(names.head, ("unembed",), shapes)
 
 
 def _order_matters(config: ModelConfig) -> tuple[str, ...]:
@@ -208,6 +217,7 @@ def joined(entry: Entry, parts: Sequence[Tensor]) -> Tensor:
         raise AssertionError(f"{entry.stored} holds no parameter, there is nothing to join")
     whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     whole = whole if entry.order is None else entry.order.theirs(whole)
+    whole = whole.float() + 1 if entry.plus_one else whole
     return (whole.t() if entry.transposed else whole).contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.families import gguf_row
 from pellucid.families.layers import (
     FULL,
     WINDOW,
@@ -74,6 +75,7 @@ OLMO2 = Family(
         _ATTENTION_BIAS,
     ),
     names=_AFTER,
+    gguf=gguf_row.OLMO2,
 )
 
 OLMO3 = Family(
@@ -125,6 +127,7 @@ GRANITE = Family(
         _MLP_BIAS,
         *_GRANITE_FACTORS,
     ),
+    gguf=gguf_row.GRANITE,
 )
 
 GRANITE_SWA = Family(

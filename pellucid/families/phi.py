@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pellucid.families import gguf_row
 from pellucid.families.layers import EveryWindow
 from pellucid.families.names import Names, llama_layer
 from pellucid.families.parts import (
@@ -99,6 +100,7 @@ PHI3 = Family(
         }
     ),
     ignored=_DROPOUTS | {"auto_map", "interpolate_factor"},
+    gguf=gguf_row.PHI3,
 )
 
 STABLELM = Family(

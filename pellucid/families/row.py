@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pellucid.families.gguf_row import Gguf
 from pellucid.families.names import Entry, Names, Pairs, entries
 from pellucid.families.parts import Part
 from pellucid.models import ModelConfig
@@ -26,6 +27,7 @@ class Family:
     stated        keys that its files need beside the parts: most classes pad with an id of their
                   own, which a vocabulary need not have
     make          from the arguments to the config
+    gguf          how llama.cpp's files state it; None: they do not, or not as we read them
     """
 
     model_type: str
@@ -38,6 +40,7 @@ class Family:
     ignored: frozenset[str] = frozenset()
     stated: Mapping[str, Any] = field(default_factory=lambda: {"pad_token_id": None})
     make: Callable[..., ModelConfig] = ModelConfig
+    gguf: Gguf | None = None
 
     def entries(self, config: ModelConfig) -> Iterator[Entry]:
         """Every stored tensor of a model of this family, in the order of the forward pass."""

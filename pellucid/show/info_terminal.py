@@ -33,6 +33,11 @@ def print_report(out: Console, report: ModelReport) -> None:
     _print_summary(out, report.title, report.census)
     _print_parameters(out, report.census)
     _print_costs(out, report.census, report.tokens)
+    if report.stored:
+        total = sum(nbytes for _, nbytes in report.stored.values())
+        kinds = (f"{count} in {kind}" for kind, (count, _) in report.stored.items())
+        out.print(f"The file: tensors {', '.join(kinds)}; {in_units(total, 'B', 1000)} of weights")
+        out.print()
 
 
 def _print_summary(out: Console, title: str, counted: Census) -> None:

@@ -11,6 +11,7 @@ Pellucid needed.
 | sentence_piece.py | tokenizer.model of Llama 1 and 2 | sentencepiece |
 | gpt2.py | encoder.json + vocab.bpe, vocab.json + merges.txt | tiktoken |
 | hf.py | tokenizer.json | tiktoken where it gives the same ids, else tokenizers |
+| gguf.py | the keys of a GGUF file | those of hf.py and sentence_piece.py |
 
 base.py holds the shared interface and streaming, bytelevel.py the byte-level BPE, chat.py the
 conversation formats, templates.py runs a checkpoint's template, marked.py tells its words from

@@ -9,7 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from pellucid.tokenizers import gpt2, hf, llama3, sentence_piece
+from pellucid.gguf_file import MAGIC
+from pellucid.tokenizers import gguf, gpt2, hf, llama3, sentence_piece
 from pellucid.tokenizers.base import Tokenizer
 from pellucid.tokenizers.neighbours import read_json
 
@@ -62,6 +63,8 @@ def _load_file(path: Path, version: str | None) -> Tokenizer:
         start = file.read(4096)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is only a Git LFS pointer; fetch the file itself (git lfs pull)")
+    if start.startswith(MAGIC):
+        return gguf.from_file(path)
     first_line = start[: start.find(b"\n") + 1] or start + b"\n"
     if _RANK_LINE.fullmatch(first_line):
         return llama3.from_file(path, llama3.check_version(version))

@@ -6,6 +6,7 @@ The two files say what a tokenizer.json says in one, so they are read as one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pellucid.tokenizers import hf
 from pellucid.tokenizers.base import Tokenizer
@@ -25,6 +26,17 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
     Raises:
         ValueError: a file is malformed, or a merge uses tokens that the vocabulary lacks.
     """
+    document = _document(vocab_file, merges_file)
+    return hf.from_document(document, vocab_file.parent, kind="gpt2", name=str(vocab_file))
+
+
+def document_in(folder: Path) -> dict[str, Any]:
+    """The content of a tokenizer.json for the two files in `folder`."""
+    pair = next(pair for pair in PAIRS.items() if all((folder / name).is_file() for name in pair))
+    return _document(folder / pair[0], folder / pair[1])
+
+
+def _document(vocab_file: Path, merges_file: Path) -> dict[str, Any]:
     vocab = read_json(vocab_file)
     if not vocab or not all(isinstance(id, int) for id in vocab.values()):
         raise ValueError(f"{vocab_file}: expected an object that gives each token its id")
@@ -37,7 +49,7 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
                     f"{vocab_file.name} lacks; do the two files belong together?"
                 )
     made = {left + right for left, right in merges} | byte_characters().keys()
-    document = {
+    return {
         "added_tokens": [
             {"id": id, "content": token, "special": True, **_PLAIN}
             for token, id in vocab.items()
@@ -47,7 +59,6 @@ def from_files(vocab_file: Path, merges_file: Path) -> Tokenizer:
         "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": [list(pair) for pair in merges]},
     }
-    return hf.from_document(document, vocab_file.parent, kind="gpt2", name=str(vocab_file))
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:

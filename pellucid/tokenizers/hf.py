@@ -38,8 +38,11 @@ def from_file(path: Path) -> Tokenizer:
     return from_document(read_json(path), path.parent, kind="tokenizer.json", name=str(path))
 
 
-def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: str) -> Tokenizer:
-    """A tokenizer from the content of a tokenizer.json. `name` is what errors call it."""
+def from_document(
+    document: dict[str, Any], folder: Path, *, kind: str, name: str, roles: Roles | None = None
+) -> Tokenizer:
+    """A tokenizer from the content of a tokenizer.json. `name` is what errors call it; `roles` None
+    are found in the files of `folder`."""
     model = document.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
         raise ValueError(f'{name}: expected a tokenizer.json with "model" and in it "vocab"')
@@ -53,7 +56,7 @@ def from_document(document: dict[str, Any], folder: Path, *, kind: str, name: st
     if isinstance(model["vocab"], dict):
         check_ids(model["vocab"].values(), len(named) + len(model["vocab"]), name)
         named = model["vocab"] | named
-    roles = find_roles(folder, named)
+    roles = roles or find_roles(folder, named)
     shared: dict[str, Any] = {
         "kind": kind,
         "specials": specials,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pellucid.tokenizers.base import Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
-from pellucid.tokenizers.neighbours import added_tokens, find_roles
+from pellucid.tokenizers.neighbours import Roles, added_tokens, find_roles
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -33,8 +33,14 @@ class SentencePieceTokenizer(Tokenizer):
     Encoding is linear: 0.2 s for a million equal letters, spaces or line breaks.
     """
 
-    def __init__(self, engine: SentencePieceProcessor, folder: Path | None = None) -> None:
-        """`folder`: where files that name roles and a chat template may lie beside the model."""
+    def __init__(
+        self,
+        engine: SentencePieceProcessor,
+        folder: Path | None = None,
+        roles: Roles | None = None,
+    ) -> None:
+        """`folder`: where files that name roles and a chat template may lie beside the model;
+        `roles`: where they are known already."""
         size = engine.vocab_size()
         pieces = [engine.id_to_piece(id) for id in range(size)]
         specials = {pieces[id]: id for id in range(size) if engine.is_control(id)}
@@ -44,7 +50,7 @@ class SentencePieceTokenizer(Tokenizer):
         ids |= {name: id for name, (id, _) in added.items()}
         # The library says -1 for "none".
         begin, end = ([pieces[id]] if id >= 0 else [] for id in (engine.bos_id(), engine.eos_id()))
-        roles = find_roles(folder or _NOWHERE, ids, bos=begin, eos=end)
+        roles = roles or find_roles(folder or _NOWHERE, ids, bos=begin, eos=end)
         table = [_piece_bytes(engine, id) for id in range(size)]
         last = max([size - 1, *(id for id, _ in added.values())])
         texts: dict[int, bytes] = {id: name.encode() for name, (id, _) in added.items()}
@@ -125,16 +131,21 @@ def from_file(path: Path) -> SentencePieceTokenizer:
         ValueError: the file is no SentencePiece model, or tokens were added beside it that it
             cannot have.
     """
+    return SentencePieceTokenizer(engine_of(path.read_bytes(), str(path)), path.parent)
+
+
+def engine_of(model: bytes, name: str) -> SentencePieceProcessor:
+    """The library's engine for the content of a `.model` file; ValueError where it is none."""
     from sentencepiece import SentencePieceProcessor
 
     engine = SentencePieceProcessor()
     try:
-        engine.LoadFromSerializedProto(path.read_bytes())
+        engine.LoadFromSerializedProto(model)
         size = engine.vocab_size()
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: the sentencepiece library cannot read it ({error}); fetch it again"
+            f"{name}: the sentencepiece library cannot read it ({error}); fetch it again"
         ) from None
     if size == 0:
-        raise ValueError(f"{path}: a SentencePiece model without pieces; fetch it again")
-    return SentencePieceTokenizer(engine, path.parent)
+        raise ValueError(f"{name}: a SentencePiece model without pieces; fetch it again")
+    return engine

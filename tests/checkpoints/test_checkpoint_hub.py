@@ -213,7 +213,9 @@ def test_where_a_name_leads(tmp_path, monkeypatch):
     assert checkpoints.resolve(tmp_path) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoints.resolve("~/ada") == tmp_path / "ada"
-    with pytest.raises(FileNotFoundError, match=r"nothing: no such folder; .* demo or demo-gpt2"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing: no such folder; .* demo, demo-gpt2 or smollm2"
+    ):
         checkpoints.resolve("nothing")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         checkpoints.resolve(Path("owner/name"))  # a Path is never a repository

@@ -265,7 +265,7 @@ def test_bad_arguments(tmp_path, monkeypatch):
     source = writers.write_hf(tmp_path / "a", writers.LLAMA_JSON, writers.random_llama())
     there = tmp_path / "b"
     for layout, arguments, message in (
-        ("gguf", {}, "expected one of hf, meta"),
+        ("onnx", {}, "expected one of hf, meta, gguf"),
         ("meta", {"shards": 3}, "3 shards: query heads 8 does not divide by 3"),
         ("meta", {"shards": 8}, "8 shards: key/value heads 4 does not divide by 8"),
         ("meta", {"shards": 0}, "0 shards: expected 1 or more"),

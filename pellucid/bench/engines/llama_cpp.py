@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pellucid.checkpoints.formats.gguf_file import read_header
+from pellucid.gguf_file import read_header
 
 _FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's enum llama_ftype
 _MOST_TOKENS = 4096  # of one call of llama_decode: a prefill of 8 rows fits
@@ -46,10 +46,10 @@ class Runner:
             raise ValueError(f"{self._path}: llama.cpp cannot load this file")
         header = read_header(self._path)
         looked_up = {"position_embd.weight"}
-        if "output.weight" in header.nbytes:
+        if "output.weight" in header.tensors:
             looked_up.add("token_embd.weight")
-        self._vocab_size = header.shapes["token_embd.weight"][0]
-        read = sum(size for name, size in header.nbytes.items() if name not in looked_up)
+        self._vocab_size = header.tensors["token_embd.weight"].shape[0]
+        read = sum(each.nbytes for name, each in header.tensors.items() if name not in looked_up)
         return {
             "decode_bytes": read,
             "settings": f"llama-cpp-python {library.__version__}, its defaults",

@@ -1,132 +1,171 @@
-"""Our models as GGUF files: llama.cpp's names, keys and row order.
+"""A model as one GGUF file, written tensor by tensor through the `gguf` package.
 
-Names and keys are those of llama.cpp's ``llama-arch.cpp`` and ``convert_hf_to_gguf.py``. Vectors
-and the position table are float32 whatever the matrices are, as its converter leaves them. The
-file has no vocabulary: token ids are all that is needed here.
+Names, keys and row order are llama.cpp's, by the table beside the family's row. Vectors and the
+position table are float32 whatever the matrices are, as its converter leaves them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid.checkpoints import parameter_shapes
-from pellucid.checkpoints.formats.gguf_file import Announced, write
-from pellucid.checkpoints.formats.meta import interleaved
-from pellucid.checkpoints.writers import bytes_of
-from pellucid.models import Config, RopeConfig
-from pellucid.models.rope import frequencies
+from pellucid.checkpoints.formats.gguf import PLAIN, dequantised
+from pellucid.checkpoints.weights import parameter_shapes
+from pellucid.families import (
+    Entry,
+    Shape,
+    gguf_table,
+    joined,
+    rope_tensors,
+    stored_shape,
+    write_gguf_config,
+)
+from pellucid.gguf_file import TYPES
+from pellucid.models import Config
 
-_FILE_TYPES = {"float32": 0, "float16": 1, "bfloat16": 32}  # llama.cpp's enum llama_ftype
-_WHOLE = {
-    "embed": "token_embd", "pos_embed": "position_embd", "norm": "output_norm",
-    "unembed": "output",
-}  # fmt: skip
-_IN_LAYER = {
-    "attn_norm": "attn_norm", "attn.q_proj": "attn_q", "attn.k_proj": "attn_k",
-    "attn.v_proj": "attn_v", "attn.o_proj": "attn_output", "mlp_norm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-_Read = Callable[[], Tensor]
+TYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.cpp's enum llama_ftype
+_SIZES = {name: (values, nbytes) for name, values, nbytes in TYPES.values()}
+Read = Callable[[str], Tensor]
 
 
-def write_model(path: Path, config: Config, weights: Mapping[str, Tensor], dtype: str) -> None:
-    """A model as one GGUF file, its matrices in `dtype`: float32, float16 or bfloat16.
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A tensor to write: the entry of the name table, its shape and its GGUF type."""
 
-    Weights are read one at a time. ValueError for a RoPE scaling that llama.cpp's file format
-    states otherwise (dynamic, yarn).
+    entry: Entry
+    shape: Shape
+    type: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its data."""
+        values, nbytes = _SIZES[self.type]
+        return prod(self.shape) // values * nbytes
+
+
+def planned(config: Config, types: str | Mapping[str, str]) -> list[Planned]:
+    """What a model's file holds.
+
+    types  GGUF type of the matrices, one for all or one for each parameter: F32, F16, BF16, Q8_0
+
+    ValueError for a family or a config that llama.cpp's files cannot state, and for Q8_0 where
+    rows are no multiple of 32.
     """
-    keys = {"general.architecture": config.family, "general.file_type": _FILE_TYPES[dtype]}
-    keys |= {f"{config.family}.{key}": value for key, value in _hyperparameters(config).items()}
-    keys["tokenizer.ggml.model"] = "none"
-    write(path, keys, (_announced(*entry, dtype) for entry in _entries(config, weights)))
-
-
-def _hyperparameters(config: Config) -> dict[str, int | float | str]:
-    keys: dict[str, int | float | str] = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.context_length,
-        "embedding_length": config.width,
-        "block_count": config.n_layers,
-        "feed_forward_length": config.hidden_width,
-        "attention.head_count": config.n_heads,
-    }
-    if config.rope is None:
-        if config.activation == "gelu":
+    shapes, found = parameter_shapes(config), []
+    for entry in gguf_table(config):
+        shape, kind = stored_shape(entry, shapes), "F32"
+        if len(shape) == 2 and not entry.stored.startswith("position_embd"):
+            kind = types if isinstance(types, str) else types[entry.parameters[0]]
+        if shape[-1] % _SIZES[kind][0]:
             raise ValueError(
-                f"activation is {config.activation!r}: llama.cpp's gpt2 knows only the tanh form"
+                f"{entry.stored} has rows of {shape[-1]}: {kind} takes multiples of 32; "
+                "write float16 or bfloat16"
             )
-        return keys | {"attention.layer_norm_epsilon": float(config.norm_eps)}
-    keys |= {
-        "attention.head_count_kv": config.n_kv_heads,
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "rope.dimension_count": config.head_dim,
-        "rope.freq_base": float(config.rope.theta),
-    }
-    if config.rope.type == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope.factor)}
-    elif config.rope.type not in ("default", "llama3"):
-        raise ValueError(f"RoPE scaling {config.rope.type!r} is not written to GGUF files")
-    return keys
+        found.append(Planned(entry=entry, shape=shape, type=kind))
+    return found
 
 
-def _entries(
-    config: Config, weights: Mapping[str, Tensor]
-) -> Iterator[tuple[str, tuple[int, ...], _Read]]:
-    """llama.cpp's name, shape and reader of every tensor."""
-    shapes = parameter_shapes(config)
-    for name, shape in shapes.items():
-        path, _, kind = name.rpartition(".")
-        if not path.startswith("layers."):
-            yield f"{_WHOLE[path]}.{kind}", shape, lambda name=name: weights[name]
-            continue
-        _, layer, leaf = path.split(".", 2)
-        if config.rope is None and leaf in ("attn.q_proj", "attn.k_proj", "attn.v_proj"):
-            if leaf == "attn.q_proj":
-                names = [name.replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj")]
-                joined = (3 * shape[0], *shape[1:])
-                yield f"blk.{layer}.attn_qkv.{kind}", joined, _joined(weights, names)
-            continue
-        heads = _turned_heads(config, leaf)
-        read = _interleaved(weights, name, heads) if heads else lambda name=name: weights[name]
-        yield f"blk.{layer}.{_IN_LAYER[leaf]}.{kind}", shape, read
-    if config.rope is not None and config.rope.type == "llama3":
-        yield "rope_freqs.weight", (config.head_dim // 2,), lambda: _divisors(config)
+def as_stored(config: Config, types: str | Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:
+    """What comes back for a parameter from a file with these types: its name and value -> value."""
+    by_name = {name: each for each in planned(config, types) for name in each.entry.parameters}
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        each = by_name[name]
+        if each.entry.plus_one:
+            return (tensor.float() + 1) - 1
+        if each.type in PLAIN:
+            return tensor.to(PLAIN[each.type])
+        raw = torch.from_numpy(_data(tensor.contiguous(), each.type))
+        return dequantised(raw.view(len(tensor), -1), each.type, torch.float32)
+
+    return change
 
 
-def _joined(weights: Mapping[str, Tensor], names: list[str]) -> _Read:
-    return lambda: torch.cat([weights[name] for name in names])
+def write_gguf(
+    path: Path,
+    config: Config,
+    read: Read,
+    types: str | Mapping[str, str],
+    tokenizer: Mapping[str, Any],
+) -> None:
+    """Write the file. `read` gives a parameter by name, `tokenizer` are the keys of that name."""
+    from gguf import GGUFWriter
+
+    keys, tensors, extra = write_gguf_config(config), planned(config, types), rope_tensors(config)
+    kinds = [each.type for each in tensors if len(each.shape) == 2]
+    keys["general.file_type"] = _FILE_TYPES[max(set(kinds), key=kinds.count)]
+    if "Q8_0" in kinds:
+        keys["general.quantization_version"] = 2
+    writer = GGUFWriter(None, keys.pop("general.architecture"))
+    try:
+        for key, value in {**keys, **tokenizer}.items():
+            _add(writer, key, value)
+        for each in tensors:
+            _announce(writer, each.entry.stored, each.shape, each.type, each.nbytes)
+        for name, tensor in extra.items():
+            _announce(writer, name, tuple(tensor.shape), "F32", tensor.nbytes)
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in tensors:
+            writer.write_tensor_data(_data(_stored(each, read), each.type))
+        for tensor in extra.values():
+            writer.write_tensor_data(tensor.numpy())
+    finally:
+        writer.close()
 
 
-def _interleaved(weights: Mapping[str, Tensor], name: str, heads: int) -> _Read:
-    return lambda: interleaved(weights[name], heads)
+def _stored(each: Planned, read: Read) -> Tensor:
+    if each.entry.zeros is not None:
+        return torch.zeros(each.shape)
+    return joined(each.entry, [read(name) for name in each.entry.parameters])
 
 
-def _turned_heads(config: Config, leaf: str) -> int:
-    """Heads of a q or k matrix, whose rows llama.cpp expects in Meta's order; 0 for the others."""
-    if config.rope is None:
-        return 0
-    return {"attn.q_proj": config.n_heads, "attn.k_proj": config.n_kv_heads}.get(leaf, 0)
+def _data(tensor: Tensor, kind: str) -> Any:
+    """The bytes of a tensor in a GGUF type, as a numpy array."""
+    from gguf import GGMLQuantizationType, quantize
+
+    if kind == "Q8_0":
+        return quantize(tensor.float().numpy(), GGMLQuantizationType.Q8_0)
+    return tensor.to(PLAIN[kind]).contiguous().view(torch.uint8).numpy()
 
 
-def _divisors(config: Config) -> Tensor:
-    """(D/2): what llama.cpp divides each plain RoPE frequency by."""
-    assert config.rope is not None, "a model with RoPE"
-    plain = RopeConfig(theta=config.rope.theta)
-    return frequencies(plain, config.head_dim) / frequencies(config.rope, config.head_dim)
+def _announce(writer: Any, name: str, shape: Shape, kind: str, nbytes: int) -> None:
+    import numpy
+    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
+
+    number = GGMLQuantizationType[kind]
+    plain = kind in PLAIN
+    sizes = shape if plain else quant_shape_to_byte_shape(shape, number)
+    dtype = numpy.dtype(numpy.float32 if plain else numpy.uint8)
+    writer.add_tensor_info(name, sizes, dtype, nbytes, raw_dtype=number)
 
 
-def _announced(name: str, shape: tuple[int, ...], read: _Read, dtype: str) -> Announced:
-    narrow = len(shape) == 2 and not name.startswith("position_embd")
-    dtype = dtype if narrow else "float32"
-    return Announced(
-        name=name,
-        shape=shape,
-        dtype=dtype,
-        data=lambda: bytes_of(read().to(getattr(torch, dtype)).contiguous()),
-    )
+def _add(writer: Any, key: str, value: Any) -> None:
+    """A key by the kind of its value; whole numbers become uint32, others float32."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def types_of(config: Config, dtypes: Mapping[str, torch.dtype]) -> Iterator[tuple[str, str]]:
+    """(parameter, GGUF type) for the dtypes that weights have; ValueError for another dtype."""
+    names = {dtype: kind for kind, dtype in PLAIN.items()}
+    for name in parameter_shapes(config):
+        if dtypes[name] not in names:
+            raise ValueError(f"{name} is {dtypes[name]}: GGUF holds float32, float16 and bfloat16")
+        yield name, names[dtypes[name]]

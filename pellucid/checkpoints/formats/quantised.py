@@ -175,7 +175,7 @@ class QuantisedWeights(Weights):
         both = (stored, stored.removesuffix("packed") + "scales") if self._module(name) else (name,)
         return [self._file.read(each) for each in both]
 
-    def reopened(self) -> QuantisedWeights:
+    def reopened(self, dtype: torch.dtype | None = None) -> QuantisedWeights:
         """The same parameters through a mapping of their own."""
         return QuantisedWeights(self._file.reopened(), self._config, self._how)
 

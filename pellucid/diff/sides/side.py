@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Side:
     recorded   the observations of a side that cannot be run
     specials   name -> id of the special tokens, where there is a tokenizer
     explained  what is declared to differ, for example "int8 weights"; widens nothing, names it
+    types      parameter -> the GGUF type that its file declares
     """
 
     label: str
@@ -42,6 +43,7 @@ class Side:
     bos_id: int | None = None
     specials: Mapping[str, int] | None = None
     explained: str = ""
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor | None:
         """A parameter as stored, or None."""

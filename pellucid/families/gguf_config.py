@@ -1,0 +1,255 @@
+"""The config in the keys of a GGUF file, both ways, by the table beside the family's row.
+
+In: each key becomes its key of ``config.json``, which the family's parts read as strictly as there.
+Out: what the parts write goes back through the same table, is read again and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.families.config import DROPOUTS, family_of, read_config, write_config
+from pellucid.families.gguf_rope import divisors, recovered
+from pellucid.families.gguf_row import Gguf
+from pellucid.families.names import Entry, Shape, entries
+from pellucid.families.row import Family
+from pellucid.families.rows import FAMILIES
+from pellucid.gguf_file import shortest
+from pellucid.models import ModelConfig
+
+ARCHITECTURES = {f.gguf.architecture: f for f in FAMILIES.values() if f.gguf is not None}
+ROPE_DIVISORS = "rope_freqs.weight"
+LONG_FACTORS = {
+    "long_factor": "rope_factors_long.weight",
+    "short_factor": "rope_factors_short.weight",
+}
+_NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
+# Keys that change nothing: the tensors say it, or how the file came to be
+_IGNORED = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"})
+_ONLY = {"expert_count": 0, "expert_used_count": 0, "rope.scale_linear": 1.0}
+Numbers = Callable[[str], Sequence[float]]
+
+
+def gguf_of(config: ModelConfig) -> Gguf:
+    """The table of a config's family; ValueError for a family that llama.cpp's files do not have
+    or not as Pellucid reads them."""
+    found = family_of(config.family, "config").gguf
+    if found is None:
+        raise ValueError(
+            f"{config.family} models are not written to GGUF files; Pellucid writes "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
+    return found
+
+
+def gguf_table(config: ModelConfig) -> Iterator[Entry]:
+    """Every stored tensor of a model's GGUF file that holds parameters, in order."""
+    gguf = gguf_of(config)
+    return entries(config, gguf.names, gguf.pairs)
+
+
+def read_gguf_config(
+    keys: Mapping[str, Any], shapes: Mapping[str, Shape], numbers: Numbers, tied: bool, where: str
+) -> ModelConfig:
+    """The config of a file with these keys and tensors.
+
+    numbers  name of a small tensor -> its values
+    tied     whether the head is the embedding
+
+    ValueError, beginning with `where`, for an architecture that Pellucid does not have and for keys
+    that are missing, unknown or do not fit.
+    """
+    architecture = keys.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{where}: general.architecture is {architecture!r}; Pellucid reads GGUF files of "
+            f"{', '.join(sorted(ARCHITECTURES))}"
+        )
+    family = ARCHITECTURES[architecture]
+    gguf, start = family.gguf, f"{architecture}."
+    assert gguf is not None, "a row of the table"
+    own = {key.removeprefix(start): value for key, value in keys.items() if key.startswith(start)}
+    for key in _NEEDED:
+        if key not in own:
+            raise ValueError(f"{where}: {start}{key} is missing; expected a whole number")
+    if "token_embd.weight" not in shapes:
+        raise ValueError(f"{where}: the tensor token_embd.weight is missing")
+    values = _stated(family, gguf, own, shapes, tied)
+    values |= _rope(gguf, own, values, numbers, shapes, where)
+    for key, only in _ONLY.items():
+        if own.pop(key, only) != only:
+            raise ValueError(f"{where}: {start}{key} is set; Pellucid computes {only!r} only")
+    unknown = sorted(own.keys() - _IGNORED)
+    if unknown:
+        stated = ", ".join(f"{start}{key} = {str(own[key])[:60]}" for key in unknown)
+        raise ValueError(
+            f"{where}: unknown {'keys' if len(unknown) > 1 else 'key'} {stated}; it may change "
+            "what the model computes, so it is not passed over in silence"
+        )
+    return read_config(values, where)
+
+
+def _stated(
+    family: Family, gguf: Gguf, own: dict[str, Any], shapes: Mapping[str, Shape], tied: bool
+) -> dict[str, Any]:
+    """config.json's keys, RoPE's left aside; what was used is taken out of `own`."""
+    values = {
+        "model_type": family.model_type,
+        **gguf.assumed,
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": tied,
+    }
+    layers, width, heads = (
+        own[key] for key in ("block_count", "embedding_length", "attention.head_count")
+    )
+    for key, theirs in gguf.keys.items():
+        if key in own:
+            values[theirs] = _single(own.pop(key))
+    own.pop("attention.head_count_kv", None)  # of an architecture without: as many as queries
+    each = values.get("head_dim")
+    if "attention.key_length" in gguf.keys and not each and isinstance(heads, int) and heads > 0:
+        each = values["head_dim"] = width // heads
+    if own.pop("attention.value_length", each) != each:
+        own["attention.value_length"] = "another than attention.key_length"
+    for tensor, flag in gguf.biases.items():
+        values[flag] = f"blk.0.{tensor}" in shapes
+    if gguf.scale_key and each:
+        values[gguf.scale_key] = width // heads if layers == gguf.wide_at else each
+    if "attention.scale" in gguf.keys and each:
+        values.setdefault(gguf.keys["attention.scale"], each**-0.5)
+    return values
+
+
+def _single(value: Any) -> Any:
+    """One number for a list that has the same for every layer."""
+    if isinstance(value, list) and value and all(each == value[0] for each in value):
+        return value[0]
+    return value
+
+
+def _rope(
+    gguf: Gguf,
+    own: dict[str, Any],
+    values: dict[str, Any],
+    numbers: Numbers,
+    shapes: Mapping[str, Shape],
+    where: str,
+) -> dict[str, Any]:
+    """config.json's keys of RoPE."""
+    if "rope.freq_base" not in gguf.keys:
+        return {}
+    found: dict[str, Any] = {"rope_theta": float(values.get("rope_theta", 10000.0))}
+    each = values.get("head_dim")
+    turned = own.pop("rope.dimension_count", each)
+    if gguf.share and each:
+        found[gguf.share] = turned / each
+    elif turned != each:
+        raise ValueError(
+            f"{where}: rope.dimension_count is {turned} and a head is {each} wide; Pellucid turns "
+            f"all of it in {gguf.architecture} models"
+        )
+    kind = own.pop("rope.scaling.type", "none")
+    scaling = {
+        theirs: own.pop(f"rope.scaling.{key}")
+        for key, theirs in (
+            ("factor", "factor"),
+            ("original_context_length", "original_max_position_embeddings"),
+            ("attn_factor", "attention_factor"),
+        )
+        if f"rope.scaling.{key}" in own
+    }
+    if gguf.longrope and LONG_FACTORS["long_factor"] in shapes:
+        factors = {name: [*map(shortest, numbers(t))] for name, t in LONG_FACTORS.items()}
+        return found | {"rope_scaling": {"type": "longrope", **scaling, **factors}}
+    if ROPE_DIVISORS in shapes:
+        if shapes[ROPE_DIVISORS] != (turned // 2,):
+            raise ValueError(
+                f"{where}: {ROPE_DIVISORS} is {shapes[ROPE_DIVISORS]}, expected {(turned // 2,)}"
+            )
+        original = scaling.get("original_max_position_embeddings")
+        context = values["max_position_embeddings"]
+        divided = recovered(numbers(ROPE_DIVISORS), found["rope_theta"], original, context)
+        return found | {"rope_scaling": divided}
+    if kind != "none":
+        found["rope_scaling"] = {"rope_type": kind, **scaling}
+    return found
+
+
+def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
+    """The keys of a config, general.architecture first; floats are exact in float32 as decimals.
+
+    ValueError for a config that llama.cpp's files cannot state.
+    """
+    gguf = gguf_of(config)
+    stated = write_config(config, torch.float32)
+    start = f"{gguf.architecture}."
+    keys: dict[str, Any] = {
+        "general.architecture": gguf.architecture,
+        f"{start}vocab_size": config.vocab_size,
+    }
+    for key, theirs in gguf.keys.items():
+        value = stated.get(theirs)
+        if value is not None and stated.get(theirs) != (theirs == "qkv_bias"):
+            keys[start + key] = value
+    if config.rope is not None:
+        keys[f"{start}attention.value_length"] = config.head_dim
+        keys[f"{start}rope.dimension_count"] = config.rotary_width(config.rope)
+        keys |= {f"{start}rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    keys = {key: shortest(v) if isinstance(v, float) else v for key, v in keys.items()}
+    _check(config, keys)
+    return keys
+
+
+def _scaling(config: ModelConfig) -> dict[str, Any]:
+    rope = config.rope
+    assert rope is not None, "a model with RoPE"
+    if rope.type == "default":
+        return {}
+    if rope.type == "dynamic":
+        raise ValueError(f"RoPE scaling {rope.type!r} is not written to GGUF files")
+    found: dict[str, Any] = {}
+    if rope.type in ("linear", "yarn"):
+        found |= {"type": rope.type, "factor": float(rope.factor)}
+    if rope.type == "longrope" and rope.short_factor != rope.long_factor:
+        found["type"] = "longrope"
+        if rope.attention_factor is not None:
+            found["attn_factor"] = rope.attention_factor
+    if rope.original_context and not gguf_of(config).longrope:
+        found["original_context_length"] = rope.original_context
+    return found
+
+
+def rope_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """The small tensors that say how RoPE is scaled, float32."""
+    rope = config.rope
+    if rope is None or rope.type not in ("llama3", "longrope"):
+        return {}
+    if rope.type == "longrope" and gguf_of(config).longrope:
+        return {name: torch.tensor(getattr(rope, key)) for key, name in LONG_FACTORS.items()}
+    return {ROPE_DIVISORS: divisors(rope, config.head_dim)}
+
+
+def _check(config: ModelConfig, keys: Mapping[str, Any]) -> None:
+    """ValueError where reading the keys again gives another config."""
+    extra = rope_tensors(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in extra.items()}
+    shapes["token_embd.weight"] = (config.vocab_size, config.width)
+    shapes |= {entry.stored: () for entry in gguf_table(config)} | shapes
+    again = read_gguf_config(
+        keys, shapes, lambda name: extra[name].tolist(), config.tied, f"a {config.family} config"
+    )
+    apart = [
+        f"{name} {getattr(config, name)!r}"
+        for name in (each.name for each in fields(config))
+        if getattr(config, name) != getattr(again, name) and name not in DROPOUTS
+    ]
+    if apart:
+        raise ValueError(
+            f"GGUF files of {keys['general.architecture']} models cannot state {', '.join(apart)}: "
+            "such a model would come back as another"
+        )

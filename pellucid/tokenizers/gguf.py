@@ -1,0 +1,219 @@
+"""The tokenizer in the keys of a GGUF file: byte-level BPE or SentencePiece, roles, chat template.
+
+llama.cpp names the rule that cuts text by a word, ``tokenizer.ggml.pre``, and has the patterns in
+its code (``src/llama-vocab.cpp``). A wrong one gives other tokens and no error, so an unknown word
+is refused and none is guessed. Both kinds are read as the files that say the same: a
+``tokenizer.json``, or a SentencePiece model.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pellucid.gguf_file import read_header
+from pellucid.tokenizers import hf
+from pellucid.tokenizers.base import STOP_NAMES, Tokenizer
+from pellucid.tokenizers.bytelevel import GPT2_SPLIT, LLAMA3_SPLIT, SINGLE_DIGIT_SPLIT
+from pellucid.tokenizers.neighbours import Roles
+from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
+
+_START = "tokenizer.ggml."
+CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6  # of token_type, as in SentencePiece's own format
+_PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
+_GPT2 = (GPT2_SPLIT.pattern,)
+_DIGITS = (r"\p{N}", *_GPT2)
+_LLAMA3, _QWEN2 = (LLAMA3_SPLIT.pattern,), (SINGLE_DIGIT_SPLIT.pattern,)
+# Words for how text is cut -> the patterns, applied one after the other
+PRE: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe"), _GPT2),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"), _QWEN2),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS),
+    "default": (_PUNCTUATION, *_GPT2, r"\p{N}+", _THREE),
+}
+# A piece that is a token is taken whole, and text begins with BOS, whatever no key says
+_WHOLE_PIECES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
+_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen"})  # to NFC, as these tokenizers' own files say
+_STOPS = STOP_NAMES | {"<|im_end|>", "<end_of_turn>", "<|end|>"}
+_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+def from_file(path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file.
+
+    FileNotFoundError where it has none; ValueError for a kind, a word for how text is cut, or lists
+    that Pellucid does not know or that do not fit each other.
+    """
+    return from_keys(read_header(path).keys, str(path))
+
+
+def from_keys(keys: Mapping[str, Any], name: str) -> Tokenizer:
+    """As `from_file`; `name` is what errors call the file."""
+    kind, tokens, types = _vocabulary(keys, name)
+    roles = _roles(keys, tokens, types)
+    if kind == "llama":
+        engine = engine_of(sentence_piece_model(keys, name), name)
+        return SentencePieceTokenizer(engine, roles=roles)
+    document = document_of(keys, name)
+    return hf.from_document(document, Path(), kind="gguf", name=name, roles=roles)
+
+
+def files_of(path: Path) -> dict[str, bytes | dict[str, Any]]:
+    """The same tokenizer as files of a folder: name -> bytes, or what is written as JSON."""
+    keys = read_header(path).keys
+    try:
+        kind, tokens, types = _vocabulary(keys, str(path))
+    except FileNotFoundError:
+        return {}
+    roles = _roles(keys, tokens, types)
+    config: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer" if kind == "llama" else "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": None,
+        **roles.template_values,
+        "add_bos_token": bool(roles.adds_bos),
+    }
+    if roles.chat_template is not None:
+        config["chat_template"] = roles.chat_template
+    files: dict[str, bytes | dict[str, Any]] = {"tokenizer_config.json": config}
+    if kind == "llama":
+        return files | {"tokenizer.model": sentence_piece_model(keys, str(path))}
+    generation = {"eos_token_id": sorted(roles.stop_ids), "bos_token_id": roles.bos_id}
+    document = document_of(keys, str(path))
+    return files | {"tokenizer.json": document, "generation_config.json": generation}
+
+
+def _vocabulary(keys: Mapping[str, Any], name: str) -> tuple[str, list[str], list[int]]:
+    """Kind, tokens and their types."""
+    kind = keys.get(f"{_START}model", "none")
+    if kind in ("none", "no_vocab"):
+        raise FileNotFoundError(f"{name}: it has no tokenizer; give token ids")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(f"{name}: its tokenizer is of the kind {kind!r}; expected gpt2 or llama")
+    tokens = keys.get(f"{_START}tokens")
+    types = keys.get(f"{_START}token_type", [1] * len(tokens or ()))
+    if not _are(tokens, str) or not _are(types, int) or len(tokens) != len(types) or not tokens:
+        raise ValueError(f"{name}: expected a token and a type for each id of its vocabulary")
+    return kind, tokens, types
+
+
+def _are(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Roles:
+    ids = {
+        role: id
+        for role in ("bos", "eos", "unknown", "padding", "eot", "eom")
+        if isinstance(id := keys.get(f"{_START}{role}_token_id"), int) and 0 <= id < len(tokens)
+    }
+    stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
+    marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
+    stops |= {id for id in marks if tokens[id] in _STOPS}
+    begins = keys.get(f"{_START}model") == "llama" or keys.get(f"{_START}pre") in _WHOLE_PIECES
+    names = {"unknown": "unk", "padding": "pad"}
+    template = keys.get("tokenizer.chat_template")
+    return Roles(
+        bos_id=ids.get("bos"),
+        eos_id=ids.get("eos"),
+        stop_ids=frozenset(stops),
+        adds_bos=bool(keys.get(f"{_START}add_bos_token", begins)),
+        chat_template=template if isinstance(template, str) else None,
+        template_values={
+            f"{names.get(role, role)}_token": tokens[id]
+            for role, id in ids.items()
+            if role not in ("eot", "eom")
+        },
+    )
+
+
+def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The content of a tokenizer.json for a byte-level BPE of a GGUF file."""
+    _, tokens, types = _vocabulary(keys, name)
+    merges, pre = keys.get(f"{_START}merges"), keys.get(f"{_START}pre")
+    if pre not in PRE:
+        raise ValueError(
+            f"{name}: its pre-tokenizer (tokenizer.ggml.pre) is {pre!r}, and a guess could give "
+            f"other tokens; Pellucid knows {', '.join(sorted(PRE))}"
+        )
+    pairs = [merge.split(" ") for merge in merges] if _are(merges, str) else [[]]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{name}: expected merges of two tokens with one space between")
+    level = {**_LEVEL, "use_regex": PRE[pre][-1] == GPT2_SPLIT.pattern}
+    cuts = PRE[pre][: -1 if level["use_regex"] else None]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+        for cut in cuts
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": id, "content": token, **_FLAGS, "special": types[id] == CONTROL}
+            for id, token in enumerate(tokens)
+            if types[id] in (CONTROL, USER_DEFINED)
+        ],
+        "normalizer": {"type": "NFC"} if pre in _NORMALISED else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*steps, level]} if steps else level,
+        "post_processor": None,
+        "decoder": {**_LEVEL, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in _WHOLE_PIECES,
+            "vocab": {token: id for id, token in enumerate(tokens) if types[id] != UNUSED},
+            "merges": pairs,
+        },
+    }
+
+
+def sentence_piece_model(keys: Mapping[str, Any], name: str) -> bytes:
+    """A SentencePiece BPE model file of a GGUF file's pieces, scores and types.
+
+    Written field by field as ``sentencepiece_model.proto`` numbers them.
+    """
+    _, tokens, types = _vocabulary(keys, name)
+    scores = keys.get(f"{_START}scores")
+    if not _are(scores, float) or len(scores or ()) != len(tokens):
+        raise ValueError(f"{name}: expected a score for each of its {len(tokens):,} pieces")
+    assert scores is not None, "checked above"
+    pieces = b"".join(
+        _field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
+        for token, score, kind in zip(tokens, scores, types, strict=True)
+    )
+    trainer = _number(3, 2) + _number(35, int(BYTE in types))  # BPE, bytes for what has no piece
+    for field, role, missing in ((40, "unknown", 0), (41, "bos", -1), (42, "eos", -1)):
+        trainer += _number(field, keys.get(f"{_START}{role}_token_id", missing))
+    trainer += _number(43, -1)
+    normaliser = _field(1, b"identity")
+    normaliser += _number(3, int(keys.get(f"{_START}add_space_prefix", True)))
+    normaliser += _number(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
+    return pieces + _field(2, trainer) + _field(3, normaliser + _number(5, 1))
+
+
+def _varint(number: int) -> bytes:
+    number &= (1 << 64) - 1
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _field(field: int, content: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(content)) + content
