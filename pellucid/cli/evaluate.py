@@ -79,9 +79,8 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="evaluate the first N texts, or the first N examples of each task, only",
     )
-    group.add_argument(
-        "--against", metavar="MODEL", help="with text: also compare predictions with this model's"
-    )
+    against = "with text: also compare predictions with this model's"
+    group.add_argument("--against", metavar="MODEL", help=against)
 
 
 def eval(arguments: argparse.Namespace) -> None:
@@ -129,12 +128,8 @@ def _on_labels(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[
     from pellucid.evaluate.labels import label_report
     from pellucid.show.eval_terminal import label_lines
 
-    report = label_report(
-        load_model(arguments),
-        arguments.labels,
-        limit=arguments.limit,
-        context=arguments.context,
-    )
+    lm, limits = load_model(arguments), {"limit": arguments.limit, "context": arguments.context}
+    report = label_report(lm, arguments.labels, **limits)
     return report, label_lines(report)
 
 
