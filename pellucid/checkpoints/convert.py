@@ -167,9 +167,9 @@ def _to_gguf(
 ) -> Conversion:
     """Write a GGUF file and prove it, as `convert` says."""
     config, weights = opened.config, opened.weights
-    wide = dtype == "q8_0"
-    kept = {name: torch.float32 if wide else dtype or weights.dtype(name) for name in weights}
-    types = "Q8_0" if wide else dict(types_of(config, kept))
+    wanted = torch.float32 if dtype == "q8_0" else dtype
+    kept = {name: wanted or weights.dtype(name) for name in weights}
+    types = "Q8_0" if dtype == "q8_0" else dict(types_of(config, kept))
     change = as_stored(config, types)
     tokenizer = load_tokenizer(opened.folder)
     keys = tokenizer_keys(tokenizer, opened.folder, config.vocab_size)
@@ -193,7 +193,7 @@ def _to_gguf(
     proven = {"files": {path.name: size}, "tokens": tokens, "notes": tuple(notes)}
     said = ("in its keys",) if tokenizer else ()
     done = _conversion(opened, written, "gguf", reader, tokenizer=said, **proven)
-    return replace(done, dtype="q8_0") if wide else done
+    return replace(done, dtype="q8_0") if dtype == "q8_0" else done
 
 
 def _conversion(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from pellucid.gguf_file import read_header
 from pellucid.tokenizers import hf
@@ -20,6 +20,7 @@ from pellucid.tokenizers.bytelevel import GPT2_SPLIT, LLAMA3_SPLIT, SINGLE_DIGIT
 from pellucid.tokenizers.neighbours import Roles
 from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 
+T = TypeVar("T")
 _START = "tokenizer.ggml."
 CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6  # of token_type, as in SentencePiece's own format
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
@@ -97,12 +98,13 @@ def _vocabulary(keys: Mapping[str, Any], name: str) -> tuple[str, list[str], lis
         raise ValueError(f"{name}: its tokenizer is of the kind {kind!r}; expected gpt2 or llama")
     tokens = keys.get(f"{_START}tokens")
     types = keys.get(f"{_START}token_type", [1] * len(tokens or ()))
-    if not _are(tokens, str) or not _are(types, int) or len(tokens) != len(types) or not tokens:
+    fit = _are(tokens, str) and _are(types, int) and len(tokens) == len(types)
+    if not fit or not tokens:
         raise ValueError(f"{name}: expected a token and a type for each id of its vocabulary")
     return kind, tokens, types
 
 
-def _are(values: Any, kind: type) -> bool:
+def _are(values: Any, kind: type[T]) -> TypeGuard[list[T]]:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
@@ -115,7 +117,7 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
     stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
     marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     stops |= {id for id in marks if tokens[id] in _STOPS}
-    begins = keys.get(f"{_START}model") == "llama" or keys.get(f"{_START}pre") in _WHOLE_PIECES
+    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _WHOLE_PIECES
     names = {"unknown": "unk", "padding": "pad"}
     template = keys.get("tokenizer.chat_template")
     return Roles(
@@ -132,10 +134,16 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
     )
 
 
+def _word(keys: Mapping[str, Any]) -> str:
+    """The word for how text is cut; "" where there is none."""
+    word = keys.get(f"{_START}pre")
+    return word if isinstance(word, str) else ""
+
+
 def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The content of a tokenizer.json for a byte-level BPE of a GGUF file."""
     _, tokens, types = _vocabulary(keys, name)
-    merges, pre = keys.get(f"{_START}merges"), keys.get(f"{_START}pre")
+    merges, pre = keys.get(f"{_START}merges"), _word(keys)
     if pre not in PRE:
         raise ValueError(
             f"{name}: its pre-tokenizer (tokenizer.ggml.pre) is {pre!r}, and a guess could give "

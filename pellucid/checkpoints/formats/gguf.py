@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class GGUFFile:
         }
         self._bytes = self._mapped()
 
-    def _mapped(self) -> torch.UntypedStorage:
+    def _mapped(self) -> Any:
         """The whole file in memory, private (not shared): not a byte of it is read yet."""
         return torch.UntypedStorage.from_file(str(self.path), False, self.path.stat().st_size)
 
