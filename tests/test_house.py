@@ -255,9 +255,11 @@ def test_imports_run_downward():
 
 
 def test_no_circles():
+    """Imports inside functions and those for the type checker count: a reader follows them too."""
     graph = {
-        module: {t for _, t in imports(at_module_level(tree), module) if t in MODULES} - {module}
+        module: {t for _, t in imports(tree, module) if t in MODULES} - {module, *FRONT_DOOR}
         for module, tree in TREES.items()
+        if module not in FRONT_DOOR  # it names what it opens lazily
     }
     try:
         TopologicalSorter(graph).prepare()
