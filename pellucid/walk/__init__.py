@@ -121,11 +121,6 @@ def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:
-    if config.query_growth:
-        raise ValueError(
-            "the walk has no step yet for queries that grow with the position (Ministral 3); "
-            "`pellucid trace` has its tensors"
-        )
     prompt = torch.as_tensor(tokens)
     if prompt.ndim != 1 or not len(prompt):
         raise ValueError(
