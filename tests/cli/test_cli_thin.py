@@ -88,8 +88,7 @@ def test_the_calls_of_the_front_door_are_listed():
         assert getattr(pellucid, name) is not None
 
 
-# The flags of the other two are made from the table of settings, in train/.
-@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("train", "finetune")])
+@pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_line_of_help_is_read_without_its_neighbours(verb):
     """No line is a fragment of the flag's name, such as "of JSON lines" or "(as stored)"."""
     parser = VerbParser("pellucid", "")
