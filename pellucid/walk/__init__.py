@@ -45,7 +45,7 @@ def walk(
     everything     show every head of every layer
 
     The first thing is computed when the first step is asked for. ValueError for tokens that the
-    model cannot take and for a layer or head that it has not.
+    model cannot take and for a layer or head beyond the last.
     """
     prompt = _checked_tokens(config, tokens)
     for what, number, count in (

@@ -36,7 +36,7 @@ def walked(config, dtype=torch.float32, **more) -> list[Step]:
 
 OPENING = ["specials", "tokens", "token_strings", "embed"]
 CLOSING = ["final_norm", "logits[6]", "next_token"]
-# DESIGN, section 4, with the layer left out; what stands on its own is of the whole model.
+# The vocabulary with the layer left out; what stands on its own is of the whole model.
 LLAMA_LAYER = """
     attn_norm attn.q_proj.weight attn.k_proj.weight attn.v_proj.weight attn.o_proj.weight
     attn.wq_heads attn.wq_head[H] attn.q[H] attn.q_pairs[H]
