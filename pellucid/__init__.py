@@ -23,6 +23,7 @@ _LAZY = {
     "label_report": "pellucid.evaluate.labels",
     "load": "pellucid.language_model",
     "model_report": "pellucid.checkpoints.model_report",
+    "plan_training": "pellucid.train.plan_report",
     "quantise_checkpoint": "pellucid.evaluate.quantise",
     "record_step": "pellucid.diff.training.record",
     "run_bench": "pellucid.bench.session",
@@ -44,6 +45,7 @@ __all__ = [
     "label_report",
     "load",
     "model_report",
+    "plan_training",
     "quantise_checkpoint",
     "record_step",
     "run_bench",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train
     from pellucid.train.finetune.entry import finetune
+    from pellucid.train.plan_report import plan_training
     from pellucid.walk.prompt_walk import walk_prompt
 
 

@@ -9,8 +9,8 @@ The head is an axis, never part of a name. Letters of the dims:
     S  tokens seen so far          D  head width         D/2  pairs rotated by RoPE
     F  hidden width of the MLP     V  vocabulary
 
-What a row reads: names of its own block; ``^`` begins a name of the whole model; ``a|b|c`` is the
-one of them that comes last before this tensor in this model. Three stand for what depends on the
+What a row reads: names of its own block; ``^`` begins a name of the whole model; ``a|b|c`` is
+whichever of a, b and c comes last before this tensor in this model. Three names stand for what depends on the
 layer: ``^stream`` for the residual stream as the block before left it, ``^cos`` and ``^sin`` for
 the tables of the layer's RoPE, ``^seen`` for its mask.
 """

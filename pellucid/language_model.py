@@ -19,10 +19,10 @@ from pellucid import checkpoints, tokenizers
 from pellucid.generate import (
     Sampling,
     TextStream,
+    default_length,
     encode_prompt,
     generate_tokens,
     stream_text,
-    usual_length,
 )
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
@@ -234,7 +234,7 @@ class LanguageModel:
     ) -> TextStream:
         if max_new_tokens == "usual":
             slide = options.get("slide", False)
-            max_new_tokens = usual_length(self.config, rows, slide=slide)
+            max_new_tokens = default_length(self.config, rows, slide=slide)
         return stream_text(
             self.model, self.tokenizer, rows, max_new_tokens=max_new_tokens, **options
         )
@@ -279,7 +279,7 @@ class LanguageModel:
     def walk(
         self, prompt: Prompt, *, layer: int = 0, head: int = 0, everything: bool = False
     ) -> Iterator[Step]:
-        """From the prompt to the next token, one named tensor at a time (DESIGN: the walk)."""
+        """From the prompt to the next token, one named tensor at a time."""
         from pellucid.walk import walk
 
         tokens = self.encode(prompt)

@@ -4,8 +4,8 @@ What lies in a folder that others may write is anybody's: a library in it runs t
 to a folder counts as much as the folder, since who may rename one of its parents may put another
 folder in its place. The rules are those by which OpenSSH trusts a file of keys (StrictModes):
 
-    the folder, its files   owned by this user; nobody else may write
-    every folder above      owned by this user or root; nobody else may write, unless it is sticky
+    the folder, its files   owned by this user; no other user may write
+    every folder above      owned by this user or root; no other user may write, unless it is sticky
                             as /tmp is: there only the owner of an entry may rename it
 
 Whatever is checked is checked on an open descriptor and used through it, so that nothing can be

@@ -13,13 +13,16 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from family_samples import SAMPLES
 from tiny import GPT, LLAMA, random_tokens
 
 import pellucid
-from pellucid.models import Layer, RopeConfig, build
+from pellucid.families.config import read_config
+from pellucid.models import Config, Layer, build
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pellucid"
@@ -28,6 +31,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 FILE_LINES = 500  # a question whether the file has outgrown its idea
 FUNCTION_LINES = 60
+READING_DISTANCE = 300  # lines to open for one forward pass, of every family
 
 # Imports run downward; rooms of one floor may import each other, never in a circle.
 FLOORS = {
@@ -177,46 +181,45 @@ def first_line(node) -> int:
 
 
 W, NOPE = Layer(window=True), Layer(rope="")
-GEMMA = replace(
-    LLAMA, norm_places="both", norm_offset=True, embed_scale=6.0, activation="gelu_tanh", tied=True
-)
 FORWARDS = {
-    "llama": LLAMA,
     "gpt2": GPT,
-    "mistral": replace(LLAMA, window=4, layers=(W,)),
-    "qwen3": replace(LLAMA, qk_norm="head"),
-    "olmo2": replace(LLAMA, qk_norm="whole", norm_places="after", rounding="olmo"),
-    "smollm3": replace(LLAMA, layers=(Layer(), NOPE)),
-    "gemma2": replace(GEMMA, window=4, layers=(W, Layer()), score_cap=5.0, logit_cap=3.0),
-    "gemma3": replace(
-        GEMMA,
-        qk_norm="head",
-        second_rope=RopeConfig(theta=100.0),
-        window=4,
-        layers=(Layer(window=True, rope="second_rope"), Layer()),
-    ),
     "granite_swa": replace(
         LLAMA, sinks=True, embed_scale=3.0, residual_scale=0.5, logit_scale=0.2, score_scale=0.3,
         window=4, layers=(W, NOPE),
-    ),
-    "cohere2": replace(
-        LLAMA, norm="layer", parallel=True, window=4, layers=(W, NOPE), logit_scale=0.3
-    ),
-    "phi": replace(
-        LLAMA, norm="layer", norm_bias=True, parallel=True, gated=False, activation="gelu_tanh",
-        rope=RopeConfig(share=0.6), biases=("qkv", "o", "mlp", "head"),
     ),
     "nanochat": replace(
         LLAMA, norm_weight=False, embed_norm=True, qk_norm="head", qk_norm_last=True, gated=False,
         activation="relu2", logit_cap=15.0,
     ),
+    **{family: read_config(sample, family) for family, sample in SAMPLES.items()},
+}  # fmt: skip
+_SCALING = {
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 4},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", FORWARDS)
-def test_reading_distance_of_a_forward(family):
-    """How many lines a newcomer opens to understand one whole forward pass."""
-    config = FORWARDS[family]
+def scaled(sample: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The same ``config.json`` with another type of RoPE, in each of its tables."""
+
+    def table(stated: dict[str, Any]) -> dict[str, Any]:
+        kept = ("rope_theta", "partial_rotary_factor", "llama_4_scaling_beta")
+        theirs = {key: value for key, value in stated.items() if key in kept}
+        return theirs | {"rope_type": kind} | _SCALING[kind]
+
+    stated = sample["rope_parameters"]
+    one = "rope_type" in stated
+    tables = table(stated) if one else {key: table(inner) for key, inner in stated.items()}
+    return sample | {"rope_parameters": tables}
+
+
+def lines_of_a_forward(config: Config) -> dict[str, int]:
+    """What a newcomer opens to understand one whole forward pass, as `lines_opened` counts."""
     model, tokens = build(config).eval(), random_tokens(config, 1, 8)
     codes = set()
     sys.setprofile(lambda frame, event, _: codes.add(frame.f_code))
@@ -227,8 +230,32 @@ def test_reading_distance_of_a_forward(family):
         sys.setprofile(None)
     opened = lines_opened(codes)
     assert {"pellucid.models.decoder.Decoder", "pellucid.trace.tap"} < set(opened)
-    total = sum(opened.values())
-    assert total <= 300, f"{total} lines for one forward: {opened}"
+    return opened
+
+
+@pytest.mark.parametrize("family", FORWARDS)
+def test_reading_distance_of_a_forward(family):
+    opened = lines_of_a_forward(FORWARDS[family])
+    assert sum(opened.values()) <= READING_DISTANCE, opened
+
+
+@pytest.mark.parametrize("kind", _SCALING)
+def test_reading_distance_with_scaled_rope(kind):
+    """Every family whose config may state this type; longrope is among the samples."""
+    counted = {}
+    for family, sample in SAMPLES.items():
+        if "rope_parameters" not in sample:
+            continue
+        try:
+            config = read_config(scaled(sample, kind), family)
+        except ValueError:  # no type of this family
+            continue
+        ropes = [rope for rope in (config.rope, config.second_rope) if rope]
+        assert kind in {rope.type for rope in ropes}
+        if kind != "dynamic" or all(config.rotary_width(rope) > 2 for rope in ropes):
+            counted[family] = sum(lines_of_a_forward(config).values())
+    assert len(counted) > 20
+    assert not {name: lines for name, lines in counted.items() if lines > READING_DISTANCE}
 
 
 # ── Floors ───────────────────────────────────────────────────────────────────────────────────────
@@ -258,9 +285,11 @@ def test_imports_run_downward():
 
 
 def test_no_circles():
+    """Imports inside functions and those for the type checker count: a reader follows them too."""
     graph = {
-        module: {t for _, t in imports(at_module_level(tree), module) if t in MODULES} - {module}
+        module: {t for _, t in imports(tree, module) if t in MODULES} - {module, *FRONT_DOOR}
         for module, tree in TREES.items()
+        if module not in FRONT_DOOR  # it names what it opens lazily
     }
     try:
         TopologicalSorter(graph).prepare()

@@ -1,4 +1,4 @@
-"""The dialects: the table of DESIGN section 6, and each cast point seen in a real run."""
+"""The dialects: their table of cast points, and each cast point seen in a real run."""
 
 from __future__ import annotations
 

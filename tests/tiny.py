@@ -85,6 +85,20 @@ FEATURES: dict[str, Config] = {
         _SMALL,
         rope=RopeConfig(theta=1000.0, type="yarn", factor=4.0, original_context=32, share=0.6),
     ),
+    "longrope": replace(
+        _SMALL,
+        rope=RopeConfig(
+            type="longrope",
+            factor=4.0,
+            original_context=64,
+            short_factor=(1.0, 1.1, 1.2, 1.3, 1.4),
+            long_factor=(1.0, 1.5, 2.0, 3.0, 4.0),
+        ),
+    ),
+    "dynamic RoPE": replace(
+        _SMALL, rope=RopeConfig(type="dynamic", factor=4.0, original_context=64)
+    ),
+    "query growth": replace(_SMALL, query_growth=0.4, rope=RopeConfig(original_context=3)),
     "GeGLU": replace(_SMALL, activation="gelu_tanh"),
     "GeGLU, exact": replace(_SMALL, activation="gelu"),
     "ReGLU, squared": replace(_SMALL, activation="relu2"),
@@ -156,6 +170,12 @@ FEATURES: dict[str, Config] = {
         rope=RopeConfig(
             theta=150000.0, type="yarn", factor=32.0, original_context=32, truncate=False
         ),
+    ),
+    "like ministral3": replace(
+        _SMALL,
+        query_growth=0.1,
+        rope=RopeConfig(theta=1000000.0, type="yarn", factor=16.0, original_context=4),
+        layers=(Layer(), Layer(), Layer(rope="")),
     ),
     "like phi": replace(
         _SMALL,

@@ -242,8 +242,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def forget_pages(tensor: Tensor) -> None:
     """Hand a mapped tensor's memory back to the system, once a copy of its values has been made.
 
-    The pages were read from a file and come back from there if anyone looks again, so only
-    tensors that nobody has written into may be forgotten. Does nothing where the system is not
+    The pages were read from a file and are read from there again when needed, so only
+    tensors that were not written into may be forgotten. Does nothing where the system is not
     Linux. Without it a checkpoint that needs re-arranging would occupy memory twice.
     """
     _advise(tensor, _DONTNEED, whole_pages=True)

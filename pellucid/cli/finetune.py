@@ -14,12 +14,25 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     from pellucid.train.finetune.settings import FinetuneSettings
 
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="folder, owner/name or a demo (default demo)"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="model to fine-tune: a folder, owner/name on the Hub, or a demo (default demo)",
     )
-    parser.add_argument("--out", type=Path, metavar="OUT", required=True, help="the run's folder")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/last, bit for bit")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
-    parser.add_argument("--json", action="store_true", help="a summary as JSON, no progress")
+    parser.add_argument(
+        "--out", type=Path, metavar="OUT", required=True, help="folder that the run is written to"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run from its last checkpoint, OUT/last, bit for bit",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run that OUT holds already"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a summary as one JSON object, no progress"
+    )
     add_flags(parser, FinetuneSettings)
 
 

@@ -41,7 +41,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Continue one prompt, streaming, or several at once."""
-    from pellucid.generate import encode_prompt, stream_text, usual_length
+    from pellucid.generate import default_length, encode_prompt, stream_text
 
     how = sampling(arguments)
     prompts = [read_prompt(prompt) for prompt in arguments.prompt]
@@ -54,7 +54,7 @@ def generate(arguments: argparse.Namespace) -> None:
     ]
     length = arguments.max_new_tokens
     if length is None:
-        length = usual_length(lm.config, ids, slide=arguments.slide)
+        length = default_length(lm.config, ids, slide=arguments.slide)
     stream = stream_text(
         lm.model,
         lm.tokenizer,

@@ -21,15 +21,31 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     from pellucid.train.settings import TrainSettings
 
     group = parser.add_argument_group("run")
-    group.add_argument("--out", type=Path, metavar="RUN", required=True, help="the run's folder")
-    group.add_argument("--preset", metavar="NAME", help="a recipe: book-gpt2, stories-15m …")
-    group.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file")
-    group.add_argument("--resume", action="store_true", help="go on from RUN/last, bit for bit")
-    group.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     group.add_argument(
-        "--tokenise-only", action="store_true", help="write RUN/tokens, which a later run maps"
+        "--out", type=Path, metavar="RUN", required=True, help="folder that the run is written to"
     )
-    group.add_argument("--json", action="store_true", help="a summary as JSON instead of progress")
+    group.add_argument(
+        "--preset", metavar="NAME", help="shipped recipe to begin from: book-gpt2, stories-15m …"
+    )
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file of settings, which flags override"
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run from its last checkpoint, RUN/last, bit for bit",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace the run that RUN holds already"
+    )
+    group.add_argument(
+        "--tokenise-only",
+        action="store_true",
+        help="write RUN/tokens and end; a later run reads the tokens from there",
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print a summary as one JSON object, no progress"
+    )
     add_flags(parser, TrainSettings)
 
 

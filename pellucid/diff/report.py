@@ -171,7 +171,7 @@ class Report:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """DESIGN's schema, with the sides named."""
+        """The object that ``pellucid diff --json`` prints, with the sides named."""
         return {
             "a": self.a,
             "b": self.b,

@@ -8,7 +8,6 @@
 | windows.py | a sliding window over texts of any length: each token scored once |
 | text.py | loss, perplexity, bits per byte |
 | agreement.py | two models over the same windows: KL divergence, top-1 agreement |
-| classes.py | confusion counts, accuracy, precision and recall of each class |
 | text_report.py | files of text to one report: ``pellucid eval --text`` |
 | labels.py | a fine-tuned classifier over labelled texts: ``pellucid eval --labels`` |
 | quantise.py | weight-only quantisation and what it costs in predictions |
@@ -17,7 +16,6 @@
 """
 
 from pellucid.evaluate.agreement import compare_models
-from pellucid.evaluate.classes import ClassReport, class_report
 from pellucid.evaluate.text import (
     EncodedText,
     TextScore,
@@ -26,6 +24,7 @@ from pellucid.evaluate.text import (
     token_losses,
 )
 from pellucid.evaluate.windows import Window, sliding_windows
+from pellucid.train.finetune.classes import ClassReport, class_report
 
 __all__ = [
     "ClassReport",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pellucid.evaluate.classes import class_report
 from pellucid.train.finetune import classify
+from pellucid.train.finetune.classes import class_report
 from pellucid.train.finetune.records import read_records
 
 if TYPE_CHECKING:

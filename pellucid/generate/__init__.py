@@ -7,9 +7,9 @@ from pellucid.generate.engine import (
     Generation,
     KeptCache,
     context_limit,
+    default_length,
     generate_plain,
     generate_tokens,
-    usual_length,
 )
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import (
@@ -27,10 +27,10 @@ __all__ = [
     "Sampling",
     "TextStream",
     "context_limit",
+    "default_length",
     "encode_prompt",
     "generate_plain",
     "generate_tokens",
     "row_seed",
     "stream_text",
-    "usual_length",
 ]

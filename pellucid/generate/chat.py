@@ -9,7 +9,7 @@ from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import stream_text
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
-from pellucid.tokenizers.marked import as_written
+from pellucid.tokenizers.chat import as_written
 
 
 class Conversation:

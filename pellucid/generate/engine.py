@@ -2,7 +2,7 @@
 
 Prompts of different length stand in one batch, padded on the left so that all rows end together:
 
-    row 0   ·  ·  ·  p  p  │ t  t  t        ·  padding, seen by nobody
+    row 0   ·  ·  ·  p  p  │ t  t  t        ·  padding, which no token sees
     row 1   p  p  p  p  p  │ t  t  t        p  prompt: one pass over all of it, the prefill (step 0)
                            │                t  a pass of one token per row (steps 1, 2, …)
 
@@ -25,7 +25,7 @@ from pellucid.generate.sample import NotFinite, Sampling, next_tokens, row_gener
 from pellucid.models import Cache, Config, Model, RopeConfig
 from pellucid.models.finite import why_not_finite
 
-MAX_NEW_TOKENS = 128  # where nobody says how many
+MAX_NEW_TOKENS = 128  # the default number
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
 
 
@@ -37,8 +37,8 @@ def context_limit(config: Config) -> int:
     return config.context_length
 
 
-def usual_length(config: Config, prompts: Sequence[Sequence[int]], *, slide: bool = False) -> int:
-    """New tokens where nobody says how many: `MAX_NEW_TOKENS`, or what the context has room for.
+def default_length(config: Config, prompts: Sequence[Sequence[int]], *, slide: bool = False) -> int:
+    """Default number of new tokens: `MAX_NEW_TOKENS`, or what the context has room for.
 
     At least one, so that a prompt that fills the context is refused with the numbers.
     """

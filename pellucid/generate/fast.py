@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pellucid import trace
 from pellucid.generate import native
-from pellucid.models import Cache, Model
+from pellucid.models import Cache, Config, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
@@ -72,6 +72,9 @@ class FastSteps:
             )
         if rows > native.MOST or (length > 1 and not is_quantised(self._model)):
             return None
+        end = cache.length + length
+        if turned_anew(self._model.config, end - min(starts, default=0)):
+            return None
         if self._decoder is None:
             made = native.building().ready()
             if made is None:
@@ -83,7 +86,7 @@ class FastSteps:
         for first in range(0, length, at_once):
             some = [row[first : first + at_once] for row in tokens]
             last = first + at_once >= length
-            logits = self._decoder.step(some, cache, starts, recording, wanted=last)
+            logits = self._decoder.step(some, cache, starts, recording, wanted=last, end=end)
         self._settle(self._decoder, time.perf_counter() - begin)
         return logits
 
@@ -115,6 +118,15 @@ class FastSteps:
         return self._compiled.step([row[0] for row in tokens], cache, starts)
 
 
+def turned_anew(config: Config, length: int) -> bool:
+    """Whether a text of so many tokens is run whole at every step, as C does not.
+
+    Beyond its original context dynamic RoPE has other frequencies for each length.
+    """
+    ropes = [rope for rope in (config.rope, config.second_rope) if rope and rope.type == "dynamic"]
+    return any(length > (rope.original_context or 1) for rope in ropes)
+
+
 def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace:
     """Every tensor of `rows` and of decoding steps after them, the steps as the C decoder computes.
 
@@ -123,6 +135,11 @@ def trace_fast(model: Model, rows: Sequence[Sequence[int]], steps: int) -> Trace
     pattern, so they are not in it. ValueError where the fast engine cannot run the model.
     """
     longest = max(map(len, rows))
+    if turned_anew(model.config, longest + steps):
+        raise ValueError(
+            f"the fast engine cannot trace {longest + steps} tokens of this model: dynamic RoPE "
+            "turns every position anew beyond its original context"
+        )
     starts = [longest - len(row) for row in rows]
     tokens = torch.tensor(
         [[0] * start + list(row) for start, row in zip(starts, rows, strict=True)]

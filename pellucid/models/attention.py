@@ -18,6 +18,9 @@ from pellucid.models.rope import interleaved
 from pellucid.numerics import Dialect
 from pellucid.trace import tap
 
+# Where in its row a text begins: (B) for rows that are padded on the left, (B, T) for each token of
+# rows that hold several texts; None: all begin with the row.
+Starts = Tensor | None
 _WIDE = torch.float32  # of softmax, unless the dialect keeps it in x
 
 
@@ -32,7 +35,7 @@ class Mask(NamedTuple):
     plain: bool
 
 
-def positions_and_mask(tokens: Tensor, past: int, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def positions_and_mask(tokens: Tensor, past: int, starts: Starts) -> tuple[Tensor, Tensor]:
     """Positions and mask of a pass of tokens (B, T) that follows `past` cached tokens.
 
     Returns (T), (T, S); with `starts`, as `_from_starts` says, (B, T), (B, 1, T, S).
@@ -48,9 +51,8 @@ def _from_starts(
 ) -> tuple[Tensor, Tensor]:
     """Positions and mask where each text begins somewhere in its row.
 
-    starts: (B) for rows that are padded on the left, (B, T) for each token of rows that hold
-    several texts. Positions count from there and no token looks before it. Padding looks at itself,
-    so that no row of the softmax is empty.
+    Positions count from there and no token looks before it. Padding looks at itself, so that no
+    row of the softmax is empty.
     """
     starts = starts.view(len(starts), -1)  # (B, 1) or (B, T)
     inside = place >= starts[:, None, :, None]  # (B, 1, 1 or T, S)
@@ -79,8 +81,7 @@ class Scores(NamedTuple):
 def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Mask, how: Scores) -> Tensor:
     """q (B, H, T, D), k and v (B, Hkv, S, D) -> z (B, H, T, D).
 
-    Fused where no trace is open; the named steps while one is, whatever it keeps, so that a
-    tensor's value does not depend on which others are recorded.
+    By named steps while a trace is open, whatever it keeps: no value depends on what is recorded.
     """
     fusible = how.dialect.rope != "keep" and not how.cap and how.sinks is None
     if trace.names_steps() or not fusible:

@@ -18,7 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pellucid.models import parts
-from pellucid.models.attention import Mask, Scores, attend, capped, last_of, positions_and_mask
+from pellucid.models.attention import (
+    Mask,
+    Scores,
+    Starts,
+    attend,
+    capped,
+    last_of,
+    positions_and_mask,
+)
 from pellucid.models.cache import Cache, LayerCache
 from pellucid.models.config import Layer, ModelConfig
 from pellucid.models.rope import RotaryEmbedding, rotate
@@ -38,6 +46,7 @@ class Places(NamedTuple):
 
 
 PlacesOf = dict[Layer, Places]  # by the kind of a layer
+Past = Cache | None  # the tokens before those of a pass
 
 
 class Decoder(nn.Module):
@@ -76,25 +85,18 @@ class Decoder(nn.Module):
         return next(chain(self.parameters(), self.buffers())).device
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        cache: Cache | None = None,
-        starts: Tensor | None = None,
-        last: bool = False,
+        self, tokens: Tensor, *, cache: Past = None, starts: Starts = None, last: bool = False
     ) -> Tensor:
         """tokens (B, T) -> logits (B, T, V), or (B, 1, V) of the last token with `last`.
 
-        `cache` holds the tokens before these and takes these in; `starts`, (B) or (B, T): where in
-        its row a text begins. ValueError for more tokens than there are position embeddings.
+        `cache` holds the tokens before these and takes these in. ValueError for more tokens than
+        there are position embeddings.
         """
         x = self.hidden(tokens, cache=cache, starts=starts)
         # A row with the strides of a longer text multiplies 40 times slower in bfloat16: copy it.
         return self.logits(x[:, -1:].clone(memory_format=torch.contiguous_format) if last else x)
 
-    def hidden(
-        self, tokens: Tensor, *, cache: Cache | None = None, starts: Tensor | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, *, cache: Past = None, starts: Starts = None) -> Tensor:
         """tokens (B, T) -> normalised residual stream after the last block, (B, T, C)."""
         tokens = tap(self, "tokens", tokens)
         positions, allowed = positions_and_mask(tokens, cache.length if cache else 0, starts)
@@ -130,11 +132,10 @@ class Decoder(nn.Module):
         self, positions: Tensor, mask: Mask, dtype: torch.dtype, end: Tensor | None = None
     ) -> PlacesOf:
         """What each kind of layer needs of positions (T) or (B, T) and mask; `end` as `last_of`."""
-        turns: dict[str, tuple[Tensor, Tensor] | None] = {"": None}
-        turns |= {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
+        turns = {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
         masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         growth = self._growth(positions, dtype) if self.config.query_growth else None
-        return {k: Places(turns[k.rope], masks[k.window], growth) for k in set(self.kinds)}
+        return {k: Places(turns.get(k.rope), masks[k.window], growth) for k in set(self.kinds)}
 
     def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return tap(self, "query_growth", parts.growth(self.config, positions, dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -93,15 +94,27 @@ def head(config: ModelConfig) -> nn.Linear:
     return nn.Linear(config.width, config.vocab_size, bias="head" in config.biases)
 
 
-def activation(x: Tensor, form: Activation, dialect: Dialect) -> Tensor:
+def activation(form: Activation, dialect: Dialect) -> Callable[[Tensor], Tensor]:
     """SiLU, squared ReLU, or GELU (Hendrycks & Gimpel, 2016), exact or by tanh; elementwise."""
-    if form == "silu":
-        return F.silu(x)
-    if form == "relu2":
-        return F.relu(x).square()
     if form == "gelu_new" and dialect.gelu == "composed":
-        return composed_gelu(x)
-    return F.gelu(x, approximate="none" if form == "gelu" else "tanh")
+        return composed_gelu
+    return {
+        "silu": F.silu,
+        "relu2": squared_relu,
+        "gelu": F.gelu,
+        "gelu_tanh": tanh_gelu,
+        "gelu_new": tanh_gelu,
+    }[form]
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)²."""
+    return F.relu(x).square()
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    """GELU's tanh form in one kernel, which rounds once."""
+    return F.gelu(x, approximate="tanh")
 
 
 def composed_gelu(x: Tensor) -> Tensor:
@@ -119,8 +132,7 @@ class GatedMLP(nn.Module):
     def __init__(self, config: ModelConfig, dialect: Dialect) -> None:
         super().__init__()
         width, hidden, bias = config.width, config.hidden_width, "mlp" in config.biases
-        self.dialect = dialect
-        self.activation: Activation = config.activation
+        self.activation = activation(config.activation, dialect)
         self.gate_proj = nn.Linear(width, hidden, bias=bias)
         self.up_proj = nn.Linear(width, hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, width, bias=bias)
@@ -129,7 +141,7 @@ class GatedMLP(nn.Module):
         """x (B, T, C) -> (B, T, C)."""
         gate = tap(self, "gate", self.gate_proj(x))  # (B, T, F)
         up = tap(self, "up", self.up_proj(x))
-        act = tap(self, "act", activation(gate, self.activation, self.dialect))
+        act = tap(self, "act", self.activation(gate))
         return self.down_proj(tap(self, "hidden", act * up))
 
 
@@ -139,12 +151,11 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, dialect: Dialect) -> None:
         super().__init__()
         width, hidden, bias = config.width, config.hidden_width, "mlp" in config.biases
-        self.dialect = dialect
-        self.activation: Activation = config.activation
+        self.activation = activation(config.activation, dialect)
         self.up_proj = nn.Linear(width, hidden, bias=bias)
         self.down_proj = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
         pre = tap(self, "pre", self.up_proj(x))  # (B, T, F)
-        return self.down_proj(tap(self, "act", activation(pre, self.activation, self.dialect)))
+        return self.down_proj(tap(self, "act", self.activation(pre)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pellucid.models.rope_scaling import RopeConfig, frequencies, scaled_frequencies
+from pellucid.models.rope_scaling import SCALED, RopeConfig, frequencies
 from pellucid.numerics import Dialect
 from pellucid.trace import tap
 
@@ -24,22 +24,23 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, rope: RopeConfig, head_dim: int, dialect: Dialect) -> None:
         super().__init__()
         self.rope, self.head_dim, self.dialect = rope, int(head_dim * rope.share), dialect
+        self.size = rope.magnitude
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions (T) or (B, T) -> cos, sin (T, D/2) or (B, T, D/2)."""
-        wide, rope = torch.promote_types(dtype, torch.float32), self.rope
-        pairs = torch.arange(0, self.head_dim, 2, dtype=wide, device=positions.device)
-        turns, size = 1.0 / (rope.theta ** (pairs / self.head_dim)), 1.0  # (D/2) per position
-        if rope.type != "default":
-            turns, size = scaled_frequencies(rope, self.head_dim, positions, wide)
+        wide, rope, width = torch.promote_types(dtype, torch.float32), self.rope, self.head_dim
+        exponents = torch.arange(0, width, 2, dtype=wide, device=positions.device) / width
+        turns = 1.0 / (rope.theta**exponents)  # (D/2), radians per position
+        if rope.type != "default":  # (D/2), or (B, 1, D/2) as rows differ
+            length = positions[..., None].amax(-2, keepdim=True) + 1  # of each row, as if alone
+            turns = SCALED[rope.type](rope, exponents, length)
         angles = positions[..., None].to(wide) * turns
+        cos, sin = angles.cos(), angles.sin()
         if self.dialect.polar and not torch.compiler.is_compiling():
             cis = torch.polar(torch.ones_like(angles), angles)
-            cos, sin = cis.real * size, cis.imag * size
-        else:
-            cos, sin = angles.cos() * size, angles.sin() * size
-        if self.dialect.rope == "x":
-            cos, sin = cos.to(dtype), sin.to(dtype)
+            cos, sin = cis.real, cis.imag
+        kept = dtype if self.dialect.rope == "x" else wide
+        cos, sin = (cos * self.size).to(kept), (sin * self.size).to(kept)
         return tap(self, "cos", cos), tap(self, "sin", sin)
 
 

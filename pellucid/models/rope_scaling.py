@@ -8,12 +8,11 @@ Some frequencies are lowered so that larger positions stay in the range the mode
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,79 +107,65 @@ def frequencies(
     row, (B, 1, 1), gives (B, 1, D/2).
     """
     exponents = torch.arange(0, head_dim, 2, dtype=dtype, device=device) / head_dim
-    theta: float | Tensor = rope.theta
-    if rope.type == "dynamic":
-        theta = _dynamic(rope, head_dim, torch.as_tensor(length, dtype=dtype, device=device))
-    if rope.type == "longrope":
-        return 1.0 / (_longrope(rope, exponents, length) * theta**exponents)
-    plain = 1.0 / (theta**exponents)
-    if rope.type == "linear":
-        return plain / rope.factor
-    if rope.type == "llama3":
-        return _llama3(rope, plain)
-    if rope.type == "yarn":
-        return _yarn(rope, head_dim, exponents)
-    return plain
+    if rope.type == "default":
+        return 1.0 / (rope.theta**exponents)
+    return SCALED[rope.type](rope, exponents, length)
 
 
-def _dynamic(rope: RopeConfig, head_dim: int, length: Tensor) -> Tensor:
+# A function per type: (config, 2i / D of each pair, tokens seen so far) -> radians per position.
+
+
+def _linear(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
+    """Every position counts 1 / factor (Chen et al., position interpolation, 2023)."""
+    return 1.0 / (rope.theta**exponents) / rope.factor
+
+
+def _dynamic(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
     """A larger theta for a longer text ("NTK-aware", as in transformers' dynamic type)."""
-    original = rope.original_context or 1
-    stretch = rope.factor * length.clamp(min=original) / original - (rope.factor - 1)
-    return rope.theta * stretch ** (head_dim / (head_dim - 2))
+    original, head_dim = rope.original_context or 1, 2 * len(exponents)
+    seen = torch.as_tensor(length, dtype=exponents.dtype, device=exponents.device)
+    stretch = rope.factor * seen.clamp(min=original) / original - (rope.factor - 1)
+    return 1.0 / ((rope.theta * stretch ** (head_dim / (head_dim - 2))) ** exponents)
 
 
 def _longrope(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
-    """Divisors of the frequencies, (D/2) or per row: long ones beyond the original context.
-
-    (Ding et al., LongRoPE, 2024; Phi-3's ``su``.)
-    """
+    """A divisor per pair, another beyond the original context (Ding et al., LongRoPE, 2024)."""
     short, long = exponents.new_tensor(rope.short_factor), exponents.new_tensor(rope.long_factor)
     longer = torch.as_tensor(length, device=exponents.device) > (rope.original_context or 1)
-    return torch.where(longer, long, short)
+    return 1.0 / (torch.where(longer, long, short) * rope.theta**exponents)
 
 
-def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:
+def _llama3(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
     """Long waves divided by the factor, short ones kept, a ramp between (Llama 3.1 `model.py`)."""
+    plain, low, high = 1.0 / (rope.theta**exponents), rope.low_freq_factor, rope.high_freq_factor
     original = rope.original_context or 1
     wavelength = 2 * math.pi / plain
-    slowed = torch.where(wavelength > original / rope.low_freq_factor, plain / rope.factor, plain)
-    ramp = (original / wavelength - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
-    between = (wavelength <= original / rope.low_freq_factor) & (
-        wavelength >= original / rope.high_freq_factor
-    )
+    slowed = torch.where(wavelength > original / low, plain / rope.factor, plain)
+    ramp = (original / wavelength - low) / (high - low)
+    between = (wavelength <= original / low) & (wavelength >= original / high)
     return torch.where(between, (1 - ramp) * plain / rope.factor + ramp * plain, slowed)
 
 
-def _yarn(rope: RopeConfig, head_dim: int, exponents: Tensor) -> Tensor:
+def _yarn(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
     """Ramp over the pair index between two numbers of turns (Peng et al., YaRN, 2023)."""
-    original = rope.original_context or 1
-
-    def pair_turning(turns: float) -> float:
-        """The pair that makes `turns` full turns over the original context."""
-        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-        high += 0.001  # a step instead of a division by zero
-    pairs = torch.arange(head_dim // 2, dtype=exponents.dtype, device=exponents.device)
-    keep = 1 - torch.clamp((pairs - low) / (high - low), 0, 1)  # 1: as trained, 0: slowed
+    head_dim, ends = 2 * len(exponents), []
+    for turns in (rope.beta_fast, rope.beta_slow):  # the pair that makes so many in the context
+        waves = (rope.original_context or 1) / (turns * 2 * math.pi)
+        ends.append(head_dim * math.log(waves) / (2 * math.log(rope.theta)))
+    ends = [math.floor(ends[0]), math.ceil(ends[1])] if rope.truncate else ends
+    low, high = max(ends[0], 0), min(ends[1], head_dim - 1)
+    pairs = torch.arange(len(exponents), dtype=exponents.dtype, device=exponents.device)
+    # Where both ends meet: a step instead of a division by zero.
+    keep = 1 - torch.clamp((pairs - low) / (high - low or 0.001), 0, 1)  # 1: as trained, 0: slowed
     waves = rope.theta**exponents
     return 1.0 / (rope.factor * waves) * (1 - keep) + 1.0 / waves * keep
 
 
-def scaled_frequencies(
-    rope: RopeConfig, head_dim: int, positions: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, float]:
-    """`frequencies` of a pass at positions (T) or (B, T), and the factor on cos and sin.
-
-    (D/2), or (B, 1, D/2) as rows differ.
-    """
-    length = positions[..., None].amax(-2, keepdim=True) + 1  # of each row, as if alone
-    turns = frequencies(rope, head_dim, length=length, dtype=dtype, device=positions.device)
-    return turns, rope.magnitude
+SCALED: dict[str, Callable[[RopeConfig, Tensor, int | Tensor], Tensor]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+TYPES = ("default", *SCALED)

@@ -196,6 +196,9 @@ def _shared(config: Config) -> tuple[Shared, ...]:
                 Shared(gives=f"{name}.cos", sentence=sentence),
                 Shared(gives=f"{name}.sin", sentence=_of_rope(rope)),
             ]
+    if "query_growth" in there and config.rope is not None:
+        sentence = f"1 + {config.query_growth:g} · ln(1 + ⌊p / {config.rope.original_context:,}⌋)"
+        shared.append(Shared(gives="query_growth", sentence=sentence))
     shared.append(Shared(gives="mask", sentence="True where a token may look"))
     if "window_mask" in there:
         sentence = f"the same, {config.window:,} tokens back"
@@ -300,6 +303,8 @@ def _turned(parts: _Parts, letter: str, heads: int) -> Node:
         whole = ("all heads together",) if config.qk_norm == "whole" else ()
         norm = parts.norm(f"attn.{letter}_norm", f"attn.{letter}_normed", *whole)
         steps.insert(len(steps) if config.qk_norm_last else 1, norm)
+    if letter == "q" and "attn.q_scaled" in parts:
+        steps.append(_operation("× query_growth", "attn.q_scaled"))
     return steps[0] if len(steps) == 1 else Series(tuple(steps))
 
 

@@ -202,7 +202,7 @@ def _two_numbers(pairs: np.ndarray) -> np.ndarray:
 
 
 def _one_table(step: Digest) -> np.ndarray:
-    """Rows and columns: the first of any leading axes; infinity where nobody may look."""
+    """Rows and columns: the first of any leading axes; infinity where no token may look."""
     drawn = _small(step).astype(np.float32)
     while drawn.ndim > 2:
         drawn = drawn[0]

@@ -1,4 +1,4 @@
-"""What every tokenizer here shares: the interface, decoding, and decoding one token at a time.
+"""What all tokenizers and chat formats share: their interfaces, decoding whole and by token.
 
 Text is a sequence of Unicode characters, a token is a sequence of bytes, and the two do not
 line up: one character may need several tokens. So decoding works on bytes and makes text of them at
@@ -12,12 +12,11 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pellucid.tokenizers.marked import Part
+from pellucid.tokenizers.marked import Part, parts
 
-if TYPE_CHECKING:
-    from pellucid.tokenizers.chat import ChatFormat
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | …, "content": text}
 
 # End-of-text and end-of-turn tokens by name, in every family loaded here. A model that has one of
 # them and writes it has finished its answer, whatever the one `eos_token` of its configuration
@@ -209,6 +208,58 @@ class Tokenizer:
                 f"pass {which}=False"
             )
         return id
+
+
+class ChatFormat:
+    """Turns a conversation into token ids. `name` says which format it is."""
+
+    name = ""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    tells_tools = False  # whether it has a place for tools and calls of them
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """Token ids of the conversation, begin token included.
+
+        Args:
+            messages: each with "role" and "content", both text.
+            add_generation_prompt: end with what makes the model write the assistant's next message.
+            tools: what the assistant may call, as JSON objects, for a format that tells it.
+
+        Raises:
+            ValueError: a message without role or content, or an order of roles that the format
+                cannot write.
+        """
+        if not messages:
+            raise ValueError("a conversation needs at least one message, got none")
+        for number, message in enumerate(messages):
+            for key in ("role", "content"):
+                if not isinstance(message.get(key), str):
+                    raise ValueError(
+                        f"message {number}: {key!r} is {message.get(key)!r}; expected text"
+                    )
+        if not self.tells_tools and (tools or any(each.get("tool_calls") for each in messages)):
+            raise ValueError(f"the chat format {self.name} has no place for tools and their calls")
+        return self._encode(messages, add_generation_prompt, tools)
+
+    def _encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[int]:
+        raise NotImplementedError
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a text of which some may be the format's own, or tokens that the model wrote."""
+        return self.tokenizer.encode_parts(parts(text, self.tokenizer.split_specials))
 
 
 class StreamDecoder:

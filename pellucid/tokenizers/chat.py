@@ -8,74 +8,21 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pellucid.tokenizers.marked import Marked, is_written, marked_inside, parts
+from pellucid.tokenizers.base import ChatFormat, Message, Tokenizer
+from pellucid.tokenizers.marked import Marked, Written, is_written, joined, marked_inside
 
 if TYPE_CHECKING:
     import jinja2
 
-    from pellucid.tokenizers.base import Tokenizer
     from pellucid.tokenizers.templates import ChatEnvironment
 
-Message = Mapping[str, Any]
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"}
 _WORD = re.compile(r"[\w-]+")
 _MOST_SAID = 400  # characters of a template's error
-
-
-class ChatFormat:
-    """Turns a conversation into token ids. `name` says which format it is."""
-
-    name = ""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    tells_tools = False  # whether it has a place for tools and calls of them
-
-    def encode(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[int]:
-        """Token ids of the conversation, begin token included.
-
-        Args:
-            messages: each with "role" and "content", both text.
-            add_generation_prompt: end with what makes the model write the assistant's next message.
-            tools: what the assistant may call, as JSON objects, for a format that tells it.
-
-        Raises:
-            ValueError: a message without role or content, or an order of roles that the format
-                cannot write.
-        """
-        if not messages:
-            raise ValueError("a conversation needs at least one message, got none")
-        for number, message in enumerate(messages):
-            for key in ("role", "content"):
-                if not isinstance(message.get(key), str):
-                    raise ValueError(
-                        f"message {number}: {key!r} is {message.get(key)!r}; expected text"
-                    )
-        if not self.tells_tools and (tools or any(each.get("tool_calls") for each in messages)):
-            raise ValueError(f"the chat format {self.name} has no place for tools and their calls")
-        return self._encode(messages, add_generation_prompt, tools)
-
-    def _encode(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool,
-        tools: Sequence[Mapping[str, Any]] | None,
-    ) -> list[int]:
-        raise NotImplementedError
-
-    def _ids(self, text: str) -> list[int]:
-        """Ids of a text of which some may be the format's own, or tokens that the model wrote."""
-        return self.tokenizer.encode_parts(parts(text, self.tokenizer.split_specials))
 
 
 class Llama3Chat(ChatFormat):
@@ -240,3 +187,49 @@ def chat_for(
     if all(name in tokenizer.specials for name in Llama3Chat.needs):
         return Llama3Chat(tokenizer)
     return None
+
+
+def as_written(
+    tokenizer: Tokenizer, text: str, tokens: Iterable[int], after: Iterable[int]
+) -> Marked:
+    """An answer's text that encodes to the tokens the model wrote, wherever a chat format keeps it.
+
+    tokens  of the answer; those that `text` does not hold (a stop token, what follows a stop
+            string) are left out
+    after   the prompt, which decides whether a leading space is kept
+    """
+    stream = tokenizer.stream(after=after)
+    found: list[Marked] = []
+    ids: list[int] = []
+    length = 0
+    for token in tokens:
+        ids.append(token)
+        piece = stream.push(token)
+        if not piece:
+            continue
+        if not text.startswith(piece, length):
+            break
+        mark = Written(tuple(ids), piece)
+        found.append(Marked(piece, [mark] * len(piece)))
+        length, ids = length + len(piece), []
+    return joined([*found, text[length:]])
+
+
+def with_marks_of_answers(tokenizer: Tokenizer, text: str) -> Marked:
+    """An answer out of training data, in which marks that an answer holds are those tokens.
+
+    Such are added tokens that are not called special and end nothing: "<think>", "<tool_call>".
+    """
+    if isinstance(text, Marked):
+        return text
+    inside = {id for name, id in tokenizer.controls.items() if name not in tokenizer.specials}
+    names = {id: name for name, id in tokenizer.controls.items()}
+    pieces = [
+        part
+        if isinstance(part, str)
+        else Marked.own(names[part])
+        if part in inside - tokenizer.stop_ids
+        else names[part]
+        for part in tokenizer.split_specials(text)
+    ]
+    return joined(pieces)

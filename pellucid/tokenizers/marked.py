@@ -17,10 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Any, SupportsIndex
-
-if TYPE_CHECKING:
-    from pellucid.tokenizers.base import Tokenizer
+from typing import Any, SupportsIndex
 
 # A part of a text to encode: a control token, text that is only text, or ids as they are.
 Part = int | str | tuple[int, ...]
@@ -272,49 +269,3 @@ def marked_inside(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [marked_inside(inner) for inner in value]
     return value
-
-
-def as_written(
-    tokenizer: Tokenizer, text: str, tokens: Iterable[int], after: Iterable[int]
-) -> Marked:
-    """An answer's text that encodes to the tokens the model wrote, wherever a chat format keeps it.
-
-    tokens  of the answer; those that `text` does not hold (a stop token, what follows a stop
-            string) are left out
-    after   the prompt, which decides whether a leading space is kept
-    """
-    stream = tokenizer.stream(after=after)
-    found: list[Marked] = []
-    ids: list[int] = []
-    length = 0
-    for token in tokens:
-        ids.append(token)
-        piece = stream.push(token)
-        if not piece:
-            continue
-        if not text.startswith(piece, length):
-            break
-        mark = Written(tuple(ids), piece)
-        found.append(_with_runs(piece, [(len(piece), mark)]))
-        length, ids = length + len(piece), []
-    return joined([*found, text[length:]])
-
-
-def with_marks_of_answers(tokenizer: Tokenizer, text: str) -> Marked:
-    """An answer out of training data, in which marks that an answer holds are those tokens.
-
-    Such are added tokens that are not called special and end nothing: "<think>", "<tool_call>".
-    """
-    if isinstance(text, Marked):
-        return text
-    inside = {id for name, id in tokenizer.controls.items() if name not in tokenizer.specials}
-    names = {id: name for name, id in tokenizer.controls.items()}
-    pieces = [
-        part
-        if isinstance(part, str)
-        else Marked.own(names[part])
-        if part in inside - tokenizer.stop_ids
-        else names[part]
-        for part in tokenizer.split_specials(text)
-    ]
-    return joined(pieces)

@@ -24,7 +24,7 @@
 | watch.py, watch_plot.py | what chosen tensors do over a run |
 | precision.py, ranks.py | where and how it computes; the seam for many processes |
 | parallel/ | those processes: DDP, FSDP2, tensor parallelism, sharded checkpoints |
-| footprint.py, plan.py | what a run takes before it starts: memory and time |
+| footprint.py, plan.py, plan_report.py | what a run takes before it starts: memory and time |
 
     batches = Batches(stream, context=256, batch=16, seed=0)
     for progress in train(model, batches, held_out, TrainConfig(schedule=schedule)):

@@ -86,7 +86,7 @@ class Row:
             said = "yes" if default else "no"
         else:
             said = f"{default:g}" if self.kind in (int, float) else repr(default)
-        return f"{self.help} ({said})"
+        return f"{self.help} (default: {said})"
 
     def checked(self, value: Any, where: str) -> Any:
         """`value` as this kind; ValueError where it is of another, or not among the choices.

@@ -77,7 +77,7 @@ def train(
     objective  (model, batch) -> sum of losses and their count; next tokens unless given
     state      where to go on from, updated at every step; None begins
     ranks      this process' part among several; None: it is alone
-    watch      records what chosen tensors do at some of the steps; None: nobody looks
+    watch      records what chosen tensors do at some of the steps; None: none are watched
 
     Raises TrainingDiverged before the weights take in a loss or gradient that is not finite.
     """

@@ -43,84 +43,146 @@ class TrainSettings:
     """Every setting of a training run; None where the value depends on others."""
 
     data: list[str] | None = setting(
-        None, "text files, JSON lines, folders of them", section="text"
+        None, "text to train on: files, JSON lines, folders of them", "none", section="text"
     )
-    stdlib: bool = setting(False, "the standard library of this Python: code and prose")
-    text_key: str = setting("text", "key of the text in JSON lines")
+    stdlib: bool = setting(False, "train on the standard library of this Python, code and prose")
+    text_key: str = setting("text", "key of the text in a record of JSON lines")
     separator: str | None = setting(
-        None, "stands between two documents of a text file", "a file is one"
+        None, "text that stands between two documents of one file", "none: a file is one document"
     )
-    tokenizer: str | None = setting(None, "a tokenizer to use, or 'characters'", "a BPE is learnt")
+    tokenizer: str | None = setting(
+        None,
+        "folder or file of a tokenizer to use, or 'characters'",
+        "a BPE is learnt from the text",
+    )
     tokens: str | None = setting(
-        None, "folder of tokenised text, to share between runs", "RUN/tokens"
+        None, "folder of tokenised text, which several runs may share", "RUN/tokens"
     )
-    vocab: int = setting(2048, "tokens of the byte-level BPE that is learnt")
+    vocab: int = setting(2048, "tokens in the byte-level BPE that is learnt")
     begin: bool = setting(True, "put the tokens that begin and end a text around each document")
-    hold_out: int = setting(40, "hold out each N-th document; of fewer, the last tenth of each")
-    copies: float = setting(0.0, "share of rows with a passage copied, to form induction heads")
-    order: Literal["seeded", "dataloader", "random"] = setting("seeded", "of windows")
-    documents: Literal["packed", "masked"] = setting("packed", "of a row: one text, or each alone")
+    hold_out: int = setting(
+        40, "hold out every N-th document for evaluation; of fewer than N, the last tenth of each"
+    )
+    copies: float = setting(
+        0.0, "share of training rows that hold a passage twice, which forms induction heads"
+    )
+    order: Literal["seeded", "dataloader", "random"] = setting(
+        "seeded", "order in which the windows of the text are taken"
+    )
+    documents: Literal["packed", "masked"] = setting(
+        "packed", "whether tokens of a row see all documents in it (packed) or their own (masked)"
+    )
     init: str | None = setting(
-        None, "begin from this model, its shape and weights", "random weights", section="model"
+        None,
+        "model to begin from, with its shape, weights and tokenizer",
+        "random weights",
+        section="model",
     )
-    family: Literal["llama", "gpt2"] = setting("llama", "which of the two")
-    width: int = setting(192, "of the residual stream")
-    layers: int = setting(4, "blocks")
-    heads: int = setting(6, "query heads")
-    kv_heads: int | None = setting(None, "key/value heads, llama only", "as many")
-    hidden: int | None = setting(None, "of the MLP", "8/3 of the width, gpt2: 4 times")
-    context: int = setting(256, "tokens in view")
-    dropout: float = setting(0.0, "share of values left out while training, gpt2 only")
-    qkv_bias: bool = setting(True, "biases of queries, keys and values, gpt2 only")
-    bias: bool = setting(True, "train the other biases, gpt2 only; else they stay 0")
-    tied: bool = setting(True, "the head is the embedding")
-    start: Literal["sinusoids", "gpt2", "torch"] = setting("sinusoids", "random weights")
+    family: Literal["llama", "gpt2"] = setting("llama", "kind of model to build")
+    width: int = setting(192, "width of the residual stream, d_model")
+    layers: int = setting(4, "number of blocks")
+    heads: int = setting(6, "number of query heads")
+    kv_heads: int | None = setting(
+        None, "number of key/value heads, llama only", "as many as query heads"
+    )
+    hidden: int | None = setting(
+        None, "hidden width of the MLP", "8/3 of the width for llama, 4 times the width for gpt2"
+    )
+    context: int = setting(256, "tokens in view, the length of a row")
+    dropout: float = setting(
+        0.0, "share of values that dropout sets to 0 while training, gpt2 only"
+    )
+    qkv_bias: bool = setting(True, "give queries, keys and values biases, gpt2 only")
+    bias: bool = setting(True, "train the other biases, gpt2 only; otherwise they stay 0")
+    tied: bool = setting(True, "use the embedding as the output head too")
+    start: Literal["sinusoids", "gpt2", "torch"] = setting(
+        "sinusoids", "how weights are initialised"
+    )
     steps: int | None = setting(
-        None, "optimiser steps", "1600, or as many as the epochs have", section="training"
+        None, "number of optimiser steps", "1600, or those of --epochs", section="training"
     )
-    epochs: int | None = setting(None, "times over the text, in place of steps", "go by steps")
+    epochs: int | None = setting(
+        None, "passes over the text, in place of --steps", "as --steps says"
+    )
     stop: int | None = setting(
-        None, "end after this step; the rate goes by all the same", "the last"
+        None,
+        "step to end after; the learning rate follows the whole schedule nevertheless",
+        "the last step",
     )
-    batch: int = setting(16, "rows of a step, each as long as the context")
-    micro_batch: int | None = setting(None, "rows in memory at a time", "all")
+    batch: int = setting(16, "rows of an optimiser step, each as long as the context")
+    micro_batch: int | None = setting(
+        None,
+        "rows in memory at a time; gradients add up to those of the batch",
+        "all rows of the batch",
+    )
     lr: float = setting(0.003, "highest learning rate")
-    min_lr: float | None = setting(None, "at the end", "lr / 20")
-    warmup: int = setting(80, "steps up to it")
-    hold: int = setting(0, "steps at it, before it comes down")
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "how it comes down")
-    weight_decay: float = setting(0.1, "of matrices")
-    decay_all: bool = setting(False, "decay biases and norms as well")
-    beta1: float = setting(0.9, "AdamW's memory of gradients")
-    beta2: float = setting(0.95, "AdamW's memory of their squares")
-    fused: bool = setting(True, "AdamW in one kernel")
-    clip: float = setting(1.0, "longest gradient; 0: any")
-    seed: int = setting(1, "of weights, batches, dropout and samples")
-    precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "of products")
-    compile: bool = setting(False, "torch.compile the blocks")
-    recompute: bool = setting(False, "activation checkpointing: less memory, one more forward pass")
-    parallel: Literal["ddp", "fsdp", "tp"] = setting("ddp", "how torchrun's ranks share work")
-    tensor: int = setting(1, "ranks that share every matrix, with fsdp")
-    rank_timeout: float = setting(600.0, "seconds a rank waits for another")
-    loss: Literal["chunked", "plain"] = setting("chunked", "logits a part at a time, or at once")
-    device: str = setting("cpu", "cpu, cuda, cuda:1 …")
-    eval_every: int = setting(50, "steps between evaluations on held-out text")
-    eval_first: bool = setting(False, "the first evaluation is after step 1")
-    eval_windows: int = setting(32, "windows of held-out text in each; 0: all")
-    patience: int = setting(0, "evaluations without a better loss before an early end; 0: none")
+    min_lr: float | None = setting(None, "learning rate at the last step", "lr / 20")
+    warmup: int = setting(80, "steps in which the learning rate rises to its highest value")
+    hold: int = setting(0, "steps at the highest learning rate before it falls")
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "shape in which the learning rate falls"
+    )
+    weight_decay: float = setting(
+        0.1, "share of each matrix that AdamW takes off, per step and unit of learning rate"
+    )
+    decay_all: bool = setting(
+        False, "apply weight decay to biases and norms as well as to matrices"
+    )
+    beta1: float = setting(0.9, "share of the old mean of gradients that AdamW keeps at each step")
+    beta2: float = setting(
+        0.95, "share of the old mean of squared gradients that AdamW keeps at each step"
+    )
+    fused: bool = setting(True, "run AdamW as one kernel")
+    clip: float = setting(
+        1.0,
+        "longest norm of a step's gradient, longer ones are scaled down; 0 leaves all as they are",
+    )
+    seed: int = setting(1, "seed of weights, batches, dropout and samples")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "data type of matrix products; auto is bfloat16 where the processor has it"
+    )
+    compile: bool = setting(False, "compile the blocks with torch.compile")
+    recompute: bool = setting(
+        False, "recompute activations in the backward pass: less memory, one more forward pass"
+    )
+    parallel: Literal["ddp", "fsdp", "tp"] = setting(
+        "ddp", "how ranks started by torchrun share the work"
+    )
+    tensor: int = setting(1, "number of ranks that share each matrix, with --parallel fsdp")
+    rank_timeout: float = setting(
+        600.0, "seconds that a rank waits for another before the job ends"
+    )
+    loss: Literal["chunked", "plain"] = setting(
+        "chunked", "compute logits in parts (chunked) or all of a batch at once (plain)"
+    )
+    device: str = setting("cpu", "device to train on: cpu, cuda, cuda:1 …")
+    eval_every: int = setting(50, "steps between two evaluations on held-out text")
+    eval_first: bool = setting(False, "evaluate after step 1 already")
+    eval_windows: int = setting(32, "windows of held-out text in an evaluation; 0 takes all")
+    patience: int = setting(
+        0, "evaluations without a better loss before training ends early; 0 never ends early"
+    )
     save_every: int = setting(
-        200, "steps between checkpoints; 0: at the end only", section="output"
+        200, "steps between two checkpoints; 0 saves at the end only", section="output"
     )
-    sample_every: int = setting(200, "steps between samples; 0: none")
-    prompt: str = setting("def", "where samples begin")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the best model's file")
-    tensorboard: bool = setting(True, "write event files into RUN/tensorboard")
+    sample_every: int = setting(200, "steps between two samples of text; 0 writes none")
+    prompt: str = setting("def", "text that samples begin with")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "data type of the weights in the best model's file"
+    )
+    tensorboard: bool = setting(True, "write TensorBoard event files into RUN/tensorboard")
     plot: bool = setting(True, "draw the losses into RUN/loss.png")
-    trace_every: int = setting(0, "watch tensors at step 1 and each N-th: RUN/trace.csv; 0: none")
-    only: list[str] | None = setting(
-        None, "globs of the names to watch, such as 'layers.*.resid_post'", "all", metavar="GLOB"
+    trace_every: int = setting(
+        0,
+        "record statistics of tensors at step 1 and every N-th into RUN/trace.csv; 0 records none",
     )
-    trace_tensors: bool = setting(False, "write watched tensors whole into RUN/traces")
+    only: list[str] | None = setting(
+        None,
+        "glob patterns of the tensor names to record, such as 'layers.*.resid_post'",
+        "all tensors",
+        metavar="GLOB",
+    )
+    trace_tensors: bool = setting(False, "write the recorded tensors whole into RUN/traces")
 
 
 def presets() -> list[str]:

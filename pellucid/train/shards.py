@@ -8,7 +8,7 @@
 
 A shard is whole if its record, ``shard-N.json``, is there. Each file is written under another name,
 flushed to the disk and renamed, the record after the files it speaks of, so that a run that is
-killed leaves whole shards and leftovers that nobody reads; the next run goes on behind them.
+killed leaves whole shards and leftovers that no run reads; the next run goes on behind them.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def walk(
     everything     show every head of every layer
 
     The first thing is computed when the first step is asked for. ValueError for tokens that the
-    model cannot take and for a layer or head that it has not.
+    model cannot take and for a layer or head beyond the last.
     """
     prompt = _checked_tokens(config, tokens)
     for what, number, count in (
@@ -121,11 +121,6 @@ def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _checked_tokens(config: Config, tokens: Sequence[int] | Tensor) -> Tensor:
-    if config.query_growth:
-        raise ValueError(
-            "the walk has no step yet for queries that grow with the position (Ministral 3); "
-            "`pellucid trace` has its tensors"
-        )
     prompt = torch.as_tensor(tokens)
     if prompt.ndim != 1 or not len(prompt):
         raise ValueError(

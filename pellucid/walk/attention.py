@@ -79,6 +79,7 @@ script.chapter("positions turn the queries")
 script.include(rope.script)  # its angles, as complex numbers: cis (T, D/2)
 script.include(heads.turning)
 script.include(heads.normed_last)
+script.include(heads.growing)
 script.chapter("keys")
 for_keys = (heads.queries, heads.normed_first, heads.into_pairs, heads.turning, heads.normed_last)
 script.include(heads.same_for("k", for_keys))
@@ -91,29 +92,29 @@ script.chapter("who looks at whom")
 
 @each_head(
     "layers.N.attn.scores",
-    "{q_normed_last} · {k_normed_last}ᵀ / √{head_dim}",
+    "{q_scaled} · {k_normed_last}ᵀ / √{head_dim}",
     when=lambda config, layer: not config.score_scale,
 )
-def scores(q_normed_last, k_normed_last, head_dim, dialect):
+def scores(q_scaled, k_normed_last, head_dim, dialect):
     """How well each query fits each key"""
     # Where pairs stand side by side, as in Meta's code, the sum adds up, and rounds, in that order.
     if dialect.polar:
-        q_normed_last, k_normed_last = side_by_side(q_normed_last), side_by_side(k_normed_last)
-    fit = q_normed_last @ k_normed_last.T
+        q_scaled, k_normed_last = side_by_side(q_scaled), side_by_side(k_normed_last)
+    fit = q_scaled @ k_normed_last.T
     return fit / head_dim**0.5 if dialect.scale == "divide" else fit * head_dim**-0.5
 
 
 @each_head(
     "layers.N.attn.scores",
-    "{q_normed_last} · {k_normed_last}ᵀ × {score_scale}",
+    "{q_scaled} · {k_normed_last}ᵀ × {score_scale}",
     title="How well each query fits each key",
     called="scores",
     when=lambda config, layer: config.score_scale != 0,
 )
-def scores_scaled(q_normed_last, k_normed_last, score_scale, dialect):
+def scores_scaled(q_scaled, k_normed_last, score_scale, dialect):
     if dialect.polar:  # the order of the sum, as in Meta's code
-        q_normed_last, k_normed_last = side_by_side(q_normed_last), side_by_side(k_normed_last)
-    return q_normed_last @ k_normed_last.T * score_scale
+        q_scaled, k_normed_last = side_by_side(q_scaled), side_by_side(k_normed_last)
+    return q_scaled @ k_normed_last.T * score_scale
 
 
 @each_head(

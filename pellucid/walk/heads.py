@@ -257,6 +257,34 @@ def q_rotated_in_part(q_turned_pairs, q_normed, pairs, dialect, dtype):
     return torch.cat((merged, q_normed[:, 2 * pairs :].to(merged.dtype)), dim=-1)
 
 
+# ── Queries that grow with the position (Ministral 3) ─────────────────────────────────────────────
+
+growing = Script()
+
+
+def _growing(config, layer):
+    return config.query_growth != 0
+
+
+@growing.step(
+    "once",
+    "query_growth",
+    "1 + {query_growth} × ln(1 + ⌊{positions} / {original_context}⌋)",
+    dims="T",
+    when=_growing,
+)
+def factors(positions, query_growth, original_context, wide, dtype):
+    """A factor for each position: 1 within the context of the training, slowly more beyond it"""
+    contexts = torch.floor(positions.to(wide) / original_context)
+    return (1 + query_growth * torch.log(1 + contexts)).to(dtype)
+
+
+@growing.step("head", "layers.N.attn.q_scaled", "{q_normed_last} × {factors}", when=_growing)
+def q_scaled(q_normed_last, factors):
+    """Queries of head {head}, each times the factor of its position"""
+    return q_normed_last * factors[:, None]
+
+
 # ── Keys and values, the same way ─────────────────────────────────────────────────────────────────
 
 

@@ -34,6 +34,10 @@ def _slowed(config, layer):
     return layer.rope != "" and getattr(config, layer.rope).type in SLOWED
 
 
+def _divided(config, layer):
+    return layer.rope != "" and getattr(config, layer.rope).type == "longrope"
+
+
 @step("rope.exponents", "i / {pairs}", dims="D/2", picture="bars", when=_turning)
 def exponents(pairs, wide, device):
     """How far down the row each pair stands"""
@@ -45,10 +49,39 @@ def theta(rope, pairs, token_count):
     return base(rope, 2 * pairs, length=token_count)
 
 
-@step("rope.frequencies", "1 / {theta}^{exponents}", dims="D/2", picture="bars", when=_turning)
+@step(
+    "rope.divisors", "for texts of {token_count} tokens", dims="D/2", picture="bars", when=_divided
+)
+def divisors(rope, token_count, exponents):
+    """How much slower each pair turns, for a context longer than the one of the training"""
+    longer = token_count > rope.original_context  # then all positions take the other divisors
+    return exponents.new_tensor(rope.long_factor if longer else rope.short_factor)
+
+
+@step(
+    "rope.frequencies",
+    "1 / {theta}^{exponents}",
+    dims="D/2",
+    picture="bars",
+    when=lambda config, layer: layer.rope != "" and not _divided(config, layer),
+)
 def frequencies(exponents, theta):
     """Radians that each pair turns from one position to the next"""
     return 1.0 / (theta**exponents)
+
+
+@step(
+    "rope.frequencies",
+    "1 / ({divisors} × {theta}^{exponents})",
+    title="Radians that each pair turns from one position to the next",
+    called="frequencies",
+    dims="D/2",
+    picture="bars",
+    when=_divided,
+)
+def frequencies_divided(divisors, exponents, theta):
+    # Ding et al., LongRoPE, 2024
+    return 1.0 / (divisors * theta**exponents)
 
 
 def _how_slowed(config, layer):
@@ -146,15 +179,20 @@ SLOWED: dict[str, Callable[[Tensor, RopeConfig, int], Tensor]] = {
 
 
 def magnitude(rope: RopeConfig) -> float:
-    """Length of cos + i·sin: 1, but yarn sharpens attention by 0.1·ln(factor) + 1."""
+    """Length of cos + i·sin: 1, but yarn and longrope sharpen attention as the context grows.
+
+    By 0.1·ln(factor) + 1, and by √(1 + ln(factor) / ln(original context)).
+    """
 
     def sharper(weight: float) -> float:
         return 0.1 * weight * math.log(rope.factor) + 1.0
 
-    if rope.type != "yarn":
+    if rope.type not in ("yarn", "longrope"):
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
+    if rope.type == "longrope":
+        return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_context or 1))
     if rope.mscale and rope.mscale_all_dim:
         return sharper(rope.mscale) / sharper(rope.mscale_all_dim)
     return sharper(1.0)

@@ -79,6 +79,7 @@ class Runner:
             "device": tokens.device,
             "wide": torch.promote_types(dtype, torch.float32),
             "group": config.n_heads // config.n_kv_heads,
+            "original_context": config.rope and config.rope.original_context,
             **values,
         }
         steps = {line.name for line in script.lines}  # tokens: given, and shown as a step

@@ -43,6 +43,7 @@ RUNNER_NAMES = {
     "head": "number of the current query head",
     "kv_head": "number of the key/value head it reads",
     "group": "query heads per key/value head",
+    "original_context": "tokens that the first RoPE was trained on, or None",
     "rope": "the RoPE of the current layer",
     "pairs": "how many pairs of a head's components it turns",
     "z_of_heads": "z of every head, in order",

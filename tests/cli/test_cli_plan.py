@@ -7,7 +7,7 @@ import json
 import pytest
 
 from pellucid.cli import main
-from pellucid.cli.plan import duration
+from pellucid.show.plan_terminal import duration
 
 
 def test_the_table(capsys):

@@ -9,17 +9,17 @@ from tiny import GPT, LLAMA
 
 import pellucid
 from pellucid.cli import main
-from pellucid.generate import usual_length
+from pellucid.generate import default_length
 
 
-def test_the_usual_length():
+def test_the_default_length():
     llama = replace(LLAMA, context_length=300)
-    assert usual_length(llama, [[1] * 20]) == 128
-    assert usual_length(llama, [[1], [1] * 250]) == 50
-    assert usual_length(llama, [[1] * 299]) == 1
-    assert usual_length(llama, [[1] * 400]) == 1  # and is refused with the numbers
-    assert usual_length(llama, [[1] * 400], slide=True) == 128
-    assert usual_length(GPT, [[1] * 400]) == 128
+    assert default_length(llama, [[1] * 20]) == 128
+    assert default_length(llama, [[1], [1] * 250]) == 50
+    assert default_length(llama, [[1] * 299]) == 1
+    assert default_length(llama, [[1] * 400]) == 1  # and is refused with the numbers
+    assert default_length(llama, [[1] * 400], slide=True) == 128
+    assert default_length(GPT, [[1] * 400]) == 128
 
 
 def test_a_long_prompt_leaves_fewer_tokens_in_python_and_on_the_command_line(tmp_path, capsys):

@@ -168,11 +168,11 @@ def test_the_gelu_forms_differ_and_erf_is_the_exact_one():
     fused, composed = Dialect(name="fused"), Dialect(name="composed", gelu="composed")
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     exact = torch.tensor([v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in x.tolist()]).double()
-    torch.testing.assert_close(activation(x, "gelu", fused), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(activation("gelu", fused)(x), exact, rtol=0, atol=1e-6)
     torch.testing.assert_close(
-        activation(x, "gelu_tanh", composed), BookGelu()(x), rtol=0, atol=1e-14
+        activation("gelu_tanh", composed)(x), BookGelu()(x), rtol=0, atol=1e-14
     )
-    torch.testing.assert_close(activation(x, "gelu_tanh", fused), BookGelu()(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(activation("gelu_tanh", fused)(x), BookGelu()(x), rtol=0, atol=1e-14)
 
 
 def test_hidden_width_is_four_times_the_width_unless_set():

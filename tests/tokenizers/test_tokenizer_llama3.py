@@ -21,7 +21,7 @@ ULTIMATE = "the answer to the ultimate question of life, the universe, and every
 @pytest.mark.assets
 def test_known_ids(assets: Path) -> None:
     tokenizer = tokenizers.load(assets / "llama3" / "tokenizer.model")
-    # DESIGN.md section 7; also the first numbers of the public "llama3 from scratch" notebook.
+    # The first numbers of the public "llama3 from scratch" notebook.
     assert tokenizer.encode(ULTIMATE, bos=True) == [
         *(128000, 1820, 4320, 311, 279, 17139, 3488, 315, 2324, 11, 279, 15861, 11, 323, 4395),
         *(374, 220),

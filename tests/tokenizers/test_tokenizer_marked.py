@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.chat import as_written, with_marks_of_answers
 from pellucid.tokenizers.marked import (
     OWN,
     SAID,
     Marked,
-    as_written,
     joined,
     marks_of,
     parts,
-    with_marks_of_answers,
 )
 
 # Text in which a letter says who wrote it: capitals are the template's.

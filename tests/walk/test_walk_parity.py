@@ -29,6 +29,8 @@ SCALED = {
     "yarn, given factor": RopeConfig(
         type="yarn", factor=4.0, original_context=32, attention_factor=1.3
     ),
+    "longrope, beyond": replace(FEATURES["longrope"].rope, original_context=8),
+    "longrope, given factor": replace(FEATURES["longrope"].rope, attention_factor=1.3),
 }
 SHAPES = {
     **CONFIGS,
@@ -89,11 +91,14 @@ def test_every_name_of_every_feature_in_float64(feature, dialect_name):
 
 def whole_registers(config):
     """Sizes that fill vector registers: else a product takes its last columns by another path."""
-    ropes = {
-        name: replace(rope, share=0.5)
-        for name in ("rope", "second_rope")
-        if (rope := getattr(config, name)) and rope.share < 1
-    }
+    ropes = {}
+    for name in ("rope", "second_rope"):
+        rope = getattr(config, name)
+        if rope and rope.share < 1:
+            ropes[name] = replace(rope, share=0.5)
+        if rope and rope.type == "longrope":  # of a head of 16: 8 pairs
+            short, long = (1.0, 1.1, 1.2, 1.3) * 2, (1.0, 1.5, 2.0, 3.0) * 2
+            ropes[name] = replace(rope, short_factor=short, long_factor=long)
     sizes = {"width": 64, "hidden_width": 96, "head_dim": 16}
     return replace(config, **sizes, **ropes)
 

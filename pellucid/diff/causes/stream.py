@@ -119,7 +119,7 @@ _WORDS = {
 
 
 def _activated(s: Setting, x: Tensor) -> Tensor:
-    return activation(x, s.config.activation, s.dialect)
+    return activation(s.config.activation, s.dialect)(x)
 
 
 def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

@@ -134,7 +134,7 @@ class Judge:
             self.keep(name, mask, seen)
         if self.padding is not None and wrong.ndim == 4:
             rows = torch.arange(mask.shape[-2]) + mask.shape[-1] - mask.shape[-2]
-            real = rows[None] >= self.padding[:, None]  # (B, T): what padding sees is nobody's
+            real = rows[None] >= self.padding[:, None]  # (B, T): padding rows are ignored
             wrong = wrong & real[:, None, :, None]
         if not wrong.any():
             return equal()

@@ -250,7 +250,7 @@ OPERATIONS: dict[str, Operation] = {
     "mlp.pre": lambda s, x: s.linear("mlp.up_proj", x),
     "mlp.gate": lambda s, x: s.linear("mlp.gate_proj", x),
     "mlp.up": lambda s, x: s.linear("mlp.up_proj", x),
-    "mlp.act": lambda s, x: activation(x, s.config.activation, s.dialect),
+    "mlp.act": lambda s, x: activation(s.config.activation, s.dialect)(x),
     "mlp.hidden": lambda s, act, up: act * up,
     "mlp.out": _down,
     "mlp_out": _added(_down, "mlp.out", "mlp_out_norm"),

@@ -1,4 +1,4 @@
-"""A name map for a recording nobody has described: by value where values agree, else by shape.
+"""A name map for a recording without a description: by value where values agree, else by shape.
 
 An implementation that is nearly right has nearly our values under whatever names and axes it uses,
 so each of its tensors is held against ours in every layout its shape allows. What then has no

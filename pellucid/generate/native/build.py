@@ -210,7 +210,7 @@ class Building:
                 self._made = library()
         except NotBuilt as problem:
             self._problem = str(problem)
-        except Exception as problem:  # in a thread: nobody else would hear of it
+        except Exception as problem:  # in a thread: it would be lost
             self._problem = f"{type(problem).__name__}: {problem}"
 
     def ready(self) -> ctypes.CDLL | None:

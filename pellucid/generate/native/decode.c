@@ -30,7 +30,7 @@ enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vecto
 
 /* What a step records for a trace, in the order of LEAVES in recording.py. */
 enum { EMBED, EMBED_NORMED, EMBED_SCALED, RESID_PRE, ATTN_NORM, Q, K, V, Q_NORMED, K_NORMED, Q_ROTATED,
-       K_ROTATED, Z, ATTN_PRODUCT, ATTN_OUT, RESID_MID, MLP_NORM, PRE, GATE, UP, ACT, HIDDEN, MLP_PRODUCT,
+       K_ROTATED, Q_SCALED, Z, ATTN_PRODUCT, ATTN_OUT, RESID_MID, MLP_NORM, PRE, GATE, UP, ACT, HIDDEN, MLP_PRODUCT,
        MLP_OUT, RESID_POST, FINAL_NORM, RAW_LOGITS, LEAVES };
 
 typedef struct {
@@ -39,8 +39,10 @@ typedef struct {
 } Norm;
 
 typedef struct {
-    const float *cos, *sin; /* (positions, width / 2) */
-    int32_t width;          /* how many components of a head are turned, the first ones */
+    const float *cos, *sin;           /* (positions, width / 2) */
+    const float *long_cos, *long_sin; /* of texts of more tokens than `original`, or NULL */
+    int64_t original;
+    int32_t width; /* how many components of a head are turned, the first ones */
 } Rope;
 
 typedef struct {
@@ -62,6 +64,7 @@ typedef struct {
     float embed_scale, residual_scale, logit_scale, logit_cap;     /* scales: 1 for none */
     Matrix embed, unembed;
     const float *pos_embed;        /* (context, width) or NULL */
+    const float *query_growth;     /* (positions) factors on queries, or NULL */
     const Norm *embed_norm, *norm; /* the first one or NULL */
     const Layer *layers;
 } Model;
@@ -71,6 +74,7 @@ typedef struct {
     const int64_t *tokens;    /* (rows, length) */
     const int32_t *starts;    /* (rows) padding before each row */
     int64_t seen, capacity;   /* tokens in the cache before this step, and its room */
+    int64_t end;              /* tokens in the cache after the pass of which this step is a part */
     void *const *keys, *const *values; /* per layer (rows, n_kv_heads, capacity, head_dim), model's dtype */
     float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
     float *const *recorded;   /* LEAVES pointers to (layers, batch, that leaf's width) or NULL; or NULL */
@@ -257,10 +261,11 @@ static void cut_softly(const Model *m, float cap, float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = rounded(m->dtype, rounded(m->dtype, x[i]) * cap);
 }
 
-/* Turn the pairs (i, i + width / 2) of one head by the angles of a position. */
-static void rotate(const Model *m, const Rope *rope, float *x, int64_t position) {
-    int half = rope->width / 2, t = m->dtype;
-    const float *cos = rope->cos + position * half, *sin = rope->sin + position * half;
+/* Turn the pairs (i, i + width / 2) of one head by the angles of a position in a text of `length` tokens. */
+static void rotate(const Model *m, const Rope *rope, float *x, int64_t position, int64_t length) {
+    int half = rope->width / 2, t = m->dtype, longer = rope->long_cos && length > rope->original;
+    const float *cos = (longer ? rope->long_cos : rope->cos) + position * half;
+    const float *sin = (longer ? rope->long_sin : rope->sin) + position * half;
     for (int i = 0; i < half; i++) {
         float a = x[i], b = x[i + half];
         if (m->rope_in_x) {
@@ -351,9 +356,13 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
             record(d, kind == QUERIES ? Q_NORMED : K_NORMED, layer, width, b, place, x, n);
         }
         if (l->rope && last == 0) {
-            for (int i = 0; i < n; i += D) rotate(m, l->rope, x + i, position_of(s, b));
+            for (int i = 0; i < n; i += D) rotate(m, l->rope, x + i, position_of(s, b), s->end - s->starts[row_of(s, b)]);
             record(d, kind == QUERIES ? Q_ROTATED : K_ROTATED, layer, width, b, place, x, n);
         }
+    }
+    if (kind == QUERIES && m->query_growth) {
+        scale_by(m, m->query_growth[position_of(s, b)], x, n);
+        record(d, Q_SCALED, layer, width, b, place, x, n);
     }
     if (kind == KEYS)
         for (int i = 0; i < count; i++) cache_head(d, s->keys[layer], b, head + i, x + i * D);

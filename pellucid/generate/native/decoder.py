@@ -32,11 +32,6 @@ def unsupported(model: Model) -> str | None:
         return f"the {dialect.name} dialect rounds in places of its own"
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
-    for rope in (model.config.rope, model.config.second_rope):
-        if rope is not None and rope.follows_length:
-            return f"{rope.type} RoPE turns every position anew as the text grows"
-    if model.config.query_growth:
-        return "queries grow with the position (Ministral 3)"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"{name or 'the model'} has forward hooks"
@@ -100,12 +95,14 @@ class Decoder:
         starts: Sequence[int] | None = None,
         recording: Recording | None = None,
         wanted: bool = True,
+        end: int = 0,
     ) -> Tensor:
         """Tokens (B, T) after what `cache` holds -> logits (B, V) of each row's last, in float32.
 
         The cache must have room for them (`Cache.reserve`); it is T tokens longer afterwards.
         At most MOST tokens in all; a recording is of one token per row.
-        starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed.
+        starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed;
+        end: tokens in the cache after the pass that this step is a part of, 0: no others follow.
         """
         assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
         rows, length, config = len(tokens), len(tokens[0]), self.model.config
@@ -122,6 +119,7 @@ class Decoder:
             starts=ctypes.addressof(padding),
             seen=cache.length,
             capacity=capacity,
+            end=end or cache.length + length,
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
             logits=logits.data_ptr() if wanted else None,

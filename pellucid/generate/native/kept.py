@@ -137,7 +137,7 @@ def load_content(content: bytes) -> ctypes.CDLL:
 
 
 def _load_copy(content: bytes) -> ctypes.CDLL:
-    """By way of a file in a new folder that nobody else can enter or exchange."""
+    """By way of a file in a new folder that no other user can enter or exchange."""
     with tempfile.TemporaryDirectory() as made:
         path = own_folder(Path(made)) / "decode.so"
         path.write_bytes(content)

@@ -86,8 +86,8 @@ Ranges = list[tuple[int, int]]  # of addresses, first and end
 def moving(tensor: Tensor, unwritten: Ranges) -> Iterator[Tensor | None]:
     """Copy a matrix to large pages: None after each PART, the copy at the end.
 
-    What was copied of a file that is mapped, and that nobody has written into (`unwritten_files`),
-    is handed back to the system as it goes: whoever looks there again gets it from the file. Ends
+    What was copied of a file that is mapped, and not written into since (`unwritten_files`),
+    is handed back to the system as it goes: a later read gets it from the file. Ends
     without a copy where the system gives no large pages.
     """
     advise = _madvise()

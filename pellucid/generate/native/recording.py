@@ -17,8 +17,8 @@ from pellucid.names import layer_of
 LEAVES = (
     *("embed", "embed_normed", "embed_scaled"),
     *("resid_pre", "attn_norm", "attn.q", "attn.k", "attn.v", "attn.q_normed", "attn.k_normed"),
-    *("attn.q_rotated", "attn.k_rotated", "attn.z", "attn.out", "attn_out", "resid_mid"),
-    *("mlp_norm", "mlp.pre", "mlp.gate", "mlp.up", "mlp.act", "mlp.hidden"),
+    *("attn.q_rotated", "attn.k_rotated", "attn.q_scaled", "attn.z", "attn.out", "attn_out"),
+    *("resid_mid", "mlp_norm", "mlp.pre", "mlp.gate", "mlp.up", "mlp.act", "mlp.hidden"),
     *("mlp.out", "mlp_out", "resid_post", "final_norm", "raw_logits"),
 )
 
@@ -33,6 +33,7 @@ class StepRequest(Structure):
         ("starts", c_void_p),
         ("seen", c_int64),
         ("capacity", c_int64),
+        ("end", c_int64),
         *((name, c_void_p) for name in ("keys", "values", "logits", "recorded")),
     )
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.models import Model
-from pellucid.models.parts import LayerNorm, Norm
+from pellucid.models.parts import LayerNorm, Norm, growth
 from pellucid.models.quantised import QuantisedMatrix
+from pellucid.models.rope import RotaryEmbedding
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _QUANTISED_KINDS = {8: 3, 6: 4, 4: 5}
@@ -42,9 +43,13 @@ class NormC(Structure):
 
 
 class RopeC(Structure):
-    """``Rope``: the turns of every position."""
+    """``Rope``: the turns of every position, and those of long texts where they differ."""
 
-    _fields_ = (("cos", c_void_p), ("sin", c_void_p), ("width", c_int32))
+    _fields_ = (
+        *((name, c_void_p) for name in ("cos", "sin", "long_cos", "long_sin")),
+        ("original", c_int64),
+        ("width", c_int32),
+    )
 
 
 _NORMS = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm")
@@ -77,6 +82,7 @@ class ModelC(Structure):
         ("embed", MatrixC),
         ("unembed", MatrixC),
         ("pos_embed", c_void_p),
+        ("query_growth", c_void_p),
         ("embed_norm", POINTER(NormC)),
         ("norm", POINTER(NormC)),
         ("layers", POINTER(LayerC)),
@@ -94,11 +100,8 @@ class Described:
     def __init__(self, model: Model, length: int) -> None:
         self._model, self._kept = model, []  # whatever the C side points to
         self.held: dict[nn.Module, Tensor] = {}
-        positions = torch.arange(length)
-        self._ropes = {
-            name: self._rope(getattr(model, name), positions)
-            for name in {kind.rope for kind in model.kinds} - {""}
-        }
+        self._positions = torch.arange(length)
+        self._ropes = {name: self._rope(getattr(model, name)) for name in model.ropes}
         self.layers = (LayerC * model.config.n_layers)(
             *(self._layer(*pair) for pair in zip(model.layers, model.kinds, strict=True))
         )
@@ -142,6 +145,7 @@ class Described:
             embed=self._matrix(model.embed),
             unembed=self._matrix(self.head),
             pos_embed=self._floats(model.pos_embed.weight) if config.rope is None else None,
+            query_growth=self._floats(self._growth()),
             embed_norm=self._norm(model.embed_norm if config.embed_norm else None),
             norm=self._norm(model.norm),
             layers=self.layers,
@@ -158,10 +162,19 @@ class Described:
             window=self._model.config.window if kind.window else 0,
         )
 
-    def _rope(self, module: nn.Module, positions: Tensor) -> Any:
-        cos, sin = module(positions, self._model.dtype)  # (length, width / 2)
-        pointers = self._floats(cos), self._floats(sin)
-        return self._pointer(RopeC(*pointers, width=2 * cos.shape[-1]))
+    def _rope(self, module: RotaryEmbedding) -> Any:
+        """Tables (length, width / 2); where they follow the length, short and long texts'."""
+        positions, dtype, original = self._positions, self._model.dtype, len(self._positions)
+        if module.rope.follows_length:
+            original = min(original, module.rope.original_context or 1)
+        short = module(positions[:original], dtype)
+        long = module(positions, dtype) if original < len(positions) else (None, None)
+        pointers = [self._floats(table) for table in (*short, *long)]
+        return self._pointer(RopeC(*pointers, original=original, width=2 * short[0].shape[-1]))
+
+    def _growth(self) -> Tensor | None:
+        config, dtype = self._model.config, self._model.dtype
+        return growth(config, self._positions, dtype) if config.query_growth else None
 
     def _norm(self, module: Norm | None) -> Any:
         """The norm with the weight it multiplies by: 1 + its own, or ones where it has none."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from pellucid.tokenizers import ChatFormat, TemplateChat, Tokenizer
-from pellucid.tokenizers.marked import with_marks_of_answers
+from pellucid.tokenizers.chat import with_marks_of_answers
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Example
 

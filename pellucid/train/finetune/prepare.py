@@ -14,7 +14,6 @@ from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints.formats.hf import table
 from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
 from pellucid.checkpoints.formats.quantised import QuantisedWeights
-from pellucid.evaluate import class_report
 from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
@@ -190,9 +189,7 @@ def make_task(
     else:
         classify.add_head(model, len(labels), settings.seed)
     apart = replace(options, packed=False)  # texts of a kind have a length of a kind
-    return tasks.classification_task(
-        examples, judged, labels, tokenizer, apart, lambda *found: class_report(*found).as_dict()
-    )
+    return tasks.classification_task(examples, judged, labels, tokenizer, apart)
 
 
 def _documents(

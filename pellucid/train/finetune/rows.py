@@ -136,7 +136,7 @@ class Rows:
                 targets[number, inside] = torch.where(wanted[1:], ids[1:], IGNORED)
                 documents[number, inside] = begin
                 begin = inside.stop
-            documents[number, begin:] = begin  # the padding is nobody's
+            documents[number, begin:] = begin  # padding is ignored
         return Batch(inputs, targets, documents if self.packed else None)
 
 

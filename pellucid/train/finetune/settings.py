@@ -22,48 +22,93 @@ Kind = Literal["text", "instructions", "classification", "preferences"]
 class FinetuneSettings:
     """Every setting of a fine-tuning run; None where the value depends on others."""
 
-    model: str = setting("demo", "folder, owner/name or a demo", section="finetune", flag="")
+    model: str = setting(
+        "demo",
+        "model to fine-tune: a folder, owner/name on the Hub, or a demo",
+        section="finetune",
+        flag="",
+    )
     data: list[str] | None = setting(
-        None, "examples: JSON, JSON lines, CSV; or text files, folders", group="data"
+        None,
+        "examples as JSON, JSON lines or CSV; or text files and folders of them",
+        "none",
+        group="data",
     )
-    kind: Kind | None = setting(None, "what the data is", "by its keys", flag="--as")
-    separator: str | None = setting(None, "what stands between documents of a text file", "none")
-    eval_data: list[str] | None = setting(None, "examples to judge by", "a share of the data")
-    hold_out: float = setting(0.1, "share of the data to judge by")
-    context: int | None = setting(None, "most tokens of a row", "the model's, at most 1024")
-    pack: bool = setting(True, "several examples in a row, none of which sees another")
+    kind: Kind | None = setting(None, "what the examples teach", "told by their keys", flag="--as")
+    separator: str | None = setting(
+        None, "text between two documents of a text file", "none: a file is one document"
+    )
+    eval_data: list[str] | None = setting(
+        None, "examples to evaluate on", "a share of the data, --hold-out"
+    )
+    hold_out: float = setting(0.1, "share of the data that is held out for evaluation")
+    context: int | None = setting(
+        None, "largest number of tokens in a row", "the model's context, at most 1024"
+    )
+    pack: bool = setting(True, "put several examples into a row, none of which sees another")
     lora: int | None = setting(
-        None, "rank of adapters", "none: the whole model", group="what is trained"
+        None,
+        "rank of the LoRA adapters to train",
+        "none: the whole model is trained",
+        group="what is trained",
     )
-    alpha: float | None = setting(None, "adapters times alpha / rank", "2 × rank")
-    adapter: str | None = setting(None, "go on from the adapters in this folder")
-    lora_dropout: float | None = setting(None, "of what adapters read")
+    alpha: float | None = setting(
+        None, "scale of the adapters: they count alpha / rank times", "2 × rank"
+    )
+    adapter: str | None = setting(None, "folder of a LoRA adapter to go on from", "none")
+    lora_dropout: float | None = setting(
+        None, "share of the adapters' inputs that dropout sets to 0", "0, or the adapter's own"
+    )
     targets: list[str] | None = setting(
-        None, "attention, mlp, all, or module globs", "all", metavar="TEXT"
+        None,
+        "matrices that get adapters: attention, mlp, all, or globs of module names",
+        "all",
+        metavar="TEXT",
     )
-    last_blocks: int | None = setting(None, "only the last N blocks; 0: a new head alone", "all")
-    beta: float = setting(0.1, "how near to stay to the start", group="preferences")
-    label_smoothing: float = setting(0.0, "share of pairs the wrong way round")
-    epochs: float = setting(3.0, "times over the data, unless --steps", group="training")
-    steps: int | None = setting(None, "optimiser steps", "by the epochs")
-    batch: int = setting(16, "rows of a step")
-    micro_batch: int | None = setting(None, "rows in memory at a time", "all")
-    lr: float | None = setting(None, "highest learning rate", "by what is trained")
-    warmup: int | None = setting(None, "steps up to it", "3 in 100")
-    weight_decay: float = setting(0.0, "of matrices")
-    clip: float = setting(1.0, "longest gradient; 0: any")
-    seed: int = setting(1, "of batches, dropout, adapters and the split")
+    last_blocks: int | None = setting(
+        None, "train the last N blocks only; 0 trains a new head alone", "all blocks"
+    )
+    beta: float = setting(
+        0.1,
+        "weight of staying near the first model, in the loss of preferences (DPO)",
+        group="preferences",
+    )
+    label_smoothing: float = setting(
+        0.0, "share of preference pairs that are assumed to be the wrong way round"
+    )
+    epochs: float = setting(3.0, "passes over the data, unless --steps is given", group="training")
+    steps: int | None = setting(None, "number of optimiser steps", "those of --epochs")
+    batch: int = setting(16, "rows of an optimiser step")
+    micro_batch: int | None = setting(
+        None,
+        "rows in memory at a time; gradients add up to those of the batch",
+        "all rows of the batch",
+    )
+    lr: float | None = setting(None, "highest learning rate", "chosen by what is trained")
+    warmup: int | None = setting(
+        None, "steps in which the learning rate rises to its highest value", "3 of 100 steps"
+    )
+    weight_decay: float = setting(
+        0.0, "share of each matrix that AdamW takes off, per step and unit of learning rate"
+    )
+    clip: float = setting(
+        1.0,
+        "longest norm of a step's gradient, longer ones are scaled down; 0 leaves all as they are",
+    )
+    seed: int = setting(1, "seed of batches, dropout, adapters and the split of the data")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto", "of products; auto: bfloat16 where the processor has it"
+        "auto", "data type of matrix products; auto is bfloat16 where the processor has it"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None, "of weights that adapters leave as they are", "as stored"
+        None, "data type of the weights that adapters leave as they are", "as stored"
     )
-    device: str = setting("cpu", "cpu, cuda, cuda:1 …")
-    eval_every: int | None = setting(None, "steps between evaluations", "10 in all")
-    patience: int = setting(0, "evaluations without a better one to end at; 0: none")
-    save_every: int = setting(200, "steps between checkpoints; 0: at the end only")
-    merge: bool = setting(False, "write the model with its adapters in OUT/merged")
+    device: str = setting("cpu", "device to train on: cpu, cuda, cuda:1 …")
+    eval_every: int | None = setting(None, "steps between two evaluations", "10 evaluations in all")
+    patience: int = setting(
+        0, "evaluations without a better result before training ends early; 0 never ends early"
+    )
+    save_every: int = setting(200, "steps between two checkpoints; 0 saves at the end only")
+    merge: bool = setting(False, "also write the model with its adapters merged into OUT/merged")
 
 
 def dump(settings: FinetuneSettings) -> str:

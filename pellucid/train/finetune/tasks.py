@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pellucid.models import Model
 from pellucid.tokenizers import TemplateChat, Tokenizer
@@ -23,6 +22,7 @@ from pellucid.train.batches import Batches, held_out_windows
 from pellucid.train.documents import Document, begin_and_end, token_stream
 from pellucid.train.evaluation import evaluate
 from pellucid.train.finetune import classify, instructions, pairs, preferences
+from pellucid.train.finetune.classes import class_report
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import Record
 from pellucid.train.finetune.rows import Cut, Rows, fitted, mean_loss
@@ -140,14 +140,8 @@ def classification_task(
     labels: Mapping[str, int],
     tokenizer: Tokenizer,
     options: Options,
-    report: Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Any]],
 ) -> Task:
-    """Texts with labels. The model needs its head.
-
-    labels  as `classify.balance` gives them
-    report  probabilities (N, L), true labels (N) and their names -> accuracy and more, such as
-            ``pellucid.evaluate.class_report``
-    """
+    """Texts with labels, as `classify.balance` counts them. The model needs its head."""
     names = list(labels)
 
     def encode(text: str) -> list[int]:
@@ -159,7 +153,7 @@ def classification_task(
     objective = classify.classification_objective
 
     def measures(model: Model) -> dict[str, Any]:
-        return {**report(*classify.examined(model, judged), names)}
+        return class_report(*classify.examined(model, judged), names).as_dict()
 
     return Task(
         kind="classification",

@@ -56,7 +56,7 @@ class Joined:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when every rank is here, however long one of them prepares or writes."""
+        """Wait until every rank is here, however long the slowest prepares or writes."""
         dist.barrier(group=self.patient)
 
     def begun(self) -> None:
@@ -130,7 +130,7 @@ def _place(device: str) -> torch.device:
 def _meeting_place(limit: timedelta) -> tuple[Store, Store, int, int]:
     """The job's store, where ranks find each other in it, the number of this one, and of all.
 
-    torchrun keeps one store for all attempts: each gets names of its own in it, so that nobody
+    torchrun keeps one store for all attempts: each gets names of its own in it, so that no rank
     waits for a rank of the attempt before.
     """
     if not ranks_launched():
@@ -141,7 +141,7 @@ def _meeting_place(limit: timedelta) -> tuple[Store, Store, int, int]:
 
 
 def _first_to_fail(store: Store | None) -> bool:
-    """Whether no other rank has failed in this attempt; True as well where nobody can know."""
+    """Whether no other rank has failed in this attempt; True as well where that cannot be known."""
     try:
         return store is None or store.add("failed", 1) == 1
     except RuntimeError:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CONFIGS, FEATURES, random_model, random_tokens
 from torch import Tensor
 
 from pellucid import graph
-from pellucid.generate import Sampling, fast, generate_tokens
+from pellucid.generate import Sampling, fast, generate_plain, generate_tokens
 from pellucid.generate.native import Decoder, instruction_sets, library, unsupported
 from pellucid.generate.native.recording import LEAVES
 from pellucid.models import Cache, Model
@@ -146,6 +148,48 @@ def test_the_recording_holds_what_a_trace_holds(kind):
             )
 
 
+def with_original_context(kind: str, length: int, dtype: torch.dtype = torch.float32) -> Model:
+    config = FEATURES[kind]
+    assert config.rope is not None
+    rope = replace(config.rope, original_context=length)
+    return random_model(replace(config, rope=rope), dtype)
+
+
+def test_long_texts_are_turned_by_longropes_long_divisors():
+    model = with_original_context("longrope", FIRST - 2)
+    tokens = random_tokens(model.config, 3, LENGTH)
+    expected = expected_logits(model, tokens)
+    assert difference(decoded(library(), model, tokens, 2), expected) <= FLOAT32
+    model = quantise(model, Format(bits=8, group=32))  # its prompt is one pass in pieces
+    with torch.no_grad():
+        expected = model(tokens)[:, -1].double()
+    steps = fast.FastSteps(model, LENGTH, wanted=True)
+    rows = tokens.repeat(15, 1)  # 45: one token of each in a step
+    logits = steps.step(rows.tolist(), Cache(model.config.n_layers), [0] * 45)
+    assert logits is not None
+    assert difference(logits[:3], expected) <= FLOAT32
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic RoPE"])
+@pytest.mark.parametrize("bits", [0, 8])
+def test_rows_that_outgrow_the_original_context_one_after_another(kind, bits):
+    model = with_original_context(kind, 10)
+    model = quantise(model, Format(bits=bits, group=32)) if bits else model
+    rows = [random_tokens(model.config, length, seed=length).tolist() for length in (4, 9, 7)]
+    greedy = {"sampling": Sampling(temperature=0.0), "max_new_tokens": 9}
+    found = [list(generate_tokens(model, rows, fast=how, **greedy)) for how in (True, False)]
+    assert found[0] == found[1]
+    alone = [generate_plain(model, row, **greedy) for row in rows]
+    assert [list(row) for row in zip(*found[0], strict=True)] == alone
+
+
+def test_a_trace_beyond_dynamic_ropes_original_context_is_refused():
+    model = with_original_context("dynamic RoPE", 10)
+    assert fast.trace_fast(model, [[1] * 8], 2)
+    with pytest.raises(ValueError, match="cannot trace 11 tokens.*dynamic RoPE"):
+        fast.trace_fast(model, [[1] * 9], 2)
+
+
 @pytest.mark.parametrize("how", [True, False])
 def test_a_quantised_model_without_any_parameter_is_decoded(how):
     model = random_model(FEATURES["norm without weight"], torch.float32)
@@ -163,7 +207,7 @@ def test_a_quantised_model_without_any_parameter_is_decoded(how):
 def test_what_a_recording_leaves_out_is_never_formed():
     leaves = {row.leaf for row in graph.ROWS} - set(LEAVES)
     tables = {"rope.cos", "rope.sin", "second_rope.cos", "second_rope.sin", "pos_embed"}
+    tables |= {"query_growth"}
     scores = {"attn.scores", "attn.capped_scores", "attn.masked_scores", "attn.pattern"}
     given = {"tokens", "positions", "mask", "window_mask", "logits"}
-    growing = {"query_growth", "attn.q_scaled"}  # Ministral 3, which C does not decode
-    assert leaves == tables | scores | given | growing
+    assert leaves == tables | scores | given
