@@ -23,6 +23,7 @@ _LAZY = {
     "load": "pellucid.language_model",
     "model_report": "pellucid.checkpoints.model_report",
     "quantise_checkpoint": "pellucid.evaluate.quantise",
+    "record": "pellucid.diff.sides.record",
     "record_step": "pellucid.diff.training.record",
     "run_bench": "pellucid.bench.session",
     "text_report": "pellucid.evaluate.text_report",
@@ -42,6 +43,7 @@ __all__ = [
     "load",
     "model_report",
     "quantise_checkpoint",
+    "record",
     "record_step",
     "run_bench",
     "text_report",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pellucid.checkpoints import convert, fetch
     from pellucid.checkpoints.model_report import model_report
     from pellucid.diff import assert_same_model, diff
+    from pellucid.diff.sides.record import record
     from pellucid.diff.training.record import diff_steps, record_step
     from pellucid.evaluate.labels import label_report
     from pellucid.evaluate.quantise import quantise_checkpoint

@@ -17,6 +17,7 @@ from pellucid.checkpoints import parameter_shapes
 from pellucid.diff.options import Options
 from pellucid.diff.sides.side import Side
 from pellucid.diff.sides.transformers import from_transformers
+from pellucid.diff.sides.wrappers import plain_weights
 from pellucid.families import FAMILIES, read_config, split, table
 from pellucid.generate import encode_prompt
 from pellucid.language_model import as_dtype
@@ -38,7 +39,7 @@ def live_side(model: Any, label: str) -> Side:
     if family is None or family.pairs != "halves":
         return from_transformers(model, label)
     config = read_config(stated, f"{label}: config")
-    weights = canonical(config, model.state_dict(), label)
+    weights = canonical(config, plain_weights(model), label)
     return from_transformers(model, label, config=config, weights=weights)
 
 
