@@ -48,10 +48,14 @@ class GroupedBlock(nn.Module):
 
     def load(self, w):
         c = self.c
-        parts = [w[f"attn.{x}_proj.weight"].unflatten(0, (c.n_kv_heads, -1, c.head_dim)) for x in "qkv"]
+        parts = [
+            w[f"attn.{x}_proj.weight"].unflatten(0, (c.n_kv_heads, -1, c.head_dim)) for x in "qkv"
+        ]
         take(self.qkv.weight, torch.cat(parts, 1).flatten(0, 2))
         take(self.mix.weight, w["attn.o_proj.weight"])
-        take(self.gate_and_up.weight, torch.cat((w["mlp.gate_proj.weight"], w["mlp.up_proj.weight"])))
+        take(
+            self.gate_and_up.weight, torch.cat((w["mlp.gate_proj.weight"], w["mlp.up_proj.weight"]))
+        )
         take(self.back.weight, w["mlp.down_proj.weight"])
         take(self.before_attention.weight, w["attn_norm.weight"])
         take(self.before_mlp.weight, w["mlp_norm.weight"])
@@ -84,14 +88,17 @@ class GroupedBlock(nn.Module):
         first, second = x.chunk(2, dim=-1)
         if self.wrong == "pairs":
             first, second = x[..., ::2], x[..., 1::2]
-        turned = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
+        turned = (
+            first * angles.cos() - second * angles.sin(),
+            second * angles.cos() + first * angles.sin(),
+        )
         if self.wrong == "pairs":
             return torch.stack(turned, -1).flatten(-2)
         return torch.cat(turned, -1)
 
 
 class Bare(nn.Module):
-    """No modules for products: bare (in, out) matrices, attention written out, head by head norms."""
+    """No modules for products: bare (in, out) matrices; attention and norms written out."""
 
     def __init__(self, config, weights, wrong=""):
         super().__init__()
@@ -116,7 +123,9 @@ class BareBlock(nn.Module):
     def __init__(self, config, weights, wrong):
         super().__init__()
         w = {name.split(".", 2)[2]: x for name, x in weights.items()}
-        self.one, self.two = (Centred(w, name, config.norm_eps) for name in ("attn_norm", "mlp_norm"))
+        self.one, self.two = (
+            Centred(w, name, config.norm_eps) for name in ("attn_norm", "mlp_norm")
+        )
         self.look = Looking(config, w, wrong)
         self.widen = nn.Linear(*w["mlp.up_proj.weight"].T.shape)
         self.narrow = nn.Linear(*w["mlp.down_proj.weight"].T.shape)
@@ -129,7 +138,9 @@ class BareBlock(nn.Module):
     def forward(self, x):
         x = x + self.look(self.one(x))
         normed = (self.one if self.wrong == "norm" else self.two)(x)
-        return (normed if self.wrong == "stream" else x) + self.narrow(self.bend(self.widen(normed)))
+        return (normed if self.wrong == "stream" else x) + self.narrow(
+            self.bend(self.widen(normed))
+        )
 
 
 class Looking(nn.Module):
@@ -137,7 +148,9 @@ class Looking(nn.Module):
         super().__init__()
         self.heads, self.wrong = config.n_heads, wrong
         for letter in "qkvo":
-            setattr(self, f"w_{letter}", nn.Parameter(w[f"attn.{letter}_proj.weight"].T.clone()))
+            setattr(
+                self, f"w_{letter}", nn.Parameter(w[f"attn.{letter}_proj.weight"].T.contiguous())
+            )
             setattr(self, f"b_{letter}", nn.Parameter(w[f"attn.{letter}_proj.bias"].clone()))
 
     def forward(self, x):
@@ -166,7 +179,10 @@ class Centred(nn.Module):
 
     def forward(self, x):
         centred = x - x.mean(-1, keepdim=True)
-        return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps) * self.gain + self.shift
+        return (
+            centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps) * self.gain
+            + self.shift
+        )
 
 
 class Bend(nn.Module):
@@ -183,3 +199,99 @@ class Bend(nn.Module):
 def take(parameter, tensor):
     with torch.no_grad():
         parameter.copy_(tensor)
+
+
+class Cached(nn.Module):
+    """Rows of q and k in neighbouring pairs, turned as complex numbers; a cache; a greedy loop."""
+
+    def __init__(self, config, weights, wrong=""):
+        super().__init__()
+        self.tok = nn.Embedding(config.vocab_size, config.width)
+        self.parts = nn.ModuleList(CachedBlock(config, wrong) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.out = nn.Linear(config.width, config.vocab_size, bias=False)
+        for module, name in ((self.tok, "embed"), (self.norm, "norm"), (self.out, "unembed")):
+            take(module.weight, weights[f"{name}.weight"])
+        for n, block in enumerate(self.parts):
+            block.load({k.split(".", 2)[2]: x for k, x in weights.items() if f"layers.{n}." in k})
+
+    @torch.inference_mode()
+    def forward(self, ids, start_pos):
+        x = self.tok(ids)
+        for block in self.parts:
+            x = block(x, start_pos)
+        return self.out(self.norm(x)[:, -1:])
+
+    def continued(self, ids, steps):
+        """Greedy tokens with the cache: one call, then one for each token."""
+        start = 0
+        for _ in range(steps + 1):
+            logits = self(ids, start)
+            start += ids.shape[1]
+            ids = logits[:, -1].argmax(-1, keepdim=True)
+
+
+class CachedBlock(nn.Module):
+    def __init__(self, c, wrong):
+        super().__init__()
+        self.c, self.wrong = c, wrong
+        self.wq = nn.Linear(c.width, c.n_heads * c.head_dim, bias=False)
+        self.wk = nn.Linear(c.width, c.n_kv_heads * c.head_dim, bias=False)
+        self.wv = nn.Linear(c.width, c.n_kv_heads * c.head_dim, bias=False)
+        self.wo = nn.Linear(c.n_heads * c.head_dim, c.width, bias=False)
+        self.w1 = nn.Linear(c.width, c.hidden_width, bias=False)
+        self.w2 = nn.Linear(c.hidden_width, c.width, bias=False)
+        self.w3 = nn.Linear(c.width, c.hidden_width, bias=False)
+        self.n1, self.n2 = (nn.RMSNorm(c.width, eps=c.norm_eps) for _ in range(2))
+        self.held = torch.zeros(2, 1, c.context_length, c.n_kv_heads, c.head_dim)
+
+    def load(self, w):
+        names = {
+            "wv": "attn.v_proj",
+            "wo": "attn.o_proj",
+            "w1": "mlp.gate_proj",
+            "w2": "mlp.down_proj",
+            "w3": "mlp.up_proj",
+            "n1": "attn_norm",
+            "n2": "mlp_norm",
+        }
+        for mine, ours in names.items():
+            take(getattr(self, mine).weight, w[f"{ours}.weight"])
+        for mine, letter in ((self.wq, "q"), (self.wk, "k")):
+            rows = w[f"attn.{letter}_proj.weight"].unflatten(0, (-1, 2, self.c.head_dim // 2))
+            rows = rows if self.wrong == "halves" else rows.transpose(1, 2)
+            take(mine.weight, rows.flatten(0, 2))
+
+    def forward(self, x, start):
+        c, (batch, length, _) = self.c, x.shape
+        normed = self.n1(x)
+        q, k, v = (
+            w(normed).view(batch, length, -1, c.head_dim) for w in (self.wq, self.wk, self.wv)
+        )
+        q, k = self.turn(q, start), self.turn(k, start)
+        v = self.turn(v, start) if self.wrong == "values" else v
+        for held, new in zip(self.held, (k, v), strict=True):
+            held[:, start : start + length] = new
+        k, v = (
+            held[:, : start + length].repeat_interleave(c.n_heads // c.n_kv_heads, 2)
+            for held in self.held
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        scores = torch.matmul(q, k.transpose(2, 3)) / math.sqrt(c.head_dim)
+        if length > 1:
+            hidden = torch.full((length, length), float("-inf")).triu(1)
+            scores = scores + torch.hstack((torch.zeros(length, start), hidden))
+        z = torch.matmul(F.softmax(scores, dim=-1), v)
+        x = x + self.wo(z.transpose(1, 2).flatten(2))
+        normed = self.n2(x)
+        act = F.gelu if self.wrong == "gelu" else F.silu
+        return x.add_(self.w2(act(self.w1(normed)) * self.w3(normed)))  # written over the stream
+
+    def turn(self, x, start):
+        step = 1 if self.wrong == "restart" and start else start
+        turns = self.c.rope.theta ** (-torch.arange(0, x.shape[-1], 2) / x.shape[-1])
+        angles = (torch.arange(x.shape[1]) + step)[:, None] * turns
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(
+            turned * torch.polar(torch.ones_like(angles), angles)[:, None]
+        ).flatten(-2)

@@ -126,6 +126,7 @@ class _Names(Reading):
         found = {"masked": softmax["inputs"][0], "pattern": softmax["output"]}
         if before:
             found |= dict(zip(("query", "key"), before[-1]["inputs"], strict=True))
+            self.products_of_q_and_k.add(before[-1]["output"])
         if after:
             found |= dict(zip(("pattern", "value"), after[0]["inputs"], strict=True))
             found["z"] = after[0]["output"]
@@ -175,10 +176,10 @@ class _Names(Reading):
                 x = self.seen[call["output"]]
                 part = split_joined(x, split, modules, self.config, dim=-1)[-1]
                 if same_values(part, flat) and split != "concat":
-                    self.splits.setdefault(local_names(modules), split)
-                    self.notes.append(
-                        f"{' and '.join(local_names(modules))} are joined by {split} in B"
-                    )
+                    if local_names(modules) not in self.splits:
+                        said = " and ".join(local_names(modules))
+                        self.notes.append(f"{said} are joined by {split} in B")
+                    self.splits[local_names(modules)] = split
                     del self.joined[call["output"]]
                     break
 
@@ -310,7 +311,7 @@ class _Names(Reading):
 
     def unmapped(self) -> list[str]:
         """Real tensors of the first pass that are none of ours and no second name of one."""
-        mapped = {foreign for foreign, _ in self._rows()}
+        mapped = {foreign for foreign, _ in self._rows()} | self.products_of_q_and_k
         values = {_mark(self.seen[name]) for name in mapped}
         parts = (self._value(ours) for _, held in self._rows() for ours, _ in held)
         values |= {_mark(x) for x in parts if x is not None}

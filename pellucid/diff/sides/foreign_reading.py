@@ -44,6 +44,7 @@ class Reading:
         self.splits: dict[tuple[str, ...], Split] = {}  # local names -> how they are joined
         self.neighbours: dict[str, bool] = {}  # "q", "k": its pairs are neighbours
         self.notes: list[str] = []
+        self.products_of_q_and_k: set[str] = set()  # before the scale: none of our tensors
         self.products = self._products()
 
     def _products(self) -> dict[tuple[str, ...], Call]:

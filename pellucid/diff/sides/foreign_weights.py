@@ -261,12 +261,12 @@ def _joined_by_shape(
 
 
 def _same_shape(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape or (x.ndim == 2 and x.shape == y.T.shape)
+    return x.shape == y.shape or (x.ndim == y.ndim == 2 and x.shape == y.T.shape)
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:
     options = [y] if x.shape == y.shape else []
-    options += [y.T] if x.ndim == 2 and y.T.shape == x.shape else []
+    options += [y.T] if x.ndim == y.ndim == 2 and y.T.shape == x.shape else []
     return any(_correlation(x, option) > ALIKE for option in options)
 
 

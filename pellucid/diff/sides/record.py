@@ -104,6 +104,8 @@ class _Watch(TorchFunctionMode):
         def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             if not path:
                 self.step += 1
+            for name, x in module.named_parameters(recurse=False):  # FSDP gathers them anew
+                self._stored.setdefault(_place(x), f"{path}.{name}".lstrip("."))
             call = {"name": self._numbered(path, ""), "op": "module", "reads": own}
             call["stores"] = "in,out" if type(module).__name__ == "Conv1D" else "out,in"
             self.open.append(call)
