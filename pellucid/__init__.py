@@ -25,6 +25,8 @@ _LAZY = {
     "quantise_checkpoint": "pellucid.evaluate.quantise",
     "record": "pellucid.diff.sides.record",
     "record_step": "pellucid.diff.training.record",
+    "report_as_html": "pellucid.show.diff_report",
+    "report_as_text": "pellucid.show.diff_report",
     "run_bench": "pellucid.bench.session",
     "text_report": "pellucid.evaluate.text_report",
     "Trace": "pellucid.trace",
@@ -45,6 +47,8 @@ __all__ = [
     "quantise_checkpoint",
     "record",
     "record_step",
+    "report_as_html",
+    "report_as_text",
     "run_bench",
     "text_report",
     "train",
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
+    from pellucid.show.diff_report import report_as_html, report_as_text
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train
     from pellucid.train.finetune.entry import finetune

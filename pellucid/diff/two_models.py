@@ -94,9 +94,7 @@ def diff(
         if prompt is not None or steps:
             raise ValueError("a recorded training step has a batch of its own: give no prompt")
         return diff_steps(a, b)
-    if prompt is None and any(map(is_foreign, (a, b))):
-        prompt = DEFAULT_PROMPT
-    a, b = recorded_modules(a, b, as_rows(prompt), steps)
+    a, b = recorded_modules(a, b, as_rows(prompt) or DEFAULT_PROMPT, steps)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
     run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
     right = Options(dtype=dtype_b, dialect=dialect_b, **run_b)
@@ -110,13 +108,8 @@ def diff(
         prompt = DEFAULT_PROMPT
     passes = [names.step_of(name) for seen in recorded for name in seen]
     most = max([steps, *passes])
-    if map_out is not None:
-        write_map(map_out, recorded)
     report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
-    _demand_judged(report)
-    notes = [report.note, *(note for side in sides for note in _notes(side, report))]
-    report.note = "; ".join(note for note in notes if note)
-    return report
+    return _finished(report, sides, map_out)
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
@@ -304,6 +297,16 @@ def _with_proposal(
         return UnknownNames(f"{error}; none of its tensors has the shape of one of ours", seen)
     advice = "proposed by value, order and shape; check it, save it as names.yaml and give"
     return UnknownNames(f"{error}; {advice} name_map='names.yaml'", seen, as_yaml(proposed))
+
+
+def _finished(report: Report, sides: Sequence[Side], map_out: str | Path | None) -> Report:
+    """The report with the notes of both sides; ValueError where nothing was compared."""
+    _demand_judged(report)
+    if map_out is not None:
+        write_map(map_out, [side.recorded for side in sides if side.recorded is not None])
+    notes = [report.note, *(note for side in sides for note in _notes(side, report))]
+    report.note = "; ".join(note for note in notes if note)
+    return report
 
 
 def _notes(side: Side, report: Report) -> Iterator[str]:

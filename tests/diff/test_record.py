@@ -170,3 +170,11 @@ def test_what_cannot_be_recorded_is_one_line():
         pellucid.diff(ours, nn.Bilinear(3, 3, 3), TOKENS)
     with pytest.raises(ValueError, match="give a name_map"):
         pellucid.diff(ours, nn.Embedding(97, 5), TOKENS)
+
+
+def test_a_report_shows_itself_as_text_and_as_a_page():
+    report = pellucid.diff(*pair("bare", "erf"), TOKENS)
+    told = str(report)
+    assert "FIRST" in told and "layers.0.mlp.act" in told and "DIVERGED" in told
+    page = report._repr_html_()
+    assert page.startswith("<iframe srcdoc=") and "GELU form" in page and "<h1" not in page
