@@ -17,7 +17,6 @@ from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
 from pellucid.diff.sides.foreign_side import (
     home,
-    is_foreign,
     notes_of,
     recorded_modules,
     without_weights,
