@@ -25,7 +25,10 @@ _LAZY = {
     "model_report": "pellucid.checkpoints.model_report",
     "plan_training": "pellucid.train.plan_report",
     "quantise_checkpoint": "pellucid.evaluate.quantise",
+    "record": "pellucid.diff.sides.record",
     "record_step": "pellucid.diff.training.record",
+    "report_as_html": "pellucid.show.diff_report",
+    "report_as_text": "pellucid.show.diff_report",
     "run_bench": "pellucid.bench.session",
     "serve_models": "pellucid.serve",
     "text_report": "pellucid.evaluate.text_report",
@@ -47,7 +50,10 @@ __all__ = [
     "model_report",
     "plan_training",
     "quantise_checkpoint",
+    "record",
     "record_step",
+    "report_as_html",
+    "report_as_text",
     "run_bench",
     "serve_models",
     "text_report",
@@ -60,12 +66,14 @@ if TYPE_CHECKING:
     from pellucid.checkpoints import convert, fetch
     from pellucid.checkpoints.model_report import model_report
     from pellucid.diff import assert_same_model, diff
+    from pellucid.diff.sides.record import record
     from pellucid.diff.training.record import diff_steps, record_step
     from pellucid.evaluate.labels import label_report
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
     from pellucid.language_model import LanguageModel, load
     from pellucid.serve import serve_models
+    from pellucid.show.diff_report import report_as_html, report_as_text
     from pellucid.source import code
     from pellucid.trace import Trace
     from pellucid.train.entry import train_model as train

@@ -69,6 +69,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="naming scheme of a recording's tensors: transformers, meta, transformerlens, gguf, "
         "litgpt, or a YAML file (default: recognised by itself)",
     )
+    group.add_argument(
+        "--map-out",
+        metavar="FILE",
+        help="write the name map that was found out for a recording of pellucid.record, as YAML",
+    )
     for side in ("A", "B"):
         group = parser.add_argument_group(f"how to run {side}, if it is a model")
         group.add_argument(
@@ -122,6 +127,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             arguments.prompt if arguments.tokens is None else arguments.tokens,
             **{name: getattr(arguments, name) for name in _RUN},
             name_map=arguments.map,
+            map_out=arguments.map_out,
             progress=progress,
             keep=None if maps is None else maps.keep,
         )

@@ -34,11 +34,12 @@ def _logit_pairs(
         if not graph.known(name) or leaf(name) != "logits" or name not in seen_b:
             continue
         x, y = seen_a[name].double(), seen_b[name].double()
+        x = x[:, -1:] if y.shape[1] == 1 and names.step_of(name) == 0 else x  # its last row alone
         if x.shape[:2] != y.shape[:2]:
             continue
         width = min(x.shape[-1], y.shape[-1])
         real = torch.ones(x.shape[:2], dtype=torch.bool)
-        if padding is not None and names.step_of(name) == 0:
+        if padding is not None and names.step_of(name) == 0 and x.shape[1] > 1:
             real = torch.arange(x.shape[1])[None] >= padding[:, None]
         yield x[real][:, :width], y[real][:, :width]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pellucid.models import Config
 
@@ -19,7 +21,7 @@ class Options:
     copies          of our own model: every row so many times in one batch
     fast            of our own model: decoding steps in C
     name_map        of a recording: a shipped map's name, or a YAML file
-    config          of the model that a recording is of, where the other side knows it
+    config, weights of the model that a recording is of, where the other side knows them
     """
 
     dtype: str | torch.dtype | None = None
@@ -29,3 +31,4 @@ class Options:
     fast: bool = False
     name_map: str | Path | None = None
     config: Config | None = None
+    weights: Mapping[str, Tensor] | None = None

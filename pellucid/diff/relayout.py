@@ -20,6 +20,7 @@ from pellucid.diff.weight_changes import LOOSE, changed
 Kind = Literal["fault", "explained"]
 Explanation = tuple[str, str, Kind]  # cause, finding, kind
 FEW = 4  # changed values that are told one by one
+_JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
@@ -121,6 +122,7 @@ def _trials(
     if x.ndim == 1:
         yield "norm weight plus one", "B's tensor is A's plus one", "fault", x + 1
         yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
+    yield from _from_siblings(name, x, y, mine)
 
 
 def _sum_of_bits(x: Tensor) -> int:
@@ -177,6 +179,7 @@ def _head_layouts(
             "fault",
             pairs.transpose(1, 2).reshape(flat),
         )
+        yield from _other_head_counts(x, halves.transpose(1, 2), heads)
     rows = x.reshape(heads, width, *rest)
     if heads > 1:
         for shift in range(1, heads):
@@ -189,6 +192,55 @@ def _head_layouts(
                 finding = f"B's heads {first} and {second} are A's swapped"
                 yield "heads reordered", finding, "fault", rows[order].reshape(x.shape)
     yield from _fused_splits(name, x, width, mine)
+
+
+def _other_head_counts(
+    x: Tensor, pairs: Tensor, heads: int
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """Rows permuted for RoPE with the query heads' count for keys, or any other.
+
+    pairs  x with the rows of each head in the order before that, (heads, D/2, 2, …)
+    """
+    rows, rest = x.shape[0], x.shape[1:]
+    for count in range(1, rows // 2 + 1):
+        if rows % (2 * count) or count == heads:
+            continue
+        wrong = pairs.reshape(count, rows // count // 2, 2, *rest).transpose(1, 2)
+        finding = f"B's rows were permuted for RoPE as {count} heads, there are {heads}"
+        yield "q/k permuted with the wrong head count", finding, "fault", wrong.reshape(x.shape)
+
+
+def _from_siblings(
+    name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Kind, Tensor]]:
+    """Rows that stand in the matrices which others store joined with this one, in any order."""
+    stems = next((g for g in _JOINED if name.removesuffix(".weight").endswith(g)), None)
+    if stems is None or x.shape != y.shape or x.ndim != 2:
+        return
+    block = name.removesuffix(".weight").rpartition(".")[0]
+    parts = [mine.get(f"{block}.{stem}.weight") for stem in stems]
+    if any(part is None for part in parts):
+        return
+    held = [part.to(y.dtype) for part in parts if part is not None]
+    probe = min(8, x.shape[1])
+    index = {bytes_of(row): n for n, row in enumerate(torch.cat(held)[:, :probe])}
+    order = [index.get(bytes_of(row), -1) for row in y[:, :probe]]
+    if min(order) < 0:
+        return
+    counts = []
+    first = 0
+    for stem, part in zip(stems, held, strict=True):
+        inside = sum(first <= place < first + len(part) for place in order)
+        counts.append(f"{inside} of {stem.removesuffix('_proj')}")
+        first += len(part)
+    said = f"B's rows are, by their values, {', '.join(counts)}; the first are rows {order[:6]} …"
+    cause = "fused qkv split wrongly" if len(stems) == 3 else "gate and up split wrongly"
+    yield cause, said, "fault", torch.cat(held)[order]
+
+
+def bytes_of(row: Tensor) -> bytes:
+    """The bits of a few values, as a key."""
+    return row.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _fused_splits(

@@ -156,6 +156,18 @@ class Report:
         """As diff(1): 0 the same, 1 diverged."""
         return 1 if self.verdict == "diverged" else 0
 
+    def __str__(self) -> str:
+        """The report as the command line prints it."""
+        import pellucid  # the front door: what shows a report stands above it
+
+        return pellucid.report_as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The report as a page, which notebooks show."""
+        import pellucid
+
+        return pellucid.report_as_html(self)
+
     def summary(self) -> str:
         """One line: the verdict, the first divergence and its cause."""
         if self.first is None:

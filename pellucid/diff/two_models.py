@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,17 @@ from pellucid.checkpoints.formats.gguf import GGUFWeights
 from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
+from pellucid.diff.sides.foreign_side import (
+    home,
+    notes_of,
+    recorded_modules,
+    without_weights,
+    write_map,
+)
 from pellucid.diff.sides.live import LIVE, live_folder, live_side
 from pellucid.diff.sides.maps import UnknownNames, load_map, section_of
 from pellucid.diff.sides.propose import as_yaml, propose_map
+from pellucid.diff.sides.record import calls_of
 from pellucid.diff.sides.recordings import (
     check_length,
     check_recording,
@@ -27,6 +35,7 @@ from pellucid.diff.sides.recordings import (
     named,
 )
 from pellucid.diff.sides.side import Batch, Side, from_model, from_trace, pad_left
+from pellucid.diff.sides.wrappers import unwrapped
 from pellucid.diff.stages import compare
 from pellucid.diff.training.record import are_steps, diff_steps
 from pellucid.generate.fast import trace_fast
@@ -56,14 +65,15 @@ def diff(
     copies: int = 1,
     fast: bool = False,
     name_map: str | Path | None = None,
+    map_out: str | Path | None = None,
     progress: Progress = lambda stage: None,
     keep: Keep | None = None,
 ) -> Report:
     """Compare two implementations of one model, tensor by tensor.
 
-    a, b       a LanguageModel, one of our models, a transformers model, a Trace, a side made by
-               hand, or a path: a model folder, a trace file (.safetensors, .npz), ``hf:PATH`` to
-               run a folder in transformers
+    a, b       a LanguageModel, one of our models, a transformers model, any other module that
+               takes token ids, a Trace, a side made by hand, or a path: a model folder, a trace
+               file (.safetensors, .npz), ``hf:PATH`` to run a folder in transformers
     prompt     text, token ids, or rows of token ids (padded on the left); None takes a short
                English sentence, or the tokens of a recording
     steps      also follow so many decoding steps with the KV cache
@@ -71,8 +81,9 @@ def diff(
     fused      B takes its attention in one kernel
     copies     B, one of our models, runs every row so many times in one batch
     fast       B, one of our models, takes the decoding steps in C
-    name_map   what a recording's names mean: transformers, meta, transformerlens, gguf, litgpt,
-               or a YAML file; None finds out
+    name_map   what the names of a recording or a module mean: transformers, meta, gguf, litgpt,
+               transformerlens, or a YAML file; None finds out
+    map_out    a file for the name map that was found out, as YAML
     keep       is given each judged tensor of B: name, R, what was observed
 
     Two recordings of a training step are compared by `diff_steps`. R, the reference, is A's
@@ -83,6 +94,7 @@ def diff(
         if prompt is not None or steps:
             raise ValueError("a recorded training step has a batch of its own: give no prompt")
         return diff_steps(a, b)
+    a, b = recorded_modules(a, b, as_rows(prompt) or DEFAULT_PROMPT, steps)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
     run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
     right = Options(dtype=dtype_b, dialect=dialect_b, **run_b)
@@ -97,9 +109,7 @@ def diff(
     passes = [names.step_of(name) for seen in recorded for name in seen]
     most = max([steps, *passes])
     report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
-    _demand_judged(report)
-    report.note = "; ".join([note for note in (report.note, *map(_left_out, sides)) if note])
-    return report
+    return _finished(report, sides, map_out)
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:
@@ -122,6 +132,7 @@ def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: A
 def as_side(source: Any, label: str, options: Options | None = None) -> Side:
     """A side of a diff from whatever a user has in hand; ValueError for what is none."""
     options = options or Options()
+    source = unwrapped(source) if isinstance(source, nn.Module) else source
     if is_recording(source):
         return _from_recording(source, label, options)
     if isinstance(source, str | Path) and not str(source).startswith(LIVE):
@@ -211,10 +222,15 @@ def _from_recording(source: Any, label: str, options: Options) -> Side:
         raise ValueError(f"{label}: there is no file {source}")
     section = section_of(options.config)
     chosen = load_map(options.name_map, section) if options.name_map else None
-    seen = in_memory_order(named(seen, label, chosen, options.config))
+    weights = None
+    if options.config is not None and options.weights is not None and calls_of(seen):
+        seen, weights = home(seen, label, chosen, options.config, options.weights)
+    else:
+        seen = named(without_weights(seen), label, chosen, options.config)
+    seen = in_memory_order(seen)
     if options.config is not None:
         check_recording(seen, label, options.config)
-    side = from_trace(seen, label)
+    side = replace(from_trace(seen, label), weights=weights)
 
     def replayed(rows: Batch, steps: int) -> Trace:
         padded = pad_left(rows)[0]
@@ -258,9 +274,10 @@ def _both_sides(
     for place in sorted((0, 1), key=lambda place: is_recording(given[place][0])):
         source, options = given[place]
         other = built.get(1 - place)
-        config = other.config if other else None
+        known = (other.config, other.weights) if other else (None, None)
+        options = replace(options, config=known[0], weights=known[1])
         try:
-            built[place] = as_side(source, "AB"[place], replace(options, config=config))
+            built[place] = as_side(source, "AB"[place], options)
         except UnknownNames as error:
             raise _with_proposal(error, other, rows) from None
     return built[0], built[1]
@@ -283,6 +300,25 @@ def _with_proposal(
         return UnknownNames(f"{error}; none of its tensors has the shape of one of ours", seen)
     advice = "proposed by value, order and shape; check it, save it as names.yaml and give"
     return UnknownNames(f"{error}; {advice} name_map='names.yaml'", seen, as_yaml(proposed))
+
+
+def _finished(report: Report, sides: Sequence[Side], map_out: str | Path | None) -> Report:
+    """The report with the notes of both sides; ValueError where nothing was compared."""
+    _demand_judged(report)
+    if map_out is not None:
+        write_map(map_out, [side.recorded for side in sides if side.recorded is not None])
+    notes = [report.note, *(note for side in sides for note in _notes(side, report))]
+    report.note = "; ".join(note for note in notes if note)
+    return report
+
+
+def _notes(side: Side, report: Report) -> Iterator[str]:
+    """What a recording says about itself, and what it holds that no name of ours fits."""
+    seen = side.recorded
+    if seen is not None and "order_of_names" in seen.meta:
+        yield from notes_of(seen, report.first.name if report.first else "", side.label)
+    else:
+        yield _left_out(side)
 
 
 def _left_out(side: Side) -> str:

@@ -28,6 +28,27 @@ def test_rows_of_q_in_the_interleaved_order(weights):
     assert _explained(weights, Q, pairs)[0] == "q/k not permuted"
 
 
+def test_rows_of_k_permuted_with_another_head_count(weights):
+    name = "layers.0.attn.k_proj.weight"
+    x = weights[name]  # (2 heads · 10, 36)
+    stored = x.unflatten(0, (2, 2, 5)).transpose(1, 2).reshape(x.shape)
+    changed = stored.unflatten(0, (1, -1, 2)).transpose(1, 2).reshape(x.shape)
+    cause, finding, kind = _explained(weights, name, changed)
+    assert cause == "q/k permuted with the wrong head count" and "as 1 heads" in finding
+    assert kind == "fault"
+
+
+def test_rows_of_a_joined_matrix_taken_apart_wrongly(weights):
+    parts = [weights[f"layers.0.attn.{letter}_proj.weight"] for letter in "qkv"]
+    every = torch.cat(parts)[::2]  # (80 / 2, 36): as many rows as q has
+    cause, finding, _ = _explained(weights, Q, every)
+    assert cause == "fused qkv split wrongly" and "20 of q, 10 of k, 10 of v" in finding
+    gate, up = (weights[f"layers.1.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    between = torch.stack((gate, up), 1).flatten(0, 1)[: len(gate)]
+    cause, finding, _ = _explained(weights, "layers.1.mlp.gate_proj.weight", between)
+    assert cause == "gate and up split wrongly" and "28 of gate, 28 of up" in finding
+
+
 def test_heads_that_changed_places(weights):
     heads = weights[Q].reshape(4, 10, 36)
     cause, finding, _ = _explained(weights, Q, heads[[0, 2, 1, 3]].reshape(40, 36))

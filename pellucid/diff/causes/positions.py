@@ -10,6 +10,7 @@ from torch import Tensor
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, of_model
 from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.statistics import MASKED
 from pellucid.models.attention import last_of
 
 
@@ -33,7 +34,7 @@ def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hy
 
 
 def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
-    """One too wide or narrow, top-left, missing, transposed, open to padding."""
+    """One too wide or narrow, top-left, missing, transposed, a window, open to padding."""
     step = names.step_of(name)
     _, expected = replay.expected_places(step)
     tokens, seen = expected.shape[-2:]
@@ -42,6 +43,11 @@ def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
     for cause, evidence, value in (
         ("mask one too wide", "each token also sees the next one", columns <= bottom + 1),
         ("mask one too narrow", "no token sees itself", columns < bottom),
+        (
+            "mask one too narrow",
+            "no token but the first sees itself",
+            (columns < bottom) | ((columns == 0) & (bottom == 0)),
+        ),
         ("top-left causal mask", "the mask ignores the tokens in the cache", columns <= rows),
         ("mask missing", "every token sees every other", columns >= 0),
         ("mask transposed", "every token sees only what follows it", columns >= bottom),
@@ -53,9 +59,22 @@ def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
         if expected.ndim == 4:
             padded = allowed & expected.diagonal(dim1=-2, dim2=-1).any(-1)[..., None, None]
             yield Hypothesis(cause, evidence, lambda r, n, v=padded: v)
+    for size in () if replay.setting.config.has_windows else _windows(observed, seen):
+        evidence = f"a token sees the last {size}, itself included"
+        seen_by = expected & (columns > bottom - size)
+        yield Hypothesis("sliding window in B", evidence, lambda r, n, v=seen_by: v)
     if expected.ndim == 4:
         causal = (columns <= bottom).expand(expected.shape)
         yield Hypothesis("padding not masked", "tokens see the padding", lambda r, n: causal)
+
+
+def _windows(observed: Tensor | None, seen: int) -> list[int]:
+    """Sizes of a window that the last query shows (of a mask, or of scores), else likely ones."""
+    if observed is None:
+        return [size for size in (2, 4, 8, 16, 32, 64, 128, seen - 1) if 1 < size < seen]
+    last = observed.reshape(-1, observed.shape[-1])[-1]
+    count = int((last if last.dtype == torch.bool else last > MASKED).sum())
+    return [count] if 0 < count < seen else []
 
 
 def window_mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

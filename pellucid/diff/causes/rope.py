@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
+from pellucid.diff.causes.rope_angles import fitting, radians_per_position, theta_of
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
@@ -146,15 +146,17 @@ def _measured(replay: Replay, name: str, which: str) -> Iterator[Variant]:
     positions = replay.arguments(name)[0]
     if tables[0] is not None and tables[1] is not None:
         angles = torch.atan2(tables[1].double(), tables[0].double())
+        config = replay.setting.config
+        yield from fitting(getattr(config, which), angles, positions, config)
         yield from _of_angles(getattr(replay.setting.config, which), angles, positions)
 
 
 def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[Variant]:
     pairs = angles.shape[-1]
-    turn = _radians_per_position(angles[..., 1], positions) if pairs > 1 else None
+    turn = radians_per_position(angles[..., 1], positions) if pairs > 1 else None
     if turn is None or not 0 < turn < 1:
         return
-    theta = _theta_of(rope, 2 * pairs, turn)
+    theta = theta_of(rope, 2 * pairs, turn)
     for digits in (1, 2, 3, 5, 9):
         rounded = float(f"{theta:.{digits - 1}e}")
         if rounded != rope.theta:
@@ -162,42 +164,12 @@ def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[
             yield replace(rope, theta=rounded), "RoPE theta", evidence
 
 
-def _theta_of(rope: RopeConfig, width: int, turn: float) -> float:
-    """The base for which pair 1 turns by so many radians per position, its scaling kept."""
-    if rope.type == "default":
-        return turn ** -(width / 2)
-    low, high = 0.0, 30.0  # exponents of ten; a larger base turns slower
-    for _ in range(60):
-        middle = (low + high) / 2
-        scaled = replace(rope, theta=10.0**middle)
-        slower = float(frequencies(scaled, width, length=0, dtype=torch.float64)[1]) < turn
-        low, high = (low, middle) if slower else (middle, high)
-    return 10.0**low
-
-
-def _radians_per_position(angles: Tensor, positions: Tensor) -> float | None:
-    """Slope of angles (…, T), known up to whole turns, over positions (…, T); None if unclear."""
-    places = positions.expand(angles.shape).reshape(-1, angles.shape[-1])[0].tolist()
-    pairs = sorted(zip(places, angles.reshape(-1, angles.shape[-1])[0].tolist(), strict=True))
-    slope, last = None, 0
-    for place, angle in pairs:
-        if place <= 0:
-            continue
-        if slope is None:
-            if place > 2:  # no longer within half a turn for certain
-                return None
-            slope, last = angle / place, place
-        elif place <= 2 * last + 1:  # the slope so far says how many whole turns
-            turns = round((slope * place - angle) / (2 * math.pi))
-            slope, last = (angle + 2 * math.pi * turns) / place, place
-    return slope
-
-
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Wrong pairs, missing, backwards, twice, other components, in a coarse dtype."""
     for cause, evidence, function in (
         ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
         ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
+        ("RoPE pairing", "neighbours turned with tables for halves", _partly(_mixed_back)),
         ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
         (
             "RoPE direction",
@@ -215,6 +187,13 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
             lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
         ),
         ("RoPE on the last components", "the first stay as they are", _last_turned),
+        (
+            "heads split wrongly",
+            "heads not moved before the tokens: (B, T, H·D) read as (B, H, T, D)",
+            lambda s, x, cos, sin: rotate(
+                x.transpose(1, 2).flatten(2).reshape(x.shape), cos, sin, s.dialect
+            ),
+        ),
     ):
         yield Hypothesis(cause, evidence, given(function))
     for changed, cause, evidence in _seen_in(replay, name, observed):
@@ -259,6 +238,33 @@ def _mixed(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat((-second, first), -1) * sin).to(s.dtype)
 
 
+def _mixed_back(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Neighbours turned with tables repeated for halves, the opposite mixture."""
+    cos, sin = cos.repeat(*[1] * (cos.ndim - 1), 2), sin.repeat(*[1] * (sin.ndim - 1), 2)
+    first, second = x[..., 0::2], x[..., 1::2]
+    return (x * cos + torch.stack((-second, first), -1).flatten(-2) * sin).to(s.dtype)
+
+
+def rotations(
+    replay: Replay, name: str
+) -> Iterator[tuple[str, Callable[[Tensor, Setting], Tensor]]]:
+    """The turns of this layer's queries and keys, for a tensor (B, heads, T, D) that has none."""
+    which = replay.setting.config.layer(names.layer_of(name) or 0).rope
+    if not which or names.step_of(name):
+        return
+    for said, turn in (
+        ("by pairs half apart", lambda s, x, c, d: rotate(x, c, d, s.dialect)),
+        ("by pairs of neighbours", _partly(_interleaved)),
+    ):
+
+        def turned(x: Tensor, s: Setting, turn: Callable[..., Tensor] = turn) -> Tensor:
+            tables = (replay.value(of_model(name, f"{which}.{part}")) for part in ("cos", "sin"))
+            cos, sin = (table.to(x.dtype) for table in tables)
+            return turn(s, x, cos, sin)
+
+        yield said, turned
+
+
 def _last_turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The last components of a head turned instead of the first."""
     rest, last = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
@@ -280,4 +286,5 @@ def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Var
     )
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
+        yield from fitting(rope, angles, positions, config)
         yield from _of_angles(rope, angles, positions)

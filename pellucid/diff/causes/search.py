@@ -14,7 +14,7 @@ from pellucid.diff.causes.anywhere import overflowed
 from pellucid.diff.causes.hypothesis import Hypothesis, in_setting, parameters, with_weights
 from pellucid.diff.causes.table import hypotheses
 from pellucid.diff.replay.operations import SOURCES, leaf
-from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.replay import Replay, rows_seen
 from pellucid.diff.replay.statistics import Measure, beyond, equal, rms
 from pellucid.diff.sides.side import Side
 from pellucid.diff.static import Finding
@@ -168,7 +168,7 @@ def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) 
     """The hypothesis in the run's arithmetic and in the reference's, with the observation."""
     wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
     try:
-        near = hypothesis.compute(replay, name)
+        near = rows_seen(name, hypothesis.compute(replay, name), observed)
         if leaf(name) in SOURCES:
             same = bool((observed == near).all())
             return equal() if same else beyond("other values")
@@ -176,7 +176,7 @@ def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) 
         limit = min(0.5, HOPELESS * torch.finfo(replay.setting.dtype).eps)
         if limit < rough < math.inf:
             return beyond("far off", error_b=rough)
-        exact = hypothesis.compute(wide, name)
+        exact = rows_seen(name, hypothesis.compute(wide, name), observed)
         if observed.isfinite().all() and not near.isfinite().any():
             return None
         exact, near = _finite_where(observed, exact, near)

@@ -45,6 +45,10 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
         return
     if leaf(name) == "resid_pre":
         yield Hypothesis("position embedding missing", "", given(lambda s, x, y: x))
+        root = replay.setting.config.width**0.5
+        scaled = given(lambda s, x, y: x * root + y)
+        evidence = f"token embedding times √{replay.setting.config.width}"
+        yield Hypothesis("embedding scaled", evidence, scaled)
         return
     config = replay.setting.config
     after_attention = leaf(name) == "resid_mid" or config.parallel

@@ -13,8 +13,21 @@ from torch import Tensor
 
 from pellucid import graph, names
 from pellucid.diff.causes.anywhere import dropped, overflowed
-from pellucid.diff.causes.attention import joined, masked_scores, pattern, scores, z
-from pellucid.diff.causes.hypothesis import Hypothesis, is_norm, other_weights, parameters
+from pellucid.diff.causes.attention import (
+    joined,
+    masked_scores,
+    pattern,
+    projected,
+    scores,
+    z,
+)
+from pellucid.diff.causes.hypothesis import (
+    Hypothesis,
+    is_norm,
+    other_weights,
+    parameters,
+    sibling,
+)
 from pellucid.diff.causes.measured import measured_weights
 from pellucid.diff.causes.misread import misread
 from pellucid.diff.causes.norms import norm
@@ -46,6 +59,9 @@ _TABLE: dict[str, Callable[[Replay, str, Tensor | None], Iterator[Hypothesis]]] 
     "rope.sin": rope_table,
     "second_rope.cos": rope_table,
     "second_rope.sin": rope_table,
+    "attn.q": projected,
+    "attn.k": projected,
+    "attn.v": projected,
     "attn.q_rotated": rotated,
     "attn.k_rotated": rotated,
     "attn.scores": scores,
@@ -87,8 +103,27 @@ def hypotheses(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothes
             for here, there in zip_longest(before, beside):
                 if here and there and here.cause == there.cause:
                     yield _through({source: here, partner: there})
+    if leaf(name) == "attn.z" and sibling(name, "attn.scores") in unseen:
+        yield from _in_scores_too(replay, name)
     if leaf(name) in _SOLVED and not _normed(replay, name):
         yield from measured_weights(replay, name, observed)
+
+
+def _in_scores_too(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """Mistakes in keys and values alike, where z alone shows both."""
+    scored = sibling(name, "attn.scores")
+    for before in _of_operation(replay, scored, None):
+        for own in _of_operation(replay, name, None):
+            if before.cause != own.cause:
+                continue
+
+            def compute(
+                replay: Replay, name: str, b: Hypothesis = before, o: Hypothesis = own
+            ) -> Tensor:
+                held = {**replay.observed, scored: b.compute(replay, scored)}
+                return o.compute(Replay(held, replay.setting, replay.starts), name)
+
+            yield Hypothesis(own.cause, f"{before.evidence}; {own.evidence}", compute)
 
 
 def _of(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

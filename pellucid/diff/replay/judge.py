@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.diff.causes.search import Cause, Trial, find_cause
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
-from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.replay import Replay, rows_seen
 from pellucid.diff.replay.statistics import Measure, beyond, equal, not_judged
 from pellucid.diff.sides.side import Side
 from pellucid.diff.static import Finding
@@ -74,14 +74,14 @@ class Judge:
             ) from error
 
     def _judge_computed(self, name: str, seen: Tensor) -> Measure:
-        near = self.own.compute(name)
+        near = rows_seen(name, self.own.compute(name), seen)
         sinks = self.own.setting.config.sinks
         _demand_keys(self.side.label, name, near, seen, sinks)
         if torch.equal(near, seen) and bool(seen.isfinite().all()):
             if self.keep is not None:
                 self.keep(name, near, seen)
             return _IDENTICAL
-        exact = self.wide.compute(name)
+        exact = rows_seen(name, self.wide.compute(name), seen)
         result = self.own.hold(name, exact, near, seen)
         if self.keep is not None and exact.shape == seen.shape:
             self.keep(name, exact, seen)

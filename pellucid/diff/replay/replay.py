@@ -61,9 +61,11 @@ class Replay:
         """The verdict on `seen`, with R and this arithmetic's own value at hand.
 
         `dtype` is what the side is known to hold its values in, where that may be coarser. A
-        vocabulary padded to a rounder number is cut; what padding tokens compute is ignored.
+        vocabulary padded to a rounder number is cut; what padding tokens compute is ignored. Of
+        logits of the last token alone, that row is judged.
         """
         seen = seen[..., : near.shape[-1]] if leaf(name).endswith("logits") else seen
+        exact, near = rows_seen(name, exact, seen), rows_seen(name, near, seen)
         if seen.shape != near.shape:
             return beyond(f"shape {tuple(seen.shape)}, expected {tuple(near.shape)}")
         if near.dtype == torch.bool:
@@ -189,6 +191,12 @@ class Replay:
             other = names.layer_of(held)
             if other not in (None, layer) and not leaf(held).startswith(("attn.k", "attn.v")):
                 del self._derived[held]
+
+
+def rows_seen(name: str, computed: Tensor, seen: Tensor) -> Tensor:
+    """Of logits (B, T, V) the rows that were seen: some implementations compute the last alone."""
+    last = leaf(name).endswith("logits") and seen.ndim == 3 and seen.shape[1] == 1
+    return computed[:, -1:] if last else computed
 
 
 def _hold_mask(near: Tensor, seen: Tensor) -> Measure:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pellucid.checkpoints import parameter_shapes
 from pellucid.diff.options import Options
 from pellucid.diff.sides.side import Side
 from pellucid.diff.sides.transformers import from_transformers
+from pellucid.diff.sides.wrappers import plain_weights, unwrapped
 from pellucid.families import FAMILIES, read_config, split, table
 from pellucid.generate import encode_prompt
 from pellucid.language_model import as_dtype
@@ -33,39 +34,14 @@ def live_side(model: Any, label: str) -> Side:
     known: such a side has neither config nor weights. ValueError for a config that says what
     Pellucid does not have.
     """
-    model = unwrapped(model)
+    model = cast(Any, unwrapped(model))
     stated = json.loads(model.config.to_json_string())
     family = FAMILIES.get(stated["model_type"])
     if family is None or family.pairs != "halves":
         return from_transformers(model, label)
     config = read_config(stated, f"{label}: config")
-    weights = canonical(config, _effective(model), label)
+    weights = canonical(config, plain_weights(model), label)
     return from_transformers(model, label, config=config, weights=weights)
-
-
-def unwrapped(model: Any) -> Any:
-    """The transformers model inside torch.compile's, DDP's, FSDP's or PEFT's wrapper."""
-    while True:
-        inner = getattr(model, "_orig_mod", getattr(model, "module", None))
-        if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
-        if inner is None:
-            return model
-        model = inner
-
-
-def _effective(model: Any) -> dict[str, Tensor]:
-    """The parameters that a model computes with: PEFT's layers with what their adapters add."""
-    state = dict(model.state_dict())
-    for path, module in model.named_modules():
-        base = getattr(module, "base_layer", None)
-        if base is None or not hasattr(module, "get_delta_weight"):
-            continue
-        added = () if module.merged or module.disable_adapters else module.active_adapters
-        weight = base.weight + sum(module.get_delta_weight(name) for name in added)
-        state |= {f"{path}.{name}": x for name, x in base.state_dict().items()}
-        state[f"{path}.weight"] = weight.detach()
-    return state
 
 
 def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:

@@ -102,11 +102,15 @@ class NameMap:
         whole = [(to[0].layout, recorded[name]) for name, _, to in rows if len(to) == 1]
         learn_sizes(sizes, whole)
         seen: dict[str, Tensor] = {}
-        for name, prefix, targets in rows:
-            try:
+        named_from: dict[str, str] = {}
+        for name, prefix, targets in sorted(rows, key=lambda row: len(row[2]) > 1):
+            try:  # a tensor of its own says more than a part of a joined one
                 parts = _parts(recorded[name], targets, sizes)
                 for target, part in zip(targets, parts, strict=True):
                     x = lay_out(part, target.layout, graph.dims(target.name), sizes)
+                    x = _of_this_pass(target.name, x, prefix, recorded)
+                    if prefix + target.name not in seen:
+                        named_from[prefix + target.name] = name
                     seen.setdefault(prefix + target.name, _typed(target.name, x))
             except ValueError as error:
                 raise ValueError(f"name map {self.label}: {name}: {error}") from None
@@ -116,7 +120,21 @@ class NameMap:
         ordered = {name: seen[name] for name in sorted(seen, key=place_in_pass)}
         left = [name for name in recorded if name not in {row[0] for row in rows}]
         unmapped = [name for name in left if not graph.known(name)]
-        return Trace(ordered, {**recorded.meta, "name_map": self.label, "unmapped": unmapped})
+        meta = {"name_map": self.label, "unmapped": unmapped, "named_from": named_from}
+        return Trace(ordered, {**recorded.meta, **meta})
+
+    def to_yaml(self) -> str:
+        """The map as the text that `read_map` reads."""
+        lines = []
+        for pattern, targets in self.entries.items():
+            said = " | ".join(
+                target.name
+                if str(target.layout) == " ".join(graph.dims(target.name.replace("{N}", "0")))
+                else str(target)
+                for target in targets
+            )
+            lines.append(f"{pattern}: {said}\n")
+        return "".join(lines)
 
 
 def section_of(config: Any) -> str | None:
@@ -234,6 +252,16 @@ def _parts(x: Tensor, targets: tuple[Target, ...], sizes: Mapping[str, int]) -> 
     if sum(widths) != x.shape[-1]:
         raise ValueError(f"its last axis has {x.shape[-1]}, its parts have {sum(widths)}")
     return list(x.split(widths, dim=-1))
+
+
+def _of_this_pass(name: str, x: Tensor, prefix: str, recorded: Trace) -> Tensor:
+    """Keys and values of this pass, which stand behind those of the cache where B joins them."""
+    tokens = recorded.get(f"{prefix}tokens")
+    dims = graph.dims(name)
+    if not prefix or tokens is None or "Hkv" not in dims or x.ndim != len(dims):
+        return x
+    axis = dims.index("T")
+    return x.narrow(axis, x.shape[axis] - tokens.shape[-1], tokens.shape[-1])
 
 
 def _typed(name: str, x: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Which RoPE turned these angles? The frequency of each pair, measured, against known scalings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.models.rope import RopeConfig, frequencies
+
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
+_CONTEXTS = (2048, 4096, 8192, 16384, 32768)
+_BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 3.0), (0.5, 4.0))
+MOST = 4  # configs that are replayed, those with the fewest changes first
+_WORDS = {
+    "theta": "RoPE theta",
+    "type": "RoPE scaling type",
+    "factor": "RoPE scaling factor",
+    "original_context": "RoPE original context",
+    "low_freq_factor": "RoPE low_freq_factor",
+    "high_freq_factor": "RoPE high_freq_factor",
+}
+
+
+def fitting(
+    rope: RopeConfig, angles: Tensor, positions: Tensor, config: Any
+) -> Iterator[tuple[RopeConfig, str, str]]:
+    """Configs (with cause and evidence) whose frequencies are those that the angles show.
+
+    angles (T, D/2) are known up to whole turns; positions (T).
+    """
+    pairs = angles.shape[-1]
+    slopes = [radians_per_position(angles[..., pair], positions) for pair in range(pairs)]
+    known = torch.tensor([slope is not None for slope in slopes])
+    if int(known.sum()) < 2 or slopes[0] is None or not slopes[0] > 0:
+        return
+    seen = torch.tensor([slope or 0.0 for slope in slopes], dtype=torch.float64)
+    found = []
+    for other in _candidates(rope, seen, config.context_length):
+        expected = frequencies(other, 2 * pairs, length=0, dtype=torch.float64)
+        off = (expected - seen).abs()[known]
+        if bool((off < 1e-3 * expected[known] + 1e-5).all()):
+            changes = [
+                f.name for f in fields(rope) if getattr(rope, f.name) != getattr(other, f.name)
+            ]
+            found.append((len(changes), off.sum().item(), other, changes))
+    for count, _, other, changes in sorted(found, key=lambda row: row[:2])[:MOST]:
+        if count:
+            yield other, _cause(rope, other, changes), _evidence(rope, other, changes)
+
+
+def _cause(rope: RopeConfig, other: RopeConfig, changes: list[str]) -> str:
+    if other.type == "default" and rope.type != "default":
+        return "RoPE theta and scaling" if "theta" in changes else "RoPE scaling missing"
+    if "theta" in changes and len(changes) > 1:
+        return "RoPE theta and scaling"
+    return _WORDS.get("type" if "type" in changes else changes[0], "RoPE scaling")
+
+
+def _evidence(rope: RopeConfig, other: RopeConfig, changes: list[str]) -> str:
+    told = [
+        n for n in changes if n in _WORDS and (other.type != "default" or n in ("theta", "type"))
+    ]
+    said = ", ".join(f"{n} {getattr(other, n)} instead of {getattr(rope, n)}" for n in told)
+    return f"{said}, by the angles of all pairs"
+
+
+def _candidates(rope: RopeConfig, seen: Tensor, context: int) -> Iterator[RopeConfig]:
+    width = 2 * len(seen)
+    first, second = float(seen[0]), float(seen[1])
+    thetas = [rope.theta, 1e4, 5e5, 1e6]
+    if 0 < second < first:
+        theta = (second / first) ** -(width / 2)
+        thetas += [float(f"{theta:.{digits}e}") for digits in (0, 2, 4)]
+    contexts = dict.fromkeys((rope.original_context or context, context, *_CONTEXTS))
+    factors = dict.fromkeys((rope.factor, *_FACTORS))
+    for theta in dict.fromkeys(thetas):
+        plain = RopeConfig(theta=theta, share=rope.share)
+        yield plain
+        if 0 < first < 0.99:  # linear scaling slows the fastest pair too
+            yield replace(plain, type="linear", factor=float(f"{1 / first:.3g}"))
+        for original in contexts:
+            for factor in factors:
+                if factor <= 1:
+                    continue
+                scaled = replace(plain, factor=factor, original_context=original)
+                if rope.type != "llama3":
+                    yield replace(scaled, type="yarn")
+                for low, high in _BANDS:
+                    band = {"low_freq_factor": low, "high_freq_factor": high}
+                    yield replace(scaled, type="llama3", **band)
+
+
+def theta_of(rope: RopeConfig, width: int, turn: float) -> float:
+    """The base for which pair 1 turns by so many radians per position, its scaling kept."""
+    if rope.type == "default":
+        return turn ** -(width / 2)
+    low, high = 0.0, 30.0  # exponents of ten; a larger base turns slower
+    for _ in range(60):
+        middle = (low + high) / 2
+        scaled = replace(rope, theta=10.0**middle)
+        slower = float(frequencies(scaled, width, length=0, dtype=torch.float64)[1]) < turn
+        low, high = (low, middle) if slower else (middle, high)
+    return 10.0**low
+
+
+def radians_per_position(angles: Tensor, positions: Tensor) -> float | None:
+    """Slope of angles (…, T), known up to whole turns, over positions (…, T); None if unclear."""
+    places = positions.expand(angles.shape).reshape(-1, angles.shape[-1])[0].tolist()
+    pairs = sorted(zip(places, angles.reshape(-1, angles.shape[-1])[0].tolist(), strict=True))
+    slope, last = None, 0
+    for place, angle in pairs:
+        if place <= 0:
+            continue
+        if slope is None:
+            if place > 2:  # no longer within half a turn for certain
+                return None
+            slope, last = angle / place, place
+        elif place <= 2 * last + 1:  # the slope so far says how many whole turns
+            turns = round((slope * place - angle) / (2 * math.pi))
+            slope, last = (angle + 2 * math.pi * turns) / place, place
+    return slope
