@@ -44,7 +44,7 @@ def folder_beside(folder: Path) -> Iterator[Path]:
 
 
 def move(beside: Path, folder: Path) -> None:
-    """Put the complete folder in its place; a model that is there steps aside until it is done."""
+    """Put the complete folder in its place; a model that is there is moved back on failure."""
     if not folder.exists():
         beside.rename(folder)
         return

@@ -66,7 +66,7 @@ def read_own_file(folder: int, name: str, at_most: int) -> bytes:
     others may write to it, or where it is a link or no regular file, and OSError beyond `at_most`
     bytes.
     """
-    # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
+    # Without O_NONBLOCK, opening a named pipe would wait until another process writes into it.
     flags = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(name, flags, dir_fd=folder)

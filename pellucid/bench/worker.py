@@ -90,7 +90,7 @@ class _MachineCommands:
         return self._machine.gemm(dtype, tuple(sizes))
 
     def close(self) -> dict[str, Any]:
-        """Nothing is held but memory."""
+        """Nothing to release: memory goes with the object."""
         return {}
 
 

@@ -335,7 +335,7 @@ def _check_config(opened: Checkpoint, written: Checkpoint) -> None:
 
 
 def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
-    """What the layout leaves open, and what else whoever uses the result should know."""
+    """What the layout leaves open, and what else matters to a user of the result."""
     notes = []
     if any(opened.weights.dtype(name) != written.weights.dtype(name) for name in opened.weights):
         notes.append(

@@ -37,7 +37,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Redundant:
-    """A stored tensor that says nothing new, as long as `agrees` holds for it.
+    """A stored tensor that follows from others, such as a tied head, if `agrees` holds for it.
 
     agrees    looks at the tensors and the weights and says whether they agree; None: always
     otherwise what to say where they do not

@@ -46,6 +46,11 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="cards that share each matrix, tensor parallelism (default: the most of 2, 4 and 8 "
         "that the model divides into)",
     )
+    _add_pace(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+
+
+def _add_pace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=("bfloat16", "float32"),
@@ -72,7 +77,6 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens to train on (default: 20 per parameter)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
 
 
 def plan(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """Decoding steps by the fast way where there is one, and the reason where there is none.
 
 On the CPU that is the decoder in C (`generate/native`). On a GPU it is the model's own code,
-compiled and replayed as a CUDA graph (`generate/compiled.py`); compiling takes a while, so only who
-asks for it gets it.
+compiled and replayed as a CUDA graph (`generate/compiled.py`); compiling takes a while, so it is
+done only on request.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class LayerCache:
             self.k, self.v = self._grown(self.k, length), self._grown(self.v, length)
 
     def _joined(self, past: Tensor | None, new: Tensor) -> Tensor:
-        # A copy even of the first keys: after `crop` the buffer is written again, and whoever else
-        # holds this tensor (an open trace) must not see that.
+        # A copy even of the first keys: after `crop` the buffer is written again, and an
+        # open trace, which may hold this tensor, must not see that.
         return new.clone() if past is None else torch.cat((past[:, :, : self.length], new), dim=2)
 
     def _grown(self, past: Tensor, capacity: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Colours of values: blue below zero, paper at zero, ochre above; the same in figures and on pages.
 
 Sign is the first thing to read off a tensor, so the scale diverges around 0 and is symmetric: equal
-strength means equal magnitude. Masked cells have no colour at all; whoever draws hatches them.
+strength means equal magnitude. Masked cells have no colour at all; drawings hatch them.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A template joins its own words with those of messages, and only its own may become control tokens.
 So each character carries a mark through everything that templates do with text:
 
-    SAID     somebody's words: text, whatever it spells
+    SAID     the words of a message: text, whatever it spells
     OWN      the template's words: a control token's name in them is that token
     Written  characters of tokens that the model wrote: the very same token ids again
 

@@ -51,7 +51,7 @@ class Ledger(TorchDispatchMode):
     ) -> Any:
         """Run one operation, and enter what it returns.
 
-        A fake tensor has no value to ask for; whoever asks (do all targets count?) hears yes.
+        A fake tensor has no value: a question for one (do all targets count?) is answered yes.
         """
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1
@@ -151,7 +151,7 @@ def peaks(config: Config, work: Pass, *, fake: bool = True) -> tuple[int, int]:
         tokens = torch.zeros(work.rows, work.context, dtype=torch.long)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         ledger = Ledger([*model.parameters(), *gradients, tokens])
-        _when_gone_back_through(model.layers[-1], ledger.mark)
+        _on_backward_done(model.layers[-1], ledger.mark)
         cast = work.bfloat16 and not work.layout.sharded
         with ledger:
             with training_precision(model, cast):
@@ -160,7 +160,7 @@ def peaks(config: Config, work: Pass, *, fake: bool = True) -> tuple[int, int]:
     return ledger.marked, ledger.peak
 
 
-def _when_gone_back_through(block: nn.Module, call: Callable[[], None]) -> None:
+def _on_backward_done(block: nn.Module, call: Callable[[], None]) -> None:
     """Call `call` each time the gradient of `block`'s input is complete."""
 
     def watch(_: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; whoever shows it, or watches it from Python, listens."""
+"""What a run reports while it goes on, to a display or to a caller in Python."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 | ``sharded/`` | several ranks: files of torch.distributed.checkpoint, ``facts.json`` |
 
 The second holds pickles: ``.metadata``, which slice of which tensor lies where, and in the
-``.distcp`` files a ``torch.save`` archive for each slice. Both come from whoever made the folder.
+``.distcp`` files a ``torch.save`` archive for each slice. Neither is trusted.
 `_Metadata` makes inert records of a few classes known by name and refuses every other; the archives
 go through torch's own restricted reader.
 """

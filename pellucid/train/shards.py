@@ -349,7 +349,7 @@ def _write_json(path: Path, value: object) -> None:
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """A full disk raises an OSError that says where only if somebody adds it."""
+    """An OSError of a full disk names no path: add it."""
     try:
         yield
     except OSError as error:

@@ -251,7 +251,7 @@ def read_state(folder: Path, ranks: Ranks | None = None) -> tuple[dict[str, Any]
     """The facts in `folder` and its stored tensors, after files were found to be what was written.
 
     Each process checks the checksums of its share of the files. Raises ValueError or OSError, in
-    one line, for a state that is missing or damaged; nothing in it is run, whoever made it.
+    one line, for a state that is missing or damaged; no code in it is run.
     """
     ranks = ranks or Ranks()
     share = slice(ranks.process, None, ranks.processes)

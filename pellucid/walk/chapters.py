@@ -26,7 +26,7 @@ _OF_A_LAYER = {line.chapter for line in SCRIPT.lines if line.name.startswith("la
 
 
 class Told(Protocol):
-    """What is asked of a step to know its chapter."""
+    """The fields of a step that tell its chapter."""
 
     @property
     def address(self) -> str: ...

@@ -56,7 +56,7 @@ class Runner:
         }
 
     def settle(self) -> None:
-        """Nothing comes with time."""
+        """No warm-up is needed."""
 
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
         """One batch of all prompts, logits of each row's last token."""

@@ -55,7 +55,7 @@ class Runner:
         return [_whole(next(self._generation)) for _ in range(n)]
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Nothing to release: memory goes with the object."""
 
 
 def _whole(step: Sequence[int | None]) -> list[int]:

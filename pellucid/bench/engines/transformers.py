@@ -55,7 +55,7 @@ class Runner:
         )
 
     def settle(self) -> None:
-        """Nothing comes with time."""
+        """No warm-up is needed."""
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
@@ -97,4 +97,4 @@ class Runner:
         return self._chosen[:, 0].tolist()
 
     def close(self) -> None:
-        """Nothing is held but memory."""
+        """Nothing to release: memory goes with the object."""

@@ -223,7 +223,9 @@ def _input_name(call: str, place: int, x: Tensor) -> str:
 
 
 def _place(x: Any) -> tuple[int, int]:
-    return (x.untyped_storage().data_ptr(), x.storage_offset()) if isinstance(x, Tensor) else (0, 0)
+    if not isinstance(x, Tensor):
+        return 0, 0
+    return x.untyped_storage().data_ptr(), int(x.storage_offset())
 
 
 def _flat(given: tuple[Any, ...]) -> Iterator[Any]:

@@ -83,5 +83,5 @@ def _is_adapted(module: nn.Module) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    gathered = getattr(tensor, "full_tensor", None)  # of a DTensor
+    gathered: Any = getattr(tensor, "full_tensor", None)  # of a DTensor
     return (gathered() if callable(gathered) else tensor).detach()

@@ -43,8 +43,8 @@ def _madvise() -> Callable[[int, int, int], bool] | None:
 class Account:
     """Decoding time against the cost of moving: whether the move has paid by now.
 
-    As one buys what one has rented long enough: however long the text will be, deciding so takes at
-    most twice the time of who knew it beforehand.
+    The ski-rental rule: however long the text becomes, this takes at most twice the time of the
+    best choice with the length known beforehand.
     """
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What became of examples that are too long, or have nothing to learn.
+    """Counts of examples: kept, truncated to the context, refused for want of an answer in it.
 
     equal  of those refused: pairs whose two answers are the same
     """
