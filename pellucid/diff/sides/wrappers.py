@@ -83,5 +83,5 @@ def _is_adapted(module: nn.Module) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    gathered: Any = getattr(tensor, "full_tensor", None)  # of a DTensor
-    return (gathered() if callable(gathered) else tensor).detach()
+    gather: Any = getattr(tensor, "full_tensor", None)  # of a DTensor
+    return (tensor if gather is None else gather()).detach()
