@@ -92,13 +92,15 @@ class StepLines:
         """Name of a tensor, with N for the layer -> its statement: the first that makes it."""
         found: dict[str, tuple[_Scope, ast.stmt]] = {}
         for name, prefix in _PREFIXES.items():
-            scope = self._scopes.get(name)
-            for statement in _each(scope.body) if scope else ():
+            if name not in self._scopes:
+                continue
+            scope = self._scopes[name]
+            for statement in _each(scope.body):
                 for leaf in self._names(statement):
                     found.setdefault(prefix + leaf, (scope, statement))
-            if scope and prefix.endswith("rope."):
+            if prefix.endswith("rope."):
                 found.setdefault(f"{prefix}cos", (scope, scope.body[-1]))
-            for statement in scope.init if scope else ():
+            for statement in scope.init:
                 for leaf in _modules(statement):
                     found.setdefault(f"{prefix}{leaf}.weight", (scope, statement))
         decoder = self._scopes["Decoder"]
