@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--all", action="store_true", help="show every head of every layer")
     group.add_argument(
+        "--source",
+        action="store_true",
+        help="show under each step the lines of `pellucid code` that compute it",
+    )
+    group.add_argument(
         "--no-bos",
         action="store_true",
         help="do not put the token that begins a text before the prompt",
@@ -56,8 +62,11 @@ def walk(arguments: argparse.Namespace) -> None:
     """Show every step between a prompt and its next token; the model is never loaded whole."""
     from pellucid.show.walk_files import WalkFiles
     from pellucid.show.walk_terminal import WalkPrinter
+    from pellucid.source.step_lines import StepLines
     from pellucid.walk.prompt_walk import walk_prompt
 
+    if arguments.source and arguments.json:
+        raise ValueError("--source shows code between the steps, which --json has no place for")
     if arguments.html is not None:
         check_output(arguments.html, arguments.force, "--html")
     if arguments.plots is not None and arguments.plots.exists() and not arguments.plots.is_dir():
@@ -76,13 +85,17 @@ def walk(arguments: argparse.Namespace) -> None:
         dialect=arguments.dialect,
         adapter=arguments.adapter,
     )
-    files = WalkFiles(steps.token_strings, plots=arguments.plots, page=arguments.html)
+    code = StepLines(steps.config, steps.dialect)  # resolves nothing before it is asked
+    files = WalkFiles(
+        steps.token_strings, plots=arguments.plots, page=arguments.html, lines=code.lines
+    )
     if arguments.json:
         entries = [step.to_json() for step in _shown(steps, files)]
         files.write(steps.to_json())
         print_json(steps.to_json(entries))
         return
-    printer = WalkPrinter(console(), steps.tokens, steps.token_strings)
+    shown = partial(code.lines, most=3) if arguments.source else None
+    printer = WalkPrinter(console(), steps.tokens, steps.token_strings, shown)
     for step in _shown(steps, files):
         printer.print_step(step)
     printer.print_result(steps.result)

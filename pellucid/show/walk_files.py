@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,18 @@ class WalkFiles:
     token_strings  the text of each token of the prompt, for the axes
     plots          folder for the figures, made if it is not there; None: no figures
     page           HTML file to write; None: no page
+    lines          from the name of a step to its lines of resolved code, for the page
     """
 
     def __init__(
-        self, token_strings: Sequence[str], *, plots: Path | None = None, page: Path | None = None
+        self,
+        token_strings: Sequence[str],
+        *,
+        lines: Callable[[str], Sequence[str]],
+        plots: Path | None = None,
+        page: Path | None = None,
     ) -> None:
+        self._lines = lines
         self.token_strings, self.plots, self.page = token_strings, plots, page
         self.figures: list[Path] = []
         self._digests: list[Digest] = []
@@ -40,7 +48,8 @@ class WalkFiles:
     def add(self, step: Step) -> None:
         """Take what the files need of a step; the tensor itself is not kept."""
         if self.page is not None:
-            self._digests.append(digest(step))
+            source = "\n".join(self._lines(step.name)) if step.source else ""
+            self._digests.append(replace(digest(step), source=source))
         if self.plots is not None and _DRAWN.fullmatch(step.name):
             from pellucid.show import figures
 

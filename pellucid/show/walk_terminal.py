@@ -30,15 +30,22 @@ class WalkPrinter:
     """Prints steps as they come, under the chapters they belong to.
 
     tokens  of the prompt, their ids; token_strings  their texts
+    lines   from the name of a step to its lines of resolved code; None: without code
     """
 
-    def __init__(self, console: Console, tokens: Sequence[int], token_strings: Sequence[str]):
-        self.console = console
+    def __init__(
+        self,
+        console: Console,
+        tokens: Sequence[int],
+        token_strings: Sequence[str],
+        lines: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
+        self.console, self._lines = console, lines
         self.tokens, self.token_strings = tokens, token_strings
         self._chapters = Chapters()
 
     def print_step(self, step: Step) -> None:
-        """Title and address, formula, shape, dtype and statistics, a corner of the values."""
+        """Title and address, formula, code, shape, dtype and statistics, a corner of the values."""
         chapter = self._chapters.begins(step)
         if chapter:
             self._print()
@@ -48,6 +55,10 @@ class WalkPrinter:
             Text(step.title, style="bold").append(f"  {step.address}", style=f"not bold {_COLD}")
         )
         self._print(Text(f"  {step.formula}"))
+        for line in self._lines(step.name) if self._lines and step.source else ():
+            fits = cell_len(line) + 4 <= self.console.width
+            code = line if fits else line.partition("  # ")[0]  # its shape is told below
+            self._print(Text(f"    {code}", style="dim"))
         self._print(Text(f"  {_facts(step)}", style="dim"))
         for line in self._values(step):
             self._print(line)

@@ -29,17 +29,25 @@ def file_text(
 
     title  what the model is called; spelt  from the family's names to those in the files
     """
-    resolver = ModelResolver(config, dialect)
-    parts = resolver.resolved()
-    body = [line for part in parts for line in ("", "", *_part_lines(part, resolver))]
-    constants = list(_kinds(resolver.kinds))
+    resolver, body = _forward(config, dialect)
     tail = [
         cache_text(config),
         loading_text(config, spelt, resolver.kinds),
         generating_text(config),
     ]
-    code = "\n".join((*constants, *body)) + "\n\n" + "\n".join(tail)
+    code = "\n".join((*_kinds(resolver.kinds), *body)) + "\n\n" + "\n".join(tail)
     return "\n".join((*_header(config, dialect, title), *_imports(code), code)).rstrip() + "\n"
+
+
+def forward_text(config: Config, dialect: str) -> str:
+    """The classes and functions of that file, and its greedy loop, for any config."""
+    return "\n".join((*_forward(config, dialect)[1], "", generating_text(config)))
+
+
+def _forward(config: Config, dialect: str) -> tuple[ModelResolver, list[str]]:
+    resolver = ModelResolver(config, dialect)
+    parts = resolver.resolved()
+    return resolver, [line for part in parts for line in ("", "", *_part_lines(part, resolver))]
 
 
 def _header(config: Config, dialect: str, title: str) -> Iterator[str]:

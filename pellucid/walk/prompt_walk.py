@@ -37,15 +37,21 @@ class PromptWalk:
 
     model          where the weights come from, as it was given
     prompt         the text; `tokens` its token ids (T), `token_strings` the text of each
-    n_layers       of the model
+    n_layers       of the model, whose config is `config`; `dialect`: whose rounding
     result         after the last step: ``top`` (the likeliest next tokens, each with id, text and
                    probability), ``next_token`` (id) and ``next_text``
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, tokenizer: Tokenizer, prompt: str, tokens: Sequence[int]
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        prompt: str,
+        tokens: Sequence[int],
+        dialect: str,
     ) -> None:
         self.model, self.n_layers = checkpoint.source, checkpoint.config.n_layers
+        self.config, self.dialect = checkpoint.config, dialect
         self.prompt, self.tokens = prompt, list(tokens)
         self.token_strings = [tokenizer.token_string(token) for token in tokens]
         self.result: dict[str, Any] = {}
@@ -106,7 +112,7 @@ def walk_prompt(
         raise ValueError("the prompt is empty: give some text, or leave it out for an example")
     tokens = encode_prompt(tokenizer, text, bos=bos)
     check_tokens(tokens, checkpoint.config)
-    found = PromptWalk(checkpoint, tokenizer, text, tokens)
+    found = PromptWalk(checkpoint, tokenizer, text, tokens, dialect or checkpoint.dialect)
     shown: dict[str, Any] = {"layer": layer, "head": head, "everything": everything}
     if adapter is not None:
         lm = load(source, dtype=dtype, device=place, dialect=dialect, adapter=adapter)
@@ -119,7 +125,7 @@ def walk_prompt(
         tokens,
         token_strings=found.token_strings,
         specials=tokenizer.specials,
-        dialect=numerics.dialect(dialect or checkpoint.dialect, checkpoint.config.rounding),
+        dialect=numerics.dialect(found.dialect, checkpoint.config.rounding),
         dtype=as_dtype(dtype),
         **shown,
     )
