@@ -69,18 +69,12 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="naming scheme of a recording's tensors: transformers, meta, transformerlens, gguf, "
         "litgpt, or a YAML file (default: recognised by itself)",
     )
-    group.add_argument(
-        "--map-out",
-        metavar="FILE",
-        help="write the name map that was found out for a recording of pellucid.record, as YAML",
-    )
+    map_out = "write the name map that was found out for a recording of pellucid.record, as YAML"
+    group.add_argument("--map-out", metavar="FILE", help=map_out)
     for side in ("A", "B"):
         group = parser.add_argument_group(f"how to run {side}, if it is a model")
-        group.add_argument(
-            f"--dtype-{side.lower()}",
-            choices=DTYPES,
-            help=f"data type that {side} computes in (default: that of its weights)",
-        )
+        dtype = f"data type that {side} computes in (default: that of its weights)"
+        group.add_argument(f"--dtype-{side.lower()}", choices=DTYPES, help=dtype)
         group.add_argument(
             f"--dialect-{side.lower()}",
             metavar="NAME",

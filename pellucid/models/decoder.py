@@ -135,7 +135,10 @@ class Decoder(nn.Module):
         turns = {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
         masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         growth = self._growth(positions, dtype) if self.config.query_growth else None
-        return {k: Places(turns.get(k.rope), masks[k.window], growth) for k in set(self.kinds)}
+        return {
+            k: Places(turns[k.rope] if k.rope else None, masks[k.window], growth)
+            for k in set(self.kinds)
+        }
 
     def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return tap(self, "query_growth", parts.growth(self.config, positions, dtype))

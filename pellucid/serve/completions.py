@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.requests import Request
 
 from pellucid.serve import wire
 from pellucid.serve.queue import Engine, Work
+from pellucid.serve.streams import start, until_gone
 from pellucid.serve.writing import Choice, Order, Piece, Scored, score_prompts, write
 
-if TYPE_CHECKING:
-    from pellucid.serve.routes import Routes
+# (engine, prompts, choices) -> the tokens of an answer, counted
+Used = Callable[[Engine, list[list[int]], list[Choice]], dict[str, int]]
 
 
 class Completions:
     """One request: its choices, the text and scores of its prompts, and how far each has come."""
 
     def __init__(
-        self, routes: Routes, engine: Engine, given: dict[str, Any], rows: list[list[int]],
+        self, used: Used, engine: Engine, given: dict[str, Any], rows: list[list[int]],
         order: Order,
     ) -> None:  # fmt: skip
-        from pellucid.serve.routes import start
-
-        self._routes, self._engine, self._given, self._rows = routes, engine, given, rows
+        self._used, self._engine, self._given, self._rows = used, engine, given, rows
         self._tokenizer, self._top = engine.lm.tokenizer, given["logprobs"]
         self._choices: list[Choice] = start(engine, order)
         self._answer = wire.Answer(
@@ -53,8 +52,6 @@ class Completions:
 
     async def whole(self, request: Request) -> dict[str, Any]:
         """The answer in one object."""
-        from pellucid.serve.routes import until_gone
-
         events = await until_gone(request, self._engine.run(self._work()))
         pieces = [piece for some in events for piece in some]
         choices = []
@@ -68,7 +65,7 @@ class Completions:
                 own[-1].finish_reason,
             )
             choices.append(self._choice(joined, begin))
-        used = self._routes.used(self._engine, self._rows, self._choices)
+        used = self._used(self._engine, self._rows, self._choices)
         return self._answer.whole(choices, used)
 
     async def stream(self) -> AsyncGenerator[str, None]:
@@ -80,7 +77,7 @@ class Completions:
                     begin = None if piece.index in begun else self._begin(piece.index)
                     begun.add(piece.index)
                     yield self._answer.chunk([self._choice(piece, begin)])
-        used = self._routes.used(self._engine, self._rows, self._choices)
+        used = self._used(self._engine, self._rows, self._choices)
         if self._answer.usage_chunk:
             yield self._answer.chunk([], used)
         yield wire.DONE

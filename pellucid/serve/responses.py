@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from pellucid.serve import schemas
 from pellucid.serve.queue import Engine
-from pellucid.serve.routes import Routes, chat_row, start, streaming
+from pellucid.serve.routes import Routes, chat_row
 from pellucid.serve.schemas import require
+from pellucid.serve.streams import start, streaming
 from pellucid.serve.wire import event
 from pellucid.serve.writing import Choice, write
 

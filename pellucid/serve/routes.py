@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -15,10 +14,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from pellucid.evaluate.harness import Answers
 from pellucid.generate import Sampling
 from pellucid.serve import schemas, wire
+from pellucid.serve.completions import Completions
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.queue import Engine
 from pellucid.serve.schemas import RequestError, parse, read_json, require
 from pellucid.serve.security import Rules, read_body
+from pellucid.serve.streams import start, streaming, until_gone
 from pellucid.serve.writing import Choice, Order, Piece, check_rows, embed, write
 
 Fields = Mapping[str, schemas.Field]
@@ -127,9 +128,7 @@ class Routes:
         check_stream_options(given)
         rows = prompt_rows(engine, given["prompt"], "prompt")
         order = self.order(engine, given, rows, given["max_tokens"], given["logprobs"])
-        from pellucid.serve.completions import Completions
-
-        job = Completions(self, engine, given, rows, order)
+        job = Completions(self.used, engine, given, rows, order)
         if given["stream"]:
             return await streaming(request, job.stream())
         return JSONResponse(await job.whole(request))
@@ -211,14 +210,6 @@ class Routes:
         return wire.usage(read, written)
 
 
-def start(engine: Engine, order: Order) -> list[Choice]:
-    """The choices of an order; RequestError for what the model cannot take."""
-    try:
-        return [Choice(engine.lm, order, index) for index in range(len(order.rows))]
-    except ValueError as error:
-        raise RequestError(400, str(error)) from None
-
-
 def sampling(given: Mapping[str, Any]) -> Sampling:
     """How the next token is chosen; RequestError where the numbers do not fit together."""
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -268,42 +259,6 @@ def chat_row(engine: Engine, messages: list[dict[str, str]], param: str) -> list
     except ValueError as error:
         raise RequestError(400, f"{param}: {error}", param) from None
     return row
-
-
-async def until_gone(request: Request, events: AsyncGenerator[Any, None]) -> list[Any]:
-    """All events, unless the client goes away before: then the work is cancelled."""
-
-    async def collect() -> list[Any]:
-        async with aclosing(events) as some:
-            return [event async for event in some]
-
-    return await unless_gone(request, collect())
-
-
-async def unless_gone(request: Request, wanted: Coroutine[Any, Any, Any]) -> Any:
-    """What `wanted` gives; cancelled, and RequestError, where the client goes away before."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, watch = asyncio.create_task(wanted), asyncio.create_task(gone())
-    try:
-        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise RequestError(499, "the client went away")
-    finally:
-        for task in (work, watch):
-            task.cancel()
-        await asyncio.gather(work, watch, return_exceptions=True)
-
-
-async def streaming(request: Request, chunks: AsyncGenerator[str, None]) -> Response:
-    """A stream whose first chunk is there already: what fails before is an ordinary error."""
-    from pellucid.serve.streams import EventStream, first_of
-
-    return EventStream(await unless_gone(request, first_of(chunks)))
 
 
 def _packed(vector: list[float]) -> str:

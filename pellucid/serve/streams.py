@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
 
-from starlette.responses import StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
 
+from pellucid.serve.queue import Engine
 from pellucid.serve.schemas import RequestError
 from pellucid.serve.wire import event
+from pellucid.serve.writing import Choice, Order
 
 LOG = logging.getLogger("pellucid.serve")
 
@@ -46,3 +52,45 @@ def as_request_error(error: Exception) -> RequestError:
         return RequestError(400, str(error))
     LOG.error("a request failed", exc_info=error)
     return RequestError(500, f"{type(error).__name__}: {error}")
+
+
+def start(engine: Engine, order: Order) -> list[Choice]:
+    """The choices of an order; RequestError for what the model cannot take."""
+    try:
+        return [Choice(engine.lm, order, index) for index in range(len(order.rows))]
+    except ValueError as error:
+        raise RequestError(400, str(error)) from None
+
+
+async def until_gone(request: Request, events: AsyncGenerator[Any, None]) -> list[Any]:
+    """All events, unless the client goes away before: then the work is cancelled."""
+
+    async def collect() -> list[Any]:
+        async with aclosing(events) as some:
+            return [event async for event in some]
+
+    return await unless_gone(request, collect())
+
+
+async def unless_gone(request: Request, wanted: Coroutine[Any, Any, Any]) -> Any:
+    """What `wanted` gives; cancelled, and RequestError, where the client goes away before."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work, watch = asyncio.create_task(wanted), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise RequestError(499, "the client went away")
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def streaming(request: Request, chunks: AsyncGenerator[str, None]) -> Response:
+    """A stream whose first chunk is there already: what fails before is an ordinary error."""
+    return EventStream(await unless_gone(request, first_of(chunks)))

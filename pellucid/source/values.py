@@ -13,6 +13,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 
 from pellucid.source.statements import Block, Ref
@@ -88,6 +89,9 @@ def literal(concrete: Any, me: object = None) -> ast.expr:
         names = [name for name, child in me.named_children() if child is concrete]
         assert names, f"{type(concrete).__name__} is no part of {type(me).__name__}"
         return attribute(ast.Name("self", ast.Load()), names[0])
+    function = getattr(concrete, "__name__", "")
+    if function and getattr(F, function, None) is concrete:
+        return attribute(ast.Name("F", ast.Load()), function)
     assert (
         concrete is None
         or isinstance(concrete, int | float | str)

@@ -133,7 +133,12 @@ def pattern(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
     yield Hypothesis(
         "softmax axis", "over the queries", given(lambda s, x: torch.softmax(x, -2).to(s.dtype))
     )
-    for renewed, said in ((False, ""), (True, ", then divided by the sum")):
+    # where every key is seen, or sinks take their part of the sum, it is no other operation
+    late_mask = (
+        not replay.setting.config.sinks
+        and not replay.arguments(sibling(name, "attn.masked_scores"))[1].all()
+    )
+    for renewed, said in ((False, ""), (True, ", then divided by the sum")) if late_mask else ():
 
         def masked_late(replay: Replay, name: str, renewed: bool = renewed) -> Tensor:
             x, allowed = replay.arguments(sibling(name, "attn.masked_scores"))

@@ -39,9 +39,13 @@ def fitting(
     if int(known.sum()) < 2 or slopes[0] is None or not slopes[0] > 0:
         return
     seen = torch.tensor([slope or 0.0 for slope in slopes], dtype=torch.float64)
+    ropes = (config.rope, config.second_rope) if config.second_rope is not None else ()
+    declared = [frequencies(r, 2 * pairs, length=0, dtype=torch.float64) for r in ropes if r]
     found = []
     for other in _candidates(rope, seen, config.context_length):
         expected = frequencies(other, 2 * pairs, length=0, dtype=torch.float64)
+        if any(torch.allclose(expected, own) for own in declared):
+            continue  # the other kind of layer's: a hypothesis of its own
         off = (expected - seen).abs()[known]
         if bool((off < 1e-3 * expected[known] + 1e-5).all()):
             changes = [
