@@ -148,12 +148,14 @@ def _llama3(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor
 
 def _yarn(rope: RopeConfig, exponents: Tensor, length: int | Tensor) -> Tensor:
     """Ramp over the pair index between two numbers of turns (Peng et al., YaRN, 2023)."""
-    head_dim, ends = 2 * len(exponents), []
-    for turns in (rope.beta_fast, rope.beta_slow):  # the pair that makes so many in the context
-        waves = (rope.original_context or 1) / (turns * 2 * math.pi)
-        ends.append(head_dim * math.log(waves) / (2 * math.log(rope.theta)))
-    ends = [math.floor(ends[0]), math.ceil(ends[1])] if rope.truncate else ends
-    low, high = max(ends[0], 0), min(ends[1], head_dim - 1)
+    head_dim, context = 2 * len(exponents), rope.original_context or 1
+    # The pairs that make beta_fast and beta_slow turns in the context.
+    low = head_dim * math.log(context / (rope.beta_fast * 2 * math.pi)) / (2 * math.log(rope.theta))
+    high = (
+        head_dim * math.log(context / (rope.beta_slow * 2 * math.pi)) / (2 * math.log(rope.theta))
+    )
+    low, high = (math.floor(low), math.ceil(high)) if rope.truncate else (low, high)
+    low, high = max(low, 0), min(high, head_dim - 1)
     pairs = torch.arange(len(exponents), dtype=exponents.dtype, device=exponents.device)
     # Where both ends meet: a step instead of a division by zero.
     keep = 1 - torch.clamp((pairs - low) / (high - low or 0.001), 0, 1)  # 1: as trained, 0: slowed
