@@ -27,7 +27,7 @@ _LEADS_TO = (
     (r"\.z_side_by_side$", ".out"),
     (r"attn\.out$", "attn_out"),
     (r"mlp\.inner$", "mlp.act"),
-    (r"rope\.(exponents|frequencies|scaled_frequencies)$", "rope.angles"),
+    (r"rope\.(exponents|frequencies|scaled_frequencies|divisors)$", "rope.angles"),
     (r"rope\.cis$", "rope.cos"),
     (r"^embed_at_position$", "embed_normed"),
     (r"^embed_normed$", "embed_scaled"),

@@ -69,8 +69,8 @@ def test_every_step_has_lines_of_the_file_that_compute_it(sample, rounding):
         ("cohere", "hf", "layers.1.resid_post", [
             "x = resid_pre + attn_out", "return x + mlp_out  # resid_post"]),
         ("gemma3_text", "hf", "second_rope.frequencies", [
-            "pairs = torch.arange(0, 8, 2, dtype=torch.float32, device=positions.device)",
-            "angles = positions[..., None].float() * (1.0 / 10000.0 ** (pairs / 8))"]),
+            "exponents = torch.arange(0, 8, 2, dtype=torch.float32, device=positions.device) / 8",
+            "angles = positions[..., None].float() * (1.0 / 10000.0 ** exponents)"]),
         ("olmo2", "hf", "rope.cis", ["return angles.cos(), angles.sin()"]),
         ("llama", "hf", "next_token", ["token = int(model(new, cache)[0, -1].argmax())"]),
     ],
