@@ -70,7 +70,7 @@ def test_every_step_has_lines_of_the_file_that_compute_it(sample, rounding):
             "x = resid_pre + attn_out", "return x + mlp_out  # resid_post"]),
         ("gemma3_text", "hf", "second_rope.frequencies", [
             "exponents = torch.arange(0, 8, 2, dtype=torch.float32, device=positions.device) / 8",
-            "angles = positions[..., None].float() * (1.0 / 10000.0 ** exponents)"]),
+            "angles = positions[..., None].float() * (1.0 / 10000.0**exponents)"]),
         ("olmo2", "hf", "rope.cis", ["return angles.cos(), angles.sin()"]),
         ("llama", "hf", "next_token", ["token = int(model(new, cache)[0, -1].argmax())"]),
     ],
