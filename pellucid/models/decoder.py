@@ -132,13 +132,10 @@ class Decoder(nn.Module):
         self, positions: Tensor, mask: Mask, dtype: torch.dtype, end: Tensor | None = None
     ) -> PlacesOf:
         """What each kind of layer needs of positions (T) or (B, T) and mask; `end` as `last_of`."""
-        turns = {name: self.get_submodule(name)(positions, dtype) for name in self.ropes}
+        turns = {"": None} | {n: self.get_submodule(n)(positions, dtype) for n in self.ropes}
         masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         growth = self._growth(positions, dtype) if self.config.query_growth else None
-        return {
-            k: Places(turns[k.rope] if k.rope else None, masks[k.window], growth)
-            for k in set(self.kinds)
-        }
+        return {k: Places(turns[k.rope], masks[k.window], growth) for k in set(self.kinds)}
 
     def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         return tap(self, "query_growth", parts.growth(self.config, positions, dtype))
