@@ -26,6 +26,7 @@ LEAST = {
     "eval": ["eval", "--text", "no-such.txt"],
     "train": ["train", "--data", "no-such.txt", "--out", "run"],
     "finetune": ["finetune", "demo", "--data", "no-such.txt", "--out", "run"],
+    "serve": ["serve", "demo"],
 }
 
 
