@@ -1,7 +1,7 @@
 """JSON files; and folders that appear whole or not at all: written beside their place, then moved.
 
-What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is cleared away by whoever next writes
-into the same parent. A folder that is being written is locked (``flock``), and the system lets the
+What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is removed by the next write
+into the same parent folder. A folder that is being written is locked (``flock``), and the system lets the
 lock go when its process ends, however it ends.
 """
 
@@ -58,7 +58,7 @@ def move(beside: Path, folder: Path) -> None:
 def refuse_current(folder: Path) -> None:
     """ValueError for the folder that the process stands in, or one around it.
 
-    Its place would be taken by another, and whoever stands there would stand nowhere.
+    A new folder takes its place, and the process would be left in a folder that has no path.
     """
     here = Path.cwd()
     if folder.resolve() in (here, *here.parents):

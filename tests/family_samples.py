@@ -57,6 +57,22 @@ _LLAMA3 = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
 
+_STABLELM = {
+    "model_type": "stablelm",
+    **_SQUARE,
+    "layer_norm_eps": 1e-5,
+    **_rope(partial_rotary_factor=0.25),
+}
+_GPT2 = {
+    "model_type": "gpt2",
+    "n_embd": 48,
+    "n_layer": LAYERS,
+    "n_head": 6,
+    "n_inner": 80,
+    "vocab_size": 97,
+    "n_positions": 128,
+}
+
 SAMPLES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **_SIZES, **_EPS, **_rope()},
     "llama llama3": {"model_type": "llama", **_SIZES, **_EPS, "rope_parameters": _LLAMA3},
@@ -255,36 +271,16 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
     },
     "stablelm": {
-        "model_type": "stablelm",
-        **_SQUARE,
-        "layer_norm_eps": 1e-5,
-        **_rope(partial_rotary_factor=0.25),
+        **_STABLELM,
         "use_qkv_bias": True,
     },
     "stablelm parallel": {
-        "model_type": "stablelm",
-        **_SQUARE,
-        "layer_norm_eps": 1e-5,
-        **_rope(partial_rotary_factor=0.25),
+        **_STABLELM,
         "use_parallel_residual": True,
     },
-    "gpt2": {
-        "model_type": "gpt2",
-        "n_embd": 48,
-        "n_layer": LAYERS,
-        "n_head": 6,
-        "n_inner": 80,
-        "vocab_size": 97,
-        "n_positions": 128,
-    },
+    "gpt2": _GPT2,
     "gpt2 tanh in one kernel": {
-        "model_type": "gpt2",
-        "n_embd": 48,
-        "n_layer": LAYERS,
-        "n_head": 6,
-        "n_inner": 80,
-        "vocab_size": 97,
-        "n_positions": 128,
+        **_GPT2,
         "activation_function": "gelu_pytorch_tanh",
     },
 }

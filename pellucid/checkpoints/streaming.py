@@ -241,9 +241,9 @@ class StreamedHead(nn.Module):
 
 
 class WeightsInOrder(Mapping[str, Tensor]):
-    """A checkpoint's weights for one who asks for them layer by layer, as the walk does.
+    """A checkpoint's weights read layer by layer, as the walk does.
 
-    Whoever asks for the first weight of a layer waits until the whole layer is there; meanwhile
+    Reading the first weight of a layer waits until the whole layer is in memory; meanwhile
     the next is being read, and the one before is given back. `dtype` and `shape` read nothing.
     """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, byte_characters
+from pellucid.tokenizers.hf import PLAIN_BPE, PLAIN_TOKEN
 
 _SPACE = "▁"
 
@@ -102,7 +103,6 @@ def _document(
     normalizer: dict[str, Any] | None = None,
     pre_tokenizer: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     text, second = ({"Sequence": {"id": id, "type_id": kind}} for kind, id in enumerate("AB"))
     begin = [] if bos is None else [{"SpecialToken": {"id": bos, "type_id": 0}}]
     named = {} if bos is None else {bos: {"id": bos, "ids": [specials[bos]], "tokens": [bos]}}
@@ -111,7 +111,8 @@ def _document(
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": id, "content": name, **flags, "special": True} for name, id in specials.items()
+            {"id": id, "content": name, **PLAIN_TOKEN, "special": True}
+            for name, id in specials.items()
         ],
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
@@ -122,15 +123,5 @@ def _document(
             "special_tokens": named,
         },
         "decoder": decoder,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            **model,
-        },
+        "model": {**PLAIN_BPE, **model},
     }

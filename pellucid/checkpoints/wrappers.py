@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pellucid.checkpoints.files import TensorFile
 
-# Words that only wrappers write, wherever in a name they stand
-_WORDS = frozenset(
-    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-)
+# Children under which a wrapper keeps the module: torch.compile, FSDP, activation checkpointing
+KEPT_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Words that only wrappers write, wherever in a stored name they stand
+_WORDS = frozenset({*KEPT_UNDER, "module", "_forward_module"})
 
 
 class RenamedFile:

@@ -9,7 +9,7 @@ assumed where nothing is written).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pellucid.families.names import Names, Pairs
@@ -126,18 +126,15 @@ GEMMA2 = Gguf(
     wide_at=46,
     scale_key="query_pre_attn_scalar",
 )
-GEMMA3 = Gguf(
+GEMMA3 = replace(
+    GEMMA2,
     architecture="gemma3",
     keys={
-        **KEYS,
-        **CAPS,
-        **WINDOW,
+        **GEMMA2.keys,
         "rope.freq_base_swa": "rope_local_base_freq",
         "attention.sliding_window_pattern": "sliding_window_pattern",
     },
-    names=GEMMA.names,
     wide_at=62,
-    scale_key="query_pre_attn_scalar",
 )
 PHI3 = Gguf(
     architecture="phi3",

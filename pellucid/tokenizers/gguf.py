@@ -41,7 +41,6 @@ _WHOLE_PIECES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtra
 _NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen"})  # to NFC, as these tokenizers' own files say
 _STOPS = STOP_NAMES | {"<|im_end|>", "<end_of_turn>", "<|end|>"}
 _LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def from_file(path: Path) -> Tokenizer:
@@ -163,7 +162,7 @@ def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": id, "content": token, **_FLAGS, "special": types[id] == CONTROL}
+            {"id": id, "content": token, **hf.PLAIN_TOKEN, "special": types[id] == CONTROL}
             for id, token in enumerate(tokens)
             if types[id] in (CONTROL, USER_DEFINED)
         ],
@@ -172,13 +171,7 @@ def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
         "post_processor": None,
         "decoder": {**_LEVEL, "use_regex": True},
         "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
+            **hf.PLAIN_BPE,
             "ignore_merges": pre in _WHOLE_PIECES,
             "vocab": {token: id for id, token in enumerate(tokens) if types[id] != UNUSED},
             "merges": pairs,

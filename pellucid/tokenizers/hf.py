@@ -28,6 +28,21 @@ from pellucid.tokenizers.neighbours import Roles, find_roles, read_json
 if TYPE_CHECKING:
     import tokenizers
 
+# What a tokenizer.json states of a byte-level BPE and of an added token where nothing is special
+PLAIN_BPE: Mapping[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
+PLAIN_TOKEN: Mapping[str, Any] = dict.fromkeys(
+    ("single_word", "lstrip", "rstrip", "normalized"), False
+)
+
 
 def from_file(path: Path) -> Tokenizer:
     """A tokenizer.json, with the roles of its tokens from the files beside it.

@@ -1,4 +1,4 @@
-"""A recording of a module that nobody has described, under our names: weights first.
+"""A recording of a module without a name map, under our names: weights first.
 
 A parameter whose values are A's fixes what its module computes. From there on names follow from
 what reads what: the operands of attention lie between the projections of q, k, v and o, the input

@@ -1,4 +1,4 @@
-"""Whose weight is it? The parameters of a module that nobody has described, found by their values.
+"""Parameters of a module without a name map, found by their values.
 
 Values are compared by a sum of their bits, which no re-layout changes: transposed, permuted or
 joined with others, a matrix keeps it. What B's modules of one pattern hold in most layers decides,

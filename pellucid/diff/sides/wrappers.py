@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Child under which a wrapper keeps the module: torch.compile, FSDP, activation checkpointing.
-_KEPT_UNDER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+from pellucid.checkpoints.wrappers import KEPT_UNDER
+
 _ADAPTED = "base_layer"  # where PEFT keeps the layer that an adapter changes
 
 
 def plain_name(path: str) -> str:
     """A path without the parts that wrappers add, wherever they stand."""
-    return ".".join(part for part in path.split(".") if part not in _KEPT_UNDER)
+    return ".".join(part for part in path.split(".") if part not in KEPT_UNDER)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -28,7 +28,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     children = dict(module.named_children())
-    for name in _KEPT_UNDER:
+    for name in KEPT_UNDER:
         if name in children:
             return children[name]
     if type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
@@ -49,7 +49,7 @@ def plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         children = {name for name, _ in module.named_children()}
         if _ADAPTED in children:
             adapted.append(f"{path}.")
-        if not children & set(_KEPT_UNDER):
+        if not children & set(KEPT_UNDER):
             yield plain_name(path), module
 
 

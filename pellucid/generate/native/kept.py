@@ -47,8 +47,8 @@ class KeptLibrary:
     def read(self) -> bytes | None:
         """The library's content, or None where there is none.
 
-        Raises Damaged where it does not have its checksum, PermissionError where the file may be
-        somebody else's, OSError where it cannot be read.
+        Raises Damaged where it does not have its checksum, PermissionError where another user
+        may have written the file, OSError where it cannot be read.
         """
         try:
             content = read_own_file(self._descriptor, self.name, MOST_BYTES)
