@@ -1,8 +1,8 @@
 """JSON files; and folders that appear whole or not at all: written beside their place, then moved.
 
-What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is removed by the next write
-into the same parent folder. A folder that is being written is locked (``flock``), and the system lets the
-lock go when its process ends, however it ends.
+What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is removed by the next write into the
+same parent folder. A folder that is being written is locked (``flock``), and the system releases
+the lock when its process ends, however it ends.
 """
 
 from __future__ import annotations
