@@ -9,23 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 import pellucid
 from pellucid import checkpoints, tokenizers
+from pellucid.devices import as_device, as_dtype, free_memory
+from pellucid.edits import Edit
 from pellucid.generate import (
     Sampling,
-    TextStream,
     default_length,
     encode_prompt,
     generate_tokens,
     stream_text,
 )
 from pellucid.models.quantised import FullWeights, is_quantised
-from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
+from pellucid.prompts import Prompt, Prompts, check_tokens, is_batch, padded
+from pellucid.trace import Globs, Trace, backward, edited, trace
+from pellucid.trace_plan import check_names, check_size
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     from pellucid.tokenizers import Tokenizer
     from pellucid.walk import Step
 
-Prompt = str | Sequence[int]
 Length = int | Literal["usual"] | None
 
 
@@ -79,39 +81,6 @@ def _adapt(lm: LanguageModel, folder: Path) -> None:
     lm.model.requires_grad_(True)  # as every loaded model: gradients are traced to its beginning
     speak_template(lm.tokenizer, folder)
     lm.adapter = folder
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; ValueError for a name that is no floating-point dtype."""
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise ValueError(
-                f"unknown dtype {dtype!r}: expected float32, bfloat16, float16, float64"
-            )
-        return found
-    return dtype
-
-
-def as_device(device: str | torch.device) -> torch.device:
-    """A torch device from its name; ValueError for one that is unknown or not in this machine."""
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1 …") from None
-    if place.type == "cuda":  # counted, not tried: a context on the first GPU takes its memory
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (place.index or 0) >= count:
-            found = f"{count} of them" if count else "no GPU that it can use"
-            raise ValueError(f"device {place}: PyTorch finds {found} in this machine; try cpu")
-    elif place.type != "cpu":
-        try:
-            torch.empty(0, device=place)
-        except (RuntimeError, AssertionError, NotImplementedError):
-            raise ValueError(
-                f"device {place}: PyTorch cannot use it on this machine; try cpu"
-            ) from None
-    return place
 
 
 class LanguageModel:
@@ -161,6 +130,21 @@ class LanguageModel:
         copy.adapter = self.adapter
         return copy
 
+    def to(
+        self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    ) -> LanguageModel:
+        """This model, moved to a device or to another dtype of its weights, in place.
+
+        ValueError for weights that are streamed, and for another dtype of quantised ones.
+        """
+        if checkpoints.is_streamed(self.model):
+            raise ValueError("streamed weights stay where they are: load the model again")
+        if dtype is not None and is_quantised(self.model):
+            raise ValueError("quantised weights keep their form: load the model again with a dtype")
+        place = None if device is None else as_device(device)
+        self.model.to(device=place, dtype=as_dtype(dtype))
+        return self
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text as the model expects it (with its BOS), ids as they are.
 
@@ -173,44 +157,115 @@ class LanguageModel:
         check_tokens(tokens, self.config)
         return tokens
 
-    def generate(self, prompt: Prompt, *, max_new_tokens: Length = "usual", **options: Any) -> str:
-        """The text that follows `prompt`; the options are those of `stream`."""
-        return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, **options))
+    def decode(self, tokens: Iterable[int] | Tensor) -> str:
+        """The text of token ids (T), special tokens by name."""
+        return self.tokenizer.decode([int(token) for token in tokens])
+
+    def _rows(self, prompts: Prompts) -> list[list[int]]:
+        """Token ids of one prompt or several."""
+        if not is_batch(prompts):
+            return [self.encode(cast(Prompt, prompts))]
+        return [self.encode(prompt) for prompt in cast(Sequence[Prompt], prompts)]
+
+    def __call__(self, prompts: Prompts) -> Tensor:
+        """Logits (B, T, V) of prompts; shorter ones are padded on the left.
+
+        With a graph for gradients, as any module's, unless ``torch.no_grad`` is on.
+        """
+        tokens, starts = padded(self._rows(prompts), self.device)
+        return self.model(tokens, starts=starts)
+
+    def loss(self, prompts: Prompts) -> Tensor:
+        """Mean over the tokens after each prompt's first of −ln p, in nats per token; a scalar.
+
+        ValueError for a prompt of one token: there is nothing to predict.
+        """
+        rows = self._rows(prompts)
+        if min(len(row) for row in rows) < 2:
+            raise ValueError("a prompt of one token has no next token to predict")
+        tokens, starts = padded(rows, self.device)
+        logits = self.model(tokens[:, :-1], starts=starts)
+        targets = tokens[:, 1:].clone()
+        for row, ids in enumerate(rows):
+            targets[row, : targets.shape[1] - len(ids) + 1] = -100  # padding, and each first token
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return torch.nn.functional.cross_entropy(wide.flatten(0, 1), targets.flatten())
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: Length = "usual",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = (),
+        seed: int | None = None,
+        slide: bool = False,
+        fast: bool | None = None,
+        edit: Mapping[str, Edit] | None = None,
+    ) -> str:
+        """The text that follows `prompt`; the arguments are those of `stream`."""
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        stream = self._stream([self.encode(prompt)], max_new_tokens, sampling, edit,
+                              stop=stop, seed=seed, slide=slide, fast=fast)  # fmt: skip
+        return "".join(piece for (piece,) in stream)
 
     def stream(
         self,
         prompt: Prompt,
         *,
         max_new_tokens: Length = "usual",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         stop: str | Sequence[str] | None = (),
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
-        **sampling: Any,
+        edit: Mapping[str, Edit] | None = None,
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
 
         max_new_tokens  "usual": 128, fewer where the context ends before; None: until the model
                         stops or its context is full
+        temperature … repetition_penalty   as `generate.Sampling` says; temperature 0 is greedy
         stop            one string or several before which the text ends
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
         fast            decode in C: None where it can be done, True or an error, False never
-        sampling        temperature (0: greedy), top_k, top_p, min_p, repetition_penalty
+        edit            name, glob or address -> number, tensor or function (`edits`), in every
+                        step; decodes in PyTorch
         """
-        rows = self._stream(
-            [self.encode(prompt)],
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            seed=seed,
-            slide=slide,
-            fast=fast,
-            sampling=Sampling(**sampling),
-        )
-        return (piece for (piece,) in rows if piece)
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        stream = self._stream([self.encode(prompt)], max_new_tokens, sampling, edit,
+                              stop=stop, seed=seed, slide=slide, fast=fast)  # fmt: skip
+        return (piece for (piece,) in stream if piece)
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], *, max_new_tokens: Length = "usual", **options: Any
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: Length = "usual",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] | None = (),
+        seed: int | None = None,
+        slide: bool = False,
+        fast: bool | None = None,
     ) -> list[str]:
         """As `generate` for several prompts at once; each row's text is the one it has alone.
 
@@ -221,27 +276,36 @@ class LanguageModel:
                 f"generate_batch takes a list of prompts, got one: {str(prompts)[:40]!r}; put it "
                 "into a list, or call generate"
             )
-        own = ("stop", "seed", "slide", "fast")
-        known = {name: options.pop(name) for name in own if name in options}
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
         rows = [self.encode(prompt) for prompt in prompts]
-        stream = self._stream(
-            rows, max_new_tokens=max_new_tokens, sampling=Sampling(**options), **known
-        )
-        return [completion.text for completion in stream.complete()]
+        texts = ["" for _ in rows]
+        for pieces in self._stream(rows, max_new_tokens, sampling, None,
+                                   stop=stop, seed=seed, slide=slide, fast=fast):  # fmt: skip
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts
 
     def _stream(
-        self, rows: Sequence[Sequence[int]], *, max_new_tokens: Length, **options: Any
-    ) -> TextStream:
-        if max_new_tokens == "usual":
-            slide = options.get("slide", False)
-            max_new_tokens = default_length(self.config, rows, slide=slide)
-        return stream_text(
-            self.model, self.tokenizer, rows, max_new_tokens=max_new_tokens, **options
-        )
+        self, rows: Sequence[Sequence[int]], length: Length, sampling: Sampling,
+        edit: Mapping[str, Edit] | None, *, slide: bool, fast: bool | None, **options: Any,
+    ) -> Iterator[list[str]]:  # fmt: skip
+        if length == "usual":
+            length = default_length(self.config, rows, slide=slide)
+        if edit and fast:
+            raise ValueError("edits act in PyTorch: leave out fast, or edit")
+        if edit:
+            check_names(self.config, edit=edit)
+        stream = stream_text(
+            self.model, self.tokenizer, rows, sampling=sampling, max_new_tokens=length,
+            slide=slide, fast=False if edit else fast, **options,
+        )  # fmt: skip
+        return edited(self.model, stream, edit) if edit else stream
 
     def trace(
         self,
-        prompt: Prompt,
+        prompt: Prompts,
         only: Globs = "*",
         *,
         edit: Mapping[str, Edit] | None = None,
@@ -251,29 +315,39 @@ class LanguageModel:
     ) -> Trace:
         """Every named tensor of a run on `prompt`, or those that match a glob of `only`.
 
-        edit       name -> function; what it returns feeds the rest of the run
+        prompt     text or ids; or several, padded on the left: then `mask` says who may look where,
+                   and ``seen.meta["padding"]`` how many places of each row are padding
+        edit       name, glob or address -> number, tensor or function of a tensor; the result feeds
+                   the rest of the run (`edits`)
         gradients  a scalar of the logits (B, T, V); its gradient at every kept name is in
                    ``seen.grad(name)``. The parameters' own ``.grad`` stay untouched
         generate   greedy decoding steps after the prompt, with the KV cache; the names of step i
                    begin with ``step.i.``
         max_bytes  refuse beyond this size (default: half of the free memory)
+
+        ValueError for a glob, KeyError for an edit, that means no tensor of this model.
         """
-        tokens = self.encode(prompt)
+        several = is_batch(prompt)
+        rows = self._rows(prompt)
         if gradients and generate:
             raise ValueError("gradients are traced for one pass: leave out generate")
+        if several and generate:
+            raise ValueError("generate follows one prompt: trace them one by one")
         if gradients and checkpoints.is_streamed(self.model):
             raise ValueError("gradients need the weights in memory: load without stream")
-        self._guard(len(tokens), generate, only, max_bytes)
-        batch = torch.tensor([tokens], device=self.device)
+        check_names(self.config, only, edit or {})
+        batch, starts = padded(rows, self.device)
+        room = free_memory(self.device) // 2 if max_bytes is None else max_bytes
+        size, dialect = self.dtype.itemsize, self.model.dialect
+        check_size(self.config, batch.shape, generate, only, room, itemsize=size, dialect=dialect)
         with trace(self.model, only, edit=edit, gradients=gradients is not None) as seen:
             if generate:
-                tokens = tokens + self._decode(tokens, generate)
+                rows[0] += self._decode(rows[0], generate)
             else:
-                logits = self.model(batch)
+                logits = self.model(batch, starts=starts)
                 if gradients:
-                    kept = [tensor for tensor in seen.values() if tensor.requires_grad]
-                    torch.autograd.backward(gradients(logits), inputs=kept)
-        seen.meta.update(self._meta(tokens))
+                    backward(gradients(logits), seen)
+        seen.meta.update(self._meta(rows, several))
         return seen
 
     def walk(
@@ -320,50 +394,18 @@ class LanguageModel:
         chosen = [token for (token,) in passes if token is not None]
         return chosen[:-1]  # the last pass chooses a token that no pass reads
 
-    def _guard(self, tokens: int, steps: int, only: Globs, max_bytes: int | None) -> None:
-        """Refuse a trace that would not fit, with the numbers, before anything is computed."""
-        size, dialect = self.dtype.itemsize, self.model.dialect
-        need = estimated_bytes(self.config, 1, tokens, tokens, size, only, dialect)
-        for step in range(1, steps + 1):
-            need += estimated_bytes(self.config, 1, 1, tokens + step, size, only, dialect)
-        room = max_bytes if max_bytes is not None else free_memory(self.device) // 2
-        if need > room:
-            raise ValueError(
-                f"this trace would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it "
-                f"may take: name fewer tensors with only=, shorten the prompt of {tokens} tokens, "
-                "or raise max_bytes"
-            )
-
-    def _meta(self, tokens: Sequence[int]) -> dict[str, Any]:
+    def _meta(self, rows: Sequence[Sequence[int]], several: bool) -> dict[str, Any]:
+        """What a trace says of its run; of several prompts, a list for each."""
+        ids = [list(row) for row in rows]
+        text = [[self.tokenizer.token_string(token) for token in row] for row in ids]
+        longest = max(len(row) for row in ids)
         return {
             "model": self.name,
             "family": self.config.family,
             "dtype": str(self.dtype).removeprefix("torch."),
             "dialect": self.model.dialect.name,
-            "tokens": list(tokens),
-            "token_strings": [self.tokenizer.token_string(token) for token in tokens],
+            "tokens": ids if several else ids[0],
+            "token_strings": text if several else text[0],
+            **({"padding": [longest - len(row) for row in ids]} if several else {}),
             "versions": {"pellucid": pellucid.__version__, "torch": torch.__version__},
         }
-
-
-def check_tokens(tokens: Iterable[int], config: Config) -> None:
-    """ValueError for no tokens, or for one outside the vocabulary."""
-    tokens = list(tokens)
-    if not tokens:
-        raise ValueError("the prompt has no tokens: give some text")
-    for token in tokens:
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(f"token {token} is outside the vocabulary 0 … {config.vocab_size - 1}")
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on a device now; for the CPU what the kernel calls available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(
-            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
-        )
-    except (OSError, StopIteration):
-        return 8 << 30  # not Linux: a guess that fits most machines

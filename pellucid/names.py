@@ -11,6 +11,8 @@ import re
 Index = tuple[int | slice, ...]
 
 _STEP = re.compile(r"step\.(\d+)\.")
+_LENS_NAME = re.compile(r"(step\.\d+\.)?(blocks\.[^.]+\.)?(.*)")
+_OUTSIDE_BLOCKS = ("hook_embed", "hook_pos_embed")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -34,6 +36,47 @@ def layer_of(name: str) -> int | None:
 def general(name: str) -> str:
     """`name` without its step and with N for its layer: ``layers.N.attn.q``."""
     return _LAYER.sub("layers.N.", without_step(name))
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """`name`, or glob, as it is called here: TransformerLens's names stand for these tensors.
+
+    Where its name means one of two tensors by the kind of model, both come. Only names whose values
+    are the same are known; the axes are this package's, (B, H, T, D) where TransformerLens has
+    (B, T, H, D).
+    """
+    if "hook_" not in name:
+        return (name,)
+    parts = _LENS_NAME.fullmatch(name)
+    assert parts is not None, "all of it may be the last part"
+    before, block, leaf = parts.groups("")
+    found = _TRANSFORMER_LENS.get(leaf, ()) if block or leaf in _OUTSIDE_BLOCKS else ()
+    block = block.replace("blocks.", "layers.")
+    return tuple(f"{before}{block}{each}" for each in found) or (name,)
+
+
+# TransformerLens's name -> ours. Its attention scores are those behind the mask, its `pre` and
+# `post` the gate and the product of a gated MLP.
+_TRANSFORMER_LENS = {
+    "hook_embed": ("embed",),
+    "hook_pos_embed": ("pos_embed",),
+    "hook_resid_pre": ("resid_pre",),
+    "hook_resid_mid": ("resid_mid",),
+    "hook_resid_post": ("resid_post",),
+    "hook_attn_out": ("attn_out",),
+    "hook_mlp_out": ("mlp_out",),
+    "attn.hook_q": ("attn.q",),
+    "attn.hook_k": ("attn.k",),
+    "attn.hook_v": ("attn.v",),
+    "attn.hook_rot_q": ("attn.q_rotated",),
+    "attn.hook_rot_k": ("attn.k_rotated",),
+    "attn.hook_attn_scores": ("attn.masked_scores",),
+    "attn.hook_pattern": ("attn.pattern",),
+    "attn.hook_z": ("attn.z",),
+    "mlp.hook_pre": ("mlp.gate", "mlp.pre"),
+    "mlp.hook_pre_linear": ("mlp.up",),
+    "mlp.hook_post": ("mlp.hidden", "mlp.act"),
+}
 
 
 def parse(address: str) -> tuple[str, Index]:

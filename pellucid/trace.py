@@ -11,22 +11,21 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pellucid import graph, names
+from pellucid.edits import Edit, Edits
 from pellucid.files import file_beside
-from pellucid.numerics import Dialect
 
-Edit = Callable[[Tensor], Tensor]
 Globs = str | Iterable[str]
-_FROM_ROTATED = ("attn.q_rotated", "attn.k_rotated", "attn.scores", "attn.masked_scores")
+Item = TypeVar("Item")
 
 # Set outside the forward only: setting it inside would break a compiled graph in two.
 _open: ContextVar[Recorder | None] = ContextVar("pellucid.trace", default=None)
@@ -52,15 +51,15 @@ class Recorder:
         fused: bool = False,
     ) -> None:
         self.paths = {id(module): _plain(path) for path, module in model.named_modules()}
-        self.only = (only,) if isinstance(only, str) else tuple(only)
-        self.edits = dict(edit)
+        only = (only,) if isinstance(only, str) else tuple(only)
+        self.only = tuple(glob for given in only for glob in names.spellings(given))
+        self.edits = Edits(edit)
         self.gradients = gradients
         self.fused = fused
         self.seen = Trace()
         self.step = 0  # decoding step; steps after the first prefix their names
         self._names: dict[tuple[int, str], str | None] = {}
         self._wanted: dict[str, bool] = {}
-        self._unused = set(self.edits)
 
     def name(self, module: nn.Module, leaf: str) -> str | None:
         """Name of a leaf without its step, None for a module that is no part of the traced model.
@@ -88,11 +87,8 @@ class Recorder:
         if plain is None:
             return tensor
         name = f"step.{self.step}.{plain}" if self.step else plain
-        for key in (name, plain) if self.edits else ():
-            if key in self.edits:
-                self._unused.discard(key)
-                tensor = _edited(name, tensor, self.edits[key])
-                break
+        if self.edits:
+            tensor = self.edits.apply(name, plain, tensor)
         if self.keeps(name, plain):
             if name in self.seen:
                 raise RuntimeError(
@@ -105,32 +101,13 @@ class Recorder:
         return tensor
 
     def close(self) -> None:
-        """Complain about edits whose name never came by: a silent no-op would be a wrong result."""
-        if self._unused:
-            raise KeyError(
-                f"edit of {', '.join(sorted(self._unused))}: this run has no such tensor; "
-                "`pellucid trace` or pellucid.names lists what there is"
-            )
+        """KeyError for an edit whose name never came by."""
+        self.edits.check_used(name for name in self._names.values() if name is not None)
 
 
 def _plain(path: str) -> str:
     """A module path without the wrapper that ``torch.compile(module)`` puts around a module."""
     return ".".join(part for part in path.split(".") if part != "_orig_mod")
-
-
-def _edited(name: str, tensor: Tensor, edit: Edit) -> Tensor:
-    """The tensor an edit returns, held to the shape and dtype that the rest of the run expects.
-
-    The edit gets a copy: one that works in place must not reach back into what came before.
-    """
-    result = edit(tensor.clone())
-    if not isinstance(result, Tensor):
-        raise TypeError(f"edit of {name} returned {type(result).__name__}, expected a tensor")
-    if result.shape != tensor.shape:
-        raise ValueError(
-            f"edit of {name} returned shape {tuple(result.shape)}, expected {tuple(tensor.shape)}"
-        )
-    return result.to(device=tensor.device, dtype=tensor.dtype)
 
 
 @contextlib.contextmanager
@@ -145,7 +122,8 @@ def trace(
     """Record the named tensors of one pass of `model` (or of one generation, see `set_step`).
 
     only       glob, or several, of the names to keep: ``"layers.*.attn.pattern"``
-    edit       name -> function of a tensor; its result feeds the rest of the run
+    edit       name, glob or address -> number, tensor or function of a tensor; the result feeds the
+               rest of the run (`edits`)
     gradients  keep the graph, so that after ``loss.backward()`` ``seen.grad(name)`` answers
     fused      watch the fused attention kernel instead of the named steps: of scores,
                masked_scores, pattern and z there is only z then
@@ -153,20 +131,42 @@ def trace(
     Without `gradients` the pass runs under ``torch.no_grad``. Opening a trace inside another is
     an error: one tensor has one name.
     """
+    recorder = Recorder(model, only, edit or {}, gradients, fused)
+    with _opened(recorder):
+        yield recorder.seen
+    recorder.close()
+
+
+def edited(model: nn.Module, passes: Iterator[Item], edit: Mapping[str, Edit]) -> Iterator[Item]:
+    """What `passes` of the model give, with edits in each; nothing holds between two of them.
+
+    KeyError at the end for an edit that met no tensor.
+    """
+    recorder = Recorder(model, (), edit, gradients=False)
+    while True:
+        with _opened(recorder):
+            try:
+                item = next(passes)
+            except StopIteration:
+                break
+        yield item
+    recorder.close()
+
+
+@contextlib.contextmanager
+def _opened(recorder: Recorder) -> Iterator[None]:
     if _open.get() is not None:
         raise RuntimeError("a trace is already open here; close it before opening another")
-    recorder = Recorder(model, only, edit or {}, gradients, fused)
     token = _open.set(recorder)
     try:
         with contextlib.ExitStack() as stack:
-            if not gradients:
+            if not recorder.gradients:
                 stack.enter_context(torch.no_grad())
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(_AsWritten())
-            yield recorder.seen
+            yield
     finally:
         _open.reset(token)
-    recorder.close()
 
 
 class _AsWritten:
@@ -211,38 +211,19 @@ def names_steps() -> bool:
     return recorder is not None and not recorder.fused
 
 
-def estimated_bytes(
-    config: Any,
-    batch: int,
-    tokens: int,
-    seen: int,
-    itemsize: int,
-    only: Globs,
-    dialect: Dialect | None = None,
-) -> int:
-    """Bytes a trace of one pass would hold: the sum over the names that `only` keeps.
+def backward(value: Tensor, seen: Trace) -> None:
+    """Gradients of one number at every tensor of an open trace; the parameters' stay untouched.
 
-    `itemsize` is the activation dtype's; `dialect` says which tensors are float32 all the same
-    (None: none of them).
+    ValueError for what is not one number.
     """
-    globs = (only,) if isinstance(only, str) else tuple(only)
-    sizes = graph.sizes(config, batch=batch, tokens=tokens, seen=seen)
-    return sum(
-        graph.elements(name, sizes) * _itemsize(graph.row(name).leaf, itemsize, dialect)
-        for name in graph.expand(config)
-        if any(fnmatchcase(name, glob) for glob in globs)
-    )
-
-
-def _itemsize(leaf: str, activation: int, dialect: Dialect | None) -> int:
-    if leaf in ("tokens", "positions", "mask"):
-        return 1 if leaf == "mask" else 8  # bool and int64
-    wide = dialect is not None and (
-        (leaf in ("rope.cos", "rope.sin") and dialect.rope != "x")
-        or (leaf in _FROM_ROTATED and dialect.rope == "keep")
-        or (leaf == "logits" and dialect.logits == "float32")
-    )
-    return max(activation, 4) if wide else activation
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"gradients gave {given}: expected one number of the logits (B, T, V), as in "
+            "lambda logits: logits[0, -1].max()"
+        )
+    kept = [tensor for tensor in seen.values() if tensor.requires_grad]
+    torch.autograd.backward(value, inputs=kept)
 
 
 class Trace(MutableMapping[str, Tensor]):
@@ -261,8 +242,7 @@ class Trace(MutableMapping[str, Tensor]):
 
     def __getitem__(self, address: str) -> Tensor:
         name, index = names.parse(address)
-        if name not in self._tensors:
-            raise KeyError(self._absent(name))
+        name = self._own(name)
         tensor = self._tensors[name]
         if not index:
             return tensor
@@ -282,14 +262,20 @@ class Trace(MutableMapping[str, Tensor]):
     def __contains__(self, address: object) -> bool:
         if address in self._tensors:
             return True
-        return isinstance(address, str) and names.parse(address)[0] in self._tensors
+        return isinstance(address, str) and any(
+            each in self._tensors for each in names.spellings(names.parse(address)[0])
+        )
 
-    def _absent(self, name: str) -> str:
+    def _own(self, name: str) -> str:
+        """The name under which a tensor is held; KeyError where there is none."""
+        for each in names.spellings(name):
+            if each in self._tensors:
+                return each
         from difflib import get_close_matches
 
         near = get_close_matches(name, self._tensors, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        return f"no tensor {name!r} among the {len(self._tensors)} of this trace{hint}"
+        raise KeyError(f"no tensor {name!r} among the {len(self._tensors)} of this trace{hint}")
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._tensors[name] = tensor
@@ -313,16 +299,15 @@ class Trace(MutableMapping[str, Tensor]):
 
     def grad(self, address: str) -> Tensor:
         """Gradient at a named tensor, after ``backward()`` on a run traced with `gradients`."""
-        name, _ = names.parse(address)
-        if name not in self._tensors:
-            raise KeyError(self._absent(name))
+        name, bracket, index = address.partition("[")
+        name = self._own(name)
         gradient = self._tensors[name].grad
         if gradient is None:
             raise ValueError(
-                f"{name} has no gradient: trace with gradients=True, keep the trace open for the "
-                "forward pass and call backward() on something that depends on it"
+                f"{name} has no gradient: give lm.trace a function of the logits as gradients; "
+                "trace(model, gradients=True) needs a backward() on what depends on it"
             )
-        return Trace({name: gradient})[address]
+        return Trace({name: gradient})[f"{name}{bracket}{index}"]
 
     def dims(self, name: str) -> tuple[str, ...]:
         """Letters of a tensor's axes: from the trace file where it says so, else from names.py."""

@@ -21,7 +21,7 @@ from pellucid.bench.shapes import SHAPES, model_home
 from pellucid.bench.summary import summarise
 from pellucid.bench.work import work_folder
 from pellucid.checkpoints.model_report import find_config
-from pellucid.language_model import free_memory
+from pellucid.devices import free_memory
 from pellucid.models import Config
 from pellucid.models.description import describe_fields
 from pellucid.ownership import own_folder

@@ -110,7 +110,7 @@ def _check_device(arguments: object) -> None:
     """ValueError where ``--device``, of whichever verb, is not in this machine."""
     device = getattr(arguments, "device", None)
     if device not in (None, "cpu"):
-        from pellucid.language_model import as_device
+        from pellucid.devices import as_device
 
         as_device(device)
 

@@ -119,7 +119,7 @@ def _quantised(arguments: argparse.Namespace) -> Quantisation:
 
 def _converted(arguments: argparse.Namespace) -> Conversion:
     from pellucid.checkpoints import convert
-    from pellucid.language_model import as_dtype
+    from pellucid.devices import as_dtype
 
     with progress_bars() as progress:
         return convert(

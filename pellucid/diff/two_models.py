@@ -13,6 +13,7 @@ from torch import nn
 
 from pellucid import graph, names
 from pellucid.checkpoints.formats.gguf import GGUFWeights
+from pellucid.devices import as_dtype
 from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
@@ -39,9 +40,10 @@ from pellucid.diff.sides.wrappers import unwrapped
 from pellucid.diff.stages import compare
 from pellucid.diff.training.record import are_steps, diff_steps
 from pellucid.generate.fast import trace_fast
-from pellucid.language_model import LanguageModel, Prompt, as_dtype, check_tokens, load
+from pellucid.language_model import LanguageModel, load
 from pellucid.models import Decoder, Model, empty_model
 from pellucid.models.quantised import is_quantised
+from pellucid.prompts import Prompt, check_tokens
 from pellucid.trace import Trace
 
 if TYPE_CHECKING:

@@ -166,7 +166,7 @@ def embed(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Generator[list[fl
 
 def check_rows(lm: LanguageModel, rows: Sequence[Any]) -> None:
     """ValueError for a row that is empty, holds an unknown token or is longer than the context."""
-    from pellucid.language_model import check_tokens
+    from pellucid.prompts import check_tokens
 
     for row in rows:
         check_tokens(row, lm.config)

@@ -102,7 +102,9 @@ def walk_prompt(
     line, for a model that cannot be opened, an empty prompt, a layer, head or device that is not
     there.
     """
-    from pellucid.language_model import as_device, as_dtype, check_tokens, load
+    from pellucid.devices import as_device, as_dtype
+    from pellucid.language_model import load
+    from pellucid.prompts import check_tokens
 
     place = as_device(device)
     checkpoint = checkpoints.open_checkpoint(source)

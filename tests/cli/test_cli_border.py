@@ -14,7 +14,7 @@ import torch
 
 from pellucid import cli
 from pellucid.cli.parser import VerbParser
-from pellucid.language_model import as_device
+from pellucid.devices import as_device
 from pellucid.spelling import nearest
 
 # The least that each verb takes, so that only the device can be wrong.

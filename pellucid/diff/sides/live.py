@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints import parameter_shapes
+from pellucid.devices import as_dtype
 from pellucid.diff.options import Options
 from pellucid.diff.sides.side import Side
 from pellucid.diff.sides.transformers import from_transformers
 from pellucid.diff.sides.wrappers import plain_weights, unwrapped
 from pellucid.families import FAMILIES, read_config, split, table
 from pellucid.generate import encode_prompt
-from pellucid.language_model import as_dtype
 from pellucid.models import Config
 
 LIVE = "hf:"  # before a path: run it in transformers

@@ -1,0 +1,89 @@
+"""Before a trace runs: whether the model has such names, and whether what it keeps would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pellucid import graph, names
+from pellucid.edits import Edit, Edits
+from pellucid.numerics import Dialect
+from pellucid.spelling import suggestion
+from pellucid.trace import Globs
+
+_FROM_ROTATED = ("attn.q_rotated", "attn.k_rotated", "attn.scores", "attn.masked_scores")
+
+
+def check_names(config: Any, only: Globs = (), edit: Mapping[str, Edit] | None = None) -> None:
+    """ValueError for a glob of `only`, KeyError for an edit, that means no tensor of the model."""
+    known = tuple(graph.expand(config))
+    for given in (only,) if isinstance(only, str) else tuple(only):
+        globs = [names.without_step(glob) for glob in names.spellings(given)]
+        if not any(fnmatchcase(name, glob) for name in known for glob in globs):
+            near = suggestion(given, known)
+            raise ValueError(
+                f"no tensor of this model is called {given}{near or ': names look like '}"
+                f"{'' if near else 'layers.0.attn.q or logits'}"
+            )
+    Edits(edit or {}).check_known(known)
+
+
+def check_size(
+    config: Any,
+    shape: Sequence[int],
+    steps: int,
+    only: Globs,
+    room: int,
+    *,
+    itemsize: int,
+    dialect: Dialect,
+) -> None:
+    """ValueError for a trace of more than `room` bytes, with the numbers.
+
+    shape  (B, T) of the first pass; `steps` decoding steps follow it
+    """
+    batch, tokens = shape
+    need = estimated_bytes(config, batch, tokens, tokens, itemsize, only, dialect)
+    for step in range(1, steps + 1):
+        need += estimated_bytes(config, batch, 1, tokens + step, itemsize, only, dialect)
+    if need > room:
+        raise ValueError(
+            f"this trace would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it "
+            f"may take: name fewer tensors with only=, shorten the prompt of {tokens} tokens, "
+            "or raise max_bytes"
+        )
+
+
+def estimated_bytes(
+    config: Any,
+    batch: int,
+    tokens: int,
+    seen: int,
+    itemsize: int,
+    only: Globs,
+    dialect: Dialect | None = None,
+) -> int:
+    """Bytes a trace of one pass would hold: the sum over the names that `only` keeps.
+
+    `itemsize` is the activation dtype's; `dialect` says which tensors are float32 all the same
+    (None: none of them).
+    """
+    globs = (only,) if isinstance(only, str) else tuple(only)
+    sizes = graph.sizes(config, batch=batch, tokens=tokens, seen=seen)
+    return sum(
+        graph.elements(name, sizes) * _itemsize(graph.row(name).leaf, itemsize, dialect)
+        for name in graph.expand(config)
+        if any(fnmatchcase(name, glob) for glob in globs)
+    )
+
+
+def _itemsize(leaf: str, activation: int, dialect: Dialect | None) -> int:
+    if leaf in ("tokens", "positions", "mask"):
+        return 1 if leaf == "mask" else 8  # bool and int64
+    wide = dialect is not None and (
+        (leaf in ("rope.cos", "rope.sin") and dialect.rope != "x")
+        or (leaf in _FROM_ROTATED and dialect.rope == "keep")
+        or (leaf == "logits" and dialect.logits == "float32")
+    )
+    return max(activation, 4) if wide else activation

@@ -1,0 +1,182 @@
+"""What a researcher asks of a model: batches, edits by glob and address, losses, generation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pellucid
+from pellucid import LanguageModel
+from pellucid.trace import trace
+from tests.tiny import GPT, LLAMA, random_model
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return pellucid.load("demo", dtype="float32")
+
+
+IDS = [5, 6, 7, 8, 9, 10]
+
+
+def test_a_batch_gives_each_prompt_what_it_gives_alone(lm):
+    prompts = ["import os", "def f(x):\n    return x"]
+    seen = lm.trace(prompts)
+    padding, ids = seen.meta["padding"], seen.meta["tokens"]
+    assert padding[0] > 0 == padding[1]
+    for row, prompt in enumerate(prompts):
+        alone = lm.trace(prompt)
+        assert ids[row] == alone.meta["tokens"]
+        kept = slice(padding[row], None)
+        for name in ("layers.1.resid_post", "logits"):
+            torch.testing.assert_close(seen[name][row, kept], alone[name][0], rtol=1e-4, atol=1e-4)
+        pattern = seen["layers.2.attn.pattern"][row, :, kept, kept]
+        torch.testing.assert_close(pattern, alone["layers.2.attn.pattern"][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lm(prompts), seen["logits"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "prompts", [IDS, [IDS], torch.tensor(IDS), torch.tensor([IDS]), [torch.tensor(IDS)]],
+    ids=["ids", "list of ids", "tensor", "tensor of rows", "list of tensors"],
+)  # fmt: skip
+def test_a_prompt_may_be_ids_in_any_form(lm, prompts):
+    seen = lm.trace(prompts, only="logits")
+    torch.testing.assert_close(seen["logits"], lm.trace(IDS, only="logits")["logits"])
+
+
+def test_what_is_no_prompt_is_said(lm):
+    with pytest.raises(TypeError, match="expected token ids"):
+        lm.trace(torch.rand(2, 3))
+    with pytest.raises(TypeError, match="a prompt is a int"):
+        lm.trace(3)
+    with pytest.raises(ValueError, match="no tensor of this model is called .*; did you mean"):
+        lm.trace("a", only="layers.*.attn.patern")
+    with pytest.raises(ValueError, match="expected one number of the logits"):
+        lm.trace("a", gradients=lambda logits: logits[0, -1])
+
+
+def test_the_loss_is_what_cross_entropy_says_row_by_row(lm):
+    rows = [IDS, IDS[:3]]
+    total = torch.tensor(0.0)
+    for row in rows:
+        logits = lm([row])[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum")
+    torch.testing.assert_close(lm.loss(rows), total / (len(IDS) - 1 + 2), rtol=1e-5, atol=1e-5)
+    assert lm.loss(rows).requires_grad
+    with pytest.raises(ValueError, match="no next token"):
+        lm.loss([[5]])
+
+
+def test_decode_undoes_encode(lm):
+    assert lm.decode(torch.tensor(lm.tokenizer.encode("import os"))) == "import os"
+
+
+def test_to_moves_and_converts():
+    model = pellucid.load("demo").to(dtype="float64")
+    assert model.dtype == torch.float64 and model(IDS).dtype == torch.float64
+    with pytest.raises(ValueError, match="PyTorch finds"):
+        model.to("cuda:9")
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt2"])
+def test_an_edit_by_address_is_the_one_made_by_hand(config):
+    model = random_model(config)
+    tokens = torch.tensor([IDS])
+
+    def third(z):
+        z[:, :, 2] = 0
+        return z
+
+    names = [f"layers.{layer}.attn.z" for layer in range(config.n_layers)]
+    with trace(model, "logits", edit=dict.fromkeys(names, third)) as by_hand:
+        model(tokens)
+    with trace(model, "logits", edit={"layers.*.attn.z[:,2]": 0}) as by_address:
+        model(tokens)
+    with trace(model, "logits", edit={"blocks.*.attn.hook_z[:, 2]": 0}) as by_other_name:
+        model(tokens)
+    with trace(model, "logits") as clean:
+        model(tokens)
+    assert torch.equal(by_hand["logits"], by_address["logits"])
+    assert torch.equal(by_hand["logits"], by_other_name["logits"])
+    assert torch.equal(by_hand["logits"][:, :2], clean["logits"][:, :2])
+    assert not torch.allclose(by_hand["logits"][:, 2], clean["logits"][:, 2])
+
+
+def test_an_edit_is_a_tensor_or_a_function_of_a_tensor_and_its_name():
+    model, tokens, met = random_model(LLAMA), torch.tensor([IDS]), []
+    row = torch.arange(36.0, dtype=torch.float64)
+    edit = {
+        "layers.1.resid_pre[3]": row,
+        "layers.*.mlp_out": lambda x, name: met.append(name) or x * 2,
+    }
+    with trace(model, edit=edit) as seen:
+        model(tokens)
+    assert torch.equal(seen["layers.1.resid_pre[3]"], row)
+    assert met == ["layers.0.mlp_out", "layers.1.mlp_out"]
+    for wrong, said in (
+        ({"embed[9]": 0}, "no such part of embed"),
+        ({"embed": torch.zeros(7)}, "does not fit"),
+        ({"embed": "0"}, "expected a number"),
+    ):
+        error = pytest.raises((IndexError, ValueError, TypeError), match=said)
+        with error, trace(model, edit=wrong):
+            model(tokens)
+
+
+def test_an_edit_of_a_row_of_a_batch_leaves_the_others_alone():
+    model = random_model(LLAMA)
+    tokens = torch.tensor([IDS, IDS])
+    with trace(model, "logits", edit={"layers.0.attn_out[1]": 0}) as seen:
+        model(tokens)
+    with trace(model, "logits") as clean:
+        model(tokens)
+    assert torch.equal(seen["logits"][0], clean["logits"][0])
+    assert not torch.equal(seen["logits"][1], clean["logits"][1])
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 0.8, "seed": 3}])
+def test_generation_follows_an_edit(lm, sampling):
+    plain = lm.generate("import", max_new_tokens=6, fast=False, **sampling)
+    nothing = {"layers.*.mlp_out": lambda x: x}
+    assert lm.generate("import", max_new_tokens=6, edit=nothing, **sampling) == plain
+    # A direction added to the stream that is the row of one token in the head, and wins.
+    head = lm.model.unembed.weight if lm.model.unembed is not None else lm.model.embed.weight
+    wanted = lm.tokenizer.encode(" os")[-1]
+    steered = {"final_norm": lambda x: head[wanted].expand_as(x) * 100}
+    assert lm.generate("import", max_new_tokens=2, edit=steered, temperature=0.0) == (
+        lm.decode([wanted, wanted])
+    )
+    assert lm.generate("import", max_new_tokens=6, fast=False, **sampling) == plain
+
+
+def test_other_models_run_as_ever_between_the_pieces_of_an_edited_text(lm):
+    pieces = lm.stream("import", max_new_tokens=4, temperature=0.0, edit={"layers.0.attn_out": 0})
+    next(pieces)
+    with trace(lm.model, "logits") as seen:
+        lm.model(torch.tensor([IDS]))
+    assert torch.equal(seen["logits"], lm.trace(IDS, only="logits")["logits"])
+    assert list(pieces)
+
+
+def test_an_edit_that_means_nothing_is_said_before_anything_runs(lm):
+    with pytest.raises(KeyError, match="did you mean layers.0.attn.z"):
+        lm.generate("import", edit={"layers.0.atn.z": 0})
+    with pytest.raises(ValueError, match="edits act in PyTorch"):
+        lm.generate("import", edit={"layers.0.attn.z": 0}, fast=True)
+
+
+def test_transformer_lens_names_find_the_same_tensors(lm):
+    seen = lm.trace(IDS, gradients=lambda logits: logits[0, -1].max())
+    for theirs, ours in (
+        ("hook_embed", "embed"),
+        ("blocks.1.hook_resid_mid", "layers.1.resid_mid"),
+        ("blocks.1.attn.hook_attn_scores[2]", "layers.1.attn.masked_scores[2]"),
+        ("blocks.0.mlp.hook_post", "layers.0.mlp.hidden"),
+    ):
+        assert torch.equal(seen[theirs], seen[ours])
+        assert torch.equal(seen.grad(theirs), seen.grad(ours))
+        assert theirs in seen
+    assert "blocks.1.hook_nothing" not in seen
+    assert list(lm.trace(IDS, only="blocks.*.attn.hook_pattern")) == [
+        f"layers.{layer}.attn.pattern" for layer in range(lm.config.n_layers)
+    ]
