@@ -22,7 +22,9 @@ _LAZY = {
     "finetune": "pellucid.train.finetune.entry",
     "label_report": "pellucid.evaluate.labels",
     "load": "pellucid.language_model",
+    "logit_lens": "pellucid.interpret",
     "model_report": "pellucid.checkpoints.model_report",
+    "patch": "pellucid.interpret",
     "plan_training": "pellucid.train.plan_report",
     "quantise_checkpoint": "pellucid.evaluate.quantise",
     "record": "pellucid.diff.sides.record",
@@ -31,6 +33,7 @@ _LAZY = {
     "report_as_text": "pellucid.show.diff_report",
     "run_bench": "pellucid.bench.session",
     "serve_models": "pellucid.serve",
+    "steer": "pellucid.interpret",
     "text_report": "pellucid.evaluate.text_report",
     "Trace": "pellucid.trace",
     "walk_prompt": "pellucid.walk.prompt_walk",
@@ -47,7 +50,9 @@ __all__ = [
     "finetune",
     "label_report",
     "load",
+    "logit_lens",
     "model_report",
+    "patch",
     "plan_training",
     "quantise_checkpoint",
     "record",
@@ -56,6 +61,7 @@ __all__ = [
     "report_as_text",
     "run_bench",
     "serve_models",
+    "steer",
     "text_report",
     "train",
     "walk_prompt",
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     from pellucid.evaluate.labels import label_report
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
+    from pellucid.interpret import logit_lens, patch, steer
     from pellucid.language_model import LanguageModel, load
     from pellucid.serve import serve_models
     from pellucid.show.diff_report import report_as_html, report_as_text
@@ -91,3 +98,8 @@ def __getattr__(name: str) -> Any:
         if error.name != f"pellucid.{name}":
             raise
     raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completes after ``pellucid.``: the calls, and what is imported already."""
+    return sorted({*globals(), *__all__})

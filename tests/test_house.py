@@ -43,6 +43,7 @@ FLOORS = {
     "train": 4,
     "evaluate": 4,
     "quantise": 4,
+    "interpret": 4,
     "language_model": 3,
     "checkpoints": 3,
     "families": 3,

@@ -165,6 +165,66 @@ def test_an_edit_that_means_nothing_is_said_before_anything_runs(lm):
         lm.generate("import", edit={"layers.0.attn.z": 0}, fast=True)
 
 
+@pytest.mark.parametrize("names", ["layers.*.resid_mid", "blocks.*.attn.hook_z"])
+def test_patching_equals_runs_that_are_patched_by_hand(lm, names):
+    clean, corrupted = [5, 6, 7, 8], [5, 9, 7, 8]
+    table = pellucid.patch(lm, clean, corrupted, names, metric=lambda x: x[0, -1, 3])
+    source = lm.trace(clean)
+    assert table.values.shape == (lm.config.n_layers, len(table.columns))
+    for layer, column in ((0, 1), (lm.config.n_layers - 1, 3)):
+        name = table.rows[layer]
+        at = f"{name}[{column}]"
+        seen = lm.trace(corrupted, "logits", edit={at: source[at]})
+        torch.testing.assert_close(
+            table.values[layer, column], seen["logits"][0, -1, 3], rtol=1e-4, atol=1e-4
+        )
+    assert table.clean == pytest.approx(float(source["logits"][0, -1, 3]), rel=1e-5)
+    assert str(table).count("\n") == lm.config.n_layers + 1 and "<table>" in table._repr_html_()
+
+
+def test_patching_all_of_a_layer_restores_the_clean_run(lm):
+    """At the token that differs, the whole stream before any layer has looked elsewhere."""
+    table = pellucid.patch(lm, [5, 6, 7, 8], [5, 9, 7, 8])
+    assert table.restored[0, 1] == pytest.approx(1, abs=1e-4)
+    assert table.restored[0, [0, 2, 3]].abs().max() < 1e-4
+    assert table.restored[-1, 3] != pytest.approx(0, abs=1e-3)
+
+
+def test_what_cannot_be_patched_is_said(lm):
+    for arguments, said in (
+        (([5, 6], [5, 6, 7]), "must be of equal length"),
+        (([5, 6], [5, 7], "logits"), "matches 0 kinds"),
+        (([5, 6], [5, 7], "layers.*"), "name one"),
+        (([5, 6], [5, 6]), "both tokens are"),
+        (([5, 6], [5, 7], "layers.*.embd"), "no tensor of this model"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pellucid.patch(lm, *arguments)
+    with pytest.raises(ValueError, match="has no heads"):
+        pellucid.patch(lm, [5, 6], [5, 7], heads=True)
+
+
+def test_the_lens_ends_in_the_models_own_logits(lm):
+    lens = pellucid.logit_lens(lm, IDS)
+    own = lm.trace(IDS, only=["logits", "layers.1.resid_pre"])
+    torch.testing.assert_close(lens.logits[-1], own["logits"][0])
+    by_hand = lm.model.logits(lm.model.norm(own["layers.1.resid_pre"]))[0]
+    torch.testing.assert_close(lens.logits[1], by_hand)
+    (name, ((text, share), _)) = list(lens.top(2).items())[-1]
+    assert name.endswith("resid_post") and text == lm.tokenizer.token_string(
+        int(own["logits"][0, -1].argmax())
+    )
+    assert 0 < share < 1
+
+
+def test_steering_adds_a_direction(lm):
+    direction = torch.randn(lm.config.width, generator=torch.Generator().manual_seed(0))
+    edit = pellucid.steer("layers.1.resid_post", direction, 3.0)
+    steered = lm.trace(IDS, "layers.1.resid_post", edit=edit)["layers.1.resid_post"]
+    plain = lm.trace(IDS, "layers.1.resid_post")["layers.1.resid_post"]
+    torch.testing.assert_close(steered, plain + 3 * direction)
+
+
 def test_transformer_lens_names_find_the_same_tensors(lm):
     seen = lm.trace(IDS, gradients=lambda logits: logits[0, -1].max())
     for theirs, ours in (
@@ -180,3 +240,9 @@ def test_transformer_lens_names_find_the_same_tensors(lm):
     assert list(lm.trace(IDS, only="blocks.*.attn.hook_pattern")) == [
         f"layers.{layer}.attn.pattern" for layer in range(lm.config.n_layers)
     ]
+
+
+def test_the_package_lists_its_calls():
+    assert set(pellucid.__all__) <= set(dir(pellucid))
+    for name in pellucid.__all__:
+        assert callable(getattr(pellucid, name))
