@@ -26,6 +26,7 @@ from pellucid.trace_plan import check_names
 
 Measure: TypeAlias = Callable[[Tensor], Tensor]
 Metric: TypeAlias = Measure | tuple[str | int, str | int]
+_LABEL = 6  # characters of a column's title
 _ROWS = 32  # runs of a sweep that go through the model together
 
 
@@ -57,11 +58,12 @@ class Table:
         )
 
     def __str__(self) -> str:
-        wide = max([8, *(len(column) + 1 for column in self.columns)])
         left = max(len(row) for row in self.rows)
-        head = " " * left + "".join(f"{column:>{wide}}" for column in self.columns)
+        labels = [repr(column)[1:-1] for column in self.columns]
+        labels = [each if len(each) <= _LABEL else each[: _LABEL - 1] + "…" for each in labels]
+        head = " " * left + "".join(f"{label:>{_LABEL + 1}}" for label in labels)
         lines = [
-            f"{row:<{left}}" + "".join(f"{value:>{wide}.3f}" for value in line)
+            f"{row:<{left}}" + "".join(f"{value:>{_LABEL + 1}.2f}" for value in line)
             for row, line in zip(self.rows, self.values.tolist(), strict=True)
         ]
         return "\n".join([repr(self), head, *lines])
