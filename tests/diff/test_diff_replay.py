@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CONFIGS, FEATURES, random_model
+from tiny import CONFIGS, FEATURES, in_turn, random_model
 
 from pellucid import graph
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
@@ -55,22 +55,7 @@ def test_every_tensor_is_its_operation_on_its_inputs(name, dialect, rows):
     _hold_every_operation(*_side(name, torch.bfloat16, dialect), rows)
 
 
-def _in_turn(name):
-    """Each dtype with one dialect, each dialect with one dtype; other pairs for the next name."""
-    first = list(FEATURES).index(name)
-    return {(dtype, DIALECTS[(first + place) % 3]) for place, dtype in enumerate(DTYPES)}
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype", "dialect"),
-    [
-        pytest.param(name, dtype, dialect, marks=[pytest.mark.long] * rest)
-        for name in FEATURES
-        for dtype in DTYPES
-        for dialect in DIALECTS
-        for rest in [(dtype, dialect) not in _in_turn(name)]
-    ],
-)
+@pytest.mark.parametrize(("name", "dtype", "dialect"), in_turn(FEATURES, DTYPES, DIALECTS))
 def test_every_feature_is_an_operation_of_its_row(name, dtype, dialect):
     """Padded and not, with a cache and without, in each dtype and each dialect."""
     side, setting = _side(name, dtype, dialect)
