@@ -209,6 +209,7 @@ def expand(config: Any) -> Iterator[str]:
     yield from (leaf for leaf in whole if leaf in _TAIL)
 
 
+@lru_cache(maxsize=1 << 14)
 def inputs(config: Any, name: str) -> tuple[str, ...]:
     """Full names of the tensors `name` is computed from, in the order of the table.
 

@@ -7,6 +7,7 @@ out when B is 1. Which names there are is data: `graph`.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 Index = tuple[int | slice, ...]
 
@@ -33,6 +34,7 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@lru_cache(maxsize=1 << 12)
 def general(name: str) -> str:
     """`name` without its step and with N for its layer: ``layers.N.attn.q``."""
     return _LAYER.sub("layers.N.", without_step(name))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -198,6 +202,24 @@ FEATURES: dict[str, Config] = {
         logit_cap=15.0,
     ),
 }
+
+
+def in_turn(names: Iterable[str], *axes: Sequence[Any]) -> list[Any]:
+    """Every name with every value of the axes, as cases; all but a share of them are `long`.
+
+    Of one axis each name keeps one value, the next name another. Of two axes each name keeps each
+    value of the longer one, with a value of the other that changes from name to name.
+    """
+    longest = max(map(len, axes))
+    cases = []
+    for number, name in enumerate(names):
+        for places in product(*map(range, map(len, axes))):
+            values = [axis[place] for axis, place in zip(axes, places, strict=True)]
+            rest = (number + sum(places)) % longest != 0
+            words = "-".join(str(value).removeprefix("torch.") for value in (name, *values))
+            marks = [pytest.mark.long] if rest else []
+            cases.append(pytest.param(name, *values, marks=marks, id=words))
+    return cases
 
 
 def random_model(

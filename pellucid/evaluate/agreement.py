@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.evaluate.scoring import evaluating, hidden_of, rows_at_once, wide_logits
-from pellucid.models import Model
+from pellucid.evaluate.scoring import hidden_of, rows_at_once, wide_logits
+from pellucid.models import Model, evaluating
 
 
 def compare_models(

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from pellucid.evaluate.scoring import evaluating, score_rows
+from pellucid.evaluate.scoring import score_rows
 from pellucid.evaluate.text import check, token_losses
 from pellucid.evaluate.windows import Window, batch_windows
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.tokenizers import Tokenizer
 
 NEW_TOKENS = 256  # where a task does not say

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +14,6 @@ from pellucid.models.finite import why_not_finite
 
 LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB in float32
 ALIKE = 32  # rows
-
-
-@contextmanager
-def evaluating(*models: Model) -> Iterator[None]:
-    """Evaluation mode without gradients; each model's own mode is put back."""
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for model, training in zip(models, modes, strict=True):
-            model.train(training)
 
 
 def hidden_of(model: Model, inputs: Tensor, scored: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.evaluate.scoring import evaluating, score_rows
+from pellucid.evaluate.scoring import score_rows
 from pellucid.evaluate.windows import batch_windows, sliding_windows
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.tokenizers import Tokenizer
 
 Report = Callable[[int, int], None]

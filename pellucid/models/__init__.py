@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ __all__ = [
     "RopeConfig",
     "build",
     "empty_model",
+    "evaluating",
     "initialise",
 ]
 
@@ -56,6 +59,20 @@ class _WithoutInitialisation(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def evaluating(*models: Model) -> Iterator[None]:
+    """Evaluation mode without gradients; each model's own mode is put back."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
 
 
 @torch.no_grad()

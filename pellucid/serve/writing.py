@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.evaluate.scoring import evaluating, hidden_of, logits_alike
+from pellucid.evaluate.scoring import hidden_of, logits_alike
 from pellucid.generate import Completion, Sampling, TextStream, generate_tokens, row_seed
 from pellucid.language_model import LanguageModel
+from pellucid.models import evaluating
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.objective import next_token_objective
 from pellucid.train.precision import device_of, precision
 from pellucid.train.ranks import Ranks
 
 
-@torch.no_grad()
 def evaluate(
     model: Model,
     windows: Tensor,
@@ -29,15 +28,12 @@ def evaluate(
     Each of `ranks` computes its share of the windows, `rows` at a time. All of them are given all
     windows, and all return the loss over all of them; None: this process is alone.
     """
-    ranks = ranks or Ranks()
-    training, device = model.training, device_of(model)
-    model.eval()
+    ranks, device = ranks or Ranks(), device_of(model)
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of losses, count
     for inputs, targets in _share(windows, ranks, rows):
-        with precision(device, bfloat16):
+        with evaluating(model), precision(device, bfloat16):
             loss, count = next_token_objective(model, Batch(inputs.to(device), targets.to(device)))
-        totals += torch.stack((loss.double(), totals.new_tensor(count)))
-    model.train(training)
+            totals += torch.stack((loss.double(), totals.new_tensor(count)))
     total, count = ranks.sum(totals).tolist()
     return total / count
 

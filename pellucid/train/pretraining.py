@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pellucid import checkpoints
 from pellucid.models import Model
+from pellucid.models.census import census
 from pellucid.train import run_folder, watch
 from pellucid.train.batches import Batch, held_out_windows
 from pellucid.train.evaluation import bits_per_byte, evaluate
@@ -25,7 +26,7 @@ from pellucid.train.run import EVENTS, LOG, PLOT, SAMPLE_TOKENS, Run, Stop, Weig
 from pellucid.train.settings import CONFIG, TrainSettings, dump
 from pellucid.train.step_log import Write
 from pellucid.train.token_source import TokenSource
-from pellucid.train.utilisation import flops_per_token, measured_peak
+from pellucid.train.utilisation import measured_peak
 from pellucid.train.watch_plot import PICTURE, draw_watch
 
 
@@ -119,7 +120,8 @@ class Pretraining(Run):
             dtype = torch.bfloat16 if self.bfloat16 else torch.float32
             device = torch.device(self.settings.device)
             facts["peak"] = measured_peak(device, dtype) * self.crew.processes
-            facts["flops_per_token"] = flops_per_token(self.model, self.model.config.context_length)
+            config = self.model.config
+            facts["flops_per_token"] = census(config).flops(config.context_length).training
         return facts
 
     def log(self) -> AbstractContextManager[Write]:

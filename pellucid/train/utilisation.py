@@ -1,32 +1,10 @@
-"""How much of a machine training uses: its FLOPs against the matrix products it could do."""
+"""How fast this machine multiplies matrices, against which the speed of training is shown."""
 
 from __future__ import annotations
 
 import time
 
 import torch
-
-from pellucid.models import Config, Model
-from pellucid.train.objective import head_weight
-
-
-def flops_per_token(model: Model, context: int) -> int:
-    """FLOPs of forward and backward for one token of a row of `context` tokens.
-
-    6 per weight of a matrix product (2 forward, 4 backward; a table that is only looked up does
-    none) and 12 · layers · heads · head width · context for attention, counted without the mask as
-    is usual (Chowdhery et al., PaLM, 2022, appendix B).
-    """
-    config: Config = model.config
-    tables = {id(model.embed.weight), id(getattr(model, "pos_embed", model.embed).weight)}
-    matrices = {
-        id(parameter): parameter.numel()
-        for parameter in model.parameters()
-        if parameter.ndim == 2 and id(parameter) not in tables
-    }
-    matrices[id(head_weight(model))] = head_weight(model).numel()
-    attention = 12 * config.n_layers * config.n_heads * config.head_dim * context
-    return 6 * sum(matrices.values()) + attention
 
 
 def measured_peak(

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from pellucid.models import GPTConfig, LlamaConfig, build
+from pellucid.models.census import census
 from pellucid.train import run_folder
 from pellucid.train.events import EventFile, checksum
 from pellucid.train.loss_plot import draw, smoothed
 from pellucid.train.step_log import COLUMNS
-from pellucid.train.utilisation import flops_per_token, measured_peak
+from pellucid.train.utilisation import measured_peak
 
 
 def fields(data: bytes) -> dict[int, list]:
@@ -124,7 +125,7 @@ def test_flops_are_three_times_those_that_torch_counts_for_a_forward_pass(config
 
     with FlopCounterMode(display=False) as counted, torch.no_grad(), trace(model, "none"):
         model(tokens)  # traced: attention step by step, every product counted
-    assert flops_per_token(model, 32) == 3 * counted.get_total_flops() / 32
+    assert census(config).flops(32).training == 3 * counted.get_total_flops() / 32
 
 
 def test_the_peak_is_a_speed():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,19 +43,21 @@ def fitting(
     ropes = (config.rope, config.second_rope) if config.second_rope is not None else ()
     declared = [frequencies(r, 2 * pairs, length=0, dtype=torch.float64) for r in ropes if r]
     found = []
-    for other in _candidates(rope, seen, config.context_length):
-        expected = frequencies(other, 2 * pairs, length=0, dtype=torch.float64)
-        if any(torch.allclose(expected, own) for own in declared):
-            continue  # the other kind of layer's: a hypothesis of its own
-        off = (expected - seen).abs()[known]
-        if bool((off < 1e-3 * expected[known] + 1e-5).all()):
-            changes = [
-                f.name for f in fields(rope) if getattr(rope, f.name) != getattr(other, f.name)
-            ]
-            found.append((len(changes), off.sum().item(), other, changes))
+    for others, expected in _candidates(rope, seen, config.context_length):
+        off = (expected - seen).abs()[:, known]
+        fits = (off < 1e-3 * expected[:, known] + 1e-5).all(1)
+        for place in fits.nonzero()[:, 0].tolist():
+            if any(torch.allclose(expected[place], own) for own in declared):
+                continue  # the other kind of layer's: a hypothesis of its own
+            changes = _changes(rope, others[place])
+            found.append((len(changes), off[place].sum().item(), others[place], changes))
     for count, _, other, changes in sorted(found, key=lambda row: row[:2])[:MOST]:
         if count:
             yield other, _cause(rope, other, changes), _evidence(rope, other, changes)
+
+
+def _changes(rope: RopeConfig, other: RopeConfig) -> list[str]:
+    return [f.name for f in fields(rope) if getattr(rope, f.name) != getattr(other, f.name)]
 
 
 def _cause(rope: RopeConfig, other: RopeConfig, changes: list[str]) -> str:
@@ -73,30 +76,46 @@ def _evidence(rope: RopeConfig, other: RopeConfig, changes: list[str]) -> str:
     return f"{said}, by the angles of all pairs"
 
 
-def _candidates(rope: RopeConfig, seen: Tensor, context: int) -> Iterator[RopeConfig]:
+def _candidates(
+    rope: RopeConfig, seen: Tensor, context: int
+) -> Iterator[tuple[list[RopeConfig], Tensor]]:
+    """Configs and their frequencies (N, D/2), those of one theta after those of another."""
     width = 2 * len(seen)
     first, second = float(seen[0]), float(seen[1])
     thetas = [rope.theta, 1e4, 5e5, 1e6]
     if 0 < second < first:
         theta = (second / first) ** -(width / 2)
         thetas += [float(f"{theta:.{digits}e}") for digits in (0, 2, 4)]
-    contexts = dict.fromkeys((rope.original_context or context, context, *_CONTEXTS))
-    factors = dict.fromkeys((rope.factor, *_FACTORS))
+    # linear scaling slows the fastest pair too
+    linear = float(f"{1 / first:.3g}") if 0 < first < 0.99 else None
     for theta in dict.fromkeys(thetas):
         plain = RopeConfig(theta=theta, share=rope.share)
-        yield plain
-        if 0 < first < 0.99:  # linear scaling slows the fastest pair too
-            yield replace(plain, type="linear", factor=float(f"{1 / first:.3g}"))
-        for original in contexts:
-            for factor in factors:
-                if factor <= 1:
-                    continue
-                scaled = replace(plain, factor=factor, original_context=original)
-                if rope.type != "llama3":
-                    yield replace(scaled, type="yarn")
-                for low, high in _BANDS:
-                    band = {"low_freq_factor": low, "high_freq_factor": high}
-                    yield replace(scaled, type="llama3", **band)
+        slowed = [] if linear is None else [replace(plain, type="linear", factor=linear)]
+        yield [plain, *slowed], _stacked([plain, *slowed], width)
+        yield _scaled(plain, rope, context, width)
+
+
+@lru_cache(maxsize=256)
+def _scaled(
+    plain: RopeConfig, rope: RopeConfig, context: int, width: int
+) -> tuple[list[RopeConfig], Tensor]:
+    """The candidates of one theta in which slow pairs are slowed. Kept: there are hundreds."""
+    found: list[RopeConfig] = []
+    for original in dict.fromkeys((rope.original_context or context, context, *_CONTEXTS)):
+        for factor in dict.fromkeys((rope.factor, *_FACTORS)):
+            if factor <= 1:
+                continue
+            scaled = replace(plain, factor=factor, original_context=original)
+            if rope.type != "llama3":
+                found.append(replace(scaled, type="yarn"))
+            for low, high in _BANDS:
+                band = {"low_freq_factor": low, "high_freq_factor": high}
+                found.append(replace(scaled, type="llama3", **band))
+    return found, _stacked(found, width)
+
+
+def _stacked(ropes: list[RopeConfig], width: int) -> Tensor:
+    return torch.stack([frequencies(r, width, length=0, dtype=torch.float64) for r in ropes])
 
 
 def theta_of(rope: RopeConfig, width: int, turn: float) -> float:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Cut, Example
@@ -111,24 +111,20 @@ def classification_objective(model: Model, batch: Batch) -> tuple[Tensor, int]:
     return F.cross_entropy(found, wanted, reduction="sum"), len(wanted)
 
 
-@torch.no_grad()
 def classify(
     model: Model, texts: Sequence[Sequence[int]], rows: int = 8, bfloat16: bool = False
 ) -> Tensor:
     """Probability of each label (N, L) for texts of token ids; the mode is put back."""
-    training, device = model.training, device_of(model)
-    model.eval()
-    found = []
+    device, found = device_of(model), []
     for first in range(0, len(texts), rows):
         some = [torch.tensor(ids) for ids in texts[first : first + rows]]
         inputs = nn.utils.rnn.pad_sequence(some, batch_first=True)  # (B, T), padded on the right
         targets = torch.full_like(inputs, IGNORED)
         for row, ids in enumerate(some):
             targets[row, len(ids) - 1] = 0
-        with precision(device, bfloat16):
+        with evaluating(model), precision(device, bfloat16):
             part, _ = scores(model, Batch(inputs.to(device), targets.to(device)))
         found.append(part.softmax(-1).cpu())
-    model.train(training)
     return torch.cat(found)
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.train.batches import Batch
 from pellucid.train.cross_entropy import linear_cross_entropy
 from pellucid.train.finetune.pairs import PairRows
@@ -53,19 +53,15 @@ def log_probabilities(model: Model, batch: Batch) -> Tensor:
     return -torch.stack(losses).view(rows, 2)
 
 
-@torch.no_grad()
 def reference(model: Model, rows: PairRows, *, bfloat16: bool = False) -> Tensor:
     """log-probabilities of every pair's answers under the model as it is now, (N, 2); no dropout.
 
     Adapters count, trained ones too: ``lora.switched_off(model)`` leaves them out.
     """
-    training, device = model.training, device_of(model)
-    model.eval()
-    found = []
+    device, found = device_of(model), []
     for batch in rows.in_order():
-        with precision(device, bfloat16):
+        with evaluating(model), precision(device, bfloat16):
             found.append(log_probabilities(model, rows_to(batch, slice(None), device)))
-    model.train(training)
     return torch.cat(found)
 
 
@@ -106,18 +102,14 @@ class PreferenceReport:
         return self.chosen - self.rejected
 
 
-@torch.no_grad()
 def preference_report(
     model: Model, rows: PairRows, start: Tensor, beta: float, *, bfloat16: bool = False
 ) -> PreferenceReport:
     """What the model makes of pairs by now; the mode is put back."""
-    training, device = model.training, device_of(model)
-    model.eval()
-    found = []
+    device, found = device_of(model), []
     for batch in rows.in_order():
-        with precision(device, bfloat16):
+        with evaluating(model), precision(device, bfloat16):
             found.append(rewards(model, rows_to(batch, slice(None), device), start, beta))
-    model.train(training)
     all_pairs = torch.cat(found).cpu()
     chosen, rejected = all_pairs.mean(0).tolist()
     better = (all_pairs[:, 0] > all_pairs[:, 1]).float().mean().item()

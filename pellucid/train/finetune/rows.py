@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.loop import rows_to
 from pellucid.train.objective import Objective
@@ -165,17 +165,13 @@ def filled(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-@torch.no_grad()
 def mean_loss(
     model: Model, batches: Iterable[Batch], objective: Objective, *, bfloat16: bool = False
 ) -> float:
     """Mean of an objective over batches; the mode is put back."""
-    training, device = model.training, device_of(model)
-    model.eval()
-    total, number = 0.0, 0
+    device, total, number = device_of(model), 0.0, 0
     for batch in batches:
-        with precision(device, bfloat16):
+        with evaluating(model), precision(device, bfloat16):
             loss, count = objective(model, rows_to(batch, slice(None), device))
-        total, number = total + loss.item(), number + count
-    model.train(training)
+            total, number = total + loss.item(), number + count
     return total / number
