@@ -1,9 +1,9 @@
 """The families that llama.cpp has, and how its files state each.
 
-Sources: llama.cpp's ``gguf-py/gguf/constants.py`` (names), ``conversion/*.py`` (what is written, and
-for which architectures the rows of q and k are put side by side) and ``src/models/*.cpp`` (what is
-read, and what is assumed where nothing is written). The peers tests hold each row against llama.cpp
-itself.
+Sources: llama.cpp's ``gguf-py/gguf/constants.py`` (names), ``conversion/*.py`` (what is written,
+and in which architectures the two rows that RoPE turns together stand side by side) and
+``src/models/*.cpp`` (what is read, and what is assumed where nothing is written). The peers tests
+hold each row against llama.cpp itself.
 """
 
 from __future__ import annotations
