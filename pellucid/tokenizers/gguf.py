@@ -27,18 +27,42 @@ _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
 _DIGITS = (r"\p{N}", *_GPT2)
 _LLAMA3, _QWEN2 = (LLAMA3_SPLIT.pattern,), (SINGLE_DIGIT_SPLIT.pattern,)
+# Upper-case letters before lower-case ones, as in o200k and Mistral's Tekken
+_CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_SMALL = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = rf"{_CAPITALS}*{_SMALL}+|{_CAPITALS}+{_SMALL}*|\p{{N}}|{_REST}"
+_O200K = rf"{_CAPITALS}*{_SMALL}+{_ENDS}|{_CAPITALS}+{_SMALL}*{_ENDS}|\p{{N}}{{1,3}}|{_REST}"
+_SEED = SINGLE_DIGIT_SPLIT.pattern.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 # Words for how text is cut -> the patterns, applied one after the other
 PRE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe"), _GPT2),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3),
+    **dict.fromkeys(("exaone4", "trillion", "granite-docling", "mellum", "gigachat"), _GPT2),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"), _QWEN2),
+    **dict.fromkeys(("solar-open", "grok-2", "kormo"), _QWEN2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS),
+    "minerva-7b": _DIGITS,
+    "tekken": (_TEKKEN,),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_O200K,)),
+    "seed-coder": (_SEED,),
+    **dict.fromkeys(("hunyuan-dense", "deepseek-v3"), _DEEPSEEK),
     "default": (_PUNCTUATION, *_GPT2, r"\p{N}+", _THREE),
 }
-# A piece that is a token is taken whole, and text begins with BOS, whatever no key says
-_WHOLE_PIECES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
-_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen"})  # to NFC, as these tokenizers' own files say
+# Text begins with BOS where no key says otherwise
+_BEGIN = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"})
+_WHOLE_PIECES = _BEGIN | {"glm4"}  # a piece that is a token is taken whole
+# To NFC, as these tokenizers' own files say
+_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen", "olmo", "command-r"})
 _STOPS = STOP_NAMES | {"<|im_end|>", "<end_of_turn>", "<|end|>"}
 _LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
@@ -116,7 +140,7 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
     stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
     marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     stops |= {id for id in marks if tokens[id] in _STOPS}
-    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _WHOLE_PIECES
+    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _BEGIN
     names = {"unknown": "unk", "padding": "pad"}
     template = keys.get("tokenizer.chat_template")
     return Roles(

@@ -202,7 +202,9 @@ class LibraryTokenizer(Tokenizer):
         return self._make(renamed.document), renamed
 
     def _read_table(self) -> list[bytes | None]:
-        added = {token["content"] for token in self._document.get("added_tokens") or []}
+        # The library's decoder takes added tokens too: Gemma's "▁▁" is two spaces.
+        kept = [] if self._style == "pieces" else self._document.get("added_tokens") or []
+        added = {token["content"] for token in kept}
         by_id = {id: token for token, id in self._engine.get_vocab(with_added_tokens=True).items()}
         table: list[bytes | None] = [None] * (max(by_id) + 1)
         for id, token in by_id.items():

@@ -27,7 +27,10 @@ _START = "tokenizer.ggml."
 NONE = {f"{_START}model": "none"}
 _NORMAL = 1
 # One word for each way to cut, the plainest first
-_WORDS = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "stablelm2", "default")
+_WORDS = (
+    "gpt-2", "olmo", "smollm", "command-r", "llama-bpe", "dbrx", "glm4", "qwen2", "stablelm2",
+    "tekken", "gpt-4o", "seed-coder", "hunyuan-dense", "default",
+)  # fmt: skip
 
 
 def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -> dict[str, Any]:
