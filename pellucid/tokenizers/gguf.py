@@ -8,7 +8,6 @@ is refused and none is guessed. Both kinds are read as the files that say the sa
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -18,11 +17,21 @@ from pellucid.tokenizers import hf
 from pellucid.tokenizers.base import STOP_NAMES, Tokenizer
 from pellucid.tokenizers.bytelevel import GPT2_SPLIT, LLAMA3_SPLIT, SINGLE_DIGIT_SPLIT
 from pellucid.tokenizers.neighbours import Roles
+from pellucid.tokenizers.pieces import (
+    BYTE,
+    CONTROL,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    field,
+    number_field,
+    piece_field,
+)
 from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 
 T = TypeVar("T")
 _START = "tokenizer.ggml."
-CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6  # of token_type, as in SentencePiece's own format
+_USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # ids where a SentencePiece file states none
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
 _DIGITS = (r"\p{N}", *_GPT2)
@@ -82,7 +91,7 @@ def from_keys(keys: Mapping[str, Any], name: str) -> Tokenizer:
     roles = _roles(keys, tokens, types)
     if kind == "llama":
         engine = engine_of(sentence_piece_model(keys, name), name)
-        return SentencePieceTokenizer(engine, roles=roles)
+        return SentencePieceTokenizer(engine, roles=roles, stripping=_strips(keys))
     document = document_of(keys, name)
     return hf.from_document(document, Path(), kind="gguf", name=name, roles=roles)
 
@@ -132,10 +141,12 @@ def _are(values: Any, kind: type[T]) -> TypeGuard[list[T]]:
 
 
 def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Roles:
+    usual = _USUAL if keys.get(f"{_START}model") == "llama" else {}
     ids = {
         role: id
         for role in ("bos", "eos", "unknown", "padding", "eot", "eom")
-        if isinstance(id := keys.get(f"{_START}{role}_token_id"), int) and 0 <= id < len(tokens)
+        if isinstance(id := keys.get(f"{_START}{role}_token_id", usual.get(role)), int)
+        and 0 <= id < len(tokens)
     }
     stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
     marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
@@ -155,6 +166,13 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
             if role not in ("eot", "eom")
         },
     )
+
+
+def _strips(keys: Mapping[str, Any]) -> bool:
+    """Whether marks take the white space behind them: no key says so, llama.cpp goes by the name
+    (src/llama-vocab.cpp)."""
+    name = str(keys.get("general.name", "")).lower()
+    return "phi-3" in name or "phi3" in name
 
 
 def _word(keys: Mapping[str, Any]) -> str:
@@ -204,41 +222,19 @@ def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def sentence_piece_model(keys: Mapping[str, Any], name: str) -> bytes:
-    """A SentencePiece BPE model file of a GGUF file's pieces, scores and types.
-
-    Written field by field as ``sentencepiece_model.proto`` numbers them.
-    """
+    """A SentencePiece BPE model file of a GGUF file's pieces, scores and types."""
     _, tokens, types = _vocabulary(keys, name)
     scores = keys.get(f"{_START}scores")
     if not _are(scores, float) or len(scores or ()) != len(tokens):
         raise ValueError(f"{name}: expected a score for each of its {len(tokens):,} pieces")
     assert scores is not None, "checked above"
-    pieces = b"".join(
-        _field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-    )
-    trainer = _number(3, 2) + _number(35, int(BYTE in types))  # BPE, bytes for what has no piece
-    for field, role, missing in ((40, "unknown", 0), (41, "bos", -1), (42, "eos", -1)):
-        trainer += _number(field, keys.get(f"{_START}{role}_token_id", missing))
-    trainer += _number(43, -1)
-    normaliser = _field(1, b"identity")
-    normaliser += _number(3, int(keys.get(f"{_START}add_space_prefix", True)))
-    normaliser += _number(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
-    return pieces + _field(2, trainer) + _field(3, normaliser + _number(5, 1))
-
-
-def _varint(number: int) -> bytes:
-    number &= (1 << 64) - 1
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _field(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
+    made = b"".join(map(piece_field, map(Piece, tokens, scores, types)))
+    # BPE, and bytes for what has no piece
+    trainer = number_field(3, 2) + number_field(35, int(BYTE in types))
+    for number, role in ((40, "unknown"), (41, "bos"), (42, "eos")):
+        trainer += number_field(number, keys.get(f"{_START}{role}_token_id", _USUAL[role]))
+    trainer += number_field(43, -1)
+    normaliser = field(1, b"identity")
+    normaliser += number_field(3, int(keys.get(f"{_START}add_space_prefix", True)))
+    normaliser += number_field(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
+    return made + field(2, trainer) + field(3, normaliser + number_field(5, 1))

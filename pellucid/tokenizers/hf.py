@@ -185,7 +185,9 @@ class LibraryTokenizer(Tokenizer):
 
         try:
             engine = tokenizers.Tokenizer.from_str(json.dumps(document))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # bare Exception, or a panic that is not even one
             raise ValueError(f"{self._name}: the tokenizers library refuses it: {error}") from None
         engine.no_truncation()
         engine.no_padding()

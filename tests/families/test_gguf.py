@@ -240,9 +240,12 @@ def test_unknown_keys_architectures_and_tokenizers_are_refused(tmp_path):
         pellucid.tokenizers.load(path)
     vocabulary = {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__token_type": [1, 1]}
     named = {"tokenizer__ggml__model": "gpt2", "tokenizer__ggml__merges": ["a b"], **vocabulary}
-    guess = _with_keys(tmp_path / "c.gguf", LLAMA, tokenizer__ggml__pre="tekken", **named)
-    with pytest.raises(ValueError, match="pre-tokenizer .* is 'tekken'"):
+    guess = _with_keys(tmp_path / "c.gguf", LLAMA, tokenizer__ggml__pre="kimi-k2", **named)
+    with pytest.raises(ValueError, match="pre-tokenizer .* is 'kimi-k2'"):
         pellucid.tokenizers.load(guess)
+    made = _with_keys(tmp_path / "d.gguf", LLAMA, tokenizer__ggml__pre="tekken", **named)
+    with pytest.raises(ValueError, match="the tokenizers library refuses it"):
+        pellucid.tokenizers.load(made)  # a merge makes a token that there is not
 
 
 def test_what_gguf_cannot_state_is_refused(tmp_path):

@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer_samples import CORPUS
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, SINGLE_DIGIT_SPLIT
 
 HARD = (
-    "", " ", "  ", "   x", "x   ", " leading", "trailing ", "\n", "\n\n", "\n\n\n\nx", "\r\n\r\n",
+    " ", "  ", "   x", "x   ", " leading", "trailing ", "\n", "\n\n", "\n\n\n\nx", "\r\n\r\n",
     "\t\tx\t y", " \n \n  z", "a\u00a0b\u2003c\u3000d", "12345", "1", "a1b22c333", "3.14159e-10",
     "x==y!=z<=1", "...!!??", "don't WE'LL I'M it's 'S", "Caf\u00e9 na\u00efve fa\u00e7ade",
     "e\u0301 o\u0308", "\ufb01\ufb02 \uff21\u2460 \u00b2\u00b3", "\u4e2d\u6587\u6d4b\u8bd5",
-    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8", "\ud55c\uad6d\uc5b4", "\u0645\u0631\u062d\u0628\u0627",
+    "\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8", "\ud55c\uad6d\uc5b4",
+    "\u0645\u0631\u062d\u0628\u0627",
     "\u0661\u0662\u0663\u0664", "\u0939\u093f\u0928\u094d\u0926\u0940", "\U0001f642\U0001f999",
     "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7", "\x00\x01\x7f\u200b\ufeff",
     "<|im_start|>user\nHi<|im_end|>\n", "<|eot_id|>", "<end_of_turn>\n<start_of_turn>", "</s><s>",
-    "<|end|>", " <|end|> ", "<|end|>\n x", "<|im_start", "<tool_call>\n{}</tool_call>", "<0x41><unk>",
-    "def f(x):\n    return x  # 4\n\n\tif y:\n", "the quick brown fox " * 4, "a" * 60, "\u2581x \u2581",
+    "<|end|>", " <|end|> ", "<|end|>\n x", "<|im_start", "<tool_call>\n{}</tool_call>",
+    "<0x41>",
+    "def f(x):\n    return x  # 4\n\n\tif y:\n", "the quick brown fox " * 4, "a" * 60,
+    "\u2581x \u2581",
     "$5.00+<=>^~|`", "-" * 40, "http://a.b/c?d=e&f=%20", "ALL CAPS Title mIxEd",
 )  # fmt: skip
 CHAT = (
@@ -130,7 +133,7 @@ FORMS: dict[str, Form] = {
     "gemma": Form(
         pieces=True, template=_GEMMA,
         specials=("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
-        added=("\n\n", "\n\n\n\n", "\u2581\u2581", "\u2581\u2581\u2581\u2581", "<table>", "[@BOS@]"),
+        added=("\n\n", "\n\n\n\n", "\u2581\u2581", "\u2581" * 4, "<table>", "[@BOS@]"),
         config={"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>",
                 "add_bos_token": True},
     ),
@@ -151,12 +154,20 @@ FORMS: dict[str, Form] = {
 
 def made(form: Form) -> Tokenizer:
     """The tokenizer of a form, learned from the corpus of the tests."""
-    engine = Tokenizer(BPE(byte_fallback=form.pieces, fuse_unk=form.pieces, unk_token="<unk>" if form.pieces else None))
+    engine = Tokenizer(
+        BPE(
+            byte_fallback=form.pieces,
+            fuse_unk=form.pieces,
+            unk_token="<unk>" if form.pieces else None,
+        )
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet() if not form.pieces else []
     specials = [*form.specials, *(f"<0x{byte:02X}>" for byte in range(256) if form.pieces)]
     if form.pieces:
         engine.normalizer = _piece_normaliser(form)
-        engine.pre_tokenizer = None if form.prefix else pre_tokenizers.Split(" ", "merged_with_previous")
+        engine.pre_tokenizer = (
+            None if form.prefix else pre_tokenizers.Split(" ", "merged_with_previous")
+        )
         strip = [decoders.Strip(" ", 1, 0)] if form.prefix else []
         steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
         engine.decoder = decoders.Sequence(steps)
@@ -164,7 +175,9 @@ def made(form: Form) -> Tokenizer:
         engine.normalizer = normalizers.NFC() if form.nfc else None
         engine.pre_tokenizer = _byte_level(form)
         engine.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
     lines = [" ".join(line.split(" ")) for line in CORPUS.splitlines(keepends=True)] * 3
     if form.prefix:  # words only: the model has no cut of its own
         lines = [word for line in lines for word in line.replace(" ", " \u241f").split("\u241f")]
@@ -194,7 +207,8 @@ def written(form: Form, folder: Path) -> Path:
     document = json.loads(made(form).to_str())
     for token in document["added_tokens"]:
         token["special"] = token["content"] in form.specials
-        token["rstrip"] = form.stripping and token["content"].startswith("<|")
+        strips = token["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+        token["rstrip"] = form.stripping and strips
     document["added_tokens"] = [t for t in document["added_tokens"] if t["special"]]
     last = max([*document["model"]["vocab"].values(), *(t["id"] for t in document["added_tokens"])])
     for number, text in enumerate(form.added, last + 1):
