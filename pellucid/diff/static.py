@@ -142,14 +142,20 @@ def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
             continue
         if not same(mine[name], theirs[name]):
             known = _declared_levels(mine, theirs, name)
-            known = known or declared_type(
-                mine[name], theirs[name], b.types.get(name, ""), _turned_width(name, a)
-            )
+            known = known or _declared_type(name, a, b, mine[name], theirs[name])
             cause, finding, kind = known or explain(name, mine, theirs, a.config)
             yield Finding(stage="weights", name=name, finding=finding, cause=cause, kind=kind)
     for name in theirs:
         if name not in mine:
             yield from _extra(name, mine, theirs)
+
+
+def _declared_type(name: str, a: Side, b: Side, x: Tensor, y: Tensor) -> Explanation | None:
+    """What the GGUF type that B's file declares says of A's x and B's y."""
+    kind = b.types.get(name, "")
+    if not kind or b.blocks is None or x.ndim != 2:
+        return None
+    return declared_type(x, y, kind, _turned_width(name, a), b.blocks(name))
 
 
 def _turned_width(name: str, a: Side) -> int:

@@ -195,6 +195,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
     weights = whole.checkpoint.weights if whole and whole.checkpoint else None
     if isinstance(weights, GGUFWeights):
         side.types = {parameter: weights.type(parameter) for parameter in weights}
+        side.blocks = weights.blocks
     return replace(side, run=partial(trace_fast, model)) if options.fast else side
 
 

@@ -6,6 +6,7 @@ room asks for a family.
 
 from pellucid.families.config import WITH_TEXT_PART, family_of, read_config, write_config
 from pellucid.families.gguf_config import (
+    gguf_of,
     gguf_table,
     read_gguf_config,
     rope_tensors,
@@ -25,6 +26,7 @@ __all__ = [
     "Order",
     "Shape",
     "family_of",
+    "gguf_of",
     "gguf_table",
     "joined",
     "known_buffers",

@@ -51,8 +51,9 @@ IGNORED = frozenset(
 )  # fmt: skip
 # Keys by which others say that the weights are levels, whatever class reads them
 QUANTISING = ("quantization", "quantization_args", "quant_config", "compression_config")
-# Models that see pictures or hear -> the key of the part that reads and writes text
-WITH_TEXT_PART = {"gemma3": "text_config"}
+# Models that see pictures -> the model_type of the part that reads and writes text, under the key
+# text_config, where that part does not say its own
+WITH_TEXT_PART = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 DROPOUTS = ("embed_dropout", "attn_dropout", "resid_dropout")  # formats need not state them
 
 
@@ -79,11 +80,11 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     model_type = keys.text("model_type")
     _refuse_quantised(keys)
     if model_type in WITH_TEXT_PART:
-        key = WITH_TEXT_PART[model_type]
-        text = keys.table(key)
+        text = keys.table("text_config")
         if text is None:
-            raise ValueError(f"{where}: {key} is missing; expected an object")
-        return read_config({"model_type": f"{model_type}_text", **text}, f"{where}: {key}")
+            raise ValueError(f"{where}: text_config is missing; expected an object")
+        inner = {"model_type": WITH_TEXT_PART[model_type], **text}
+        return read_config(inner, f"{where}: text_config")
     family = family_of(model_type, where)
     keys.must_be("is_encoder_decoder", False)
     keys.must_be("add_cross_attention", False)

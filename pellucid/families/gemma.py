@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.families import gguf_row
+from pellucid.families import gguf_rows
 from pellucid.families.layers import FULL, WINDOW, LayerTypes, one_in
 from pellucid.families.names import Names, llama_layer
 from pellucid.families.parts import (
@@ -67,7 +67,7 @@ GEMMA = Family(
         _BIAS,
         _EMBED_SCALE,
     ),
-    gguf=gguf_row.GEMMA,
+    gguf=gguf_rows.GEMMA,
 )
 
 GEMMA2 = Family(
@@ -94,7 +94,7 @@ GEMMA2 = Family(
     ),
     names=_NAMES,
     ignored=_IGNORED,
-    gguf=gguf_row.GEMMA2,
+    gguf=gguf_rows.GEMMA2,
 )
 
 GEMMA3 = Family(
@@ -130,7 +130,7 @@ GEMMA3 = Family(
     ),
     names=_NAMES,
     ignored=_IGNORED,
-    gguf=gguf_row.GEMMA3,
+    gguf=gguf_rows.GEMMA3,
 )
 
 ROWS = (GEMMA, GEMMA2, GEMMA3)

@@ -7,7 +7,7 @@ Out: what the parts write goes back through the same table, is read again and co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -16,22 +16,36 @@ from torch import Tensor
 from pellucid.families.config import DROPOUTS, family_of, read_config, write_config
 from pellucid.families.gguf_rope import divisors, recovered
 from pellucid.families.gguf_row import Gguf
+from pellucid.families.layers import FULL, WINDOW, one_in
 from pellucid.families.names import Entry, Shape, entries
-from pellucid.families.row import Family
 from pellucid.families.rows import FAMILIES
 from pellucid.gguf_file import shortest
-from pellucid.models import ModelConfig
+from pellucid.models import ModelConfig, RopeConfig
 
-ARCHITECTURES = {f.gguf.architecture: f for f in FAMILIES.values() if f.gguf is not None}
+_WITH_GGUF = {f.model_type: f.gguf for f in FAMILIES.values() if f.gguf is not None}
+ARCHITECTURES = frozenset(gguf.architecture for gguf in _WITH_GGUF.values())
 ROPE_DIVISORS = "rope_freqs.weight"
 LONG_FACTORS = {
     "long_factor": "rope_factors_long.weight",
     "short_factor": "rope_factors_short.weight",
 }
+# Key after rope.scaling. -> key of config.json's table
+_SCALING = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
 _NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 # Keys that change nothing: the tensors say it, or how the file came to be
 _IGNORED = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"})
-_ONLY = {"expert_count": 0, "expert_used_count": 0, "rope.scale_linear": 1.0}
+_ONLY = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "rope.scale_linear": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+}
 Numbers = Callable[[str], Sequence[float]]
 
 
@@ -42,7 +56,7 @@ def gguf_of(config: ModelConfig) -> Gguf:
     if found is None:
         raise ValueError(
             f"{config.family} models are not written to GGUF files; Pellucid writes "
-            f"{', '.join(sorted(ARCHITECTURES))}"
+            f"{', '.join(sorted(_WITH_GGUF))}"
         )
     return found
 
@@ -70,18 +84,18 @@ def read_gguf_config(
             f"{where}: general.architecture is {architecture!r}; Pellucid reads GGUF files of "
             f"{', '.join(sorted(ARCHITECTURES))}"
         )
-    family = ARCHITECTURES[architecture]
-    gguf, start = family.gguf, f"{architecture}."
-    assert gguf is not None, "a row of the table"
+    start = f"{architecture}."
     own = {key.removeprefix(start): value for key, value in keys.items() if key.startswith(start)}
+    family, gguf = _family_in(architecture, own)
     for key in _NEEDED:
         if key not in own:
             raise ValueError(f"{where}: {start}{key} is missing; expected a whole number")
     if "token_embd.weight" not in shapes:
         raise ValueError(f"{where}: the tensor token_embd.weight is missing")
     values = _stated(family, gguf, own, shapes, tied)
+    values |= _layer_types(gguf, own, values)
     values |= _rope(gguf, own, values, numbers, shapes, where)
-    for key, only in _ONLY.items():
+    for key, only in {**_ONLY, **gguf.fixed}.items():
         if own.pop(key, only) != only:
             raise ValueError(f"{where}: {start}{key} is set; Pellucid computes {only!r} only")
     unknown = sorted(own.keys() - _IGNORED)
@@ -94,12 +108,25 @@ def read_gguf_config(
     return read_config(values, where)
 
 
+def _family_in(architecture: str, own: Mapping[str, Any]) -> tuple[str, Gguf]:
+    """The ``model_type`` and the table of a file with these keys: several share an architecture."""
+    found = [
+        (model_type, gguf)
+        for model_type, gguf in _WITH_GGUF.items()
+        if gguf.architecture == architecture and not gguf.comes_back
+    ]
+    return next(
+        (each for each in found if each[1].chosen_by and own.get(each[1].chosen_by)),
+        next(each for each in found if not each[1].chosen_by),
+    )
+
+
 def _stated(
-    family: Family, gguf: Gguf, own: dict[str, Any], shapes: Mapping[str, Shape], tied: bool
+    model_type: str, gguf: Gguf, own: dict[str, Any], shapes: Mapping[str, Shape], tied: bool
 ) -> dict[str, Any]:
     """config.json's keys, RoPE's left aside; what was used is taken out of `own`."""
     values = {
-        "model_type": family.model_type,
+        "model_type": model_type,
         **gguf.assumed,
         "vocab_size": shapes["token_embd.weight"][0],
         "tie_word_embeddings": tied,
@@ -123,6 +150,21 @@ def _stated(
     if "attention.scale" in gguf.keys and each:
         values.setdefault(gguf.keys["attention.scale"], each**-0.5)
     return values
+
+
+def _layer_types(
+    gguf: Gguf, own: dict[str, Any], values: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Which layers have a window, from a flag for each or every how many one has none."""
+    if gguf.period is None:
+        return {}
+    pattern = own.pop("attention.sliding_window_pattern", gguf.period)
+    layers = values["num_hidden_layers"]
+    if not values.get("sliding_window") or not isinstance(layers, int):
+        return {}
+    if isinstance(pattern, int):
+        pattern = [pattern == 0 or one_in(pattern)(layer) for layer in range(layers)]
+    return {"layer_types": [WINDOW if each else FULL for each in pattern]}
 
 
 def _single(value: Any) -> Any:
@@ -153,18 +195,27 @@ def _rope(
             f"{where}: rope.dimension_count is {turned} and a head is {each} wide; Pellucid turns "
             f"all of it in {gguf.architecture} models"
         )
-    kind = own.pop("rope.scaling.type", "none")
+    kind = own.get("rope.scaling.type", "none")
+    if "rope.scaling.type" not in gguf.fixed:
+        own.pop("rope.scaling.type", None)
     scaling = {
         theirs: own.pop(f"rope.scaling.{key}")
-        for key, theirs in (
-            ("factor", "factor"),
-            ("original_context_length", "original_max_position_embeddings"),
-            ("attn_factor", "attention_factor"),
-        )
+        for key, theirs in _SCALING.items()
         if f"rope.scaling.{key}" in own
     }
+    if kind == "yarn":
+        scaling |= _yarn(own, scaling)
+    if gguf.growth:
+        scaling["llama_4_scaling_beta"] = own.pop("attention.temperature_scale", 0.0)
+        context = scaling.get("original_max_position_embeddings")
+        if own.pop("attention.temperature_length", context) != context:
+            raise ValueError(
+                f"{where}: attention.temperature_length is not the original context length"
+            )
     if gguf.longrope and LONG_FACTORS["long_factor"] in shapes:
         factors = {name: [*map(shortest, numbers(t))] for name, t in LONG_FACTORS.items()}
+        if _usual_for_longrope(values) == scaling.setdefault("attention_factor", 1.0):
+            del scaling["attention_factor"]
         return found | {"rope_scaling": {"type": "longrope", **scaling, **factors}}
     if ROPE_DIVISORS in shapes:
         if shapes[ROPE_DIVISORS] != (turned // 2,):
@@ -175,9 +226,55 @@ def _rope(
         context = values["max_position_embeddings"]
         divided = recovered(numbers(ROPE_DIVISORS), found["rope_theta"], original, context)
         return found | {"rope_scaling": divided}
-    if kind != "none":
-        found["rope_scaling"] = {"rope_type": kind, **scaling}
+    if kind != "none" or gguf.growth:
+        found["rope_scaling"] = {"rope_type": "default" if kind == "none" else kind, **scaling}
+    if gguf.plain_in_windows:
+        theta = {"rope_theta": found["rope_theta"]}
+        if own.pop("rope.freq_base_swa", found["rope_theta"]) != found["rope_theta"]:
+            own["rope.freq_base_swa"] = "another than rope.freq_base"
+        full = {**found.pop("rope_scaling", {}), **theta}
+        found["rope_parameters"] = {"full_attention": full, "sliding_attention": theta}
     return found
+
+
+def _usual_for_longrope(values: Mapping[str, Any]) -> float | None:
+    """longrope's factor on cos and sin where config.json states none, as float32."""
+    context = values["max_position_embeddings"]
+    original = values.get("original_max_position_embeddings")
+    if not isinstance(context, int) or not isinstance(original, int) or original < 2:
+        return None
+    once, factor = (1.0,), max(context / original, 1.0)
+    rope = RopeConfig(
+        type="longrope",
+        factor=factor,
+        original_context=original,
+        short_factor=once,
+        long_factor=once,
+    )
+    return shortest(rope.magnitude)
+
+
+def _yarn(own: dict[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """What is special to yarn: llama.cpp's factor on cos and sin counts on top of the usual one.
+
+    ``yarn_attn_factor`` is written by its converter and overridden where it is read
+    (src/llama-context.cpp).
+    """
+    own.pop("rope.scaling.yarn_attn_factor", None)
+    found: dict[str, Any] = {}
+    if weight := own.pop("rope.scaling.yarn_log_multiplier", 0.0):
+        found |= {"mscale": 1.0, "mscale_all_dim": weight}
+    factor = scaling.get("factor")
+    if "attention_factor" in scaling and isinstance(factor, int | float) and factor >= 1:
+        usual = RopeConfig(type="yarn", factor=factor, original_context=1, **found).magnitude
+        found["attention_factor"] = _times(scaling["attention_factor"], usual)
+    return found
+
+
+def _times(stored: float, usual: float) -> float:
+    """The shortest decimal that, divided by `usual`, is `stored` in float32."""
+    tried = (float(f"{stored * usual:.{digits}g}") for digits in range(1, 10))
+    return next((each for each in tried if shortest(each / usual) == stored), stored * usual)
 
 
 def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
@@ -199,7 +296,14 @@ def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
     if config.rope is not None:
         keys[f"{start}attention.value_length"] = config.head_dim
         keys[f"{start}rope.dimension_count"] = config.rotary_width(config.rope)
+        keys |= {f"{start}{key}": value for key, value in gguf.fixed.items()}
         keys |= {f"{start}rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    if config.query_growth:
+        keys[f"{start}attention.temperature_scale"] = config.query_growth
+    if gguf.period is not None and config.window:
+        windows = [kind.window for kind in config.kinds]
+        if not gguf.period or windows != [*map(one_in(gguf.period), range(config.n_layers))]:
+            keys[f"{start}attention.sliding_window_pattern"] = windows
     keys = {key: shortest(v) if isinstance(v, float) else v for key, v in keys.items()}
     _check(config, keys)
     return keys
@@ -215,10 +319,15 @@ def _scaling(config: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if rope.type in ("linear", "yarn"):
         found |= {"type": rope.type, "factor": float(rope.factor)}
-    if rope.type == "longrope" and rope.short_factor != rope.long_factor:
-        found["type"] = "longrope"
+    if rope.type == "yarn":
+        found |= {"yarn_beta_fast": rope.beta_fast, "yarn_beta_slow": rope.beta_slow}
         if rope.attention_factor is not None:
-            found["attn_factor"] = rope.attention_factor
+            usual = replace(rope, attention_factor=None).magnitude
+            found["attn_factor"] = rope.attention_factor / usual
+        if rope.mscale:
+            found["yarn_log_multiplier"] = rope.mscale_all_dim or 0.0
+    if rope.type == "longrope" and rope.short_factor != rope.long_factor:
+        found |= {"type": "longrope", "attn_factor": rope.magnitude}
     if rope.original_context and not gguf_of(config).longrope:
         found["original_context_length"] = rope.original_context
     return found
@@ -236,6 +345,11 @@ def rope_tensors(config: ModelConfig) -> dict[str, Tensor]:
 
 def _check(config: ModelConfig, keys: Mapping[str, Any]) -> None:
     """ValueError where reading the keys again gives another config."""
+    if gguf_of(config).head == "tied" and not config.tied:
+        raise ValueError(
+            f"GGUF files of {keys['general.architecture']} models have no head beside the "
+            "embedding, and this model has one"
+        )
     extra = rope_tensors(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in extra.items()}
     shapes["token_embd.weight"] = (config.vocab_size, config.width)
@@ -243,6 +357,8 @@ def _check(config: ModelConfig, keys: Mapping[str, Any]) -> None:
     again = read_gguf_config(
         keys, shapes, lambda name: extra[name].tolist(), config.tied, f"a {config.family} config"
     )
+    if gguf_of(config).comes_back:
+        again = replace(again, family=config.family)
     apart = [
         f"{name} {getattr(config, name)!r}"
         for name in (each.name for each in fields(config))

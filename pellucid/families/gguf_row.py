@@ -1,16 +1,14 @@
-"""What llama.cpp's files call the keys and tensors of a family: a table beside the family's row.
+"""What llama.cpp's files call the keys and tensors of a family: what a row of `gguf_rows` is.
 
 A key of a GGUF file is a key of ``config.json`` under another name, so the family's parts read and
-write it as they do there. Source: llama.cpp's ``gguf-py/gguf/constants.py`` (names),
-``convert_hf_to_gguf.py`` (what is written) and ``src/llama-model.cpp`` (what is read, and what is
-assumed where nothing is written).
+write it as they do there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pellucid.families.names import Names, Pairs
 
@@ -34,13 +32,13 @@ _LAYER: Mapping[str, str] = {
     "attn_k_norm": "attn.k_norm",
     "attn_output": "attn.o_proj",
     "post_attention_norm": "attn_out_norm",
+    "attn_sinks.weight": "attn.sinks",
     "ffn_norm": "mlp_norm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "post_ffw_norm": "mlp_out_norm",
 }
-_JOINED_QKV = {"attn_qkv": "attn.q_proj|attn.k_proj|attn.v_proj"}
 NORMS = frozenset(
     {"attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "norm", "attn.q_norm", "attn.k_norm"}
 )
@@ -50,8 +48,9 @@ def gguf_names(
     changes: Mapping[str, str] | None = None,
     plus_one: frozenset[str] = frozenset(),
     zero_bias: frozenset[str] = frozenset(),
+    reorders_all: bool = False,
 ) -> Names:
-    """llama.cpp's names of tensors; `changes` are joined tensors that take the place of theirs."""
+    """llama.cpp's names of tensors; `changes` are those that take the place of the usual ones."""
     moved = {ours for joined in (changes or {}).values() for ours in joined.split("|")}
     kept = {theirs: ours for theirs, ours in _LAYER.items() if ours not in moved}
     return Names(
@@ -63,6 +62,7 @@ def gguf_names(
         head="output",
         plus_one=plus_one,
         zero_bias=zero_bias,
+        reorders_all=reorders_all,
         buffers={},
     )
 
@@ -74,10 +74,19 @@ class Gguf:
     architecture  ``general.architecture``
     keys          key after the architecture's name -> key of config.json
     assumed       config.json's keys where no key of the file states them, as llama.cpp assumes
+    fixed         keys that llama.cpp needs and that always have this value
     biases        a tensor of block 0 -> the flag of config.json that its presence is
     names         of the tensors
     pairs         where the files keep the two rows that RoPE turns together, see `Order`
     share         config.json's key for the share of a head that RoPE turns
+    period        every how many layers one sees everything where the file does not say; 0: it
+                  always says; None: layers are alike
+    plain_in_windows
+                  RoPE's scaling counts in layers that see everything only (OLMo 3)
+    head          "own": every file has one, a tied one too; "tied": none has
+    growth        ``attention.temperature_scale`` is in RoPE's table (Ministral 3)
+    chosen_by     the key whose presence tells this family from others of its architecture
+    comes_back    the family as which its files are read, where that is another
     wide_at       layers of the one size whose queries are divided by √(width / heads), not by √D
     scale_key     config.json's key for what queries are divided by, where llama.cpp works it out
     longrope      the tensors of long and short factors are read
@@ -86,77 +95,17 @@ class Gguf:
     architecture: str
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
     names: Names = field(default_factory=gguf_names)
     pairs: Pairs = "halves"
     share: str = ""
+    period: int | None = None
+    plain_in_windows: bool = False
+    head: Literal["", "own", "tied"] = ""
+    growth: bool = False
+    chosen_by: str = ""
+    comes_back: str = ""
     wide_at: int = 0
     scale_key: str = ""
     longrope: bool = False
-
-
-QK_BIAS = {"attn_q.bias": "attention_bias"}
-MLP_BIAS = {"ffn_up.bias": "mlp_bias"}
-CAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-WINDOW = {"attention.sliding_window": "sliding_window"}
-LLAMA = Gguf(architecture="llama", biases=QK_BIAS | MLP_BIAS, pairs="neighbours")
-QWEN2 = Gguf(architecture="qwen2")
-QWEN3 = Gguf(architecture="qwen3", biases=QK_BIAS)
-OLMO2 = Gguf(architecture="olmo2", biases=QK_BIAS)
-GRANITE = Gguf(
-    architecture="granite",
-    keys={
-        **KEYS,
-        "attention.scale": "attention_multiplier",
-        "embedding_scale": "embedding_multiplier",
-        "residual_scale": "residual_multiplier",
-        "logit_scale": "logits_scaling",
-    },
-    biases=QK_BIAS | MLP_BIAS,
-    pairs="neighbours",
-)
-GEMMA = Gguf(architecture="gemma", names=gguf_names(plus_one=NORMS))
-GEMMA2 = Gguf(
-    architecture="gemma2",
-    keys={**KEYS, **CAPS, **WINDOW},
-    names=GEMMA.names,
-    wide_at=46,
-    scale_key="query_pre_attn_scalar",
-)
-GEMMA3 = replace(
-    GEMMA2,
-    architecture="gemma3",
-    keys={
-        **GEMMA2.keys,
-        "rope.freq_base_swa": "rope_local_base_freq",
-        "attention.sliding_window_pattern": "sliding_window_pattern",
-    },
-    wide_at=62,
-)
-PHI3 = Gguf(
-    architecture="phi3",
-    keys={
-        **KEYS,
-        **WINDOW,
-        "rope.scaling.original_context_length": "original_max_position_embeddings",
-    },
-    names=gguf_names({**_JOINED_QKV, "ffn_up": "mlp.gate_proj|mlp.up_proj"}),
-    share="partial_rotary_factor",
-    longrope=True,
-)
-GPT2 = Gguf(
-    architecture="gpt2",
-    keys={
-        "context_length": "n_positions",
-        "embedding_length": "n_embd",
-        "block_count": "n_layer",
-        "feed_forward_length": "n_inner",
-        "attention.head_count": "n_head",
-        "attention.layer_norm_epsilon": "layer_norm_epsilon",
-        "attention.qkv_bias": "qkv_bias",  # our own: the biases are zeros, as llama.cpp needs some
-    },
-    names=gguf_names(_JOINED_QKV, zero_bias=frozenset({"attn_qkv"})),
-)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pellucid.families import gguf_row
+from pellucid.families import gguf_rows
 from pellucid.families.keys import REQUIRED, ConfigKeys
 from pellucid.families.names import Names
 from pellucid.families.parts import Activation, Only, eps, factor, tied
@@ -116,5 +116,5 @@ GPT2 = Family(
         # the causal mask and its filling, in files of transformers < 4.31
         buffers={"attn.bias": None, "attn.masked_bias": None},
     ),
-    gguf=gguf_row.GPT2,
+    gguf=gguf_rows.GPT2,
 )

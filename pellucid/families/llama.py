@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.families import gguf_row
+from pellucid.families import gguf_rows
 from pellucid.families.layers import (
     FULL,
     WINDOW,
@@ -48,7 +48,7 @@ LLAMA = Family(
         tied(False),
         *_BIASES,
     ),
-    gguf=gguf_row.LLAMA,
+    gguf=gguf_rows.LLAMA,
 )
 
 MISTRAL = Family(
@@ -65,6 +65,7 @@ MISTRAL = Family(
         tied(False),
         EveryWindow(window=4096),
     ),
+    gguf=gguf_rows.MISTRAL,
 )
 
 MINISTRAL = Family(
@@ -89,7 +90,7 @@ QWEN2 = Family(
         Bias(products=("qkv",)),
         UpperWindows(window=4096, first=28),
     ),
-    gguf=gguf_row.QWEN2,
+    gguf=gguf_rows.QWEN2,
 )
 
 QWEN3 = Family(
@@ -103,7 +104,7 @@ QWEN3 = Family(
         Bias(key="attention_bias", products=("qkv", "o")),
         UpperWindows(window=4096, first=28),
     ),
-    gguf=gguf_row.QWEN3,
+    gguf=gguf_rows.QWEN3,
 )
 
 SMOLLM3 = Family(
@@ -122,6 +123,7 @@ SMOLLM3 = Family(
         SomeRope(interval=4),
     ),
     ignored=frozenset({"pretraining_tp", "max_window_layers"}),
+    gguf=gguf_rows.SMOLLM3,
 )
 
 SEED_OSS = Family(
@@ -142,6 +144,7 @@ SEED_OSS = Family(
         Bias(key="mlp_bias", products=("mlp",)),
     ),
     ignored=frozenset({"residual_dropout"}),
+    gguf=gguf_rows.SEED_OSS,
 )
 
 ARCEE = Family(
@@ -159,6 +162,7 @@ ARCEE = Family(
         tied(False),
         *_BIASES,
     ),
+    gguf=gguf_rows.ARCEE,
 )
 
 HUNYUAN = Family(
@@ -186,6 +190,7 @@ HUNYUAN = Family(
         )
     ),
     ignored=frozenset({"eod_token_id"}),
+    gguf=gguf_rows.HUNYUAN,
 )
 
 EXAONE4 = Family(
@@ -217,6 +222,7 @@ EXAONE4 = Family(
             }
         )
     ),
+    gguf=gguf_rows.EXAONE4,
 )
 
 HELIUM = Family(
@@ -254,6 +260,7 @@ ERNIE = Family(
         Bias(key="use_bias", products=("qkv", "o", "mlp")),
     ),
     ignored=frozenset({"compression_ratio", "rope_scaling_factor"}),
+    gguf=gguf_rows.ERNIE,
 )
 
 ROWS = (

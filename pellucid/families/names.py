@@ -60,6 +60,8 @@ class Names:
     zero_bias   modules whose files hold a bias even where the model has none: zeros then
     head        of the last product
     plus_one    modules whose weight is stored as 1 + weight (llama.cpp's norms of Gemma)
+    reorders_all
+                rows of q and k are in the files' order in layers that RoPE does not turn, too
     buffers     tensors inside a block that old files hold and that say nothing new, with their
                 shape as ``D/2`` or, where any will do, None
     """
@@ -71,6 +73,7 @@ class Names:
     blocks: str = "layers"
     head: str = "lm_head"
     plus_one: frozenset[str] = frozenset()
+    reorders_all: bool = False
     transposed: frozenset[str] = frozenset()
     zero_bias: frozenset[str] = frozenset()
     # RoPE frequencies, in files of transformers < 4.32; the config states them
@@ -163,7 +166,8 @@ def _all_entries(
     for stored, ours in names.before.items():
         yield from _lines(f"{names.prefix}{stored}", (ours,), shapes)
     for number, kind in enumerate(config.kinds):
-        rope = getattr(config, kind.rope) if kind.rope else None
+        name = kind.rope or ("rope" if names.reorders_all else "")
+        rope = getattr(config, name) if name else None
         turned = config.rotary_width(rope) if rope else 0
         order = Order(pairs=pairs, head_dim=config.head_dim, turned=turned)
         reordered = turned > 0 and pairs != "halves"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.families import gguf_row
+from pellucid.families import gguf_rows
 from pellucid.families.layers import (
     FULL,
     WINDOW,
@@ -57,6 +57,7 @@ OLMO = Family(
         _ATTENTION_BIAS,
         Key(theirs="clip_qkv", ours="qkv_clip", kind="number", default=0.0, null=0.0),
     ),
+    gguf=gguf_rows.OLMO,
 )
 
 OLMO2 = Family(
@@ -75,7 +76,7 @@ OLMO2 = Family(
         _ATTENTION_BIAS,
     ),
     names=_AFTER,
-    gguf=gguf_row.OLMO2,
+    gguf=gguf_rows.OLMO2,
 )
 
 OLMO3 = Family(
@@ -95,6 +96,7 @@ OLMO3 = Family(
         LayerTypes(window=4096, windowed=one_in(4), ropes={FULL: "rope", WINDOW: "second_rope"}),
     ),
     names=_AFTER,
+    gguf=gguf_rows.OLMO3,
 )
 
 _GRANITE_FACTORS = (
@@ -127,7 +129,7 @@ GRANITE = Family(
         _MLP_BIAS,
         *_GRANITE_FACTORS,
     ),
-    gguf=gguf_row.GRANITE,
+    gguf=gguf_rows.GRANITE,
 )
 
 GRANITE_SWA = Family(
@@ -170,6 +172,7 @@ COHERE = Family(
         _LOGIT_SCALE,
         Only(values={"use_qk_norm": False}),  # a norm with weights of its own for each head
     ),
+    gguf=gguf_rows.COHERE,
 )
 
 COHERE2 = Family(
@@ -199,6 +202,7 @@ COHERE2 = Family(
         ),
     ),
     ignored=frozenset({"cache_implementation", "layer_switch", "order_of_interleaved_layers"}),
+    gguf=gguf_rows.COHERE2,
 )
 
 MINISTRAL3 = Family(
@@ -228,6 +232,7 @@ MINISTRAL3 = Family(
         tied(False),
         EveryWindow(window=None),
     ),
+    gguf=gguf_rows.MINISTRAL3,
 )
 
 STARCODER2 = Family(
@@ -253,6 +258,7 @@ STARCODER2 = Family(
     ignored=frozenset(
         {"residual_dropout", "embedding_dropout", "mlp_type", "norm_type", "resid_pdrop"}
     ),
+    gguf=gguf_rows.STARCODER2,
 )
 
 NANOCHAT = Family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.families import gguf_row
+from pellucid.families import gguf_rows
 from pellucid.families.layers import EveryWindow
 from pellucid.families.names import Names, llama_layer
 from pellucid.families.parts import (
@@ -66,6 +66,7 @@ PHI = Family(
         after={"final_layernorm": "norm"},
     ),
     ignored=_DROPOUTS,
+    gguf=gguf_rows.PHI2,
 )
 
 PHI3 = Family(
@@ -100,7 +101,7 @@ PHI3 = Family(
         }
     ),
     ignored=_DROPOUTS | {"auto_map", "interpolate_factor"},
-    gguf=gguf_row.PHI3,
+    gguf=gguf_rows.PHI3,
 )
 
 STABLELM = Family(
@@ -121,6 +122,7 @@ STABLELM = Family(
         Only(values={"qk_layernorm": False}),  # a norm with weights of its own for each head
     ),
     ignored=frozenset({"hidden_dropout", "rotary_scaling_factor"}),
+    gguf=gguf_rows.STABLELM,
 )
 
 NEMOTRON = Family(
@@ -140,6 +142,7 @@ NEMOTRON = Family(
         Bias(key="mlp_bias", products=("mlp",)),
     ),
     ignored=frozenset({"hidden_dropout"}),
+    gguf=gguf_rows.NEMOTRON,
 )
 
 GLM = Family(
@@ -158,6 +161,7 @@ GLM = Family(
         Bias(key="attention_bias", products=("qkv",), default=True),
     ),
     names=Names(layer=llama_layer(_GATE_UP)),
+    gguf=gguf_rows.GLM,
 )
 
 GLM4 = Family(
@@ -176,6 +180,7 @@ GLM4 = Family(
             }
         )
     ),
+    gguf=gguf_rows.GLM4,
 )
 
 ROWS = (PHI, PHI3, STABLELM, NEMOTRON, GLM, GLM4)

@@ -8,7 +8,6 @@ is refused and none is guessed. Both kinds are read as the files that say the sa
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
@@ -18,27 +17,61 @@ from pellucid.tokenizers import hf
 from pellucid.tokenizers.base import STOP_NAMES, Tokenizer
 from pellucid.tokenizers.bytelevel import GPT2_SPLIT, LLAMA3_SPLIT, SINGLE_DIGIT_SPLIT
 from pellucid.tokenizers.neighbours import Roles
+from pellucid.tokenizers.pieces import (
+    BYTE,
+    CONTROL,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    field,
+    number_field,
+    piece_field,
+)
 from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 
 T = TypeVar("T")
 _START = "tokenizer.ggml."
-CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6  # of token_type, as in SentencePiece's own format
+_USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # ids where a SentencePiece file states none
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
 _DIGITS = (r"\p{N}", *_GPT2)
 _LLAMA3, _QWEN2 = (LLAMA3_SPLIT.pattern,), (SINGLE_DIGIT_SPLIT.pattern,)
+# Upper-case letters before lower-case ones, as in o200k and Mistral's Tekken
+_CAPITALS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_SMALL = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_TEKKEN = rf"{_CAPITALS}*{_SMALL}+|{_CAPITALS}+{_SMALL}*|\p{{N}}|{_REST}"
+_O200K = rf"{_CAPITALS}*{_SMALL}+{_ENDS}|{_CAPITALS}+{_SMALL}*{_ENDS}|\p{{N}}{{1,3}}|{_REST}"
+_SEED = SINGLE_DIGIT_SPLIT.pattern.replace(r"[^\s\p{L}\p{N}]+[\r\n]*", r"[^\s\p{L}\p{N}\r\n]+")
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"
+    r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 # Words for how text is cut -> the patterns, applied one after the other
 PRE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "roberta-bpe"), _GPT2),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), _LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), _LLAMA3),
+    **dict.fromkeys(("exaone4", "trillion", "granite-docling", "mellum", "gigachat"), _GPT2),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA3),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"), _QWEN2),
+    **dict.fromkeys(("solar-open", "grok-2", "kormo"), _QWEN2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), _DIGITS),
+    "minerva-7b": _DIGITS,
+    "tekken": (_TEKKEN,),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (_O200K,)),
+    "seed-coder": (_SEED,),
+    **dict.fromkeys(("hunyuan-dense", "deepseek-v3"), _DEEPSEEK),
     "default": (_PUNCTUATION, *_GPT2, r"\p{N}+", _THREE),
 }
-# A piece that is a token is taken whole, and text begins with BOS, whatever no key says
-_WHOLE_PIECES = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"})
-_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen"})  # to NFC, as these tokenizers' own files say
+# Text begins with BOS where no key says otherwise
+_BEGIN = frozenset({"llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2", "tekken"})
+_WHOLE_PIECES = _BEGIN | {"glm4"}  # a piece that is a token is taken whole
+# To NFC, as these tokenizers' own files say
+_NORMALISED = frozenset({"qwen2", "deepseek-r1-qwen", "olmo", "command-r"})
 _STOPS = STOP_NAMES | {"<|im_end|>", "<end_of_turn>", "<|end|>"}
 _LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
@@ -58,7 +91,7 @@ def from_keys(keys: Mapping[str, Any], name: str) -> Tokenizer:
     roles = _roles(keys, tokens, types)
     if kind == "llama":
         engine = engine_of(sentence_piece_model(keys, name), name)
-        return SentencePieceTokenizer(engine, roles=roles)
+        return SentencePieceTokenizer(engine, roles=roles, stripping=_strips(keys))
     document = document_of(keys, name)
     return hf.from_document(document, Path(), kind="gguf", name=name, roles=roles)
 
@@ -108,15 +141,17 @@ def _are(values: Any, kind: type[T]) -> TypeGuard[list[T]]:
 
 
 def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Roles:
+    usual = _USUAL if keys.get(f"{_START}model") == "llama" else {}
     ids = {
         role: id
         for role in ("bos", "eos", "unknown", "padding", "eot", "eom")
-        if isinstance(id := keys.get(f"{_START}{role}_token_id"), int) and 0 <= id < len(tokens)
+        if isinstance(id := keys.get(f"{_START}{role}_token_id", usual.get(role)), int)
+        and 0 <= id < len(tokens)
     }
     stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
     marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     stops |= {id for id in marks if tokens[id] in _STOPS}
-    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _WHOLE_PIECES
+    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _BEGIN
     names = {"unknown": "unk", "padding": "pad"}
     template = keys.get("tokenizer.chat_template")
     return Roles(
@@ -131,6 +166,13 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
             if role not in ("eot", "eom")
         },
     )
+
+
+def _strips(keys: Mapping[str, Any]) -> bool:
+    """Whether marks take the white space behind them: no key says so, llama.cpp goes by the name
+    (src/llama-vocab.cpp)."""
+    name = str(keys.get("general.name", "")).lower()
+    return "phi-3" in name or "phi3" in name
 
 
 def _word(keys: Mapping[str, Any]) -> str:
@@ -180,41 +222,19 @@ def document_of(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def sentence_piece_model(keys: Mapping[str, Any], name: str) -> bytes:
-    """A SentencePiece BPE model file of a GGUF file's pieces, scores and types.
-
-    Written field by field as ``sentencepiece_model.proto`` numbers them.
-    """
+    """A SentencePiece BPE model file of a GGUF file's pieces, scores and types."""
     _, tokens, types = _vocabulary(keys, name)
     scores = keys.get(f"{_START}scores")
     if not _are(scores, float) or len(scores or ()) != len(tokens):
         raise ValueError(f"{name}: expected a score for each of its {len(tokens):,} pieces")
     assert scores is not None, "checked above"
-    pieces = b"".join(
-        _field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
-        for token, score, kind in zip(tokens, scores, types, strict=True)
-    )
-    trainer = _number(3, 2) + _number(35, int(BYTE in types))  # BPE, bytes for what has no piece
-    for field, role, missing in ((40, "unknown", 0), (41, "bos", -1), (42, "eos", -1)):
-        trainer += _number(field, keys.get(f"{_START}{role}_token_id", missing))
-    trainer += _number(43, -1)
-    normaliser = _field(1, b"identity")
-    normaliser += _number(3, int(keys.get(f"{_START}add_space_prefix", True)))
-    normaliser += _number(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
-    return pieces + _field(2, trainer) + _field(3, normaliser + _number(5, 1))
-
-
-def _varint(number: int) -> bytes:
-    number &= (1 << 64) - 1
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _field(field: int, content: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(content)) + content
+    made = b"".join(map(piece_field, map(Piece, tokens, scores, types)))
+    # BPE, and bytes for what has no piece
+    trainer = number_field(3, 2) + number_field(35, int(BYTE in types))
+    for number, role in ((40, "unknown"), (41, "bos"), (42, "eos")):
+        trainer += number_field(number, keys.get(f"{_START}{role}_token_id", _USUAL[role]))
+    trainer += number_field(43, -1)
+    normaliser = field(1, b"identity")
+    normaliser += number_field(3, int(keys.get(f"{_START}add_space_prefix", True)))
+    normaliser += number_field(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
+    return made + field(2, trainer) + field(3, normaliser + number_field(5, 1))

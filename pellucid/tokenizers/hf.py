@@ -185,7 +185,9 @@ class LibraryTokenizer(Tokenizer):
 
         try:
             engine = tokenizers.Tokenizer.from_str(json.dumps(document))
-        except Exception as error:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # bare Exception, or a panic that is not even one
             raise ValueError(f"{self._name}: the tokenizers library refuses it: {error}") from None
         engine.no_truncation()
         engine.no_padding()
@@ -202,7 +204,9 @@ class LibraryTokenizer(Tokenizer):
         return self._make(renamed.document), renamed
 
     def _read_table(self) -> list[bytes | None]:
-        added = {token["content"] for token in self._document.get("added_tokens") or []}
+        # The library's decoder takes added tokens too: Gemma's "▁▁" is two spaces.
+        kept = [] if self._style == "pieces" else self._document.get("added_tokens") or []
+        added = {token["content"] for token in kept}
         by_id = {id: token for token, id in self._engine.get_vocab(with_added_tokens=True).items()}
         table: list[bytes | None] = [None] * (max(by_id) + 1)
         for id, token in by_id.items():

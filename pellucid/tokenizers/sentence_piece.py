@@ -8,18 +8,23 @@ decoding takes it away again. A character that no piece covers becomes its UTF-8
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from pellucid.tokenizers.base import Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
+from pellucid.tokenizers.marked import Part
 from pellucid.tokenizers.neighbours import Roles, added_tokens, find_roles
+from pellucid.tokenizers.pieces import USER_DEFINED, pieces_in, with_names
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 LLAMA2_PIECES = 32_000
 _MODEL = "tokenizer.model"
+_NOT_STRIPPING = {"<unk>", "<s>", "<|endoftext|>"}
 _NOWHERE = Path(os.devnull)  # no file is in it
 
 
@@ -38,10 +43,12 @@ class SentencePieceTokenizer(Tokenizer):
         engine: SentencePieceProcessor,
         folder: Path | None = None,
         roles: Roles | None = None,
+        stripping: bool = False,
     ) -> None:
         """`folder`: where files that name roles and a chat template may lie beside the model;
-        `roles`: where they are known already."""
-        size = engine.vocab_size()
+        `roles`: where they are known already; `stripping`: marks take the white space behind them
+        with them, as Phi-3's do."""
+        size, model = engine.vocab_size(), engine.serialized_model_proto()
         pieces = [engine.id_to_piece(id) for id in range(size)]
         specials = {pieces[id]: id for id in range(size) if engine.is_control(id)}
         ids = dict(zip(pieces, range(size), strict=True))
@@ -62,10 +69,16 @@ class SentencePieceTokenizer(Tokenizer):
             eos_id=roles.eos_id,
             stop_ids=roles.stop_ids,
             adds_bos=roles.adds_bos is not False,
-            marks={name: id for name, (id, _) in added.items()},
+            marks=self._marks(model, roles) | {name: id for name, (id, _) in added.items()},
         )
         self._engine = engine
+        # A mark among the pieces is inert in text only under a name that no text spells.
+        inert = {name: f"{token_hex(16)}{id}" for name, id in self.controls.items() if id < size}
+        inert = {name: other for name, other in inert.items() if name not in specials}
+        self._plain = engine_of(with_names(model, inert), self.kind) if inert else engine
         self._unknown = engine.unk_id()
+        names = self.controls.keys() - _NOT_STRIPPING if stripping else ()
+        self._stripping = frozenset(self.controls[name] for name in names)
         # Only pieces carry the space that encoding added; a byte token 0x20 is a space of the text.
         self._spaced = frozenset(id for id in range(size) if pieces[id].startswith("▁"))
         # Whether encoding puts a space in front is not in the library's interface, so try it.
@@ -78,8 +91,33 @@ class SentencePieceTokenizer(Tokenizer):
         if self.chat is None and size >= LLAMA2_PIECES and self.bos_id is not None:
             self.chat = Llama2Chat(self)
 
+    @staticmethod
+    def _marks(model: bytes, roles: Roles) -> dict[str, int]:
+        """Pieces that are taken whole wherever text spells them, and that are no words."""
+        template = roles.chat_template or ""
+        return {
+            piece.text: id
+            for id, piece in enumerate(pieces_in(model))
+            if piece.type == USER_DEFINED
+            and not piece.text.isspace()
+            and (id in roles.stop_ids or piece.text in template or not is_ordinary(piece.text))
+        }
+
     def _encode_plain(self, text: str) -> list[int]:
-        return self._engine.encode(text)
+        return self._plain.encode(text)
+
+    def _encode_specials(self, text: str) -> list[int]:
+        return self.encode_parts(self.split_specials(text))
+
+    def encode_parts(self, parts: Iterable[Part]) -> list[int]:
+        return super().encode_parts(self._stripped(parts))
+
+    def _stripped(self, parts: Iterable[Part]) -> Iterator[Part]:
+        before: Part = ""
+        for part in parts:
+            text = isinstance(part, str) and before in self._stripping
+            yield part.lstrip() if text and isinstance(part, str) else part
+            before = part
 
     def _at_start(self, id: int, data: bytes) -> bytes:
         return data[1:] if self._adds_space and id in self._spaced else data

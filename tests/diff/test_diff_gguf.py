@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from base64 import b85decode
 from dataclasses import replace
 
 import gguf
@@ -22,7 +24,35 @@ from pellucid.tokenizers.gguf import PRE, from_keys
 SCALED = RopeConfig(theta=1e4, type="llama3", factor=8.0, original_context=32)
 CONFIG = replace(LLAMA, width=64, hidden_width=96, head_dim=16, rope=SCALED)
 ORDER = Order(pairs="neighbours", head_dim=16, turned=16)
+ORDER8 = Order(pairs="neighbours", head_dim=8, turned=8)
 TOKENS = list(range(2, 14))
+# One block of each type, made by llama.cpp's quantiser (ggml_quantize_chunk) from `_row()`
+_BLOCK = {
+    "Q2_K": (
+        '@2>Bz|E~Yvj^Cc&eeb{Tq>@T1s;Q-?o_gx4sic!iC6$$xlTLZ%m6eo|N-5=)C6$#_Q%-s1l~q(yNhOt)rKFN'
+        'dDypfamtK16simZn#wb24'
+    ),
+    "Q3_K": (
+        'oH=v%@6Vh$bNB!6&YU@O<IkTze*E$4-@kwU^x?~&3^K$JKmZOq?X=K90}VFVV1NJu2qTQ}Kmi9G_gt_*?6AN'
+        'A2qTOzzySsscieEm0}V3BAb<b@3oW$JKm!dn;|kI`!b-w0@DK0<F`x'
+    ),
+    "Q4_K": (
+        'DHx<9{`vX&{Qds_jh(;GPztz*hlX=K>8FQ>g<%`WmxqRQPWh*YhlXM-*q4Wgh=ouKxtNHDb3W>*h=_(^9Lbo'
+        '7hjdT+sECM$VlCO2hj(^lPx+U3cXnbd$cJ}!bx;bYhj(^kJ=vFccXd%48@Pvec4SWJmv?t|Vl2pqcXxGA3aE'
+        '#7c4Ix+mv?t{'
+    ),
+    "Q5_K": (
+        'z7rB8{{H^{`uzR>Uw)3CY{`QMA3kj9!-o$ZK5WT@2M-=RX~TyP9zJZz!-o$Zum*7u01oGT(?Adp48u5rAOH^'
+        'epY>4?4-M5?qA&mt5DTyeav=~N_l?v+5fBX1IFd0DANjBKQ6Uf=<yxaL9{&C4pY%@-{`|#Rp)UUY>YxQ+4*v'
+        'Yte8NBe{`;~wIDsGk{^_6eKo9@@#af~-|NiQr24N5X{nvcMFc1Ix'
+    ),
+    "Q6_K": (
+        ';avj2APf)5=W%c!2=;(f@W2BOFa{1_@dg)rny|0}2H{)+upkT%$md~T9|-o38~`u_55NZgpb-c7n`=N&@W28'
+        'KA;unH-~<9&O244-2H;==;4lmi&iS!`9|-n@tnk1B3^CRYVBiG<Yg)gc4hG<F6VNaW56$_Ja32Wulu}A6s;Q'
+        ')tPCDwTrIb@j2HL8ssBuNsnyRa8aR%C|#u{p>sG)@xT57ATvBefzrIb@jDypfZlTJG7sil-tc#wLNdX;@_fN'
+        'X<phH;E{5)1'
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +79,42 @@ def test_each_block_is_proven(state, kind):
     a, number = state["layers.0.mlp.up_proj.weight"], gguf.GGMLQuantizationType[kind]
     b = torch.from_numpy(gguf.dequantize(gguf.quantize(a.numpy(), number), number))
     cause, finding, verdict = declared_type(a, b, kind)
-    assert (cause, verdict) == ("quantised weights", "explained") and "192 blocks" in finding
+    assert (cause, verdict) == ("quantised weights", "explained") and "192 groups" in finding
     b[5, 40] += 0.01
     cause, finding, verdict = declared_type(a, b, kind)
-    assert verdict == "fault" and "1 of 192 blocks" in finding and "[5, 32:64] first" in finding
+    assert verdict == "fault" and "1 of 192 groups" in finding and "[5, 32:64] first" in finding
     assert declared_type(torch.randn_like(a), b, kind) is None
+
+
+def _row():
+    """256 numbers, small ones the most, as weights are."""
+    places = torch.arange(256, dtype=torch.float64)
+    return ((((places * 7919 + 13) % 1009 - 504) / 504) ** 3).float()
+
+
+@pytest.mark.parametrize("kind", _BLOCK)
+def test_blocks_whose_scales_were_searched_are_proven(kind):
+    block = torch.frombuffer(bytearray(b85decode(_BLOCK[kind])), dtype=torch.uint8)
+    here = torch.tensor([[1, 1], [1, 0], [0, 1], [1, 1], [1, 0], [1, 1], [0, 1], [1, 0]])
+    raw = (here[..., None] * block).flatten(1).byte()  # a block of zeros is 0.0
+    a, number = (here[..., None] * _row()).flatten(1), gguf.GGMLQuantizationType[kind]
+
+    def values(blocks):
+        return torch.from_numpy(gguf.dequantize(blocks.numpy(), number))
+
+    cause, finding, verdict = declared_type(a, values(raw), kind, raw=raw)
+    assert (cause, verdict) == ("quantised weights", "explained") and f"A's in {kind}" in finding
+    assert declared_type(a, values(raw), kind) is None  # without the file's blocks nothing is said
+    for wrong in (a * 1.05, a.roll(1, 1), a.flip(1), -a):
+        found = declared_type(wrong, values(raw), kind, raw=raw)
+        assert found is None or found[2] == "fault"
+    paired = ORDER8.theirs(raw)  # as llama.cpp's Llama files have them, and nobody turned back
+    found = declared_type(a, values(paired), kind, head_dim=8, raw=paired)
+    assert found is not None and found[0] == "q/k not permuted"
+    where = {"Q2_K": 20, "Q3_K": 40, "Q4_K": 30, "Q5_K": 60, "Q6_K": 20}[kind]  # codes
+    raw[5, where] ^= 0xFF
+    cause, finding, verdict = declared_type(a, values(raw), kind, raw=raw)
+    assert verdict == "fault" and "groups are not A's rounded, [5, " in finding
 
 
 def test_a_file_in_eight_bits_is_explained(tmp_path, model, state):
@@ -93,3 +154,23 @@ def test_a_wrong_pre_tokenizer_is_seen():
     after = LanguageModel(before.model, wrong, before.checkpoint)
     report = pellucid.diff(before, after, text)
     assert report.verdict == "diverged" and "other splitting of the text" in str(report.to_json())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("ftype", [15, 10, 12, 17, 18])  # Q4_K_M, Q2_K, Q3_K_M, Q5_K_M, Q6_K
+def test_a_file_that_llama_cpp_quantised_is_explained(tmp_path, ftype):
+    library = pytest.importorskip("llama_cpp", reason="llama-cpp-python")
+    config = replace(CONFIG, width=256, hidden_width=512, head_dim=64)
+    model = random_model(config, torch.float32)
+    plain, small = tmp_path / "plain.gguf", tmp_path / "small.gguf"
+    write_gguf(plain, config, model.state_dict().__getitem__, "F32", NONE)
+    how = library.llama_model_quantize_default_params()
+    how.ftype, how.nthread = ftype, 1
+    assert not library.llama_model_quantize(
+        str(plain).encode(), str(small).encode(), ctypes.byref(how)
+    )
+    report = pellucid.diff(model, side(small), TOKENS)
+    assert report.verdict == "explained"
+    said = [each for each in report.static if each.stage == "weights"]
+    assert said and all("groups of" in each.finding for each in said if "norm" not in each.name)
+    assert any("_K: all" in each.finding for each in said)

@@ -192,23 +192,36 @@ def test_defaults_are_those_of_transformers(model_type):
     assert read_config({"model_type": model_type, **sizes}, "sizes") == spelt_out
 
 
-@pytest.mark.parametrize("name", ["gemma3_text"])
-def test_the_text_part_of_a_model_that_sees(tmp_path, name):
-    sample = {key: value for key, value in SAMPLES[name].items() if key != "model_type"}
+def _that_sees(name: str, tied: bool):
+    """The config of a whole model around the text part of a sample."""
+    text = transformers.AutoConfig.for_model(**SAMPLES[name], pad_token_id=0)
     sight = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     }  # fmt: skip
-    config = transformers.Gemma3Config(
-        text_config=transformers.Gemma3TextConfig(**sample, pad_token_id=0),
-        vision_config=transformers.SiglipVisionConfig(**sight),
-        mm_tokens_per_image=4,
-        boi_token_index=90,
-        eoi_token_index=91,
-        image_token_index=92,
+    if name == "gemma3_text":
+        return transformers.Gemma3Config(
+            text_config=text,
+            vision_config=transformers.SiglipVisionConfig(**sight),
+            mm_tokens_per_image=4,
+            boi_token_index=90,
+            eoi_token_index=91,
+            image_token_index=92,
+        )
+    vision = transformers.PixtralVisionConfig(**sight, head_dim=8)
+    return transformers.Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=92, tie_word_embeddings=tied
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("gemma3_text", True), ("mistral", True), ("mistral", False), ("ministral3", False)],
+)
+def test_the_text_part_of_a_model_that_sees(tmp_path, name, tied):
     torch.manual_seed(0)
-    made = transformers.Gemma3ForConditionalGeneration(config)
+    config = _that_sees(name, tied)
+    made = transformers.AutoModelForImageTextToText.from_config(config)
     made.set_attn_implementation("eager")
     with torch.no_grad():
         for weight in made.parameters():

@@ -21,30 +21,41 @@ from pellucid.checkpoints.formats.gguf_tokenizer import NONE
 from pellucid.checkpoints.formats.gguf_writing import write_gguf
 from pellucid.families import read_config
 from pellucid.families.gguf_rope import divisors, recovered
-from pellucid.generate import Sampling, generate_tokens
 from pellucid.gguf_file import TYPES, shortest
 from pellucid.models import RopeConfig
 
-_GEMMA3 = {**SAMPLES["gemma3_text"], "query_pre_attn_scalar": 8, "num_hidden_layers": 6}
-del _GEMMA3["layer_types"]
 DROPOUTS = {"embed_dropout": 0.0, "attn_dropout": 0.0, "resid_dropout": 0.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "beta_fast": 16.0,
+         "original_max_position_embeddings": 32, "beta_slow": 2.0}  # fmt: skip
 STATED = {
     "llama": SAMPLES["llama"],
     "llama biased, tied": {**SAMPLES["llama"], "attention_bias": True, "mlp_bias": True,
                            "tie_word_embeddings": True},
-    "llama linear": {**SAMPLES["llama"], "rope_scaling": {"type": "linear", "factor": 2.0},
-                     "rope_parameters": None},
+    "llama linear": {**SAMPLES["llama"], "rope_parameters": None,
+                     "rope_scaling": {"type": "linear", "factor": 2.0}},
     "llama llama3": SAMPLES["llama llama3"],
+    "llama yarn": {**SAMPLES["llama"], "rope_parameters": {**_YARN, "attention_factor": 1.3}},
     "qwen2": SAMPLES["qwen2"],
     "qwen3": SAMPLES["qwen3"],
+    "qwen3 yarn": {**SAMPLES["qwen3"], "rope_parameters": _YARN},
     "gemma": SAMPLES["gemma"],
     "gemma2": {**SAMPLES["gemma2"], "query_pre_attn_scalar": 8},
-    "gemma3": _GEMMA3,
+    "gemma3": {**SAMPLES["gemma3_text"], "query_pre_attn_scalar": 8},
     "phi3": SAMPLES["phi3"],
     "phi3 longrope": SAMPLES["phi3 longrope"],
-    "olmo2": SAMPLES["olmo2"],
-    "granite": SAMPLES["granite"],
+    "nemotron tied": {**SAMPLES["nemotron"], "tie_word_embeddings": True},
+    "cohere": {**SAMPLES["cohere"], "attention_bias": False},
+    "glm unbiased": {**SAMPLES["glm"], "attention_bias": False},
+    "starcoder2": {**SAMPLES["starcoder2"], "sliding_window": None},
+    "stablelm": SAMPLES["stablelm"],
+    "ministral3": {**SAMPLES["ministral3"], "sliding_window": None},
+    "mistral": SAMPLES["mistral without windows"],
+    **{name: SAMPLES[name] for name in (
+        "olmo", "olmo2", "olmo3", "granite", "cohere2", "glm", "glm4", "exaone4",
+        "exaone4 without windows", "hunyuan_v1_dense", "seed_oss", "arcee", "smollm3", "phi",
+        "nemotron", "stablelm parallel")},
 }  # fmt: skip
+STATED["ernie4_5"] = {**SAMPLES["ernie4_5"], "use_bias": False}
 CONFIGS = {name: read_config(stated, name) for name, stated in STATED.items()}
 CONFIGS |= {"gpt2": GPT, "gpt2 without qkv bias": replace(GPT, biases=("o", "mlp"), tied=False)}
 
@@ -61,13 +72,12 @@ def test_every_architecture_comes_back(tmp_path, name):
     config, path = CONFIGS[name], tmp_path / "model.gguf"
     model = written(path, config)
     opened = open_checkpoint(path)
-    assert replace(
-        opened.config, embed_dropout=0.0, attn_dropout=0.0, resid_dropout=0.0
-    ) == replace(config, embed_dropout=0.0, attn_dropout=0.0, resid_dropout=0.0)
+    family = "llama" if name == "mistral" else config.family  # the same computation
+    assert replace(opened.config, **DROPOUTS) == replace(config, **DROPOUTS, family=family)
     again = load_model(opened)
     for parameter, tensor in model.state_dict().items():
         found = again.state_dict()[parameter]
-        if config.norm_offset and "norm" in parameter:
+        if config.norm_offset and parameter.endswith("norm.weight"):
             tensor = (tensor + 1) - 1  # 1 + w is what float32 holds
         assert torch.equal(found, tensor), parameter
     model.load_state_dict(again.state_dict())
@@ -230,16 +240,21 @@ def test_unknown_keys_architectures_and_tokenizers_are_refused(tmp_path):
         pellucid.tokenizers.load(path)
     vocabulary = {"tokenizer__ggml__tokens": ["a", "b"], "tokenizer__ggml__token_type": [1, 1]}
     named = {"tokenizer__ggml__model": "gpt2", "tokenizer__ggml__merges": ["a b"], **vocabulary}
-    guess = _with_keys(tmp_path / "c.gguf", LLAMA, tokenizer__ggml__pre="tekken", **named)
-    with pytest.raises(ValueError, match="pre-tokenizer .* is 'tekken'"):
+    guess = _with_keys(tmp_path / "c.gguf", LLAMA, tokenizer__ggml__pre="kimi-k2", **named)
+    with pytest.raises(ValueError, match="pre-tokenizer .* is 'kimi-k2'"):
         pellucid.tokenizers.load(guess)
+    made = _with_keys(tmp_path / "d.gguf", LLAMA, tokenizer__ggml__pre="tekken", **named)
+    with pytest.raises(ValueError, match="the tokenizers library refuses it"):
+        pellucid.tokenizers.load(made)  # a merge makes a token that there is not
 
 
 def test_what_gguf_cannot_state_is_refused(tmp_path):
     rope = RopeConfig(theta=10000.0, type="dynamic", factor=2.0, original_context=64)
     with pytest.raises(ValueError, match="'dynamic' is not written"):
         written(tmp_path / "a.gguf", replace(LLAMA, rope=rope))
-    with pytest.raises(ValueError, match="mistral models are not written to GGUF"):
+    with pytest.raises(ValueError, match="nanochat models are not written to GGUF"):
+        written(tmp_path / "b.gguf", read_config(SAMPLES["nanochat"], "nanochat"))
+    with pytest.raises(ValueError, match="of llama models cannot state window 8, layers"):
         written(tmp_path / "b.gguf", read_config(SAMPLES["mistral"], "mistral"))
     with pytest.raises(ValueError, match="cannot state score_scale"):
         written(tmp_path / "c.gguf", read_config(SAMPLES["gemma2"], "gemma2"))
@@ -264,27 +279,6 @@ def test_smollm2_speaks_english(smollm2):
     stored = {t.name: t for t in gguf.GGUFReader(smollm2.checkpoint.folder).tensors}
     tensor = stored["blk.3.ffn_down.weight"]
     np.testing.assert_array_equal(values, gguf.dequantize(tensor.data, tensor.tensor_type))
-
-
-@pytest.mark.peers
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", ["llama", "llama llama3", "qwen2", "qwen3", "gpt2", "granite"])
-def test_llama_cpp_writes_the_same_tokens(tmp_path, name, tied):
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python")
-    from pellucid.bench.engines import make
-
-    even = {"width": 64, "hidden_width": 128, "n_heads": 4}  # it wants rows of 32
-    even |= {"head_dim": 16, "n_kv_heads": 4 if name == "gpt2" else 2}
-    config, path = replace(CONFIGS[name], tied=tied, **even), tmp_path / "model.gguf"
-    model = written(path, config)
-    rows = random_tokens(config, 3, 12).tolist()
-    engine = make("llama.cpp/f32", path, 1)
-    engine.prepare()
-    got = [engine.prefill(rows, 6), *engine.decode(5)]
-    engine.close()
-    ours = generate_tokens(model, rows, sampling=Sampling(temperature=0.0), max_new_tokens=6)
-    agree = np.mean(np.array(got) == np.array(list(ours)))
-    assert agree > 0.8  # its cache and its GELU table are float16: a close call may go otherwise
 
 
 @pytest.mark.peers

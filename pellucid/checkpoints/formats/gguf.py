@@ -105,6 +105,12 @@ class GGUFWeights(Weights):
         """GGUF type that a parameter is stored in: "Q4_K"."""
         return self.file.header.tensors[self.stored_name(name)].type
 
+    def blocks(self, name: str) -> Tensor:
+        """The stored bytes of a matrix, rows in our order: (rows, bytes of a row)."""
+        make = self._recipes[name].make
+        assert isinstance(make, _Part), "every recipe of a GGUF file is one"
+        return make.picked(self.file.raw(self.stored_name(name)))
+
     def forget(self, name: str, rows: slice | None = None) -> None:
         """Hand back the memory of the file's pages."""
         forget_pages(self.file.raw(self.stored_name(name), rows or slice(None)))
@@ -206,11 +212,13 @@ class _Part:
     entry: Entry
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        whole = parts[0]
+        found = self.picked(parts[0])
+        return found.float() - 1 if self.entry.plus_one else found
+
+    def picked(self, whole: Tensor) -> Tensor:
+        """The rows, whatever stands in them."""
         if self.entry.order is not None:
             whole = self.entry.order.ours(whole)
-        if self.entry.plus_one:
-            whole = whole.float() - 1
         return whole[self.begin : self.begin + self.rows]
 
 

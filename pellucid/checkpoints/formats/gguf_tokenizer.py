@@ -6,6 +6,7 @@ keys gives the ids of ours on a text with everything on which the words differ.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,19 @@ from pellucid.files import read_json
 from pellucid.gguf_file import read_header
 from pellucid.tokenizers import Tokenizer
 from pellucid.tokenizers.chat import TemplateChat
-from pellucid.tokenizers.gguf import CONTROL, PRE, UNUSED, USER_DEFINED, document_of, from_keys
+from pellucid.tokenizers.gguf import PRE, document_of, from_keys
 from pellucid.tokenizers.gpt2 import document_in
 from pellucid.tokenizers.llama3 import read_ranks
+from pellucid.tokenizers.pieces import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Piece,
+    pieces_in,
+)
 
 PROBE = (
     "  Once upon a time,  naïve 12345 x==y\n\n\tC'EST\n LA VIE… 中文 🙂 Ａ①ﬁ \t\n ²³ don't 3D "
@@ -25,9 +36,12 @@ PROBE = (
 )
 _START = "tokenizer.ggml."
 NONE = {f"{_START}model": "none"}
-_NORMAL = 1
+_LAST = -1e6  # score of what merging never makes
 # One word for each way to cut, the plainest first
-_WORDS = ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "stablelm2", "default")
+_WORDS = (
+    "gpt-2", "olmo", "smollm", "command-r", "llama-bpe", "dbrx", "glm4", "qwen2", "stablelm2",
+    "tekken", "gpt-4o", "seed-coder", "hunyuan-dense", "default",
+)  # fmt: skip
 
 
 def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -> dict[str, Any]:
@@ -41,11 +55,10 @@ def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -
         return dict(NONE)
     if source.is_file():
         keys = read_header(source).keys
-        return {key: value for key, value in keys.items() if key.startswith("tokenizer.")}
-    if tokenizer.kind == "sentencepiece":
-        keys = _of_pieces(tokenizer, source, vocab_size)
-        _demand_same(tokenizer, from_keys(keys, str(source)), "as SentencePiece")
-        return keys | _roles(tokenizer)
+        kept = ("tokenizer.", "general.name")
+        return {key: value for key, value in keys.items() if key.startswith(kept)}
+    if tokenizer.kind == "sentencepiece" or _has_pieces(tokenizer, source):
+        return _sentence_piece_keys(tokenizer, source, vocab_size)
     base = _of_document(_document(tokenizer, source), vocab_size) | _roles(tokenizer)
     for word in _words(base, source):
         keys = {**base, f"{_START}pre": word}
@@ -57,9 +70,34 @@ def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -
     )
 
 
-def _demand_same(ours: Tokenizer, written: Tokenizer, how: str) -> None:
-    if written.encode(PROBE) != ours.encode(PROBE):
-        raise ValueError(f"the tokenizer gives other ids {how} in a GGUF file: not written")
+def _has_pieces(tokenizer: Tokenizer, source: Path) -> bool:
+    """Whether a tokenizer.json is BPE over characters with bytes for the rest."""
+    if tokenizer.kind != "tokenizer.json":
+        return False
+    model = read_json(source / "tokenizer.json")["model"]
+    return model.get("type", "BPE") == "BPE" and bool(model.get("byte_fallback"))
+
+
+def _sentence_piece_keys(tokenizer: Tokenizer, source: Path, vocab_size: int) -> dict[str, Any]:
+    """From the tokenizer.model where there is one, else from the merges of the tokenizer.json."""
+    ways = [_of_pieces] if (source / "tokenizer.model").is_file() else []
+    ways += [_of_merges] if (source / "tokenizer.json").is_file() else []
+    for way in ways:
+        keys = way(tokenizer, source, vocab_size) | _name_of_stripping(source)
+        written = from_keys(keys, str(source))
+        inside, spaced = PROBE.strip(), PROBE
+        if written.encode(inside) != tokenizer.encode(inside):
+            continue
+        if written.encode(spaced) != tokenizer.encode(spaced):
+            warnings.warn(
+                f"{source}: llama.cpp puts a space in front of every text, this tokenizer only in "
+                "front of those that begin with none",
+                stacklevel=2,
+            )
+        return keys
+    raise ValueError(
+        f"{source}: the tokenizer gives other ids as SentencePiece in a GGUF file: not written"
+    )
 
 
 def _words(base: dict[str, Any], source: Path) -> Iterator[str]:
@@ -89,7 +127,7 @@ def _document(tokenizer: Tokenizer, source: Path) -> dict[str, Any]:
 
 def _of_document(document: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     model, added = document["model"], document.get("added_tokens") or []
-    by_id = {id: (token, _NORMAL) for token, id in model["vocab"].items()}
+    by_id = {id: (token, NORMAL) for token, id in model["vocab"].items()}
     for token in added:
         by_id[token["id"]] = token["content"], CONTROL if token.get("special") else USER_DEFINED
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
@@ -106,33 +144,69 @@ def _filled(by_id: dict[int, tuple[str, int]], vocab_size: int) -> dict[str, Any
     }
 
 
-def _of_pieces(tokenizer: Tokenizer, source: Path, vocab_size: int) -> dict[str, Any]:
-    from sentencepiece import SentencePieceProcessor
+def _name_of_stripping(source: Path) -> dict[str, str]:
+    """The name by which llama.cpp knows that marks take the white space behind them."""
+    document = read_json(source / "tokenizer.json") if (source / "tokenizer.json").is_file() else {}
+    strips = any(token.get("rstrip") for token in document.get("added_tokens") or [])
+    return {"general.name": "phi-3"} if strips else {}
 
-    engine = SentencePieceProcessor()
-    engine.LoadFromSerializedProto((source / "tokenizer.model").read_bytes())
-    kinds = (
-        (engine.is_unknown, 2), (engine.is_control, CONTROL), (engine.is_byte, 6),
-        (engine.is_unused, UNUSED),
-    )  # fmt: skip
-    by_id = {
-        id: (engine.id_to_piece(id), next((kind for is_, kind in kinds if is_(id)), _NORMAL))
-        for id in range(engine.vocab_size())
+
+def _of_pieces(tokenizer: Tokenizer, source: Path, vocab_size: int) -> dict[str, Any]:
+    """The keys of a tokenizer.model, with the tokens that files beside it add."""
+    pieces = pieces_in((source / "tokenizer.model").read_bytes())
+    return _piece_keys(tokenizer, dict(enumerate(pieces)), _added(source), vocab_size)
+
+
+def _of_merges(tokenizer: Tokenizer, source: Path, vocab_size: int) -> dict[str, Any]:
+    """The keys of a tokenizer.json that is such a model: earlier merges score higher."""
+    document = read_json(source / "tokenizer.json")
+    model, ranks = document["model"], dict[str, int]()
+    for rank, merge in enumerate(model.get("merges") or []):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        ranks.setdefault(left + right, rank)
+    last = float(-len(ranks) - 1)
+    pieces = {
+        id: Piece(text, float(-ranks[text]) if text in ranks else last, _type(text, model))
+        for text, id in model["vocab"].items()
     }
-    scores = [engine.get_score(id) for id in by_id]
-    for name, id in tokenizer.controls.items():
-        by_id[id] = name, CONTROL
-    filled = _filled(by_id, vocab_size)
-    spaced = "".join(engine.encode("a", out_type=str)).startswith("▁")
-    joined = engine.encode("a  b") == engine.encode("a b")
+    return _piece_keys(tokenizer, pieces, _added(source), vocab_size)
+
+
+def _type(text: str, model: dict[str, Any]) -> int:
+    if text == model.get("unk_token"):
+        return UNKNOWN
+    return BYTE if len(text) == 6 and text.startswith("<0x") and text.endswith(">") else NORMAL
+
+
+def _added(source: Path) -> dict[int, str]:
+    """Tokens that tokenizer.json adds to a model: id -> text."""
+    document = read_json(source / "tokenizer.json") if (source / "tokenizer.json").is_file() else {}
+    return {token["id"]: token["content"] for token in document.get("added_tokens") or []}
+
+
+def _piece_keys(
+    tokenizer: Tokenizer, pieces: dict[int, Piece], added: dict[int, str], vocab_size: int
+) -> dict[str, Any]:
+    unknown = next((id for id, piece in pieces.items() if piece.type == UNKNOWN), 0)
+    for id, text in added.items():
+        if id != unknown and "▁" not in text:
+            pieces[id] = Piece(text, _LAST, USER_DEFINED)
+    for text, id in tokenizer.controls.items():
+        kept = id in pieces and pieces[id].type == USER_DEFINED and text not in tokenizer.specials
+        if id != unknown and not kept:
+            pieces[id] = Piece(text, _LAST, CONTROL)
+    filled = _filled({id: (piece.text, piece.type) for id, piece in pieces.items()}, vocab_size)
+    first = tokenizer.encode("a")[0]
     return {
         f"{_START}model": "llama",
         f"{_START}pre": "default",
         **filled,
-        f"{_START}scores": scores + [-1000.0] * (vocab_size - len(scores)),
-        f"{_START}add_space_prefix": spaced,
-        f"{_START}remove_extra_whitespaces": joined,
-        f"{_START}unknown_token_id": engine.unk_id(),
+        f"{_START}scores": [
+            pieces[id].score if id in pieces else _LAST for id in range(vocab_size)
+        ],
+        f"{_START}add_space_prefix": pieces[first].text.startswith("▁"),
+        f"{_START}remove_extra_whitespaces": tokenizer.encode("a  b") == tokenizer.encode("a b"),
+        f"{_START}unknown_token_id": unknown,
     } | _roles(tokenizer)
 
 

@@ -20,6 +20,7 @@ from pellucid.checkpoints.weights import parameter_shapes
 from pellucid.families import (
     Entry,
     Shape,
+    gguf_of,
     gguf_table,
     joined,
     rope_tensors,
@@ -59,7 +60,7 @@ def planned(config: Config, types: str | Mapping[str, str]) -> list[Planned]:
     rows are no multiple of 32.
     """
     shapes, found = parameter_shapes(config), []
-    for entry in gguf_table(config):
+    for entry in _all_entries(config):
         shape, kind = stored_shape(entry, shapes), "F32"
         if len(shape) == 2 and not entry.stored.startswith("position_embd"):
             kind = types if isinstance(types, str) else types[entry.parameters[0]]
@@ -70,6 +71,13 @@ def planned(config: Config, types: str | Mapping[str, str]) -> list[Planned]:
             )
         found.append(Planned(entry=entry, shape=shape, type=kind))
     return found
+
+
+def _all_entries(config: Config) -> Iterator[Entry]:
+    """The entries of the table, and a tied head where llama.cpp wants one in every file."""
+    yield from gguf_table(config)
+    if config.tied and gguf_of(config).head == "own":
+        yield Entry(stored="output.weight", parameters=("embed.weight",))
 
 
 def as_stored(config: Config, types: str | Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:

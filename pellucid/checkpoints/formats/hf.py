@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     stated = read_json(folder / "config.json")
     config = read_config(stated, str(folder / "config.json"))
     stored = _safetensors(folder)
+    if (
+        stated.get("model_type") in WITH_TEXT_PART
+        and stated.get("tie_word_embeddings") is not False
+    ):
+        # the whole model ties them, whatever its text part says, unless its files have both
+        config = replace(config, tied=not any(name.endswith(HEAD) for name in stored.entries))
     shapes = expected_shapes(config, [stored], str(folder / "config.json"))
     source = without_wrappers(stored, lambda names: _spelt_names(config, names))
     spelt = left_out_prefix(config, source.entries)

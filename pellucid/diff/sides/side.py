@@ -30,6 +30,7 @@ class Side:
     specials   name -> id of the special tokens, where there is a tokenizer
     explained  what is declared to differ, for example "int8 weights"; widens nothing, names it
     types      parameter -> the GGUF type that its file declares
+    blocks     parameter -> its bytes in that file, (rows, bytes of a row)
     """
 
     label: str
@@ -44,6 +45,7 @@ class Side:
     specials: Mapping[str, int] | None = None
     explained: str = ""
     types: Mapping[str, str] = field(default_factory=dict)
+    blocks: Callable[[str], Tensor] | None = None
 
     def weight(self, name: str) -> Tensor | None:
         """A parameter as stored, or None."""
