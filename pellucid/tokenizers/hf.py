@@ -154,8 +154,8 @@ def _ranks(model: dict[str, Any], specials: dict[str, int]) -> dict[bytes, int] 
     for merge in model.get("merges") or []:
         # Written as "a b" or, since 2024, as ["a", "b"].
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2:
-            return None
+        if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
+            return None  # said by the library, if it is wrong
         merges.append((pair[0], pair[1]))
     return ranks_from_merges(vocab, merges, bool(model.get("ignore_merges")))
 
