@@ -1,4 +1,6 @@
-"""Text, JSON, TOML and YAML as all readers take them; and folders that appear whole or not at all: written beside their place, then moved.
+"""Text, JSON, TOML and YAML as every reader takes them; files and folders that appear whole.
+
+What is written appears whole or not at all: it is written beside its place, then moved.
 
 What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is removed by the next write into the
 same parent folder. A folder that is being written is locked (``flock``), and the system releases

@@ -25,7 +25,7 @@ from pellucid.generate import (
     stream_text,
 )
 from pellucid.models.quantised import FullWeights, is_quantised
-from pellucid.trace import Edit, Globs, Trace, estimated_bytes, trace
+from pellucid.trace import Edit, Globs, Trace, run_bytes, trace
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
@@ -323,9 +323,7 @@ class LanguageModel:
     def _guard(self, tokens: int, steps: int, only: Globs, max_bytes: int | None) -> None:
         """Refuse a trace that would not fit, with the numbers, before anything is computed."""
         size, dialect = self.dtype.itemsize, self.model.dialect
-        need = estimated_bytes(self.config, 1, tokens, tokens, size, only, dialect)
-        for step in range(1, steps + 1):
-            need += estimated_bytes(self.config, 1, 1, tokens + step, size, only, dialect)
+        need = run_bytes(self.config, 1, tokens, steps, size, only, dialect)
         room = max_bytes if max_bytes is not None else free_memory(self.device) // 2
         if need > room:
             raise ValueError(
@@ -354,6 +352,16 @@ def check_tokens(tokens: Iterable[int], config: Config) -> None:
     for token in tokens:
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token {token} is outside the vocabulary 0 … {config.vocab_size - 1}")
+
+
+def check_room(need: int, device: torch.device, what: str, remedy: str) -> None:
+    """ValueError where `what` would hold more than half of the memory that is free on a device."""
+    room = free_memory(device) // 2
+    if need > room:
+        raise ValueError(
+            f"{what} would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it may "
+            f"take: {remedy}"
+        )
 
 
 def free_memory(device: torch.device) -> int:

@@ -234,6 +234,25 @@ def estimated_bytes(
     )
 
 
+def run_bytes(
+    config: Any,
+    batch: int,
+    tokens: int,
+    steps: int,
+    itemsize: int,
+    only: Globs = "*",
+    dialect: Dialect | None = None,
+) -> int:
+    """Bytes a trace of a pass and of so many decoding steps after it would hold."""
+    whole = estimated_bytes(config, batch, tokens, tokens, itemsize, only, dialect)
+    # A step's size grows by the same amount with each token seen: the mean of the first and last.
+    first, last = (
+        estimated_bytes(config, batch, 1, seen, itemsize, only, dialect)
+        for seen in (tokens + 1, tokens + steps)
+    )
+    return whole + steps * (first + last) // 2
+
+
 def _itemsize(leaf: str, activation: int, dialect: Dialect | None) -> int:
     if leaf in ("tokens", "positions", "mask"):
         return 1 if leaf == "mask" else 8  # bool and int64

@@ -74,9 +74,9 @@ def _training_type(rates: dict[str, float]) -> str:
 def _decoding(rates: dict[str, float]) -> str:
     read = rates["read_bytes"]
     return (
-        f"memory is read at {read / 1e9:.1f} GB/s, which bounds decoding: a model of 1 GB of weights "
-        f"writes at most {read / 1e9:.0f} tokens/s; convert --to int8 or int4 reads a half or a "
-        "quarter of bfloat16"
+        f"memory is read at {read / 1e9:.1f} GB/s, which bounds decoding: a model of 1 GB of "
+        f"weights writes at most {read / 1e9:.0f} tokens/s; convert --to int8 or int4 reads a half "
+        "or a quarter of bfloat16"
     )
 
 

@@ -149,7 +149,7 @@ def _kernel_products(made: object, name: str) -> Check:
     from pellucid.models.quantised import QuantisedLinear
 
     pairs = []
-    for columns, inner, rows in ((1, 64, 16), (5, 300, 50), (4, 1000, 33)):
+    for columns, inner, rows in ((1, 64, 16), (1, 1000, 33), (5, 300, 50), (4, 1000, 33)):
         x = numbers(columns, inner, seed=10)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             layer = nn.Linear(inner, rows, bias=False)

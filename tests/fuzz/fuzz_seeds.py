@@ -1,4 +1,4 @@
-"""Whole files of every kind that is read, small, made by the package itself; the fuzzer damages them."""
+"""Whole files of every kind that is read, small, made by the package; the fuzzer damages them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def make_seeds(folder: Path) -> None:
         target = folder / (f"{kind}.gguf" if kind == "gguf" else kind)
         call("convert", hf, target, "--to", kind, "--json")
     call("convert", hf, folder / "sharded", "--to", "hf", "--max-shard-size", "10K", "--json")
-    records = [{"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "1"}]}
-               for n in range(3)]  # fmt: skip
+    talk = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "1"}]
+    records = [{"messages": talk}, {"messages": talk * 2}, {"messages": talk}]
     (folder / "talks.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     (folder / "lines.jsonl").write_text('{"text": "import os"}\n{"text": "a", "more": [1]}\n')
     (folder / "labels.csv").write_text('text,label\nimport os,code\n"a, b",text\nc,text\n')

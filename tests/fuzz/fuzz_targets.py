@@ -1,8 +1,7 @@
 """What is fuzzed: each reader with a file of its own to damage, flags, requests and templates.
 
-A target gets a folder with whole files, damages one with a `random.Random`, and reads it the way the
-package does. `damage` returns what was damaged, for the report. hypothesis and atheris drive the
-same targets (test_fuzz.py, fuzz_atheris.py).
+A target gets a folder with whole files, damages one with a `random.Random`, and reads it the way
+the package does. `damage` returns what was damaged. hypothesis and atheris drive the same targets (test_fuzz.py, fuzz_atheris.py).
 """
 
 from __future__ import annotations
@@ -162,7 +161,8 @@ def template(folder: Path, draw: random.Random) -> None:
     pieces = [
         *mutations.WORDS, TEMPLATE, "{% for m in messages %}{{ m.content * 99999 }}{% endfor %}",
         "{{ range(10**9) | list }}", "{{ 9 ** 9 ** 9 }}", "{{ messages.__class__ }}",
-        "{{ 'a'.format.__globals__ }}", "{% set x = namespace(v='a') %}", "{{ x.v }}", "{% endfor %}",
+        "{{ 'a'.format.__globals__ }}", "{% set x = namespace(v='a') %}", "{{ x.v }}",
+        "{% endfor %}",
         "{{ cycler.__init__.__globals__.os.system('touch executed') }}", "{{ '%999999999d' % 1 }}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages | tojson(indent=10**6) }}",
         "{{ raise_exception('no') }}", "{{ strftime_now('%Y' * 9999) }}", "{{ 1 / 0 }}",
@@ -220,8 +220,8 @@ def flags(folder: Path, draw: random.Random) -> None:
     if verb in ("walk", "trace", "generate", "chat"):
         words += ["-m", "hf"]
     values = [
-        "0", "1", "-1", "2147483648", "9" * 400, "1e400", "nan", "inf", "0.5", "", "x", "hf", "text.py",
-        "talks.jsonl", "labels.csv", "/dev/null", "/etc/passwd", ".", "..", "/", "hf/config.json",
+        "0", "1", "-1", "2147483648", "9" * 400, "1e400", "nan", "inf", "0.5", "", "x", "hf",
+        "text.py", "talks.jsonl", "labels.csv", "/dev/null", "/etc/passwd", ".", "..", "/", "hf/config.json",
         "new.out", "\udcff", "é", "a" * 5000, "~nosuch/x", "1,2,3", "*", "[", "cuda", "float16",
         "run", "tuned/adapter", "map.yaml", "trace.safetensors", "text", "labels",
     ]  # fmt: skip
