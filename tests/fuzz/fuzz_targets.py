@@ -1,7 +1,8 @@
 """What is fuzzed: each reader with a file of its own to damage, flags, requests and templates.
 
 A target gets a folder with whole files, damages one with a `random.Random`, and reads it the way
-the package does. `damage` returns what was damaged. hypothesis and atheris drive the same targets (test_fuzz.py, fuzz_atheris.py).
+the package does. `damage` returns what was damaged. atheris drives the same
+targets (fuzz_atheris.py).
 """
 
 from __future__ import annotations
@@ -221,7 +222,8 @@ def flags(folder: Path, draw: random.Random) -> None:
         words += ["-m", "hf"]
     values = [
         "0", "1", "-1", "2147483648", "9" * 400, "1e400", "nan", "inf", "0.5", "", "x", "hf",
-        "text.py", "talks.jsonl", "labels.csv", "/dev/null", "/etc/passwd", ".", "..", "/", "hf/config.json",
+        "text.py", "talks.jsonl", "labels.csv", "/dev/null", "/etc/passwd", ".", "..", "/",
+        "hf/config.json",
         "new.out", "\udcff", "é", "a" * 5000, "~nosuch/x", "1,2,3", "*", "[", "cuda", "float16",
         "run", "tuned/adapter", "map.yaml", "trace.safetensors", "text", "labels",
     ]  # fmt: skip
