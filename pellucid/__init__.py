@@ -17,6 +17,7 @@ _LAZY = {
     "assert_same_model": "pellucid.diff",
     "code": "pellucid.source",
     "convert": "pellucid.checkpoints",
+    "examine_machine": "pellucid.doctor",
     "diff_steps": "pellucid.diff.training.record",
     "fetch": "pellucid.checkpoints",
     "finetune": "pellucid.train.finetune.entry",
@@ -46,6 +47,7 @@ __all__ = [
     "convert",
     "diff",
     "diff_steps",
+    "examine_machine",
     "fetch",
     "finetune",
     "label_report",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from pellucid.diff import assert_same_model, diff
     from pellucid.diff.sides.record import record
     from pellucid.diff.training.record import diff_steps, record_step
+    from pellucid.doctor import examine_machine
     from pellucid.evaluate.labels import label_report
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report

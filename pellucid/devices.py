@@ -40,6 +40,16 @@ def as_device(device: str | torch.device) -> torch.device:
     return place
 
 
+def check_room(need: int, device: torch.device, what: str, remedy: str) -> None:
+    """ValueError where `what` would hold more than half of the memory that is free on a device."""
+    room = free_memory(device) // 2
+    if need > room:
+        raise ValueError(
+            f"{what} would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it may "
+            f"take: {remedy}"
+        )
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can be taken on a device now; for the CPU what the kernel calls available."""
     if device.type == "cuda":

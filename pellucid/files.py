@@ -1,4 +1,6 @@
-"""JSON files; and folders that appear whole or not at all: written beside their place, then moved.
+"""Text, JSON, TOML and YAML as every reader takes them; files and folders that appear whole.
+
+What is written appears whole or not at all: it is written beside its place, then moved.
 
 What a killed process leaves behind, ``.NAME.1f0c2b7a.part``, is removed by the next write into the
 same parent folder. A folder that is being written is locked (``flock``), and the system releases
@@ -15,12 +17,14 @@ import secrets
 import shutil
 import stat
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 LARGEST_TEXT = 200_000_000  # bytes; the largest tokenizer.json of a release has 35 million
+MOST_DIGITS = 100  # of a whole number; transformers writes 10^30 for "no limit"
 _MODEL_SUFFIXES = (".pth", ".gguf", ".bin", ".model", ".tiktoken")
 _MODEL_FILE = re.compile(
     r"(config|params|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|encoder"
@@ -186,25 +190,99 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError where it is not one."""
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        said = str(error)
-        raise ValueError(
-            said if said.startswith(str(path)) else f"{path}: not a readable JSON file ({said})"
-        ) from None
+def read_json(path: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object in a file; ValueError where it is not one.
+
+    missing: what is returned where there is no such file; None: OSError.
+    """
+    if missing is not None and not path.is_file():
+        return missing
+    return parse_object(read_text(path), str(path))
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The object that JSON text holds, which an error calls `where`."""
+    values = parse_json(text, where)
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(values).__name__}")
+        raise ValueError(f"{where}: expected a JSON object, found a {type(values).__name__}")
     return values
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What JSON text holds, which an error calls `where`.
+
+    ValueError, in one line, for what is no JSON, nested too deep, or no number that can be
+    computed with: one of more than a hundred digits.
+    """
+    try:
+        return _JSON.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {_said(error)}") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The tables that TOML text holds, which an error calls `where`; ValueError as `parse_json`."""
+    try:
+        values = tomllib.loads(text)
+        json.dumps(values, default=str)  # refuses what is nested too deep to be looked through
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not TOML: {_said(error)}") from None
+    _check_numbers(values, where)
+    return values
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What YAML text holds, plain values only, which an error calls `where`.
+
+    ValueError as `parse_json`, and for an alias (``*name``): a line of them can stand for
+    gigabytes.
+    """
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("it has an alias, *name: write the value out")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(text, Plain)
+    except yaml.YAMLError as error:
+        said = _said(error)
+    except (ValueError, RecursionError, TypeError) as error:  # a date of month 13; a list as key
+        said = _said(error)
+    raise ValueError(f"{where} is not YAML: {said}")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits, {digits[:8]}…")
+    return int(digits)
+
+
+_JSON = json.JSONDecoder(parse_int=_whole)
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """ValueError for whole numbers beyond `MOST_DIGITS` digits, anywhere inside."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for each in inside:
+        _check_numbers(each, where)
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise ValueError(f"{where}: a number of more than {MOST_DIGITS} digits")
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return " ".join(str(error).split())[:300]
 
 
 def read_text(path: Path) -> str:
     """The text of a settings or tokenizer file, without a byte order mark.
 
     ValueError, before anything is read, for what is no ordinary file (a pipe would be waited for,
-    a device never ends) and for one larger than any such file is.
+    a device never ends) and for one larger than any such file is; and for what is not UTF-8.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
@@ -213,4 +291,7 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}: {about.st_size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer"
         )
-    return path.read_bytes().decode("utf-8-sig")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None

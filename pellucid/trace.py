@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pellucid import graph, names
 from pellucid.edits import Edit, Edits
-from pellucid.files import file_beside
+from pellucid.files import file_beside, parse_json
 
 Globs = str | Iterable[str]
 Item = TypeVar("Item")
@@ -345,7 +345,7 @@ class Trace(MutableMapping[str, Tensor]):
         try:
             with safe_open(path, framework="pt") as file:
                 stated = file.metadata() or {}
-                order = json.loads(stated.pop("order", "null")) or sorted(file.keys())
+                order = parse_json(stated.pop("order", "null"), str(path)) or sorted(file.keys())
                 tensors = {name: file.get_tensor(name) for name in order}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable trace file ({error})") from None
@@ -359,6 +359,6 @@ def _encoded(value: Any) -> str:
 
 def _decoded(value: str) -> Any:
     try:
-        return json.loads(value)
+        return parse_json(value, "")
     except ValueError:
         return value

@@ -44,9 +44,7 @@ def check_size(
     shape  (B, T) of the first pass; `steps` decoding steps follow it
     """
     batch, tokens = shape
-    need = estimated_bytes(config, batch, tokens, tokens, itemsize, only, dialect)
-    for step in range(1, steps + 1):
-        need += estimated_bytes(config, batch, 1, tokens + step, itemsize, only, dialect)
+    need = run_bytes(config, batch, tokens, steps, itemsize, only, dialect)
     if need > room:
         raise ValueError(
             f"this trace would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it "
@@ -76,6 +74,25 @@ def estimated_bytes(
         for name in graph.expand(config)
         if any(fnmatchcase(name, glob) for glob in globs)
     )
+
+
+def run_bytes(
+    config: Any,
+    batch: int,
+    tokens: int,
+    steps: int,
+    itemsize: int,
+    only: Globs = "*",
+    dialect: Dialect | None = None,
+) -> int:
+    """Bytes a trace of a pass and of so many decoding steps after it would hold."""
+    whole = estimated_bytes(config, batch, tokens, tokens, itemsize, only, dialect)
+    # A step's size grows by the same amount with each token seen: the mean of the first and last.
+    first, last = (
+        estimated_bytes(config, batch, 1, seen, itemsize, only, dialect)
+        for seen in (tokens + 1, tokens + steps)
+    )
+    return whole + steps * (first + last) // 2
 
 
 def _itemsize(leaf: str, activation: int, dialect: Dialect | None) -> int:

@@ -38,6 +38,7 @@ FLOORS = {
     "cli": 6,
     "serve": 6,
     "bench": 5,
+    "doctor": 5,
     "show": 5,
     "diff": 4,
     "train": 4,

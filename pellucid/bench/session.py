@@ -22,6 +22,7 @@ from pellucid.bench.summary import summarise
 from pellucid.bench.work import work_folder
 from pellucid.checkpoints.model_report import find_config
 from pellucid.devices import free_memory
+from pellucid.files import read_json
 from pellucid.models import Config
 from pellucid.models.description import describe_fields
 from pellucid.ownership import own_folder
@@ -93,11 +94,8 @@ def find_shape(source: str) -> tuple[str, Config]:
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result that `save_result` wrote; ValueError for another file."""
-    try:
-        result = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a saved bench ({error})") from None
-    if not isinstance(result, dict) or "turns" not in result:
+    result = read_json(path)
+    if "turns" not in result:
         raise ValueError(f"{path}: not a saved bench (no turns in it)")
     return result
 

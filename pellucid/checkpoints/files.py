@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import pickle
 import sys
@@ -20,6 +19,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from pellucid.files import parse_object
 
 Shape = tuple[int, ...]
 
@@ -213,7 +214,7 @@ def _places(path: Path) -> dict[str, tuple[int, int]]:
                 f"alone takes {length:,}"
             )
         try:
-            stated = json.loads(file.read(length))
+            stated = parse_object(file.read(length).decode(), str(path))
             stated.pop("__metadata__", None)
             first = 8 + length
             places = {

@@ -6,7 +6,6 @@ report.census.total, report.flops.forward
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pellucid.checkpoints.formats.gguf import stored_types
 from pellucid.checkpoints.hub import NAMES, PACKAGED, resolve
 from pellucid.checkpoints.load import open_checkpoint
 from pellucid.families.shapes import SHAPES
-from pellucid.files import read_text
+from pellucid.files import read_json
 from pellucid.gguf_file import is_gguf
 from pellucid.models import Config
 from pellucid.models.census import Census, Flops, as_json, census
@@ -114,12 +113,7 @@ def find_config(source: str) -> tuple[str, Config]:
 
 def read_config_file(path: Path) -> Config:
     """The config that a config.json or a params.json states; ValueError where it states none."""
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    values = read_json(path)
     if "model_type" in values:
         return hf_config.read_config(values, str(path))
     if values.get("vocab_size", -1) < 1:

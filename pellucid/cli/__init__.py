@@ -33,9 +33,14 @@ VERBS = {
     "finetune": ("pellucid.cli.finetune", "fine-tune on text, answers, labels or preferences"),
     "eval": ("pellucid.cli.evaluate", "measure perplexity on text, accuracy on tasks or labels"),
     "bench": ("pellucid.cli.bench", "measure speed against this machine's own limits"),
+    "doctor": (
+        "pellucid.cli.doctor",
+        "check that this machine computes correctly, and what would be faster with what",
+    ),
     "convert": ("pellucid.cli.convert", "write a model in another format, and prove it the same"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
 }
+_LONGEST_LINE = 1600  # characters of an error
 USER_ERRORS = (ValueError, OSError, NotImplementedError)
 
 
@@ -122,7 +127,13 @@ def _complain(verb: str, what: object) -> int:
 
 
 def _one_line(what: object) -> str:
-    return " ".join(str(what).split())
+    """One line that a terminal can show: no control characters, no more than a screen of text."""
+    line = " ".join(str(what).split())
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} … {line[-_LONGEST_LINE // 2 :]}"
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line
+    )
 
 
 def _sentence(line: str) -> str:

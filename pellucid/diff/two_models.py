@@ -35,7 +35,7 @@ from pellucid.diff.sides.recordings import (
     load_recording,
     named,
 )
-from pellucid.diff.sides.side import Batch, Side, from_model, from_trace, pad_left
+from pellucid.diff.sides.side import Batch, Side, demand_room, from_model, from_trace, pad_left
 from pellucid.diff.sides.wrappers import unwrapped
 from pellucid.diff.stages import compare
 from pellucid.diff.training.record import are_steps, diff_steps
@@ -196,7 +196,12 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
     if isinstance(weights, GGUFWeights):
         side.types = {parameter: weights.type(parameter) for parameter in weights}
         side.blocks = weights.blocks
-    return replace(side, run=partial(trace_fast, model)) if options.fast else side
+    return replace(side, run=partial(_run_fast, model)) if options.fast else side
+
+
+def _run_fast(model: Model, rows: Batch, steps: int) -> Trace:
+    demand_room(model, len(rows), max(map(len, rows)), steps)
+    return trace_fast(model, rows, steps)
 
 
 def _recast(model: Model, dtype: torch.dtype | None, dialect: str | None) -> Model:

@@ -209,10 +209,10 @@ class Format:
         if not self.head_bits:
             object.__setattr__(self, "head_bits", 6 if self.bits == 4 else 8)
         for bits in (self.bits, self.head_bits):
-            if bits not in _OFFSET:
-                raise ValueError(f"weights of {bits} bits: expected 8, 6 or 4")
+            if bits not in tuple(_OFFSET):
+                raise ValueError(f"weights of {str(bits)[:60]} bits: expected 8, 6 or 4")
         if self.group not in (32, 64, 128):
-            raise ValueError(f"groups of {self.group} weights: expected 32, 64 or 128")
+            raise ValueError(f"groups of {str(self.group)[:60]} weights: expected 32, 64 or 128")
 
     def __str__(self) -> str:
         head = "" if self.head_bits == self.bits else f", head int{self.head_bits}"

@@ -28,7 +28,7 @@ from pellucid.tokenizers.neighbours import Roles, find_roles, read_json
 if TYPE_CHECKING:
     import tokenizers
 
-# What a tokenizer.json states of a byte-level BPE and of an added token where nothing is special
+# What a tokenizer.json states of a byte-level BPE, and of an added token where nothing is special
 PLAIN_BPE: Mapping[str, Any] = {
     "type": "BPE",
     "dropout": None,
@@ -38,6 +38,13 @@ PLAIN_BPE: Mapping[str, Any] = {
     "fuse_unk": False,
     "byte_fallback": False,
     "ignore_merges": False,
+}
+# A part of a tokenizer.json -> where its steps stand if it is a sequence
+_STEPS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "decoder": "decoders",
+    "post_processor": "processors",
 }
 PLAIN_TOKEN: Mapping[str, Any] = dict.fromkeys(
     ("single_word", "lstrip", "rstrip", "normalized"), False
@@ -112,7 +119,11 @@ def _marks(added: dict[str, dict[str, Any]], roles: Roles) -> dict[str, int]:
 
 
 def byte_level_split(document: dict[str, Any]) -> Split | None:
-    """The split of a byte-level BPE that tiktoken can stand in for; None for anything else."""
+    """The split of a byte-level BPE that tiktoken can stand in for; None for anything else.
+
+    ValueError for a document whose parts are of another kind than the format's.
+    """
+    _check_steps(document)
     model = document["model"]
     plain = (
         model.get("type", "BPE") == "BPE"
@@ -143,9 +154,20 @@ def byte_level_split(document: dict[str, Any]) -> Split | None:
         return None
     if steps[0].get("behavior") != "Isolated" or steps[0].get("invert"):
         return None
-    pattern = (steps[0].get("pattern") or {}).get("Regex")
+    pattern = steps[0].get("pattern")
     # Only patterns whose cuts in long white space are known (bytelevel.py).
-    return next((split for split in KNOWN_SPLITS if split.pattern == pattern), None)
+    return next((split for split in KNOWN_SPLITS if {"Regex": split.pattern} == pattern), None)
+
+
+def _check_steps(document: Mapping[str, Any]) -> None:
+    for key, inner in _STEPS.items():
+        part = document.get(key)
+        steps = part.get(inner, []) if isinstance(part, dict) else part
+        lists = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+        if part is not None and not (isinstance(part, dict) and lists):
+            raise ValueError(
+                f"tokenizer.json: {key} is {str(part)[:60]}; expected an object, its {inner} a list"
+            )
 
 
 def _ranks(model: dict[str, Any], specials: dict[str, int]) -> dict[bytes, int] | None:
@@ -154,8 +176,8 @@ def _ranks(model: dict[str, Any], specials: dict[str, int]) -> dict[bytes, int] 
     for merge in model.get("merges") or []:
         # Written as "a b" or, since 2024, as ["a", "b"].
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2:
-            return None
+        if not isinstance(pair, list) or list(map(type, pair)) != [str, str]:
+            return None  # said by the library, if it is wrong
         merges.append((pair[0], pair[1]))
     return ranks_from_merges(vocab, merges, bool(model.get("ignore_merges")))
 
@@ -165,7 +187,8 @@ def _adds_bos(document: dict[str, Any]) -> bool:
     after = document.get("post_processor") or {}
     for step in after.get("processors", []) if after.get("type") == "Sequence" else [after]:
         if step.get("type") == "TemplateProcessing" and step.get("single"):
-            return "SpecialToken" in step["single"][0]
+            first = step["single"][0] if isinstance(step["single"], list) else None
+            return isinstance(first, dict) and "SpecialToken" in first
     return False
 
 

@@ -6,13 +6,12 @@ smaller files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pellucid.files import read_text
+from pellucid import files
 from pellucid.tokenizers.base import is_ordinary
 
 # Where no file names them.
@@ -34,20 +33,8 @@ class Roles:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; {} where there is no such file.
-
-    Raises:
-        ValueError: the file is no JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); fetch the file again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return found
+    """The JSON object in `path`, ValueError where it is none; {} where there is no such file."""
+    return files.read_json(path, missing={})
 
 
 def find_roles(
@@ -147,10 +134,10 @@ def _as_list(value: Any) -> list[Any]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8")
+        return files.read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):
         # Several by name ("default", "tool_use" …).
-        by_name = {entry.get("name"): entry.get("template") for entry in template}
-        template = by_name.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None

@@ -10,7 +10,6 @@ line is one.
 from __future__ import annotations
 
 import codecs
-import json
 import sysconfig
 import warnings
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pellucid.files import parse_json
 from pellucid.tokenizers.base import Tokenizer, valid_unicode
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".html", ".csv")
@@ -76,10 +76,7 @@ class Layout:
     def _of_line(self, line: str, place: str) -> str:
         if not line.strip():
             return ""
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not JSON: {error}") from None
+        found = parse_json(line, place)
         if not isinstance(found, dict) or not isinstance(found.get(self.text_key), str):
             keys = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
             raise ValueError(f"{place} has no text under {self.text_key!r}: found {keys or 'none'}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pellucid.files import parse_toml
 
 _KINDS = {
     bool: "true or false",
@@ -158,10 +159,7 @@ def parse(
 
     Raises ValueError, in one line, for what is no TOML, no setting, or of the wrong kind.
     """
-    try:
-        document: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} is not TOML: {error}") from None
+    document = parse_toml(text, where)
     known = {row.name: row for row in rows(kind)}
     sections = list(dict.fromkeys(row.section for row in known.values()))
     found: dict[str, Any] = {}

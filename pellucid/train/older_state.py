@@ -14,7 +14,6 @@ go through torch's own restricted reader.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pellucid.checkpoints.files import SafetensorsFile
+from pellucid.files import read_json
 from pellucid.train.slices import DTYPES, Entry, Numbers, Slices, digest, plain_name, read_index
 
 SHARDED, FACTS, METADATA = "sharded", "facts.json", ".metadata"
@@ -141,12 +141,12 @@ def several_ranks(folder: Path, share: slice) -> tuple[dict[str, Any], Slices]:
 def _facts(inside: Path) -> dict[str, Any]:
     path = inside / FACTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{inside}: no {FACTS} to resume from") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), dict):
+    if not isinstance(facts.get("sha256"), dict):
         raise ValueError(f"{path} is damaged: it has no checksums")
     return facts
 

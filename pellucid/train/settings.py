@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from pellucid.files import read_text
 from pellucid.train import fields
 from pellucid.train.fields import setting
 
@@ -208,7 +209,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config file")
-    return parse(path.read_text(encoding="utf-8"), str(path))
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

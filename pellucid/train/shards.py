@@ -20,7 +20,7 @@ import pickle
 import secrets
 import signal
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,6 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from pellucid.files import read_json
 from pellucid.system import cores
 from pellucid.tokenizers import Tokenizer
 from pellucid.train.documents import Layout, find_files
@@ -46,6 +47,9 @@ Report = Callable[[int, int], None]
 _PROBE = (
     "The cat's 1234567 caf\xe9s\n\n\tif (x  !=  y):\r\n   return '\u4f60\u597d \U0001f642'  <s> "
 )
+
+
+_COUNTS = {"tokens": int, "documents": int, "text_bytes": int, "sha256": str}  # of a split
 
 
 class Corpus(NamedTuple):
@@ -152,9 +156,11 @@ def _open(folder: Path, tokenizer: str, *, verify: bool) -> Corpus:
                 f"{folder} is not whole: {record.name} of {index['shards']} shards is missing; "
                 "tokenise again to go on"
             )
-        counts = _read_json(record)
+        counts = _read_json(record, dict.fromkeys(found, dict))
         for split, files in found.items():
-            files.append(TokenFile(path=_tokens_path(folder, split, number), **counts[split]))
+            _check_kinds(record, counts[split], _COUNTS)
+            named = {name: counts[split][name] for name in _COUNTS}
+            files.append(TokenFile(path=_tokens_path(folder, split, number), **named))
     corpus = Corpus(*(TokenFiles(files, dtype) for files in found.values()))
     for source in corpus:
         source.check(digests=verify)
@@ -320,14 +326,26 @@ def _whole(folder: Path, count: int) -> bool:
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX
-    return _read_json(path) if path.exists() else None
+    return _read_json(path, {"vocab_size": int, "shards": int}) if path.exists() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The JSON object in a file of ours; ValueError where one of `kinds` is none in it."""
     try:
-        return json.loads(path.read_bytes())
+        found = read_json(path)
     except ValueError:
         raise ValueError(f"{path} is damaged: delete it and tokenise again") from None
+    _check_kinds(path, found, kinds)
+    return found
+
+
+def _check_kinds(path: Path, found: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if type(value) is not kind or (isinstance(value, int) and not 0 <= value < 1 << 62):
+            raise ValueError(
+                f"{path} is damaged: {name} is {str(value)[:60]}; delete it and tokenise again"
+            )
 
 
 def _tokens_path(folder: Path, split: str, number: int) -> Path:

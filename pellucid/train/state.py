@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.files import read_json
 from pellucid.models import Model
 from pellucid.train import older_state, optim
 from pellucid.train.config import TrainConfig
@@ -279,12 +280,9 @@ def read_state(folder: Path, ranks: Ranks | None = None) -> tuple[dict[str, Any]
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return read_json(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: expected an object, found {type(found).__name__}")
-    return found
 
 
 def _check_files(folder: Path, sums: Any, where: Path, share: slice) -> None:

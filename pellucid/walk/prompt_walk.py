@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pellucid import checkpoints, numerics, tokenizers
 from pellucid.generate import encode_prompt
+from pellucid.trace_plan import estimated_bytes
 from pellucid.walk import Step, walk
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LLAMA3_VOCABULARY = 128_256
 LLAMA3_PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 CODE_PROMPT = "if not isinstance(value, str"
+_AT_ONCE = ("mask", "embed", "layers.0.*")  # names whose tensors are held together
 TOP = 10  # likeliest next tokens in the result
 
 
@@ -102,7 +104,7 @@ def walk_prompt(
     line, for a model that cannot be opened, an empty prompt, a layer, head or device that is not
     there.
     """
-    from pellucid.devices import as_device, as_dtype
+    from pellucid.devices import as_device, as_dtype, check_room
     from pellucid.language_model import load
     from pellucid.prompts import check_tokens
 
@@ -114,6 +116,9 @@ def walk_prompt(
         raise ValueError("the prompt is empty: give some text, or leave it out for an example")
     tokens = encode_prompt(tokenizer, text, bos=bos)
     check_tokens(tokens, checkpoint.config)
+    size = (as_dtype(dtype) or torch.float32).itemsize
+    held = estimated_bytes(checkpoint.config, 1, len(tokens), len(tokens), size, _AT_ONCE)
+    check_room(held, place, "this walk", f"shorten the prompt of {len(tokens):,} tokens")
     found = PromptWalk(checkpoint, tokenizer, text, tokens, dialect or checkpoint.dialect)
     shown: dict[str, Any] = {"layer": layer, "head": head, "everything": everything}
     if adapter is not None:

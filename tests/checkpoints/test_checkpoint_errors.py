@@ -192,7 +192,7 @@ def test_index_that_does_not_fit_its_files(tmp_path):
     write([1, 2])
     refuses(folder, "weight_map")
     index.write_text("{")
-    refuses(folder, "not a readable JSON file")
+    refuses(folder, "index.json is not JSON")
 
 
 def test_every_tensor_is_accounted_for(tmp_path):

@@ -24,10 +24,10 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[" * 100_000, "not a readable JSON file"),
+        ("[" * 100_000, "a.json is not JSON"),
         ("[1]", "expected a JSON object, found a list"),
-        ('{"a": ' + "9" * 5000 + "}", "not a readable JSON file"),
-        ("", "not a readable JSON file"),
+        ('{"a": ' + "9" * 5000 + "}", "a.json is not JSON"),
+        ("", "a.json is not JSON"),
     ],
 )
 def test_json_that_is_none_is_one_line_with_the_file(tmp_path, text, expected):

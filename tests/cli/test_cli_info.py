@@ -54,8 +54,8 @@ def test_bare_config_files(capsys, tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a JSON file"),
-        ("[]", "expected a JSON object, found list"),
+        ("{", "is not JSON"),
+        ("[]", "expected a JSON object, found a list"),
         ('{"model_type": "bert"}', "model_type is 'bert'"),
         ('{"dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": -1}', "left to the weights"),
     ],

@@ -31,6 +31,7 @@ CALLS = {
     "finetune": "finetune",
     "eval": "text_report",
     "bench": "run_bench",
+    "doctor": "examine_machine",
     "convert": "convert",
     "fetch": "fetch",
 }

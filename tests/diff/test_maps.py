@@ -149,7 +149,7 @@ def test_sizes_come_from_other_tensors_or_from_the_map():
     [
         ("", "expected lines such as"),
         ("- a\n- b\n", "expected lines such as"),
-        ("a: [", "not readable as YAML"),
+        ("a: [", "is not YAML"),
         ("a.{N}: layers.{N}.attn.qq", "no tensor is called 'layers.{N}.attn.qq'; did you mean"),
         ("a.{N}: logits", "must stand on both sides or none"),
         ("a: logits (B T X)", "'X' is none of B T S"),

@@ -45,7 +45,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         (b"hello\nworld\n", "no tokenizer of a known format"),
         (b"<html>404</html>", "no tokenizer of a known format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        (b'{"model": ', "is no JSON"),
+        (b'{"model": ', "is not JSON"),
         (b"{}", "half of a GPT-2 tokenizer"),
         (b'{"model": {}}', '"model" and in it "vocab"'),
     ],

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pellucid.files import read_text
+from pellucid.files import read_json
 
 CONFIG = "adapter_config.json"
 
@@ -22,6 +22,9 @@ _HARMLESS = {"base_model_name_or_path", "revision", "task_type", "inference_mode
 _HARMLESS |= {"auto_mapping", "target_modules", "exclude_modules", "layers_to_transform"}
 _HARMLESS |= {"layers_pattern", "fan_in_fan_out", "megatron_core", "qalora_group_size"}
 _HARMLESS |= {"eva_config", "runtime_config", "ensure_weight_tying"}
+# Of a pattern: what repeats, chooses or groups; a character class or an escaped sign is none of it.
+_SIGN = re.compile(r"\\.|\[\^?\]?[^\]]*\]|\(\?:?|\)[*+?{]|[{*+?|()]")
+_PATH, _MOST_WAYS, _LONGEST = 64, 64**3, 2000
 # These begin from changed base weights, which the checkpoint at hand does not have.
 _PLAIN_BEGINNINGS = (None, True, False, "gaussian", "orthogonal", "eva")
 
@@ -93,13 +96,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no adapter: expected {CONFIG} beside the weights")
-    try:
-        config = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ValueError(f"{path}: an adapter of type {kind}; expected LORA")
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: an adapter of type {config.get('peft_type')}; expected LORA")
     empty = (None, False, "none")
     others = {
         key: value
@@ -128,7 +127,37 @@ def scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> floa
 
 def _matching(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first key that matches the end of a module's path, as PEFT looks it up."""
+    if not isinstance(pattern or {}, Mapping):
+        raise ValueError(f"{CONFIG}: expected a number for each pattern, not {str(pattern)[:60]}")
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _searched(key).match(module):
             return value
     return default
+
+
+@cache
+def _searched(key: str) -> re.Pattern[str]:
+    """A pattern of module paths, which an adapter states, as PEFT searches with it.
+
+    A search tries every way to repeat and to choose, and a few characters can make that years. So
+    ValueError for one that could take more than `_MOST_WAYS`: each repetition counts as the length
+    of a path, each choice as its alternatives, and what repeats a group is refused.
+    """
+    ways, open_groups = 1, []
+    for sign in _SIGN.findall(key):
+        if sign in ("(", "(?:"):
+            open_groups.append(1)
+        elif sign == ")" and open_groups:
+            ways *= open_groups.pop()
+        elif sign == "|" and open_groups:
+            open_groups[-1] += 1
+        elif sign in ("*", "+", "?"):
+            ways *= _PATH
+        elif sign[0] in "({)":
+            ways = _MOST_WAYS + 1
+    try:
+        if ways > _MOST_WAYS or len(key) > _LONGEST:
+            raise ValueError("expected a module's name, or a pattern that is quickly searched")
+        return re.compile(rf"(.*\.)?({key})$")
+    except (ValueError, re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{CONFIG}: pattern {key[:60]!r}: {error}") from None

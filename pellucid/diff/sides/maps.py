@@ -28,6 +28,7 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.diff.sides.layouts import FIXED, Layout, lay_out, learn_sizes, parse_layout
 from pellucid.diff.sides.transformers import place_in_pass
+from pellucid.files import parse_yaml, read_text
 from pellucid.trace import Trace
 
 _TARGET = re.compile(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*")
@@ -157,7 +158,7 @@ def load_map(source: str | Path, section: str | None = None) -> NameMap:
     if str(source) in shipped:
         text = shipped[str(source)]
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     else:
         raise ValueError(
             f"no name map {str(source)!r}: expected {', '.join(sorted(shipped))}, or a YAML file"
@@ -167,13 +168,7 @@ def load_map(source: str | Path, section: str | None = None) -> NameMap:
 
 def read_map(text: str, label: str, section: str | None = None) -> NameMap:
     """A name map from YAML text."""
-    import yaml
-
-    try:
-        stated = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"name map {label}: not readable as YAML ({line})") from None
+    stated = parse_yaml(text, f"name map {label}")
     if not isinstance(stated, dict) or not stated:
         raise ValueError(
             f"name map {label}: expected lines such as 'foreign.{{N}}.q: layers.{{N}}.attn.q'"
@@ -187,8 +182,10 @@ def read_map(text: str, label: str, section: str | None = None) -> NameMap:
     for key, entered in {**sections, "": stated}.items():
         if key in _SECTIONS and section not in (None, key):
             continue
+        if not isinstance(entered, dict) or not all(isinstance(t, str) for t in entered.values()):
+            raise ValueError(f"name map {label}: expected a line of text for each name")
         for pattern, targets in entered.items():
-            entries[str(pattern)] = tuple(_targets(str(pattern), str(targets), label))
+            entries[str(pattern)] = tuple(_targets(str(pattern), targets, label))
     return NameMap(label=label, entries=entries, sizes=sizes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pellucid.checkpoints.wrappers import unwrapped_names
 from pellucid.diff.sides.maps import NameMap, UnknownNames, guess_map, section_of
 from pellucid.trace import Trace
 
+_MOST_PACKED, _SMALL = 100, 100 << 20  # times as large unpacked; bytes that are no matter
 ALIGNMENT = 64  # bytes: where torch's own tensors begin
 _PROJECTED = ("attn.q", "attn.k", "attn.v")  # and q_rotated, k_rotated
 # With left padding these have an axis for the batch too; without it, foreign ones may.
@@ -35,12 +37,39 @@ def load_recording(path: str | Path) -> Trace:
     import numpy as np
 
     try:
+        _check_sizes(Path(path))
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable .npz file ({line})") from None
     return Trace({name: _tensor(array, name, path) for name, array in arrays.items()})
+
+
+def _check_sizes(path: Path) -> None:
+    """ValueError for a ``.npz`` whose arrays are larger than their part of the file holds.
+
+    Headers can state any shape, and a few bytes can be unpacked into gigabytes.
+    """
+    from zipfile import ZipFile
+
+    import numpy as np
+
+    with ZipFile(path) as archive:
+        for each in archive.infolist():
+            if each.file_size > _MOST_PACKED * each.compress_size + _SMALL:
+                raise ValueError(f"{each.filename} unpacks into {each.file_size:,} bytes")
+            with archive.open(each) as member:
+                version = np.lib.format.read_magic(member)
+                read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                    version, np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(member)
+            stated = prod(shape) * dtype.itemsize
+            if stated > each.file_size or min(shape, default=0) < 0:
+                raise ValueError(
+                    f"{each.filename} says it has {stated:,} bytes, and holds {each.file_size:,}"
+                )
 
 
 def _tensor(array: Any, name: str, path: str | Path) -> Tensor:

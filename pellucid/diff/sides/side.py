@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pellucid import graph
+from pellucid.devices import check_room
 from pellucid.models import Cache
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.numerics import ROUNDINGS, Dialect, dialect
 from pellucid.trace import Trace, set_step, trace
+from pellucid.trace_plan import run_bytes
 
 Batch = Sequence[Sequence[int]]  # token ids; rows of different length are padded on the left
 Run = Callable[[Batch, int], Trace]
@@ -111,6 +113,7 @@ def from_model(
         raise ValueError(f"{label}: a diff needs the weights in memory: load without stream")
 
     def run(rows: Batch, steps: int) -> Trace:
+        demand_room(model, len(rows) * copies, max(map(len, rows)), steps)
         repeated = [row for _ in range(copies) for row in rows]
         following = getattr(rows, "following", None)
         with trace(model, fused=fused) as seen:
@@ -128,6 +131,13 @@ def from_model(
         bos_id=bos_id,
         specials=specials,
     )
+
+
+def demand_room(model: Any, rows: int, tokens: int, steps: int) -> None:
+    """ValueError where the trace of a pass over rows, and of steps after it, does not fit."""
+    need = run_bytes(model.config, rows, tokens, steps, model.dtype.itemsize)
+    what = f"a trace of {rows:,} × {tokens:,} tokens and {steps:,} steps"
+    check_room(need, model.device, what, "give a shorter prompt, fewer steps or fewer copies")
 
 
 def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid.files import read_json
 from pellucid.models import Model, evaluating
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.finetune.records import Record, place_of, text_of
@@ -158,7 +159,7 @@ def load_head(folder: str | Path, model: Model) -> list[str]:
     if absent:
         raise FileNotFoundError(f"{folder}: no classification head: {absent[0]} is missing")
     try:
-        labels = json.loads((folder / LABELS).read_text(encoding="utf-8"))["labels"]
+        labels = read_json(folder / LABELS)["labels"]
         weight = load_file(folder / TENSORS)[f"{HEAD}.weight"]
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: damaged classification head: {error}") from None

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from pellucid.files import parse_json
 from pellucid.tokenizers import ChatFormat, TemplateChat, Tokenizer
 from pellucid.tokenizers.chat import with_marks_of_answers
 from pellucid.train.finetune.records import Record, place_of, text_of
@@ -177,8 +178,8 @@ def tools_of(record: Record) -> list[dict[str, Any]] | None:
     """The tools that an example states, as objects or as their JSON; ValueError for others."""
     tools = record.get("tools") or None
     if isinstance(tools, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            tools = json.loads(tools)
+        with contextlib.suppress(ValueError):
+            tools = parse_json(tools, "tools")
     if tools is not None and not (
         isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     ):

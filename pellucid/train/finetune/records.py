@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pellucid.files import parse_json
 from pellucid.train.documents import decoded
 
 Record = Mapping[str, Any]
@@ -49,7 +49,7 @@ def read_records(path: str | Path) -> list[Located]:
     if path.suffix == ".csv":
         records = list(_from_csv(text, path))
     elif text.lstrip().startswith("["):
-        found = enumerate(_parsed(text, str(path)), start=1)
+        found = enumerate(parse_json(text, str(path)), start=1)
         records = [_checked(record, f"{path}, example {number}") for number, record in found]
     else:
         records = list(_from_lines(text, path))
@@ -77,14 +77,7 @@ def _from_lines(text: str, path: Path) -> Iterator[Located]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _checked(_parsed(line, where), where)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
+            yield _checked(parse_json(line, where), where)
 
 
 def _checked(record: Any, where: str) -> Located:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pellucid.files import parse_toml, read_text
 from pellucid.train import fields
 from pellucid.train.fields import setting
 
@@ -130,11 +130,10 @@ def read(path: Path) -> FinetuneSettings:
     """What `dump` wrote; FileNotFoundError where there is none, ValueError for another file."""
     if not path.is_file():
         raise FileNotFoundError(f"--resume: {path.parent} holds no run (no {CONFIG} in it)")
-    text = path.read_text(encoding="utf-8")
-    try:
-        found = tomllib.loads(text)["finetune"]
-    except (tomllib.TOMLDecodeError, KeyError, RecursionError):
-        raise ValueError(f"--resume: {path} is not of a fine-tuning run") from None
+    text = read_text(path)
+    found = parse_toml(text, str(path)).get("finetune")
+    if not isinstance(found, dict):
+        raise ValueError(f"--resume: {path} is not of a fine-tuning run")
     unknown = found.keys() - {row.name for row in fields.rows(FinetuneSettings)}
     if unknown or "model" not in found:
         raise ValueError(f"{path}: no setting {min(unknown, default='model')!r} is known")
