@@ -5,13 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.common import (
-    DTYPES,
-    add_output_arguments,
-    console,
-    print_json,
-    progress_line,
-)
+from pellucid.cli.common import DTYPES, add_output_arguments, console, print_json, progress_line
 from pellucid.cli.types import count, token_rows
 from pellucid.files import check_output, write_whole
 

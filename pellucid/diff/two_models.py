@@ -92,16 +92,9 @@ def diff(
     arithmetic at higher precision. ValueError where the two cannot be
     compared or nothing was.
     """
-    if are_steps(a, b):
-        if prompt is not None or steps:
-            raise ValueError("a recorded training step has a batch of its own: give no prompt")
-        return diff_steps(a, b)
-    if is_served(a) or is_served(b):
-        given = (dtype_a, dtype_b, dialect_b, fused, copies > 1, fast, name_map, map_out, keep)
-        if any(given):
-            raise ValueError(f"{b} says ln p of tokens: only prompt, steps and dialect_a apply")
-        prompt = DEFAULT_PROMPT if prompt is None else prompt
-        return diff_served(a, b, prompt, steps=steps, dialect=dialect_a, progress=progress)
+    if are_steps(a, b) or is_served(a) or is_served(b):
+        how = (dtype_a, dtype_b, dialect_b, fused, copies > 1, fast, name_map, map_out, keep)
+        return _without_tensors(a, b, prompt, steps, dialect_a, any(how), progress)
     a, b = recorded_modules(a, b, as_rows(prompt) or DEFAULT_PROMPT, steps)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
     run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
@@ -118,6 +111,20 @@ def diff(
     most = max([steps, *passes])
     report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
     return _finished(report, sides, map_out)
+
+
+def _without_tensors(
+    a: Any, b: Any, prompt: Any, steps: int, dialect: str | None, told: bool, progress: Progress
+) -> Report:
+    """Training steps, or a server's log-probabilities; `told`: options that are for models only."""
+    if are_steps(a, b):
+        if prompt is not None or steps:
+            raise ValueError("a recorded training step has a batch of its own: give no prompt")
+        return diff_steps(a, b)
+    if told:
+        raise ValueError(f"{b} says ln p of tokens: only prompt, steps and dialect_a apply")
+    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    return diff_served(a, b, prompt, steps=steps, dialect=dialect, progress=progress)
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:

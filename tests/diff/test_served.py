@@ -16,10 +16,10 @@ from serving import served
 
 import pellucid
 from pellucid.cli import main
-from pellucid.diff.served.variants import _CACHES, _edits
+from pellucid.diff.served.variants import _CACHES
 from pellucid.generate.sample import Sampling, warp
 from pellucid.language_model import LanguageModel
-from pellucid.models import Layer, RopeConfig, empty_model
+from pellucid.models import Layer, RopeConfig, attention, decoder, empty_model
 from pellucid.models.quantised import Format, quantise
 from pellucid.serve import Engine, Rules, writing
 from pellucid.tokenizers import TemplateChat
@@ -127,23 +127,21 @@ def test_quantised_weights_are_named(lm, dtype):
     assert "int4" in report.cause.evidence
 
 
-def test_a_quantised_cache_is_named(lm):
-    other = loaded()
-    edits = _edits(other.config, _CACHES["float8 e5m2"])
-    for layer, block in enumerate(other.model.layers):
-        through = edits[f"layers.{layer}.attn.v"]
-        block.attn.v_proj.register_forward_hook(lambda m, given, out, f=through: f(out))
-    plain = sys.modules["pellucid.models.decoder"].rotate
+def test_a_quantised_cache_is_named(lm, monkeypatch):
+    """The server's cache keeps 8 bits: what attention is given, not what A computes."""
+    other, through = loaded(), _CACHES["float8 e5m2"]
+    plain = attention.attend
+    theirs = {id(block.attn) for block in other.model.layers}
 
-    def rotate(x, cos, sin, dialect):
-        turned = plain(x, cos, sin, dialect)
-        return through(turned) if x.shape[1] == other.config.n_kv_heads else turned
+    def attend(module, q, k, v, mask, how):
+        k, v = (through(k), through(v)) if id(module) in theirs else (k, v)
+        return plain(module, q, k, v, mask, how)
 
-    # The weights of A are computed by the same functions, so only the server's rotate differs.
-    with pytest.MonkeyPatch.context() as patch, url_of(other) as url:
-        patch.setattr("pellucid.models.decoder.rotate", rotate)
-        said = pellucid.diff(lm, url, PROMPT)
-    assert said.verdict in ("diverged", "within-rounding")
+    monkeypatch.setattr(decoder, "attend", attend)
+    with url_of(other, fast=False) as url:
+        report = pellucid.diff(lm, url, PROMPT)
+    assert report.cause is not None and report.cause.name == "quantised cache", str(report)
+    assert "float8 e5m2" in report.cause.evidence
 
 
 @pytest.mark.parametrize(
@@ -231,7 +229,7 @@ def test_the_command_line_has_text_json_and_exit_codes(capsys):
         assert {"logprob_a", "logprob_b"} <= set(told["served"]["rows"][0])
         assert main(["diff", "demo", url]) == 0
         assert "bfloat16 against float32" in capsys.readouterr().out
-    with url_of(loaded(norm_eps=1e-2)) as url:
+    with url_of(Begun(lambda ids: [0, *ids])) as url:
         assert main(["diff", "demo", url, "--prompt", PROMPT]) == 1
     assert "FIRST" in capsys.readouterr().out
 

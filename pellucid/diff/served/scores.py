@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.diff.served.said import Said
 from pellucid.evaluate.scoring import evaluating, rows_at_once, wide_logits
-from pellucid.models import Config, Model, empty_model
+from pellucid.models import Cache, Config, Model, empty_model
 from pellucid.models.adapters import folded
 from pellucid.models.quantised import FullWeights
 from pellucid.trace import Edit, trace
@@ -22,7 +22,8 @@ from pellucid.trace import Edit, trace
 FLOOR = 2e-6  # relative error of ln p in float32, softmax over a vocabulary included
 _DIGITS = range(1, 7)
 Ids = Sequence[Sequence[int]]
-Hidden = Callable[[Sequence[int]], Tensor]  # token ids (N) -> the stream before the head, (N, C)
+# (token ids (N), place of the first that was sampled) -> the stream before the head, (N, C)
+Hidden = Callable[[Sequence[int], int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,29 @@ def build(
 def hidden_by(model: Model, edit: Mapping[str, Edit] | None = None) -> Hidden:
     """The stream before the head, of a text on its own; `edit` as in `trace`."""
 
-    def hidden(ids: Sequence[int]) -> Tensor:
+    def hidden(ids: Sequence[int], written: int = 0) -> Tensor:
         tokens = torch.tensor([list(ids)])
         if not edit:
             return model.hidden(tokens)[0]
         with trace(model, (), edit=edit, fused=True):
             return model.hidden(tokens)[0]
+
+    return hidden
+
+
+def hidden_in_steps(model: Model, edit: Mapping[str, Edit], through: Edit) -> Hidden:
+    """As `hidden_by`, with the prompt computed as it is and its keys and values kept `through`."""
+
+    def hidden(ids: Sequence[int], written: int) -> Tensor:
+        if not 0 < written < len(ids):
+            return hidden_by(model)(ids, written)
+        cache, tokens = Cache(model.config.n_layers), torch.tensor([list(ids)])
+        before = model.hidden(tokens[:, :written], cache=cache)[0]
+        for layer in cache.layers:
+            assert layer.k is not None and layer.v is not None, "a pass fills the cache"
+            layer.k, layer.v = through(layer.k), through(layer.v)
+        with trace(model, (), edit=edit, fused=True):
+            return torch.cat((before, model.hidden(tokens[:, written:], cache=cache)[0]))
 
     return hidden
 
@@ -120,7 +138,8 @@ def scores(
             if not len(here):
                 continue
             rows, inverse = torch.unique(places - 1, return_inverse=True)
-            stream = hidden(own[: int(rows[-1]) + 1])[rows]
+            moved = shifts[number] if shifts else 0
+            stream = hidden(own[: int(rows[-1]) + 1], said.written + moved)[rows]
             found[here] = _logprobs(model, stream, inverse, pairs.id[here])
     return found
 
@@ -150,7 +169,7 @@ def rounding(exact: Model, coarse: Model, pairs: Pairs) -> tuple[Tensor, Tensor,
                 continue
             rows, inverse = torch.unique(pairs.place[here] - 1, return_inverse=True)
             ids = list(said.ids)[: int(rows[-1]) + 1]
-            streams = [hidden_by(model)(ids)[rows] for model in (exact, coarse)]
+            streams = [hidden_by(model)(ids, 0)[rows] for model in (exact, coarse)]
             for begin in range(0, len(rows), size):
                 inside = ((inverse >= begin) & (inverse < begin + size)).nonzero()[:, 0]
                 tables = [

@@ -22,7 +22,9 @@ MOST_PLACES = 256  # that hypotheses are computed for, of the texts that are far
 _FEW = 8  # pairs: of fewer nothing is concluded
 _SURE = 8.0  # standard errors by which a hypothesis' own gap must stand in B's
 _LIKE = 0.2  # by how much of itself it may stand there more or less than once
-_DONE = 50.0  # a fall of the error after which no other hypothesis is needed
+_DONE = 50.0  # a fall of the error after which no other kind of hypothesis is needed
+_FAR, _ALL = 10.0, 2.0  # nor where a gap of so many roundings leaves about one
+_HELPS = 0.95  # of the error, left by quantised layers, for which the head is tried too
 _HEALTHY = "computed in"
 
 
@@ -105,8 +107,9 @@ def find_cause(
     """
     search.begin(exact, coarse, order)
     before = search.misfit(search.exact)
-    for found in _tried(search, diverged):
-        if found.trial.fits and found.misfit <= before / _DONE:
+    for group in _groups(search, diverged):
+        tried = list(group)  # all of a kind: the next may fit better
+        if any(_settled(found, before) for found in tried):
             break
     best: _Found | None = None
     for found in search.found:
@@ -128,37 +131,43 @@ def find_cause(
     return cause, trials, ""
 
 
-def _tried(search: Search, diverged: bool) -> Iterator[_Found]:
-    """Every hypothesis, what costs little first."""
-    base, pairs = search.base, search.pairs
+def _settled(found: _Found, before: float) -> bool:
+    """Whether so much is explained that other kinds of hypotheses need not be computed."""
+    exact = found.misfit <= before / _DONE
+    return found.trial.fits and (exact or (before >= _FAR and found.misfit <= _ALL))
+
+
+def _groups(search: Search, diverged: bool) -> Iterator[Iterator[_Found]]:
+    """Every hypothesis, kind by kind, what is likely and costs little first."""
+    base, pairs, bos = search.base, search.pairs, search.tokenizer and search.tokenizer.bos_id
     search.progress("cause: what the numbers are")
-    for row in settings.readings(pairs, search.exact):
-        yield search.consider(*row)
-    for moved in places.begin_tokens(search.chosen, _bos(search)):
-        yield _moved(search, moved)
-    for variant in variants.computed_in(base):
-        yield _computed(search, variant)
-    yield from _settings(search)
+    yield (search.consider(*row) for row in settings.readings(pairs, search.exact))
+    yield (_computed(search, variant) for variant in variants.computed_in(base))
     search.progress("cause: other tokens")
-    for moved in places.other_prompts(search.chosen, search.tokenizer):
-        yield _moved(search, moved)
+    yield (_moved(search, moved) for moved in places.begin_tokens(search.chosen, bos))
+    yield (_moved(search, moved) for moved in places.other_prompts(search.chosen, search.tokenizer))
+    search.progress("cause: a sampler's settings")
+    yield _settings(search)
     if not diverged:
         return
-    for moved in places.cut_prompts(search.chosen, _bos(search)):
-        yield _moved(search, moved)
+    yield (_moved(search, moved) for moved in places.cut_prompts(search.chosen, bos))
+    search.progress("cause: another context, RoPE, constants")
     if not base.config.has_windows:
-        yield from _windows(search)
-    for variant in (
-        *variants.of_config(base),
-        *variants.of_cache(base),
-        *variants.of_weights(base),
-    ):
-        search.progress(f"cause: {variant.cause}")
-        yield _computed(search, variant)
+        yield _windows(search)
+    yield (_computed(search, variant) for variant in variants.of_config(base))
+    search.progress("cause: a quantised cache, quantised weights")
+    yield (_computed(search, variant) for variant in variants.of_cache(base))
+    yield _quantised(search)
 
 
-def _bos(search: Search) -> int | None:
-    return search.tokenizer.bos_id if search.tokenizer else None
+def _quantised(search: Search) -> Iterator[_Found]:
+    """Formats of weights: in the layers, and where that helps in embedding and head too."""
+    before = search.misfit(search.exact)
+    for inside, everywhere in variants.of_weights(search.base):
+        found = _computed(search, inside)
+        yield found
+        if everywhere is not None and found.misfit < _HELPS * before:
+            yield _computed(search, everywhere)
 
 
 def _moved(search: Search, moved: Moved) -> _Found:

@@ -84,7 +84,7 @@ class Processed:
                 places = [p for t, p in zip(self._texts, self._places, strict=True) if t == number]
                 if places:
                     ids = list(said.ids)[: max(places)]
-                    streams.append(hidden_by(model)(ids)[torch.tensor(places) - 1])
+                    streams.append(hidden_by(model)(ids, 0)[torch.tensor(places) - 1])
             stream = torch.cat(streams)
             self._logits = torch.cat([wide_logits(model, x) for x in stream.split(_ROWS)])
 
@@ -172,8 +172,9 @@ def _fitted(processed: Processed, misfit: Misfit, name: str, rest: Knobs) -> Kno
     rounded = [float(f"{found:.{digits}g}") for digits in (1, 2, 3)]
     tried = [neutral, *rounded, found, grid[place]]
     least = min(map(at, tried))
-    # Of values that fit alike the plainest is meant: 0.7, not 0.70003.
-    value = next(x for x in tried if at(x) <= 1.02 * least + 1e-12)
+    # Of values that fit alike, within three standard errors, the plainest is meant: 0.7, not 0.699.
+    alike = (1 + 9 / int(processed.pairs.own.sum())) ** 0.5
+    value = next(x for x in tried if at(x) <= alike * least + 1e-12)
     return replace(rest, **{name: value})
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pellucid.diff.causes.rope import rope_variants
 from pellucid.diff.selftest.quantisers import FORMATS
-from pellucid.diff.served.scores import Hidden, build, hidden_by
+from pellucid.diff.served.scores import Hidden, build, hidden_by, hidden_in_steps
 from pellucid.models import Config, Layer, Model, RopeConfig
+from pellucid.models.quantised import Format, quantise
 from pellucid.trace import Edit
 
 _CONTEXTS = (4096, 8192)
@@ -136,37 +137,48 @@ def _constants(config: Config) -> Iterator[tuple[Config, str, str]]:
         yield replace(config, activation=gelu), "GELU form", f"{gelu} for {config.activation}"
 
 
-def of_weights(base: Base) -> Iterator[Variant]:
-    """Matrices through the formats in which weights are published, and the pairs of RoPE."""
+def of_weights(base: Base) -> Iterator[tuple[Variant, Variant | None]]:
+    """RoPE's pairs in q and k; matrices through the formats in which weights are published.
+
+    Second, where a format may have been used for embedding and head too, the same with these.
+    """
     if base.config.rope is not None:
         for said, there in (("side by side", True), ("half apart", False)):
-            yield Variant(
-                cause="RoPE pairing",
-                evidence=f"rows of q and k as for pairs {said}",
-                model=lambda there=there: _changed(base, lambda n, x: _paired(base, n, x, there)),
-            )
+
+            def paired(name: str, x: Tensor, there: bool = there) -> Tensor:
+                return _paired(base, name, x, there)
+
+            evidence = f"rows of q and k as for pairs {said}"
+            yield _with_weights(base, "RoPE pairing", evidence, paired), None
+    for bits in (8, 6, 4):
+        yield (
+            Variant(
+                cause="quantised weights",
+                evidence=f"int{bits} as `pellucid convert` writes it",
+                model=lambda bits=bits: quantise(base.built(), Format(bits=bits)),
+            ),
+            None,
+        )
     for name, through in _FORMULAE.items():
+        both = []
         for head in (False, True):
             where = "embedding and head too" if head else "in the layers"
-            yield Variant(
-                cause="quantised weights",
-                evidence=f"{name}, {where}",
-                model=lambda t=through, h=head: _changed(base, lambda n, x: _through(t, h, n, x)),
-            )
-    for bits in (8, 6, 4):
-        yield Variant(cause="quantised weights", evidence=f"int{bits} as `convert` writes it",
-                      model=lambda bits=bits: _converted(base, bits))  # fmt: skip
+
+            def quantised(name: str, x: Tensor, f: Edit = through, head: bool = head) -> Tensor:
+                return _through(f, head, name, x)
+
+            both.append(_with_weights(base, "quantised weights", f"{name}, {where}", quantised))
+        yield both[0], both[1]
 
 
-def _converted(base: Base, bits: int) -> Model:
-    from pellucid.models.quantised import Format, quantise
+def _with_weights(
+    base: Base, cause: str, evidence: str, change: Callable[[str, Tensor], Tensor]
+) -> Variant:
+    def made() -> Model:
+        weights = {name: change(name, x) for name, x in base.weights.items()}
+        return build(base.config, weights, base.dialect)
 
-    return quantise(base.built(), Format(bits=bits))
-
-
-def _changed(base: Base, change: Callable[[str, Tensor], Tensor]) -> Model:
-    weights = {name: change(name, x) for name, x in base.weights.items()}
-    return build(base.config, weights, base.dialect)
+    return Variant(cause=cause, evidence=evidence, model=made)
 
 
 def _through(through: Callable[[Tensor], Tensor], head: bool, name: str, x: Tensor) -> Tensor:
@@ -188,12 +200,20 @@ def of_cache(base: Base) -> Iterator[Variant]:
     """Keys and values through a coarser type, as they stand in the cache."""
     for name, through in _CACHES.items():
         edit = _edits(base.config, through)
-        yield Variant(
-            cause="quantised cache",
-            evidence=f"keys and values in {name}",
-            model=base.built,
-            hidden=lambda model, edit=edit: hidden_by(model, edit),
-        )
+
+        def always(model: Model, edit: dict[str, Edit] = edit) -> Hidden:
+            return hidden_by(model, edit)
+
+        def steps(model: Model, edit: dict[str, Edit] = edit, f: Edit = through) -> Hidden:
+            return hidden_in_steps(model, edit, f)
+
+        for said, hidden in (("", always), (", the prompt read before", steps)):
+            yield Variant(
+                cause="quantised cache",
+                evidence=f"keys and values in {name}{said}",
+                model=base.built,
+                hidden=hidden,
+            )
 
 
 def _edits(config: Config, through: Edit) -> dict[str, Edit]:

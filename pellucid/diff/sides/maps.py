@@ -31,7 +31,8 @@ from pellucid.diff.sides.transformers import place_in_pass
 from pellucid.trace import Trace
 
 _TARGET = re.compile(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*")
-_SECTIONS = ("gpt2", "llama")  # whose module names a section of a map is about
+# What a section of a map is about: whose module names, and where these norm what is added.
+_SECTIONS = ("gpt2", "llama", "llama, norms both", "llama, norms after")
 
 
 class UnknownNames(ValueError):
@@ -140,11 +141,13 @@ class NameMap:
 def section_of(config: Any) -> str | None:
     """Which section of a map a model's names are in: GPT-2's where positions are learned.
 
-    None without a config.
+    A name such as post_attention_layernorm means another tensor where norms stand behind attention
+    and MLP: what follows a comma holds beside what stands before it. None without a config.
     """
     if config is None:
         return None
-    return "gpt2" if graph.has(config, "pos_embed") else "llama"
+    behind = "" if config.norm_places == "before" else f", norms {config.norm_places}"
+    return "gpt2" if graph.has(config, "pos_embed") else f"llama{behind}"
 
 
 def load_map(source: str | Path, section: str | None = None) -> NameMap:
@@ -185,7 +188,7 @@ def read_map(text: str, label: str, section: str | None = None) -> NameMap:
     sections = {key: stated.pop(key, None) or {} for key in ("tensors", *_SECTIONS)}
     entries: dict[str, tuple[Target, ...]] = {}
     for key, entered in {**sections, "": stated}.items():
-        if key in _SECTIONS and section not in (None, key):
+        if key in _SECTIONS and not f"{section or key.split(',')[0]},".startswith(f"{key},"):
             continue
         for pattern, targets in entered.items():
             entries[str(pattern)] = tuple(_targets(str(pattern), str(targets), label))
