@@ -5,13 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.common import (
-    DTYPES,
-    add_output_arguments,
-    console,
-    print_json,
-    progress_line,
-)
+from pellucid.cli.common import DTYPES, add_output_arguments, console, print_json, progress_line
 from pellucid.cli.types import count, token_rows
 from pellucid.files import check_output, write_whole
 
@@ -20,6 +14,7 @@ A and B are each one of these:
   a model     a folder, owner/name on the Hub, demo or demo-gpt2
   hf:FOLDER   a model folder, run by transformers
   a recording a file of named tensors (.safetensors, .npz)
+B may also be an OpenAI-compatible server (http://HOST:PORT) or a sampler's log (.jsonl).
 Both are compared with A's arithmetic at higher precision: take as A the one you trust.
 
 exit status: 0 the same (identical, within rounding, or explained), 1 diverged, 2 an error"""
@@ -61,7 +56,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=0,
         metavar="N",
-        help="after the prompt, also compare N decoding steps with the KV cache (default 0)",
+        help="after the prompt, also compare N decoding steps with the KV cache (default 0); "
+        "of a server N sampled tokens (default 32)",
     )
     group.add_argument(
         "--map",

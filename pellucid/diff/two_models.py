@@ -17,6 +17,7 @@ from pellucid.devices import as_dtype
 from pellucid.diff.options import Options
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.report import Report
+from pellucid.diff.served import diff_served, is_served
 from pellucid.diff.sides.foreign_side import (
     home,
     notes_of,
@@ -75,7 +76,8 @@ def diff(
 
     a, b       a LanguageModel, one of our models, a transformers model, any other module that
                takes token ids, a Trace, a side made by hand, or a path: a model folder, a trace
-               file (.safetensors, .npz), ``hf:PATH`` to run a folder in transformers
+               file (.safetensors, .npz), ``hf:PATH`` to run a folder in transformers; b also the
+               URL of a server, or a .jsonl file of tokens with log-probabilities (`served`)
     prompt     text, token ids, or rows of token ids (padded on the left); None takes a short
                English sentence, or the tokens of a recording
     steps      also follow so many decoding steps with the KV cache
@@ -92,10 +94,9 @@ def diff(
     arithmetic at higher precision. ValueError where the two cannot be
     compared or nothing was.
     """
-    if are_steps(a, b):
-        if prompt is not None or steps:
-            raise ValueError("a recorded training step has a batch of its own: give no prompt")
-        return diff_steps(a, b)
+    if are_steps(a, b) or is_served(a) or is_served(b):
+        how = (dtype_a, dtype_b, dialect_b, fused, copies > 1, fast, name_map, map_out, keep)
+        return _without_tensors(a, b, prompt, steps, dialect_a, any(how), progress)
     a, b = recorded_modules(a, b, as_rows(prompt) or DEFAULT_PROMPT, steps)
     left = Options(dtype=dtype_a, dialect=dialect_a, name_map=name_map)
     run_b = {"fused": fused, "copies": copies, "fast": fast, "name_map": name_map}
@@ -112,6 +113,20 @@ def diff(
     most = max([steps, *passes])
     report = compare(*sides, as_rows(prompt), steps=most, progress=progress, keep=keep)
     return _finished(report, sides, map_out)
+
+
+def _without_tensors(
+    a: Any, b: Any, prompt: Any, steps: int, dialect: str | None, told: bool, progress: Progress
+) -> Report:
+    """Training steps, or a server's log-probabilities; `told`: options that are for models only."""
+    if are_steps(a, b):
+        if prompt is not None or steps:
+            raise ValueError("a recorded training step has a batch of its own: give no prompt")
+        return diff_steps(a, b)
+    if told:
+        raise ValueError(f"{b} says ln p of tokens: only prompt, steps and dialect_a apply")
+    prompt = DEFAULT_PROMPT if prompt is None else prompt
+    return diff_served(a, b, prompt, steps=steps, dialect=dialect, progress=progress)
 
 
 def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[int]] | None:

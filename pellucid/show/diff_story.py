@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pellucid.show import served_story
 from pellucid.show.folding import fold
 
 Mark = Literal["good", "declared", "bad", "none", ""]
@@ -34,6 +35,8 @@ class Line:
 
 def story(report: Json) -> list[Line]:
     """tokens → weights → constants → forward → FIRST → cause → effect → also → not observed."""
+    if "served" in report:
+        return _served(report)
     return [
         _tokens(report),
         _weights(report),
@@ -45,6 +48,13 @@ def story(report: Json) -> list[Line]:
         *_not_observed(report),
         *([Line(label="note", text=report["note"])] if report["note"] else []),
     ]
+
+
+def _served(report: Json) -> list[Line]:
+    told = (served_story.tokens(report), served_story.logprobs(report),
+            *served_story.first(report), served_story.effect(report))  # fmt: skip
+    lines = [Line(label=label, text=text, mark=mark, more=more) for label, text, mark, more in told]
+    return lines + ([Line(label="note", text=report["note"])] if report["note"] else [])
 
 
 def facts(side: Json) -> tuple[str, str, str]:
@@ -59,6 +69,8 @@ def facts(side: Json) -> tuple[str, str, str]:
 def meaning(report: Json) -> str:
     """What the verdict says, in one sentence."""
     verdict = report["verdict"]
+    if "served" in report and (verdict != "diverged" or report["faults"]):
+        return served_story.MEANING[verdict]
     if verdict == "diverged" and not report["faults"]:
         return "the two were not given the same model: see the findings above"
     return _MEANING[verdict]

@@ -23,7 +23,7 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     """Other base, scaling, exponent or precision of the angles."""
     config, (which, table) = replay.setting.config, leaf(name).split(".")
     place = 0 if table == "cos" else 1
-    for variant in (*_others(config, which), *_variants(config, getattr(config, which))):
+    for variant in (*_others(config, which), *rope_variants(config, getattr(config, which))):
         yield _with_rope(config, which, variant)
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
@@ -103,7 +103,8 @@ def _others(config: Any, which: str) -> Iterator[Variant]:
             yield replace(rope, share=share), "rotary share", said
 
 
-def _variants(config: Any, rope: RopeConfig) -> Iterator[Variant]:
+def rope_variants(config: Any, rope: RopeConfig) -> Iterator[Variant]:
+    """Other scaling, theta and exponents than a config has."""
     width = config.rotary_width(rope)
     if rope.type != "default":
         plain = RopeConfig(theta=rope.theta, share=rope.share)

@@ -32,7 +32,8 @@ from pellucid.files import parse_yaml, read_text
 from pellucid.trace import Trace
 
 _TARGET = re.compile(r"\s*([^\s()]+)\s*(?:\(([^()]*)\))?\s*")
-_SECTIONS = ("gpt2", "llama")  # whose module names a section of a map is about
+# What a section of a map is about: whose module names, and where these norm what is added.
+_SECTIONS = ("gpt2", "llama", "llama, norms both", "llama, norms after")
 
 
 class UnknownNames(ValueError):
@@ -141,11 +142,13 @@ class NameMap:
 def section_of(config: Any) -> str | None:
     """Which section of a map a model's names are in: GPT-2's where positions are learned.
 
-    None without a config.
+    A name such as post_attention_layernorm means another tensor where norms stand behind attention
+    and MLP: what follows a comma holds beside what stands before it. None without a config.
     """
     if config is None:
         return None
-    return "gpt2" if graph.has(config, "pos_embed") else "llama"
+    behind = "" if config.norm_places == "before" else f", norms {config.norm_places}"
+    return "gpt2" if graph.has(config, "pos_embed") else f"llama{behind}"
 
 
 def load_map(source: str | Path, section: str | None = None) -> NameMap:
@@ -180,7 +183,7 @@ def read_map(text: str, label: str, section: str | None = None) -> NameMap:
     sections = {key: stated.pop(key, None) or {} for key in ("tensors", *_SECTIONS)}
     entries: dict[str, tuple[Target, ...]] = {}
     for key, entered in {**sections, "": stated}.items():
-        if key in _SECTIONS and section not in (None, key):
+        if key in _SECTIONS and not f"{section or key.split(',')[0]},".startswith(f"{key},"):
             continue
         if not isinstance(entered, dict) or not all(isinstance(t, str) for t in entered.values()):
             raise ValueError(f"name map {label}: expected a line of text for each name")
