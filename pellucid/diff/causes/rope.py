@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
+from pellucid.diff.causes.positions import positions
 from pellucid.diff.causes.rope_angles import fitting, radians_per_position, theta_of
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
@@ -46,8 +48,13 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
         yield Hypothesis(
             "positions off by one",
             f"table of position {shift:+d}",
-            lambda r, n, by=shift: _table_of(r, n, place, shift=by),
+            lambda r, n, by=shift: _table_of(r, n, place, places=r.arguments(n)[0] + by),
         )
+    for other in positions(replay, of_model(name, "positions"), None):
+        if "off by one" not in other.cause:
+            places = other.compute(replay, name)
+            wrong = partial(_table_of, place=place, places=places)
+            yield Hypothesis(other.cause, other.evidence, wrong)
     if place == 1:
         yield Hypothesis("RoPE direction", "minus the angles", lambda r, n: -_table_of(r, n, place))
     yield Hypothesis(
@@ -68,7 +75,7 @@ def _table_of(
     name: str,
     place: int,
     *,
-    shift: int = 0,
+    places: Tensor | None = None,
     frequency_dtype: torch.dtype | None = None,
     position_dtype: torch.dtype | None = None,
     angle_dtype: torch.dtype | None = None,
@@ -77,12 +84,12 @@ def _table_of(
     rope = getattr(s.config, leaf(name).split(".")[0])
     working = torch.promote_types(s.dtype, torch.float32)
     turns = frequencies(rope, s.config.rotary_width(rope), length=0, dtype=working)
-    positions = (replay.arguments(name)[0] + shift)[..., None].to(working)
+    places = (replay.arguments(name)[0] if places is None else places)[..., None].to(working)
     turns = turns.to(frequency_dtype).to(working) if frequency_dtype else turns
-    positions = positions.to(position_dtype).to(working) if position_dtype else positions
-    angles = positions * turns
+    places = places.to(position_dtype).to(working) if position_dtype else places
+    angles = places * turns
     if angle_dtype:
-        angles = (positions.to(angle_dtype) * turns.to(angle_dtype)).to(working)
+        angles = (places.to(angle_dtype) * turns.to(angle_dtype)).to(working)
     value = (angles.cos() if place == 0 else angles.sin()) * rope.magnitude
     return value.to(s.dtype) if s.dialect.rope == "x" else value
 
