@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
 from pellucid.diff.causes.positions import positions
-from pellucid.diff.causes.rope_angles import fitting, radians_per_position, theta_of
+from pellucid.diff.causes.rope_angles import fitting, likely, radians_per_position, theta_of
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
@@ -26,6 +26,8 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     config, (which, table) = replay.setting.config, leaf(name).split(".")
     place = 0 if table == "cos" else 1
     for variant in (*_others(config, which), *_variants(config, getattr(config, which))):
+        yield _with_rope(config, which, variant)
+    for variant in () if observed is not None else likely(getattr(config, which), config):
         yield _with_rope(config, which, variant)
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
@@ -173,6 +175,14 @@ def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[
 
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Wrong pairs, missing, backwards, twice, other components, in a coarse dtype."""
+    if names.step_of(name) and observed is None:
+        which = replay.setting.config.layer(names.layer_of(name) or 0).rope
+
+        def from_zero(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            rotary = RotaryEmbedding(getattr(s.config, which), s.config.head_dim, s.dialect)
+            return rotate(x, *rotary(torch.arange(x.shape[2], device=x.device), s.dtype), s.dialect)
+
+        yield Hypothesis("positions restart", "positions start at 0 again", given(from_zero))
     for cause, evidence, function in (
         ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
         ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),

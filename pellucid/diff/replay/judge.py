@@ -87,9 +87,10 @@ class Judge:
         near = rows_seen(name, self.own.compute(name), seen)
         sinks = self.own.setting.config.sinks
         _demand_keys(self.side.label, name, near, seen, sinks)
-        if "S" in graph.dims(name) and near.ndim == seen.ndim:
-            if near.shape != seen.shape or self._misshapen & set(self._inputs(name)):
-                self._misshapen.add(name)
+        if "S" in graph.dims(name) and (
+            near.shape != seen.shape or self._misshapen & set(self._inputs(name))
+        ):
+            self._misshapen.add(name)
         if torch.equal(near, seen) and bool(seen.isfinite().all()):
             if self.keep is not None:
                 self.keep(name, near, seen)

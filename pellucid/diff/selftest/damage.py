@@ -106,7 +106,7 @@ def embedding_rows_shifted(weights: Weights, config: Any) -> None:
 
 
 def keys_permuted_by_query_heads(weights: Weights, config: Any) -> None:
-    """Rows of k brought into the half-split order as if there were as many heads as queries have."""
+    """Rows of k brought into the half-split order by the count of query heads."""
     for layer in range(config.n_layers):
         for kind in ("weight", "bias"):
             name = f"layers.{layer}.attn.k_proj.{kind}"
