@@ -2,8 +2,8 @@
 
 The search by least squares (`levels`) may miss the step of a group whose values are stored in 16
 bits. Here every value is an interval: B's says where its level can be, A's how far from it that
-level can be. All are linear in the step s and the offset z, so whether some s and z satisfy them is a
-question about the maximum of a concave function of s. No tolerance is widened by this: a value on
+level can be. All are linear in the step s and the offset z, so whether some s and z satisfy them is
+a question about the maximum of a concave function of s. No tolerance is widened by this: a value on
 another level, or on none, leaves no s and z.
 """
 

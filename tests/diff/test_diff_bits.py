@@ -18,7 +18,7 @@ ROWS = [random_tokens(LLAMA, 64).tolist()]
 
 
 def _report(change=None, edit=None, config=LLAMA, dtype=torch.bfloat16, shown=False):
-    """A model against its copy with `change` in its weights or config, or an `edit` of its trace."""
+    """A model against its copy with a `change` of weights or config, or an `edit` of its trace."""
     model = random_model(config, dtype)
     weights, theirs = dict(model.state_dict()), config
     if change is not None:
