@@ -32,14 +32,16 @@ from pellucid.diff.levels import (
     Placed,
     Uniform,
 )
+from pellucid.diff.levels_of_one_group import MOST, standing
+from pellucid.diff.passed_on_errors import compensated
 from pellucid.diff.rounding import SPREAD, precision
 
 PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
 A_GROUP = 8.0  # bits that a group adds before it counts as told
 PIECE = 1 << 18  # values looked at in float64 at a time: they stay in the cache
+SMALL_HALF = 2.0**-24  # how far apart the smallest scales are that float16 holds
 HALF_SCALE = 2.0**-11  # levels may be chosen by a scale that is then stored in float16
 FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
-FARTHEST = 4.0  # steps that a compensated value may be away from A's
 Levels = Uniform | Codes
 Explanation = tuple[str, str, Literal["fault", "explained"]]  # cause, finding, kind
 
@@ -66,6 +68,7 @@ class Held:
     levels_used: float = 1.0
     farthest: float = 0.0
     error: float = 0.0
+    largest: float = 0.0  # of A's values in size
     rounding: float = 0.0
     ratios: list[Tensor] = field(default_factory=list)
     first: tuple[int, Tensor, Tensor, float] | None = None
@@ -114,7 +117,8 @@ def on_levels(a: Tensor, b: Tensor) -> Held | None:
             typical = float(placed.span[placed.fits].median())
             if beside is None or typical < 0.6 * beside[0]:
                 beside = typical, levels, layout
-            right = _nearest(Held(levels=levels, layout=layout), mine, placed, unit)
+            found = Held(levels=levels, layout=layout, largest=float(a.abs().amax()))
+            right = _nearest(found, mine, placed, unit)
             if float((right.all(1) & placed.fits).double().mean()) < 1 - FAULTY:
                 continue
             held = hold(a, b, levels, layout, unit)
@@ -177,7 +181,7 @@ def _scale(levels: Levels, layout: Layout, b: Tensor, groups: int) -> Tensor | N
 
 def hold(a: Tensor, b: Tensor, levels: Levels, layout: Layout, unit: float) -> Held:
     """Count over all groups which of them stand on levels and hold A's values rounded."""
-    held = Held(levels=levels, layout=layout)
+    held = Held(levels=levels, layout=layout, largest=float(a.abs().amax()))
     if isinstance(levels, Codes):
         held.levels_used = float(len(levels.codes))
     for mine, theirs in zip(layout.groups(a), layout.groups(b), strict=True):
@@ -198,11 +202,13 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
         _with_full_range(held, x, y, placed, right, wrong, unit)
         wrong = placed.fits & ~right.all(1)
     bad = (~placed.fits | wrong).nonzero()[:, 0]
+    proven = _proven_one_by_one(held, x, y, placed, bad, unit)
+    bad = bad[~proven[bad]]
     if held.first is None and len(bad):
         at = int(bad[0])
         held.first = (held.groups + at, x[at], y[at], float(placed.above[at].median()) * 2)
-    held.off += int((~placed.fits).sum())
-    held.wrong += int(wrong.sum())
+    held.off += int((~placed.fits & ~proven).sum())
+    held.wrong += int((wrong & ~proven).sum())
     held.moved += int((~right[placed.fits]).sum())
     held.values += x[placed.fits].numel()
     held.bits += float(placed.bits[placed.fits].sum())
@@ -219,6 +225,25 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
     held.levels_used = max(held.levels_used, float((level.amax(1) - level.amin(1)).max()) + 1)
     if bool(seen.any()):
         held.farthest = max(held.farthest, float((error[seen] / width[seen]).abs().max()))
+
+
+def _proven_one_by_one(
+    held: Held, x: Tensor, y: Tensor, placed: Placed, bad: Tensor, unit: float
+) -> Tensor:
+    """(G) groups of 16-bit values that the search misread, and that exact intervals prove."""
+    proven = torch.zeros(len(y), dtype=torch.bool)
+    if unit <= COARSE or not 0 < len(bad) <= min(MOST, max(2, len(y) // 50)):
+        return proven
+    most = int(placed.span[placed.fits].max()) if bool(placed.fits.any()) else 0
+    if most and (isinstance(held.levels, Codes) or most <= _finest(held.levels, unit)):
+        doubt = HALF_SCALE + float((SMALL_HALF / 2 / _step(placed)[bad]).amax())
+        proven[bad] = standing(held.levels, x[bad], y[bad], unit, most, doubt)
+    return proven
+
+
+def _finest(levels: Uniform, unit: float) -> int:
+    """Steps that values of this roundoff can show: more of them stand on any values."""
+    return int((0.25 if levels.offset else 0.55) / unit)
 
 
 def _with_full_range(
@@ -249,7 +274,7 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
         # The step is found from rounded values: less exact than they are, but not exact.
         size = placed.value.abs() + placed.below + placed.above
         offset = isinstance(held.levels, Uniform) and held.levels.offset
-        doubt = placed.doubt[:, None] + HALF_SCALE
+        doubt = placed.doubt[:, None] + HALF_SCALE + SMALL_HALF / 2 / _step(placed)
         slack = slack + doubt * (size + 0.3 * offset * size.amax(1, keepdim=True))
     right = _between(x - placed.value, placed.below + slack, placed.above + slack)
     if not placed.span.any():
@@ -268,7 +293,11 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
         low, high = _extreme(-value, -a), _extreme(value, a)
         base_a, base_b = a.gather(1, low), value.gather(1, low)
     ratio = (a.gather(1, high) - base_a) / (value.gather(1, high) - base_b)
-    allowed = 0.05 if isinstance(held.levels, Codes) else 2.0**-8
+    if isinstance(held.levels, Codes):  # an eighth bit of the largest scale of the tensor
+        stored = value.gather(1, high).abs().clamp(min=1e-300)
+        allowed = (held.largest / 254 / stored).clamp(min=0.05)
+    else:
+        allowed = (SMALL_HALF / _step(placed)[again]).clamp(min=2.0**-8)
     own = base_a + (value - base_b) * ratio
     low_edge, high_edge = (placed.below + slack)[again], (placed.above + slack)[again]
     fits = _between(a - own, low_edge * ratio, high_edge * ratio)
@@ -280,6 +309,11 @@ def _nearest(held: Held, x: Tensor, placed: Placed, unit: float) -> Tensor:
     held.ratios.append(ratio[whole, 0] - 1)
     right[again] |= whole[:, None]
     return right
+
+
+def _step(placed: Placed) -> Tensor:
+    """(G, 1) the smallest distance of two levels."""
+    return (placed.below + placed.above).amin(1, keepdim=True).clamp(min=1e-300)
 
 
 def _extreme(value: Tensor, a: Tensor) -> Tensor:
@@ -295,77 +329,16 @@ def _between(off: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 def one_sided(held: Held, unit: float) -> float | None:
     """Mean ratio of A's scales to B's, less one, where it is more than chance; scales that were
-    only rounded are as often too large as too small. Scales read from values of roundoff `unit` are
-    known to half of it."""
+    only rounded are as often too large as too small. Scales read from 16-bit values are known to
+    their roundoff `unit`, no better: they are read only where the levels do not fit without."""
     if not held.ratios:
         return None
     ratios = torch.cat(held.ratios)
     if len(ratios) < 8:
         return None
     mean, spread = float(ratios.mean()), float(ratios.std())
-    known = unit / 2 if unit > COARSE else 1e-7
+    known = unit if unit > COARSE else 1e-7
     return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + known else None
-
-
-def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
-    """Whether the errors of later columns make up for those of earlier ones, as GPTQ's do.
-
-    There B − A = −ρ (I + K): ρ, the rounding of each column after its correction, is independent
-    with variance step²/12, and K is strictly triangular and the same for all rows. So the
-    covariance of the errors over the rows has larger variances than rounding has, but the same
-    determinant, and its inverse has a larger trace too. Errors of another origin (other weights
-    quantised, an adapter) raise the determinant, and the inverse's trace falls. The bounds are four
-    standard deviations of the sample. The first columns are enough, as many as there are rows for.
-    """
-    rows, columns = a.shape
-    count = min(columns, rows // 2, 512)
-    if count < 8 or held.farthest > FARTHEST or not isinstance(held.levels, Uniform):
-        return False
-    if held.spread < 1.1 or abs(_alike(a, b)) > 0.1:
-        return False  # errors no larger than rounding's were not passed on, nor were errors like A
-    step = _steps(b, held)
-    if step is None:
-        return False
-    step, theirs = step[:, :count], b[:, :count].double()
-    weight = 1 / step.pow(2).mean(1, keepdim=True).sqrt()
-    error = (theirs - a[:, :count].double()) * weight
-    covariance = error.T @ error / rows
-    if int(torch.linalg.matrix_rank(covariance)) < count:
-        return False
-    stored = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
-    expected = ((step.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
-    normal = covariance / (expected[:, None] * expected).sqrt()
-    degrees = (rows - torch.arange(count, dtype=torch.float64)) / 2
-    correction = float((torch.digamma(degrees) + math.log(2 / rows)).sum())
-    fluctuation = float(torch.polygamma(1, degrees).sum())
-    excess = float(torch.linalg.slogdet(normal)[1]) - correction
-    variances = float(normal.diagonal().log().sum()) + count / rows
-    of_correlation = max(fluctuation - 2 * count / rows, 0.0) ** 0.5
-    inverse = torch.linalg.inv(normal).diagonal().mean() * (rows - count - 1) / rows
-    correlated = variances - excess >= 4 * of_correlation
-    alone = excess <= 4 * fluctuation**0.5
-    return correlated and alone and bool(inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1))
-
-
-def _alike(a: Tensor, b: Tensor) -> float:
-    """Cosine of A and B − A: far from 0 where B is A scaled."""
-    a = a.double()
-    error = b.double() - a
-    return float((a * error).sum() / (a.norm() * error.norm()).clamp(min=1e-300))
-
-
-def _steps(b: Tensor, held: Held) -> Tensor | None:
-    """The step (rows, columns) at each value, where groups lie along the rows."""
-    if held.layout.kind != "rows":
-        return None
-    found = []
-    for theirs in held.layout.groups(b):
-        if theirs.numel():
-            placed = held.levels.place(theirs.double(), precision(b))
-            step = (placed.below + placed.above).amin(1, keepdim=True)
-            found.append(step.expand(theirs.shape).reshape(len(b), -1))
-    whole = torch.cat(found, 1)
-    return torch.where(whole > 0, whole, whole[whole > 0].median()) if whole.any() else None
 
 
 def quantised(a: Tensor, b: Tensor) -> Explanation | None:

@@ -6,7 +6,7 @@ that does names the cause.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ Kind = Literal["fault", "explained"]
 Explanation = tuple[str, str, Kind]  # cause, finding, kind
 FEW = 4  # changed values that are told one by one
 _JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-_HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
+HEADED = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 
 
 def explain(
@@ -42,67 +42,6 @@ def explain(
     return _by_values(name, x, y, config)
 
 
-def candidates(
-    name: str, weights: Callable[[str], Tensor | None], config: Any
-) -> Iterator[tuple[str, str, Tensor]]:
-    """Wrong versions of a weight of the same shape, to replay where only the result is seen."""
-    x = weights(name)
-    if x is None:
-        return
-    near = {
-        other: tensor
-        for other in _neighbours(name, config)
-        if (tensor := weights(other)) is not None
-    }
-    near[name] = x
-    for coarse in (torch.bfloat16, torch.float16):
-        if not gives(x.to(coarse), x):
-            fits = bool(x.to(coarse).isfinite().all())
-            cause = "rounded weights" if fits else "float16 overflow"
-            yield cause, f"through {dtype_name(coarse)}", x.to(coarse).to(x.dtype)
-    for other, tensor in near.items():
-        if other != name and tensor.shape == x.shape:
-            elsewhere = names.layer_of(other) != names.layer_of(name)
-            cause = "tensor of another layer" if elsewhere else "swapped weights"
-            yield cause, f"A's {other.rsplit('.', 1)[0]}", tensor
-    if x.ndim == 2 and x.shape[0] == x.shape[1]:
-        yield "transposed weight", "transposed", x.T
-    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
-        for cause, finding, _, tensor in _head_layouts(name, x, near, config):
-            yield cause, finding, tensor
-    if name.endswith("norm.weight"):
-        yield "norm weight plus one", "weight + 1", x + 1
-        yield "norm weight plus one", "weight - 1", x - 1
-    if x.ndim == 2:
-        for cause, finding, _, tensor in _shards(x):
-            yield cause, finding, tensor
-
-
-def _neighbours(name: str, config: Any) -> Iterator[str]:
-    """The same parameter of every other layer, then the others of its own block."""
-    layer = names.layer_of(name)
-    if layer is None:
-        yield "embed.weight"
-        return
-    local = name.split(".", 2)[2]
-    for other in range(config.n_layers):
-        if other != layer:
-            yield f"layers.{other}.{local}"
-    for stem in (
-        "attn.q_proj",
-        "attn.k_proj",
-        "attn.v_proj",
-        "attn.o_proj",
-        "mlp.gate_proj",
-        "mlp.up_proj",
-        "attn_norm",
-        "mlp_norm",
-    ):
-        for kind in ("weight", "bias"):
-            if f"{stem}.{kind}" != local:
-                yield f"layers.{layer}.{stem}.{kind}"
-
-
 def _trials(
     name: str, x: Tensor, y: Tensor, mine: Mapping[str, Tensor], config: Any
 ) -> Iterator[tuple[str, str, Kind, Tensor]]:
@@ -114,11 +53,22 @@ def _trials(
         yield "vocabulary padded", f"B's table is padded: {rows}", "explained", padded
     if x.ndim == 2:
         yield "transposed weight", "B's tensor is A's transposed", "fault", x.T
+    if x.ndim == 2 and x.shape == y.shape and name in ("embed.weight", "unembed.weight"):
+        for said, moved in (
+            ("next", torch.cat((y[:1], x[:-1].to(y.dtype)))),
+            ("previous", torch.cat((x[1:].to(y.dtype), y[-1:]))),
+        ):
+            yield (
+                "embedding rows shifted",
+                f"A's row of each token stands at the {said} one",
+                "fault",
+                moved,
+            )
     yield from _other_tensor(name, x, y, mine)
-    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
-        yield from _head_layouts(name, x, mine, config)
+    if name.removesuffix(".weight").removesuffix(".bias").endswith(HEADED):
+        yield from head_layouts(name, x, mine, config)
     if x.dtype != y.dtype or _sum_of_bits(x) == _sum_of_bits(y):
-        yield from _shards(x)
+        yield from shard_orders(x)
     if x.ndim == 1:
         yield "norm weight plus one", "B's tensor is A's plus one", "fault", x + 1
         yield "norm weight plus one", "B's tensor is A's minus one", "fault", x - 1
@@ -152,7 +102,7 @@ def _other_tensor(
         yield cause, f"B's tensor is A's {other}", "fault", tensor
 
 
-def _head_layouts(
+def head_layouts(
     name: str, x: Tensor, mine: Mapping[str, Tensor], config: Any
 ) -> Iterator[tuple[str, str, Kind, Tensor]]:
     """Rows of q, k and v: RoPE pairs side by side or half apart, heads in another order."""
@@ -270,7 +220,7 @@ def _head_dim(name: str, x: Tensor, mine: Mapping[str, Tensor], config: Any) -> 
     return None if output is None or x.shape[0] % 2 else x.shape[0]
 
 
-def _shards(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
+def shard_orders(x: Tensor) -> Iterator[tuple[str, str, Kind, Tensor]]:
     """Parts of a tensor joined along the wrong dimension, or in the wrong order."""
     for count in (2, 4, 8):
         for dim in range(min(x.ndim, 2)):
@@ -346,7 +296,7 @@ def _head_share(name: str, config: Any) -> tuple[int, int] | None:
     """(dimension, length) of one head's part of a projection, where it has one."""
     if config is None or ".attn." not in name:
         return None
-    if name.removesuffix(".weight").removesuffix(".bias").endswith(_HEADED):
+    if name.removesuffix(".weight").removesuffix(".bias").endswith(HEADED):
         return 0, config.head_dim
     return (1, config.head_dim) if name.endswith("o_proj.weight") else None
 

@@ -145,6 +145,7 @@ def _forward(
             expected,
             declared=declared_setting(b, setting, static),
             keep=keep,
+            static=static,
         ),
         "a": Judge(
             a, seen_a, setting, padding, expected, declared=declared_setting(a, setting, ())

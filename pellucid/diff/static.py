@@ -101,6 +101,9 @@ def _constant_cause(name: str, mine: Any, theirs: Any) -> str:
         "norm_eps": "norm eps",
         "rope.theta": "RoPE theta",
         "rope.factor": "RoPE scaling factor",
+        "rope.original_context": "RoPE original context",
+        "rope.low_freq_factor": "RoPE low_freq_factor",
+        "rope.high_freq_factor": "RoPE high_freq_factor",
         "activation": "activation",
     }
     return known.get(name, f"other {name}")

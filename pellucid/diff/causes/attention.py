@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import names
+from pellucid.diff.causes.cache import cached_keys, cached_values
 from pellucid.diff.causes.hypothesis import Hypothesis, given, mask_of, sibling
 from pellucid.diff.causes.positions import mask
 from pellucid.diff.causes.rope import rotations
@@ -77,6 +78,7 @@ def scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
         yield Hypothesis("heads reordered", "key/value heads in reverse order", flipped)
         rolled = given(lambda s, q, k: scale_scores(s, plain(q, k.roll(1, 1))))
         yield Hypothesis("heads reordered", "key/value heads moved by one", rolled)
+    yield from cached_keys(replay, name)
 
 
 def masked_scores(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
@@ -173,6 +175,7 @@ def z(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis
     if config.n_kv_heads > 1:
         flipped = given(lambda s, p, v: p @ repeat_heads(v.flip(1), p.shape[1]))
         yield Hypothesis("heads reordered", "value heads in reverse order", flipped)
+    yield from cached_values(replay, name)
 
 
 def joined(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid import graph, names
-from pellucid.diff.relayout import candidates
+from pellucid.diff.relayout_candidates import candidates
 from pellucid.diff.replay.operations import Setting, apply, cast, leaf
 from pellucid.diff.replay.replay import Replay
 

@@ -68,6 +68,7 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
         weighted = f"computed and weighted in {short}"
         yield Hypothesis("norm cast order", weighted, _by(_in(coarse, weighted=True)))
     yield Hypothesis("norm cast order", "weight applied before the cast back", _by(_late_cast))
+    yield Hypothesis("norm cast order", "multiplied by a scale that was rounded", _by(_early_cast))
     for eps in _measured_eps(replay, name, observed):
         yield _eps(eps, config.norm_eps)
 
@@ -196,6 +197,13 @@ def _late_cast(s: Setting, local: str, x: Tensor) -> Tensor:
     return _scaled(s, local, wide).to(s.dtype)
 
 
+def _early_cast(s: Setting, local: str, x: Tensor) -> Tensor:
+    """The mean is in float32; what x is multiplied by is rounded before."""
+    wide = _about(s, x.to(torch.promote_types(x.dtype, torch.float32)))
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + s.config.norm_eps)
+    return _weighted(s, local, wide.to(s.dtype) * scale.to(s.dtype)).to(s.dtype)
+
+
 def _measured_eps(replay: Replay, name: str, observed: Tensor | None) -> Iterator[float]:
     """The eps that the observed size of the smallest tokens asks for, in one to three digits."""
     if observed is None or not observed.isfinite().all():
@@ -213,5 +221,7 @@ def _measured_eps(replay: Replay, name: str, observed: Tensor | None) -> Iterato
     gain = (right * seen).sum(-1) / (right * right).sum(-1)  # by which a token is smaller
     eps = (power + config.norm_eps) / gain.pow(2) - power
     smallest = eps[power.argsort()[: max(1, len(power) // 4)]].median()
-    if 0 < float(smallest) < 0.1:
-        yield from (float(f"{float(smallest):.{digits}e}") for digits in (0, 1, 2))
+    trust = power.clamp(min=1e-30).pow(-2)  # a token says it the better the smaller it is
+    for found in (smallest, (trust * eps).sum() / trust.sum()):
+        if 0 < float(found) < 0.1:
+            yield from (float(f"{float(found):.{digits}e}") for digits in (0, 1, 2))

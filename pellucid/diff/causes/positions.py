@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid import names
-from pellucid.diff.causes.hypothesis import Hypothesis, of_model
+from pellucid.diff.causes.hypothesis import Hypothesis, given, of_model
+from pellucid.diff.replay.operations import Setting
 from pellucid.diff.replay.replay import Replay
 from pellucid.diff.replay.statistics import MASKED
 from pellucid.models.attention import last_of
@@ -31,6 +33,17 @@ def positions(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hy
     )
     counted = torch.arange(expected.shape[-1]).expand_as(expected)
     yield Hypothesis("positions restart", "positions start at 0 again", lambda r, n: counted)
+
+
+def pos_embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """Rows of other positions, where the positions themselves were not observed."""
+    for hypothesis in positions(replay, of_model(name, "positions"), None):
+
+        def rows(s: Setting, right: Tensor, h: Hypothesis = hypothesis) -> Tensor:
+            table = s.parameter("pos_embed.weight")
+            return F.embedding(h.compute(replay, name).clamp(0, len(table) - 1), table)
+
+        yield Hypothesis(hypothesis.cause, hypothesis.evidence, given(rows))
 
 
 def mask(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
-from pellucid.diff.causes.rope_angles import fitting, radians_per_position, theta_of
+from pellucid.diff.causes.positions import positions
+from pellucid.diff.causes.rope_angles import fitting, likely, radians_per_position, theta_of
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
@@ -24,6 +26,8 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     config, (which, table) = replay.setting.config, leaf(name).split(".")
     place = 0 if table == "cos" else 1
     for variant in (*_others(config, which), *rope_variants(config, getattr(config, which))):
+        yield _with_rope(config, which, variant)
+    for variant in () if observed is not None else likely(getattr(config, which), config):
         yield _with_rope(config, which, variant)
     for coarse in (torch.bfloat16, torch.float16):
         short = str(coarse).removeprefix("torch.")
@@ -46,8 +50,13 @@ def rope_table(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
         yield Hypothesis(
             "positions off by one",
             f"table of position {shift:+d}",
-            lambda r, n, by=shift: _table_of(r, n, place, shift=by),
+            lambda r, n, by=shift: _table_of(r, n, place, places=r.arguments(n)[0] + by),
         )
+    for other in positions(replay, of_model(name, "positions"), None):
+        if "off by one" not in other.cause:
+            places = other.compute(replay, name)
+            wrong = partial(_table_of, place=place, places=places)
+            yield Hypothesis(other.cause, other.evidence, wrong)
     if place == 1:
         yield Hypothesis("RoPE direction", "minus the angles", lambda r, n: -_table_of(r, n, place))
     yield Hypothesis(
@@ -68,7 +77,7 @@ def _table_of(
     name: str,
     place: int,
     *,
-    shift: int = 0,
+    places: Tensor | None = None,
     frequency_dtype: torch.dtype | None = None,
     position_dtype: torch.dtype | None = None,
     angle_dtype: torch.dtype | None = None,
@@ -77,12 +86,12 @@ def _table_of(
     rope = getattr(s.config, leaf(name).split(".")[0])
     working = torch.promote_types(s.dtype, torch.float32)
     turns = frequencies(rope, s.config.rotary_width(rope), length=0, dtype=working)
-    positions = (replay.arguments(name)[0] + shift)[..., None].to(working)
+    places = (replay.arguments(name)[0] if places is None else places)[..., None].to(working)
     turns = turns.to(frequency_dtype).to(working) if frequency_dtype else turns
-    positions = positions.to(position_dtype).to(working) if position_dtype else positions
-    angles = positions * turns
+    places = places.to(position_dtype).to(working) if position_dtype else places
+    angles = places * turns
     if angle_dtype:
-        angles = (positions.to(angle_dtype) * turns.to(angle_dtype)).to(working)
+        angles = (places.to(angle_dtype) * turns.to(angle_dtype)).to(working)
     value = (angles.cos() if place == 0 else angles.sin()) * rope.magnitude
     return value.to(s.dtype) if s.dialect.rope == "x" else value
 
@@ -167,6 +176,14 @@ def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[
 
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Wrong pairs, missing, backwards, twice, other components, in a coarse dtype."""
+    if names.step_of(name) and observed is None:
+        which = replay.setting.config.layer(names.layer_of(name) or 0).rope
+
+        def from_zero(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            rotary = RotaryEmbedding(getattr(s.config, which), s.config.head_dim, s.dialect)
+            return rotate(x, *rotary(torch.arange(x.shape[2], device=x.device), s.dtype), s.dialect)
+
+        yield Hypothesis("positions restart", "positions start at 0 again", given(from_zero))
     for cause, evidence, function in (
         ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
         ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),

@@ -118,6 +118,27 @@ def _stacked(ropes: list[RopeConfig], width: int) -> Tensor:
     return torch.stack([frequencies(r, width, length=0, dtype=torch.float64) for r in ropes])
 
 
+def likely(rope: RopeConfig, config: Any) -> Iterator[tuple[RopeConfig, str, str]]:
+    """Other scalings by themselves or with another base, where no angle was seen to tell them."""
+    found: list[RopeConfig] = []
+    if rope.type != "default":
+        found += [RopeConfig(theta=theta, share=rope.share) for theta in (1e4, 5e5, 1e6)]
+        found += [replace(rope, original_context=c) for c in (*_CONTEXTS, config.context_length)]
+    else:
+        found += [replace(rope, type="linear", factor=factor) for factor in _FACTORS]
+        for factor in (8.0, 32.0, 4.0):
+            scaled = replace(rope, factor=factor, original_context=config.context_length)
+            found += [replace(scaled, type=kind) for kind in ("yarn", "llama3")]
+    if rope.type == "llama3":
+        for low, high in _BANDS:
+            found.append(replace(rope, low_freq_factor=low, high_freq_factor=high))
+    for other in found:
+        changes = [f.name for f in fields(rope) if getattr(rope, f.name) != getattr(other, f.name)]
+        if changes and not (other.type == "default" and changes == ["type"]):
+            said = _evidence(rope, other, changes).removesuffix(", by the angles of all pairs")
+            yield other, _cause(rope, other, changes), said
+
+
 def theta_of(rope: RopeConfig, width: int, turn: float) -> float:
     """The base for which pair 1 turns by so many radians per position, its scaling kept."""
     if rope.type == "default":

@@ -13,6 +13,7 @@ from torch import Tensor
 from pellucid.diff.causes.anywhere import overflowed
 from pellucid.diff.causes.hypothesis import Hypothesis, in_setting, parameters, with_weights
 from pellucid.diff.causes.table import hypotheses
+from pellucid.diff.replay.bits import Bits, telling, tells
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.replay.replay import Replay, rows_seen
 from pellucid.diff.replay.statistics import Measure, beyond, equal, rms
@@ -21,6 +22,7 @@ from pellucid.diff.static import Finding
 
 BETTER = 1.3  # by how much a later hypothesis must fit better than an earlier, likelier one
 ACCURATE = 0.1  # error of a hypothesis' own arithmetic beyond which it says nothing
+MOST_TRIED = 1000  # hypotheses, of which none may fit by chance
 HOPELESS = 1e4  # in units of the last place: no operation is off by so much through rounding
 
 
@@ -65,12 +67,17 @@ def find_cause(
     before: Measure,
     other: Side,
     findings: Sequence[Finding],
+    bits: Bits | None = None,
 ) -> tuple[Cause | None, tuple[Trial, ...]]:
     """The hypothesis that gives `observed` within rounding, or None; and all that were tried.
 
-    `other` is the side that diverged: its own weights and config are the first hypotheses, since
-    what the static stages found is the likeliest reason.
+    other  the side that diverged: its own weights and config are the first hypotheses, since what
+           the static stages found is the likeliest reason
+    bits   of a tensor that only its bits accuse: the hypothesis whose bits B has
     """
+    if bits is not None:
+        ordered = _ordered(replay, name, observed, other, findings)
+        return _by_bits(replay, name, observed, ordered, bits)
     tried: list[Trial] = []
     best: tuple[float, Hypothesis] | None = None
     for hypothesis in _ordered(replay, name, observed, other, findings):
@@ -90,6 +97,45 @@ def find_cause(
         f"{chosen.evidence}: replayed, the error of {name} falls from {before.error_b:.2g} "
         f"to {error:.2g}"
     )
+    cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
+    return cause, tuple(tried)
+
+
+def _by_bits(
+    replay: Replay, name: str, observed: Tensor, ordered: Iterator[Hypothesis], bits: Bits
+) -> tuple[Cause | None, tuple[Trial, ...]]:
+    """The hypothesis with the most of B's bits, where it has far more of them than A has."""
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
+    seen = replay.real_tokens(name, observed)
+    tried: list[Trial] = []
+    before = int((~bits.own & bits.counted).sum())
+    best: tuple[int, int, Hypothesis] | None = None
+    for hypothesis in ordered:
+        try:
+            near, exact = (
+                replay.real_tokens(name, rows_seen(name, hypothesis.compute(r, name), observed))
+                for r in (replay, wide)
+            )
+            gained, lost, left = telling(bits, seen[..., : near.shape[-1]], near, exact)
+        except (RuntimeError, KeyError, IndexError, ValueError):
+            tried.append(_told(hypothesis, None, False))
+            continue
+        error = _difference(exact, observed)
+        fits = left + lost <= before / 4 and (bits.alone or tells(gained, lost, MOST_TRIED))
+        trial = replace(_told(hypothesis, None, fits), error=error)
+        tried.append(trial)
+        if fits and (best is None or left + lost < best[0] / BETTER):
+            best = (left + lost, gained, hypothesis)
+            if not left + lost or hypothesis.cause.startswith("B's own"):
+                break
+    if best is None:
+        return None, tuple(tried)
+    left, gained, chosen = best
+    evidence = (
+        f"{chosen.evidence}: of the values for which it and A's arithmetic differ, {gained:,} have "
+        f"its bits; {before:,} values are not A's, {left:,} not its"
+    )
+    error = next(t.error for t in tried if t.evidence == chosen.evidence and t.fits) or 0.0
     cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
     return cause, tuple(tried)
 
@@ -157,7 +203,11 @@ def _from_findings(
     if constants and other.config is not None:
         evidence = "; ".join(f"{finding.name}: {finding.finding}" for finding in constants)
         changed = in_setting(lambda s: replace(s, config=other.config))
-        yield Hypothesis(constants[0].cause, evidence, changed)
+        fields = [finding.name for finding in constants]
+        both = "rope.theta" in fields and "rope.type" in fields
+        yield Hypothesis(
+            "RoPE theta and scaling" if both else constants[0].cause, evidence, changed
+        )
         if found:
             both = in_setting(lambda s: replace(with_weights(s, exchanged), config=other.config))
             evidence = "; ".join(f"{f.name}: {f.finding}" for f in (*found, *constants))

@@ -30,7 +30,7 @@ def embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypoth
                 (tokens + by) % s.config.vocab_size, s.weights("embed.weight")
             ).to(s.dtype)
         )
-        yield Hypothesis("token ids shifted", f"row of token {shift:+d}", moved)
+        yield Hypothesis("embedding rows shifted", f"row of token {shift:+d}", moved)
 
 
 def embed_scaled(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:

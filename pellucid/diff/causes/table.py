@@ -31,7 +31,7 @@ from pellucid.diff.causes.hypothesis import (
 from pellucid.diff.causes.measured import measured_weights
 from pellucid.diff.causes.misread import misread
 from pellucid.diff.causes.norms import norm
-from pellucid.diff.causes.positions import mask, positions, window_mask
+from pellucid.diff.causes.positions import mask, pos_embed, positions, window_mask
 from pellucid.diff.causes.rope import rope_table, rotated
 from pellucid.diff.causes.stream import act, embed, embed_scaled, hidden, logits, residual
 from pellucid.diff.replay.operations import leaf
@@ -40,7 +40,7 @@ from pellucid.graph import inputs
 
 __all__ = ["Hypothesis", "hypotheses", "parameters"]
 
-MOST_UNSEEN = 8  # unobserved tensors before a diverged one that are looked into
+MOST_UNSEEN = 12  # unobserved tensors before a diverged one that are looked into
 _TOGETHER = {  # the same mistake is made in both
     "rope.cos": "rope.sin",
     "second_rope.cos": "second_rope.sin",
@@ -53,6 +53,7 @@ _TABLE: dict[str, Callable[[Replay, str, Tensor | None], Iterator[Hypothesis]]] 
     "embed": embed,
     "embed_scaled": embed_scaled,
     "positions": positions,
+    "pos_embed": pos_embed,
     "mask": mask,
     "window_mask": window_mask,
     "rope.cos": rope_table,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pellucid import graph, names
 from pellucid.diff.causes.search import Cause, Trial, find_cause
+from pellucid.diff.replay.bits import Bits, read_bits
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay, rows_seen
 from pellucid.diff.replay.statistics import Measure, beyond, equal, not_judged
@@ -19,6 +20,7 @@ from pellucid.trace import Trace
 
 Keep = Callable[[str, Tensor, Tensor], None]  # name, R, what was observed
 
+MOST_SEARCHED = 64  # tensors whose bits are searched for a cause before they are judged
 # R is not computed where nothing differs: it costs more than all the rest.
 _IDENTICAL = replace(equal(), error_a=float("nan"), error_b=float("nan"))
 
@@ -41,8 +43,9 @@ class Judge:
         *,
         declared: Setting | None = None,
         keep: Keep | None = None,
+        static: Sequence[Finding] = (),
     ) -> None:
-        self.keep = keep
+        self.keep, self.static = keep, static
         self.side, self.padding, self.tokens = side, padding, tokens
         self.observed = dict(observed)
         held = {"tokens": tokens, **self.observed}
@@ -53,6 +56,9 @@ class Judge:
             self.declared = Replay(held, declared, padding)
             self.declared_wide = Replay(held, declared.wide(), padding)
         self._shift: Tensor | None = None
+        self._misshapen: set[str] = set()  # tensors with fewer keys than there are tokens
+        self._bits: dict[str, Bits] = {}  # of tensors that only their bits accuse
+        self._causes: dict[str, tuple[Cause | None, tuple[Trial, ...]]] = {}
 
     def judge(self, name: str) -> Measure:
         """The verdict on one observed tensor.
@@ -67,6 +73,10 @@ class Judge:
         except KeyError as error:
             return not_judged(f"needs {error.args[0]}")
         except (RuntimeError, IndexError) as error:
+            wrong = self._misshapen & set(self._inputs(name))
+            if wrong:
+                self._misshapen.add(name)
+                return not_judged(f"computed from {min(wrong)}, which has another shape")
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"{self.side.label}: {name}, of shape {tuple(seen.shape)}, does not fit the tensors"
@@ -77,12 +87,16 @@ class Judge:
         near = rows_seen(name, self.own.compute(name), seen)
         sinks = self.own.setting.config.sinks
         _demand_keys(self.side.label, name, near, seen, sinks)
+        if "S" in graph.dims(name) and (
+            near.shape != seen.shape or self._misshapen & set(self._inputs(name))
+        ):
+            self._misshapen.add(name)
         if torch.equal(near, seen) and bool(seen.isfinite().all()):
             if self.keep is not None:
                 self.keep(name, near, seen)
             return _IDENTICAL
         exact = rows_seen(name, self.wide.compute(name), seen)
-        result = self.own.hold(name, exact, near, seen)
+        result = self._held(self.own, name, near, exact, seen)
         if self.keep is not None and exact.shape == seen.shape:
             self.keep(name, exact, seen)
         if result.verdict == "identical":
@@ -90,12 +104,56 @@ class Judge:
         if result.verdict != "diverged" or self.declared is None:
             return result
         assert self.declared_wide is not None, "made together with `declared`"
-        exact = self.declared_wide.compute(name)
-        other = self.declared.hold(name, exact, self.declared.compute(name), seen, seen.dtype)
+        accused, caused = self._bits.pop(name, None), self._causes.pop(name, None)
+        exact, near = (rows_seen(name, r.compute(name), seen) for r in self._declared_two())
+        other = self._held(self.declared, name, near, exact, seen, seen.dtype)
         if other.verdict == "diverged":
+            if name in self._bits:
+                return other
+            if accused is not None and caused is not None:
+                self._bits[name], self._causes[name] = accused, caused
             return result
         note = _declared(self.own.setting, self.declared.setting)
         return replace(result, verdict="explained", ratio=other.ratio, where="", note=note)
+
+    def _inputs(self, name: str) -> tuple[str, ...]:
+        return graph.inputs(self.own.setting.config, name)
+
+    def _declared_two(self) -> tuple[Replay, Replay]:
+        assert self.declared is not None and self.declared_wide is not None, "made together"
+        return self.declared_wide, self.declared
+
+    def _held(
+        self,
+        replay: Replay,
+        name: str,
+        near: Tensor,
+        exact: Tensor,
+        seen: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Measure:
+        """The verdict by the sizes of the errors, and where these are rounding's, by the bits.
+
+        Where A itself rounds on the way, bits accuse only together with a cause.
+        """
+        result = replay.hold(name, exact, near, seen, dtype)
+        if result.verdict != "within-rounding":
+            return result
+        bits = read_bits(replay, name, near, exact, seen)
+        if bits is None:
+            return result
+        found = replace(result, verdict="diverged", ratio=bits.excess, note=bits.note())
+        found = replace(found, where=bits.where)
+        self._bits[name] = bits
+        if not bits.alone:
+            if len(self._causes) >= MOST_SEARCHED:
+                del self._bits[name]
+                return result
+            self._causes[name] = self.cause(name, found, self.static)
+            if self._causes[name][0] is None:
+                del self._bits[name]
+                return result
+        return found
 
     def _judge_source(self, name: str, seen: Tensor) -> Measure:
         """Tokens, positions and mask: exact, but for what cannot matter."""
@@ -151,19 +209,25 @@ class Judge:
         self, name: str, result: Measure, static: Sequence[Finding]
     ) -> tuple[Cause | None, tuple[Trial, ...]]:
         """What reproduces the diverged tensor, or None; and all that was tried."""
-        replay = self.declared or self.own
-        return find_cause(replay, name, self.observed[name], result, self.side, static)
+        if name in self._causes:
+            return self._causes[name]
+        replay, bits = self.declared or self.own, self._bits.get(name)
+        if bits is not None:
+            replay = Replay(replay.observed, bits.setting, replay.starts)
+        return find_cause(replay, name, self.observed[name], result, self.side, static, bits)
 
 
 def _demand_keys(label: str, name: str, near: Tensor, seen: Tensor, sinks: bool) -> None:
-    """ValueError where scores or a pattern look at more keys, or fewer, than there are tokens.
+    """ValueError where scores or a pattern look at more keys than there are tokens.
 
-    With `sinks` one key more is no other width: the sink's column, which was left in.
+    With `sinks` one key more is no other width: the sink's column, which was left in. Fewer keys in
+    a decoding step are a fault: a token is lost. In the first pass they are of another run.
     """
     if "S" not in graph.dims(name) or near.shape == seen.shape or near.ndim != seen.ndim:
         return
     axis = graph.dims(name).index("S")
-    if seen.shape[axis] - near.shape[axis] not in ((0, 1) if sinks else (0,)):
+    more = seen.shape[axis] - near.shape[axis]
+    if more > sinks or (more < 0 and not names.step_of(name)):
         raise ValueError(
             f"{label}: {name} has {seen.shape[axis]} keys, there are {near.shape[axis]} tokens so "
             "far: record it without the unused part of a static cache"

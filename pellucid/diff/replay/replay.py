@@ -29,7 +29,7 @@ _CACHED = {"attn.scores": 1, "attn.z": 1}  # operation -> which input
 
 # Sums and products of single values, and how many roundings they may stand for: a fused kernel
 # keeps an addend in float32 that is written down rounded.
-_ROUNDED_ONCE = ("resid_pre", "resid_mid", "resid_post", "mlp.hidden")
+ROUNDED_ONCE = ("resid_pre", "resid_mid", "resid_post", "mlp.hidden")
 BOUND = 3.0
 
 
@@ -88,7 +88,7 @@ class Replay:
         0 for other operations, or where an input was not observed.
         """
         sources = inputs(self.setting.config, name)
-        if leaf(name) not in _ROUNDED_ONCE or any(s not in self.observed for s in sources):
+        if leaf(name) not in ROUNDED_ONCE or any(s not in self.observed for s in sources):
             return 0.0
         parts = [part.double().abs() for part in self.arguments(name)]
         size = exact.double().abs()
@@ -171,14 +171,14 @@ class Replay:
 
     def expected_places(self, step: int) -> tuple[Tensor, Tensor]:
         """Positions and mask that the tokens of a step ask for."""
-        widths = [self.observed[_at(past, "tokens")].shape[1] for past in range(step)]
-        tokens = self.observed[_at(step, "tokens")]
+        widths = [self.observed[at_step(past, "tokens")].shape[1] for past in range(step)]
+        tokens = self.observed[at_step(step, "tokens")]
         return positions_and_mask(tokens, sum(widths), self.starts)
 
     def _joined(self, name: str) -> Tensor:
         """Keys or values (B, Hkv, S, D) of this step and all before it."""
         step, plain = names.step_of(name), names.without_step(name)
-        parts = [self.value(_at(past, plain)) for past in range(step + 1)]
+        parts = [self.value(at_step(past, plain)) for past in range(step + 1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def _forget_other_layers(self, name: str) -> None:
@@ -209,5 +209,6 @@ def _hold_mask(near: Tensor, seen: Tensor) -> Measure:
     return beyond(f"token {query} {may} look at token {key}")
 
 
-def _at(step: int, plain: str) -> str:
+def at_step(step: int, plain: str) -> str:
+    """A plain name as the pass of a decoding step has it."""
     return f"step.{step}.{plain}" if step else plain

@@ -150,7 +150,7 @@ def _judge(
         ratios = rms(error_b, rest) / allowed.clamp(min=torch.finfo(torch.float64).tiny)
         place = int(ratios.argmax())
         if float(ratios[place]) > max(worst, 1.0):
-            worst, where = float(ratios[place]), f"{_word(letter)} {place}"
+            worst, where = float(ratios[place]), f"{slice_name(letter)} {place}"
     verdict: Verdict = "diverged" if worst > 1 else "within-rounding"
     return Measure(
         verdict=verdict,
@@ -185,12 +185,13 @@ def _finite(x: Tensor) -> Tensor:
 
 def _first(marks: Tensor, dims: tuple[str, ...]) -> str:
     place = marks.nonzero()[0].tolist()
-    words = [f"{_word(d)} {i}" for d, i in zip(dims, place, strict=True) if d != "B" or i]
+    words = [f"{slice_name(d)} {i}" for d, i in zip(dims, place, strict=True) if d != "B" or i]
     return ", ".join(words)
 
 
 _WORDS = {"B": "row", "T": "token", "S": "key", "H": "head", "Hkv": "kv head"}
 
 
-def _word(letter: str) -> str:
+def slice_name(letter: str) -> str:
+    """What one slice along an axis is called: "T" is a token."""
     return _WORDS.get(letter, "channel")

@@ -116,6 +116,10 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, pairs: str) -> Tensor:
     if pairs == "neighbours":
         a, b = x[..., ::2], x[..., 1::2]
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    if pairs == "mixed back":
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
+        a, b = x[..., ::2], x[..., 1::2]
+        return x * cos + torch.stack((-b, a), -1).flatten(-2) * sin
     if pairs == "mixed":
         cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
     else:

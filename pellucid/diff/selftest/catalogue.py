@@ -9,6 +9,7 @@ from pellucid.diff.selftest import damage
 from pellucid.diff.selftest.fault import Fault, learned, plain_scores
 from pellucid.diff.selftest.in_code import CODE
 from pellucid.diff.selftest.in_features import FEATURES
+from pellucid.diff.selftest.in_ports import PORTS, hooked
 from pellucid.diff.selftest.in_weights import WEIGHTS
 from pellucid.diff.selftest.port import Port
 
@@ -56,7 +57,10 @@ TOKENS = (
     _tokens("other pre-tokenizer pattern", "other splitting of the text", _digit_by_digit),
 )
 
-FAULTS: tuple[Fault, ...] = (*TOKENS, *WEIGHTS, *CODE, *FEATURES)
+FAULTS: tuple[Fault, ...] = (
+    *(*TOKENS, *WEIGHTS, *CODE, *FEATURES, *PORTS),
+    *hooked((*CODE, *PORTS)),
+)
 
 CONTROLS: tuple[Fault, ...] = (
     Fault(name="a healthy port"),

@@ -74,6 +74,48 @@ def qkv_cut_by_head(weights: Weights, config: Any) -> None:
                 weights[name] = cut[:, place].flatten(0, 1).contiguous()
 
 
+def qkv_every_third_row(weights: Weights, config: Any) -> None:
+    """c_attn is q | k | v, read here as if its rows took turns."""
+    for layer in range(config.n_layers):
+        for kind in ("weight", "bias"):
+            names = [f"layers.{layer}.attn.{letter}_proj.{kind}" for letter in "qkv"]
+            joined = torch.cat([weights[name] for name in names])
+            for place, name in enumerate(names):
+                weights[name] = joined[place::3].contiguous()
+
+
+def gate_and_up_alternating(weights: Weights, config: Any) -> None:
+    """gate | up in one matrix, read as if its rows took turns."""
+    for layer in range(config.n_layers):
+        names = [f"layers.{layer}.mlp.{which}_proj.weight" for which in ("gate", "up")]
+        joined = torch.cat([weights[name] for name in names])
+        for place, name in enumerate(names):
+            weights[name] = joined[place::2].contiguous()
+
+
+def output_columns_reordered(weights: Weights, config: Any) -> None:
+    """The heads that the output projection of block 0 reads, moved by one."""
+    name = "layers.0.attn.o_proj.weight"
+    heads = weights[name].unflatten(1, (-1, config.head_dim))
+    weights[name] = heads.roll(1, 1).flatten(1)
+
+
+def embedding_rows_shifted(weights: Weights, config: Any) -> None:
+    """Each token gets the row of the one before it."""
+    weights["embed.weight"] = weights["embed.weight"].roll(1, 0)
+
+
+def keys_permuted_by_query_heads(weights: Weights, config: Any) -> None:
+    """Rows of k brought into the half-split order by the count of query heads."""
+    for layer in range(config.n_layers):
+        for kind in ("weight", "bias"):
+            name = f"layers.{layer}.attn.k_proj.{kind}"
+            if name in weights:
+                pairs = _interleaved(weights[name], config.head_dim)
+                heads = pairs.unflatten(0, (config.n_heads, -1, 2))
+                weights[name] = heads.transpose(1, 2).flatten(0, 2)
+
+
 def kv_heads_swapped(weights: Weights, config: Any) -> None:
     """The first two key/value heads of one block in each other's place."""
     for letter in "kv":

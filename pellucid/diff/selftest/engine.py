@@ -28,6 +28,11 @@ __all__ = ["Engine", "Port", "inverse_frequencies"]
 DROPPED = 0.1
 Turns = tuple[Tensor, Tensor]  # cos and sin
 _SHARED = ("positions", "mask", "cos", "sin", "pos_embed")  # no batch axis without padding
+# What no hook on a module sees.
+_NO_MODULE = (
+    *("positions", "mask", "rope.cos", "rope.sin", "q_rotated", "k_rotated", "attn.scores"),
+    *("capped_scores", "masked_scores", "pattern", "attn.z"),
+)
 # Where a norm should have a weight and has none: what a port that norms elsewhere has at hand.
 _INSTEAD = {
     "attn_norm": ("attn_out_norm",),
@@ -62,7 +67,7 @@ class Engine:
         """The prompt, then decoding steps with a cache, greedy or along ``rows.following``."""
         self.seen, self.prefix = {}, ""
         self.random = torch.Generator().manual_seed(0)
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * self.config.n_layers
+        self.cache: dict[int, tuple[Tensor, Tensor]] = {}
         following = getattr(rows, "following", None)
         tokens, padding = pad_left([row for _ in range(self.copies) for row in rows])
         past = 0
@@ -84,7 +89,7 @@ class Engine:
 
     def see(self, name: str, tensor: Tensor) -> Tensor:
         """Write a tensor down and hand it back."""
-        if not name.endswith(self.hides):
+        if not name.endswith(_NO_MODULE if self.port.hooked else self.hides):
             self.seen[self.prefix + name] = tensor
         return tensor
 
@@ -135,6 +140,7 @@ class Engine:
             "none": key[None] >= 0 * query[:, None],
         }[port.mask]
         positions = query + port.first_position + (port.cached_position if past else 0)
+        positions = positions - past if port.restarts else positions
         if padding is not None:
             if port.counts_padding == "never" or (port.counts_padding == "decoding" and not past):
                 positions = (positions[None] - padding[:, None]).clamp(min=0)
@@ -172,6 +178,10 @@ class Engine:
         flat = z.transpose(1, 2).flatten(2)
         if port.joined == "by head":
             flat = z.reshape(flat.shape)
+        if port.hooked:  # as the output projection reads it
+            self.seen[f"{self.prefix}{at}attn.z"] = flat.unflatten(-1, z.shape[1::2]).transpose(
+                1, 2
+            )
         added = self._finished(at, "attn", self._linear(at + "attn.o_proj", flat))
         x = (normed if port.residual == "normed" else x) + added
         if not config.parallel:
@@ -212,10 +222,10 @@ class Engine:
         if not self.config.qk_norm_last:
             first, last = last, first
         q, k = last(at, *first(at, q, k, turns), turns)
-        held = self.cache[layer]
-        if held is not None:
-            k, v = torch.cat((held[0], k), 2), torch.cat((held[1], v), 2)
-        self.cache[layer] = k, v
+        if self.port.rotates == "values too" and turns is not None:
+            v = arithmetic.rotate(v, *turns, self.port)
+        q, k = (k, q) if self.port.exchanged else (q, k)
+        k, v, allowed = self._cached(layer, k, v, allowed)
         if q.shape[1] != k.shape[1]:
             groups = q.shape[1] // k.shape[1]
             tiled = self.port.heads == "tiled"
@@ -228,11 +238,33 @@ class Engine:
             return self.see(at + "z", z)
         return self._eager(at, q, k, v, allowed)
 
+    def _cached(
+        self, layer: int, k: Tensor, v: Tensor, allowed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of all tokens so far, and who may look at them."""
+        held, how = self.cache.get(layer), self.port.cache
+        if held is not None:
+            keys, values = held
+            past = keys.shape[2]
+            if how == "values of layer 0" and layer:
+                values = self.cache[0][1][:, :, :past]
+            if how == "last token lost":
+                keys, values = keys[:, :, :-1], values[:, :, :-1]
+            rope = self.config.kinds[layer].rope
+            if how == "keys turned again" and rope:
+                places, rope = torch.arange(past), getattr(self.config, rope)
+                width = self.config.rotary_width(rope)
+                tables = arithmetic.table(places, rope, width, self.port, self.dtype)
+                keys = arithmetic.rotate(keys, *tables, self.port)
+            k, v = torch.cat((keys, k), 2), torch.cat((values, v), 2)
+        self.cache[layer] = k, v
+        return k, v, allowed[..., -k.shape[2] :]
+
     def _rotated(self, at: str, q: Tensor, k: Tensor, turns: Turns | None) -> tuple[Tensor, Tensor]:
         if turns is None:
             return q, k
         q = self.see(at + "q_rotated", arithmetic.rotate(q, *turns, self.port))
-        if self.port.rotates == "both":
+        if self.port.rotates != "q":
             k = arithmetic.rotate(k, *turns, self.port)
         return q, self.see(at + "k_rotated", k)
 
@@ -275,14 +307,20 @@ class Engine:
 
     def _eager(self, at: str, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
         scores = self._product(q, k.transpose(-1, -2))
-        scores = self.see(at + "scores", self._scaled(scores))
+        scores = self._scaled(scores)
+        if self.port.scaled_by_layer:
+            scores = scores / (int(at.split(".")[1]) + 1)
+        scores = self.see(at + "scores", scores)
         if self.config.score_cap:
             scores = arithmetic.soft_cap(scores, self.config.score_cap)
             self.see(at + "capped_scores", scores)
         low = torch.finfo(scores.dtype).min
+        masks = self.port.masks
+        low = {"pattern": scores, "scores with 0": 0.0}.get(masks, low)
         masked = self.see(at + "masked_scores", torch.where(allowed, scores, low))
         sinks = self.weights.get(at + "sinks") if self.config.sinks else None
         pattern = self._drop(arithmetic.shares(masked, sinks, self.port), "attention")
+        pattern = pattern * allowed if masks == "pattern" else pattern
         pattern = self.see(at + "pattern", pattern)
         return self.see(at + "z", self._product(pattern[..., : v.shape[-2]], v))
 

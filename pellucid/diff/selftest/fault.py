@@ -28,6 +28,7 @@ class Fault:
     applies                         which configs can have it
     hides                           leaves that B does not write down
     side_dtype                      B's dtype where it is not A's
+    not_in                          dtypes in which it changes nothing
     visible_only                    needs B's weights: a recording alone cannot tell it from a fault
     """
 
@@ -47,6 +48,7 @@ class Fault:
     hides: tuple[str, ...] = ()
     copies: int = 1
     side_dtype: str | None = None
+    not_in: tuple[str, ...] = ()
     visible_only: bool = False
     verdicts: tuple[str, ...] = ("identical", "within-rounding")  # what a control may read
 

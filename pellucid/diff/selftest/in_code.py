@@ -48,6 +48,7 @@ NORMS = (
         with_config=lambda c: replace(c, norm_eps=1e-5),
         config=lambda c: replace(c, norm_eps=1e-6),
         applies=normed_before,
+        rows="long",  # in bfloat16 it moves one value in a thousand over an edge of rounding
     ),
     fault(
         "eps 3e-4 for 1e-5, in the code",

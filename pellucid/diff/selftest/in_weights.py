@@ -154,6 +154,7 @@ WEIGHTS: tuple[Fault, ...] = (
         static="float16 overflow",
         with_weights=damage.massive_weight,
         weights=damage.through_float16,
+        not_in=("float16",),
     ),
     fault(
         "tied head untied and random",

@@ -25,8 +25,12 @@ class Port:
 
     misreads: Callable[[Any], Any] | None = None
     without_biases: tuple[str, ...] = ()
-    pairs: Literal["halves", "neighbours", "mixed"] = "halves"
-    rotates: Literal["both", "q"] = "both"
+    hooked: bool = False  # writes down only what hooks on modules see: z as the output reads it
+    pairs: Literal["halves", "neighbours", "mixed", "mixed back"] = "halves"
+    rotates: Literal["both", "q", "values too"] = "both"
+    exchanged: bool = False  # queries read as keys, keys as queries
+    cache: Literal["right", "keys turned again", "last token lost", "values of layer 0"] = "right"
+    restarts: bool = False  # positions of decoding steps begin at 0 again
     turned: Literal["first", "last"] = "first"  # components, where only some are turned
     direction: int = 1
     exponent: Literal["2i/D", "i/D"] = "2i/D"
@@ -36,8 +40,10 @@ class Port:
     counts_padding: Literal["never", "decoding", "always"] = "never"  # in the positions
     sees_padding: bool = False
     mask: Literal["causal", "wide", "narrow", "top-left", "none"] = "causal"
+    masks: Literal["scores", "pattern", "scores with 0"] = "scores"  # what the mask is applied to
     decoding_window: int = 0
     scale: Literal["1/sqrt D", "none", "1/sqrt C", "1/D"] = "1/sqrt D"
+    scaled_by_layer: bool = False  # divided by the layer's number, counted from 1
     heads: Literal["repeated", "tiled"] = "repeated"
     joined: Literal["by token", "by head"] = "by token"
     softmax_dtype: torch.dtype = torch.float32

@@ -140,7 +140,7 @@ def run_benchmark(
                 continue
             effects: dict[bool, float] = {}
             for dtype in dtypes:
-                if fault.side_dtype == dtype:
+                if dtype in (fault.side_dtype, *fault.not_in):
                     continue
                 for shown in _views(fault, fault in controls):
                     progress(f"{subject.name}, {dtype}: {fault.name}")

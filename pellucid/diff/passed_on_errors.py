@@ -1,0 +1,78 @@
+"""Levels other than the nearest, where errors of one column were passed on to the next (GPTQ)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pellucid.diff.levels import Uniform
+from pellucid.diff.rounding import precision
+
+if TYPE_CHECKING:
+    from pellucid.diff.quantisation import Held
+
+FARTHEST = 4.0  # steps that a compensated value may be away from A's
+
+
+def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
+    """Whether the errors of later columns make up for those of earlier ones, as GPTQ's do.
+
+    There B − A = −ρ (I + K): ρ, the rounding of each column after its correction, is independent
+    with variance step²/12, and K is strictly triangular and the same for all rows. So the
+    covariance of the errors over the rows has larger variances than rounding has, but the same
+    determinant, and its inverse has a larger trace too. Errors of another origin (other weights
+    quantised, an adapter) raise the determinant, and the inverse's trace falls. The bounds are four
+    standard deviations of the sample. The first columns are enough, as many as there are rows for.
+    """
+    rows, columns = a.shape
+    count = min(columns, rows // 2, 512)
+    if count < 8 or held.farthest > FARTHEST or not isinstance(held.levels, Uniform):
+        return False
+    if held.spread < 1.1 or abs(_alike(a, b)) > 0.1:
+        return False  # errors no larger than rounding's were not passed on, nor were errors like A
+    step = _steps(b, held)
+    if step is None:
+        return False
+    step, theirs = step[:, :count], b[:, :count].double()
+    weight = 1 / step.pow(2).mean(1, keepdim=True).sqrt()
+    error = (theirs - a[:, :count].double()) * weight
+    covariance = error.T @ error / rows
+    if int(torch.linalg.matrix_rank(covariance)) < count:
+        return False
+    stored = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
+    expected = ((step.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
+    normal = covariance / (expected[:, None] * expected).sqrt()
+    degrees = (rows - torch.arange(count, dtype=torch.float64)) / 2
+    correction = float((torch.digamma(degrees) + math.log(2 / rows)).sum())
+    fluctuation = float(torch.polygamma(1, degrees).sum())
+    excess = float(torch.linalg.slogdet(normal)[1]) - correction
+    variances = float(normal.diagonal().log().sum()) + count / rows
+    of_correlation = max(fluctuation - 2 * count / rows, 0.0) ** 0.5
+    inverse = torch.linalg.inv(normal).diagonal().mean() * (rows - count - 1) / rows
+    correlated = variances - excess >= 4 * of_correlation
+    alone = excess <= 4 * fluctuation**0.5
+    return correlated and alone and bool(inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1))
+
+
+def _alike(a: Tensor, b: Tensor) -> float:
+    """Cosine of A and B − A: far from 0 where B is A scaled."""
+    a = a.double()
+    error = b.double() - a
+    return float((a * error).sum() / (a.norm() * error.norm()).clamp(min=1e-300))
+
+
+def _steps(b: Tensor, held: Held) -> Tensor | None:
+    """The step (rows, columns) at each value, where groups lie along the rows."""
+    if held.layout.kind != "rows":
+        return None
+    found = []
+    for theirs in held.layout.groups(b):
+        if theirs.numel():
+            placed = held.levels.place(theirs.double(), precision(b))
+            step = (placed.below + placed.above).amin(1, keepdim=True)
+            found.append(step.expand(theirs.shape).reshape(len(b), -1))
+    whole = torch.cat(found, 1)
+    return torch.where(whole > 0, whole, whole[whole > 0].median()) if whole.any() else None
