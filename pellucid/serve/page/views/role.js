@@ -1,0 +1,21 @@
+// What a tensor is to the model: its colour everywhere on the page.
+
+/** @param {string} leaf */
+export function roleOf(leaf) {
+  if (/^attn\.q/.test(leaf)) return "q";
+  if (/^attn\.k/.test(leaf)) return "k";
+  if (/^attn\.v/.test(leaf)) return "v";
+  if (/^attn\.(z|out)$|^attn_out/.test(leaf)) return "v";
+  if (/^attn\./.test(leaf) || /mask$/.test(leaf)) return "attn";
+  if (/^mlp/.test(leaf)) return "mlp";
+  if (/rope|position|growth/.test(leaf)) return "place";
+  if (/logits/.test(leaf)) return "logits";
+  return "resid";
+}
+
+/** Which scale of colours suits a step. @param {import("../state.js").Step} step */
+export function paletteOf(step) {
+  if (/pattern$/.test(step.id)) return "share";
+  if (/mask$/.test(step.id)) return "size";
+  return "signed";
+}
