@@ -1,4 +1,4 @@
-"""Runs: what is computed again is what a trace sees, within a budget; edits; Python that repeats."""
+"""Runs: what is computed again is what a trace sees; budget, edits, Python that repeats a run."""
 
 from __future__ import annotations
 
