@@ -37,7 +37,7 @@ function breadcrumb() {
       report(error);
     }
   };
-  return html`<span class="breadcrumb">${input}${copyButton(() => location.href)}</span>`;
+  return html`<span class="breadcrumb">${input}${copyButton(() => location.href, "copy link")}</span>`;
 }
 
 /** @param {HTMLElement} element */

@@ -77,13 +77,12 @@ function title() {
   });
   return html`<header class="what" data-role=${() => roleOf((step.value?.id ?? "").replace(/^layers\.\d+\./, ""))}>
     <div class="line"><h1>${() => step.value?.title ?? ""}</h1>
-      <code class="dims">${() => dims(step.value)}</code>
-      <span class="spacer"></span>${pictureChoice()}
       <span class="stepper walk"><button title="step before (k)" aria-label="step before"
         @click=${() => stepBy(-1)}>‹</button><span class="of">${() => `${place.value.at} / ${place.value.of}`}</span><button
         title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span></div>
-    <p class="sentence">${() => step.value?.sentence ?? ""}
-      <span class="formula">${() => (step.value?.formula ? formula(step.value.formula) : "")}</span></p></header>`;
+    <div class="line"><p class="sentence">${() => step.value?.sentence ?? ""}</p>${pictureChoice()}</div>
+    <div class="line"><code class="dims">${() => dims(step.value)}</code>
+      <span class="formula">${() => (step.value?.formula ? formula(step.value.formula) : "")}</span></div></header>`;
 }
 
 /** @param {Step | null} one */
