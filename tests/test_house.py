@@ -42,6 +42,7 @@ FLOORS = {
     "diff": 4,
     "train": 4,
     "evaluate": 4,
+    "explore": 4,
     "quantise": 4,
     "language_model": 3,
     "checkpoints": 3,

@@ -13,7 +13,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pellucid.explore import Runs
 from pellucid.language_model import LanguageModel, load
+from pellucid.serve.explorer import Explorer
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.queue import Engine
 from pellucid.serve.responses import Responses
@@ -40,6 +42,7 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/tokenize", POST, routes.tokenize),
         ("/detokenize", POST, routes.detokenize),
         ("/tokenizer_info", GET, routes.tokenizer_info),
+        *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),
     ]
 
     @asynccontextmanager
@@ -56,6 +59,21 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         lifespan=lifespan,
     )
     return Guard(app, rules)
+
+
+def explorer_table(explorer: Explorer) -> list[tuple[str, list[str], Handler]]:
+    """The explorer's endpoints."""
+    run = "/api/runs/{run}"
+    return [
+        ("/api/models", GET, explorer.models),
+        ("/api/tokens", POST, explorer.tokens),
+        ("/api/runs", POST, explorer.start),
+        (run, GET, explorer.manifest),
+        (f"{run}/tensor", GET, explorer.tensor),
+        (f"{run}/statistics", GET, explorer.statistics),
+        (f"{run}/cell", GET, explorer.cell),
+        (f"{run}/logits", GET, explorer.logits),
+    ]
 
 
 def _counted(path: str, metrics: Metrics, handler: Handler) -> Handler:

@@ -1,0 +1,268 @@
+"""The explorer's endpoints under /api: requests read, work for the model's engine, answers written.
+
+Numbers that JSON does not know are text: "NaN", "Infinity", "-Infinity".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import torch
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from torch import Tensor
+
+from pellucid import graph, names
+from pellucid.explore import Gone, Run, Runs, cell
+from pellucid.explore.edits import parse_edit
+from pellucid.explore.manifest import describe_model, describe_run
+from pellucid.explore.predictions import entropy, likeliest
+from pellucid.explore.reduce import reduce_tiles, statistics
+from pellucid.serve.queue import Engine
+from pellucid.serve.schemas import RequestError, read_json, refuse
+from pellucid.serve.security import Rules, read_body
+from pellucid.serve.streams import until_gone
+
+Work = Generator[Any, None, None]
+KEPT = "private, max-age=31536000, immutable"  # the same run id always means the same numbers
+
+
+class Explorer:
+    """The endpoints of these engines' models; their runs share one budget of memory."""
+
+    def __init__(self, engines: Mapping[str, Engine], rules: Rules, runs: Runs) -> None:
+        self.engines, self.rules, self.runs = engines, rules, runs
+
+    async def models(self, request: Request) -> Response:
+        """GET /api/models."""
+        return JSONResponse({"models": [describe_model(one) for one in self.runs.models.values()]})
+
+    async def tokens(self, request: Request) -> Response:
+        """POST /api/tokens."""
+        given, engine = await self.read(request, {"prompt": str})
+        ids = engine.lm.encode(given["prompt"])
+        return JSONResponse(
+            {"ids": ids, "tokens": [engine.lm.tokenizer.token_string(i) for i in ids]}
+        )
+
+    async def start(self, request: Request) -> Response:
+        """POST /api/runs."""
+        fields = {"prompt?": str, "ids?": list, "edits?": list, "like?": str}
+        given, engine = await self.read(request, fields)
+        edits = [parse_edit(stated) for stated in given.get("edits") or ()]
+        with _lines_of_errors():
+            run = self.runs.prepare(engine.name, _prompt(given), edits)
+
+        def work() -> Work:
+            yield from self.runs.making(run)
+            yield describe_run(run, given.get("like"))
+
+        return _plain((await self.turns(request, engine, work()))[-1])
+
+    async def manifest(self, request: Request) -> Response:
+        """GET /api/runs/{run}."""
+        return _plain(describe_run(self.run(request)))
+
+    async def tensor(self, request: Request) -> Response:
+        """GET /api/runs/{run}/tensor: its bytes, little endian, or tiles of it."""
+        run, address = self.run(request), _wanted(request, "at")
+        how, size = request.query_params.get("reduce"), request.query_params.get("to", "512,512")
+        headers = {"Cache-Control": KEPT, "ETag": _etag(run.id, address, how, size)}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+
+        def read() -> tuple[bytes, dict[str, str]]:
+            return packed(_without_batch(run, address), how, size)
+
+        data, more = await self.once(request, run, read)
+        return Response(data, media_type="application/octet-stream", headers=headers | more)
+
+    async def statistics(self, request: Request) -> Response:
+        """GET /api/runs/{run}/statistics."""
+        run, name = self.run(request), _wanted(request, "name")
+        return _plain(await self.once(request, run, lambda: statistics(run[name])))
+
+    async def cell(self, request: Request) -> Response:
+        """GET /api/runs/{run}/cell."""
+        run, address = self.run(request), _wanted(request, "at")
+        return _plain(await self.once(request, run, lambda: cell(run, address).to_json()))
+
+    async def logits(self, request: Request) -> Response:
+        """GET /api/runs/{run}/logits."""
+        run = self.run(request)
+        row, top = whole(request, "row", len(run.ids) - 1), whole(request, "top", 20)
+
+        def read() -> dict[str, Any]:
+            logits = run.logits(_row(run, row))
+            return {
+                "row": _row(run, row),
+                "top": likeliest(run, logits, top),
+                "entropy": entropy(logits),
+            }
+
+        return _plain(await self.once(request, run, read))
+
+    async def read(
+        self, request: Request, fields: Mapping[str, type | tuple[type, ...]]
+    ) -> tuple[dict[str, Any], Engine]:
+        """A body with these fields ("?" for one that may be absent) and the model that it names."""
+        given = read_json(await read_body(request, self.rules))
+        known = {name.removesuffix("?"): kind for name, kind in fields.items()} | {"model": str}
+        for name, value in given.items():
+            if name not in known:
+                raise RequestError(400, f"unknown field {name!r}: expected {', '.join(known)}")
+            if value is not None and (
+                not isinstance(value, known[name]) or isinstance(value, bool)
+            ):
+                raise refuse(name, value, _kind(known[name]))
+        for name in fields:
+            if not name.endswith("?") and given.get(name) is None:
+                raise RequestError(400, f"{name} is missing", name)
+        return given, self.engine(given.get("model"))
+
+    def engine(self, name: str | None) -> Engine:
+        """The engine of a model, or of the first."""
+        if name is None:
+            return next(iter(self.engines.values()))
+        if name not in self.engines:
+            raise RequestError(
+                404, f"model {name!r} is not here; there is {', '.join(self.engines)}"
+            )
+        return self.engines[name]
+
+    def run(self, request: Request) -> Run:
+        """The run that the path names."""
+        return self.get(request.path_params["run"])
+
+    def get(self, id: str) -> Run:
+        """A run; RequestError 404, with what to do, where it is gone."""
+        try:
+            return self.runs.get(id)
+        except Gone as error:
+            raise RequestError(404, str(error)) from None
+
+    async def turns(self, request: Request, engine: Engine, work: Work) -> list[Any]:
+        """What `work` yields, in turns with the model's other requests; cancelled with its client."""
+        with _lines_of_errors():
+            return await until_gone(request, engine.run(work))
+
+    async def once(self, request: Request, run: Run, function: Callable[[], Any]) -> Any:
+        """The answer of a function that needs one turn of the run's model."""
+
+        def work() -> Work:
+            yield function()
+
+        return (await self.turns(request, self.engines[run.loaded.name], work()))[-1]
+
+
+class _lines_of_errors:
+    """Turns what runs raise for a wrong address or a dropped run into a status and one line."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
+        if isinstance(error, KeyError | IndexError):
+            raise RequestError(404, str(error.args[0]) if error.args else str(error)) from None
+        if isinstance(error, MemoryError):
+            raise RequestError(
+                413, "not enough memory: shorten the prompt, or look at less at once"
+            )
+
+
+def packed(tensor: Tensor, how: str | None, size: str) -> tuple[bytes, dict[str, str]]:
+    """A tensor as bytes and the headers that say what they are; reduced to tiles where `how` says."""
+    dtype, shape, more = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), {}
+    if how is None:
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    else:
+        rows, columns = _size(size)
+        data = reduce_tiles(tensor, how, rows, columns)  # type: ignore
+        tall, wide = (1, *shape)[-2:]
+        more["X-Reduced"] = f"{tall / data.shape[-2]:g}x{wide / data.shape[-1]:g} per cell"
+        dtype, shape = "float32", data.shape if len(shape) > 1 else data.shape[-1:]
+    return _little(data), {
+        "X-Dtype": dtype, "X-Shape": ",".join(map(str, shape)), **more,
+    }  # fmt: skip
+
+
+def _little(data: np.ndarray) -> bytes:
+    return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _without_batch(run: Run, address: str) -> Tensor:
+    name, index = names.parse(address)
+    found = run[address]
+    return found[0] if not index and graph.has_batch(name) else found
+
+
+def _plain(content: Any) -> JSONResponse:
+    return JSONResponse(plain(content))
+
+
+def plain(value: Any) -> Any:
+    """`value` with text in place of numbers that JSON does not know."""
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def _prompt(given: Mapping[str, Any]) -> str | list[int]:
+    prompt, ids = given.get("prompt"), given.get("ids")
+    if (prompt is None) == (ids is None):
+        raise RequestError(400, "give prompt (text) or ids (token ids), one of the two")
+    if ids is not None and not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        raise refuse("ids", ids, "whole numbers")
+    return prompt if ids is None else ids
+
+
+def _wanted(request: Request, name: str) -> str:
+    value = request.query_params.get(name)
+    if not value:
+        raise RequestError(400, f"{name} is missing: give it as ?{name}=…", name)
+    return value
+
+
+def whole(request: Request, name: str, default: int | None = None) -> int:
+    """A whole number of the query; RequestError for none."""
+    text = request.query_params.get(name)
+    if text is None and default is not None:
+        return default
+    try:
+        return int(text or "")
+    except ValueError:
+        raise RequestError(400, f"{name} is {text!r}: expected a whole number", name) from None
+
+
+def _row(run: Run, row: int) -> int:
+    count = len(run.ids)
+    if not -count <= row < count:
+        raise IndexError(f"row {row}: this run has the tokens 0 to {count - 1}")
+    return row % count
+
+
+def _size(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition(",")
+    if not (rows.isdecimal() and columns.isdecimal() and len(text) < 16):
+        raise RequestError(400, f"to is {text!r}: expected two numbers such as 256,256", "to")
+    return int(rows), int(columns)
+
+
+def _etag(*parts: Any) -> str:
+    return f'"{hashlib.sha256(repr(parts).encode()).hexdigest()[:20]}"'
+
+
+def _kind(kind: type | tuple[type, ...]) -> str:
+    one = kind[0] if isinstance(kind, tuple) else kind
+    return {str: "text", list: "a list", int: "a whole number", float: "a number"}[one]

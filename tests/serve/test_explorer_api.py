@@ -1,0 +1,150 @@
+"""The explorer's endpoints on a real socket, against the run and the trace in this process."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from exploring import language_model
+from serving import served
+from tiny import GPT, LLAMA
+
+from pellucid.serve import Engine
+
+IDS = [5, 17, 3, 80, 41, 17, 3]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {
+        "gpt": language_model(GPT),
+        "llama": language_model(LLAMA, torch.bfloat16, "meta"),
+    }
+
+
+@pytest.fixture(scope="module")
+def client(models):
+    with served(*(Engine(lm, name, fast=False) for name, lm in models.items())) as client:
+        yield client
+
+
+def get(client, path: str, **query):
+    answer = client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def start(client, model: str, **more) -> dict:
+    answer = client.post("/api/runs", json={"model": model, "ids": IDS, **more})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_every_tensor_is_the_traces_to_the_byte(client, models, model):
+    manifest, seen = start(client, model), models[model].trace(IDS)
+    path = f"/api/runs/{manifest['run']}/tensor"
+    assert [step["id"] for step in manifest["steps"]] == list(seen)
+    for step in manifest["steps"]:
+        whole = seen[step["id"]]
+        whole = (
+            whole[0] if step["id"] not in ("positions", "mask") and whole.shape[0] == 1 else whole
+        )
+        answer = get(client, path, at=step["id"])
+        assert answer.content == whole.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        shape = ",".join(map(str, whole.shape))
+        assert answer.headers["x-shape"] == shape == ",".join(map(str, step["shape"]))
+        assert answer.headers["x-dtype"] == str(whole.dtype)[6:] == step["dtype"]
+    part = get(client, path, at="layers.1.attn.scores[2,1:5,:3]")
+    expected = seen["layers.1.attn.scores[2,1:5,:3]"]
+    assert part.headers["x-shape"] == "4,3"
+    assert part.content == expected.contiguous().view(torch.uint8).numpy().tobytes()
+    again = client.get(path, params={"at": "embed"}, headers={"If-None-Match": get(
+        client, path, at="embed").headers["etag"]})  # fmt: skip
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_tiles_of_a_tensor(client, models):
+    run, seen = start(client, "gpt")["run"], models["gpt"].trace(IDS)
+    answer = get(client, f"/api/runs/{run}/tensor", at="mlp_out" and "layers.0.mlp_out",
+                 reduce="max", to="3,9")  # fmt: skip
+    found = np.frombuffer(answer.content, "<f4").reshape(3, 9)
+    whole = seen["layers.0.mlp_out"][0].numpy()
+    expected = [[whole[r:s, c : c + 4].max() for c in range(0, 36, 4)]
+                for r, s in ((0, 2), (2, 4), (4, 7))]  # fmt: skip
+    assert (found == np.array(expected, "f4")).all()
+    assert answer.headers["x-shape"] == "3,9"
+    assert answer.headers["x-reduced"] == "2.33333x4 per cell"
+
+
+def test_the_same_request_has_the_same_run(client):
+    first, again = start(client, "gpt"), start(client, "gpt")
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+    assert get(client, f"/api/runs/{first['run']}").json()["ids"] == IDS
+    assert start(client, "llama")["run"] != first["run"]
+
+
+def test_logits_and_a_cell(client, models):
+    run, seen = start(client, "gpt")["run"], models["gpt"].trace(IDS)
+    found = get(client, f"/api/runs/{run}/logits", row=2, top=4).json()
+    row = seen["logits"][0, 2]
+    assert [entry["id"] for entry in found["top"]] == row.topk(4).indices.tolist()
+    assert found["top"][0]["probability"] == pytest.approx(float(row.softmax(-1).max()), rel=1e-6)
+    shares = row.double().softmax(-1)
+    assert found["entropy"] == pytest.approx(float(-(shares * shares.log()).sum()), rel=1e-6)
+    number = get(client, f"/api/runs/{run}/cell", at="layers.1.attn.scores[3,4,1]").json()
+    assert number["value"] == float(seen["layers.1.attn.scores[3,4,1]"])
+    assert len(number["terms"]) == 8
+    masked = get(client, f"/api/runs/{run}/cell", at="layers.1.attn.pattern[3,1,4]").json()
+    assert masked["value"] == 0
+
+
+def test_errors_are_one_line(client):
+    run = start(client, "gpt")["run"]
+    for path, query, status, words in (
+        ("/api/runs/000000000000", {}, 404, "run its prompt again"),
+        (f"/api/runs/{run}/tensor", {}, 400, "at is missing"),
+        (
+            f"/api/runs/{run}/tensor",
+            {"at": "layers.0.attn.qq"},
+            404,
+            "did you mean layers.0.attn.q",
+        ),
+        (f"/api/runs/{run}/tensor", {"at": "embed[99,0]"}, 404, "no such part"),
+        (f"/api/runs/{run}/tensor", {"at": "embed[1"}, 400, "no closing bracket"),
+        (f"/api/runs/{run}/tensor", {"at": "embed", "reduce": "min"}, 400, "expected absmax"),
+        (
+            f"/api/runs/{run}/tensor",
+            {"at": "embed", "reduce": "max", "to": "9"},
+            400,
+            "two numbers",
+        ),
+        (f"/api/runs/{run}/cell", {"at": "embed[1]"}, 400, "a cell is one number"),
+        (f"/api/runs/{run}/logits", {"row": 99}, 404, "tokens 0 to 6"),
+    ):
+        answer = client.get(path, params=query)
+        message = answer.json()["error"]["message"]
+        assert (answer.status_code, words in message, "\n" in message) == (status, True, False), (
+            message
+        )
+    for body, status, words in (
+        ({"ids": []}, 400, "no tokens"),
+        ({"ids": [1] * 65}, 400, "holds 64: shorten it by 1"),
+        ({"ids": [1], "prompt": "a"}, 400, "one of the two"),
+        ({"ids": [1], "model": "x"}, 404, "there is gpt, llama"),
+        ({"ids": [1], "edits": [{"at": "embed", "do": "melt"}]}, 400, "expected one of zero"),
+        ({"ids": [1], "edits": [{"at": "nothing", "do": "zero"}]}, 400, "no tensor nothing"),
+        (
+            {"ids": [1], "edits": [{"at": "embed", "do": "patch", "from": "abc"}]},
+            404,
+            "no run 'abc'",
+        ),
+        ({"ids": [1], "surprise": 1}, 400, "unknown field"),
+    ):
+        answer = client.post("/api/runs", content=json.dumps(body))
+        message = answer.json()["error"]["message"]
+        assert (answer.status_code, words in message, "\n" in message) == (status, True, False), (
+            message
+        )
