@@ -4,7 +4,7 @@ import { computed, effect, scope } from "../signals.js";
 import { html } from "../html.js";
 import { head, headBy, headOf, ledger, model, picture, run, step, stepBy } from "../state.js";
 import { formula } from "./formula.js";
-import { roleOf } from "./role.js";
+import { roleOf, titleOf } from "./role.js";
 import { headStrip } from "./head_strip.js";
 import { tensorMap } from "./tensor_map.js";
 import { reads } from "./reads.js";
@@ -76,7 +76,7 @@ function title() {
     return { at: rows.findIndex((s) => s.id === step.value?.id) + 1, of: rows.length };
   });
   return html`<header class="what" data-role=${() => roleOf((step.value?.id ?? "").replace(/^layers\.\d+\./, ""))}>
-    <div class="line"><h1>${() => step.value?.title ?? ""}</h1>
+    <div class="line"><h1>${() => (step.value ? titleOf(step.value) : "")}</h1>
       <span class="stepper walk"><button title="step before (k)" aria-label="step before"
         @click=${() => stepBy(-1)}>‹</button><span class="of">${() => `${place.value.at} / ${place.value.of}`}</span><button
         title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span></div>

@@ -5,7 +5,7 @@ import { html } from "../html.js";
 import { bend, cell, hasHeads, headOf, live, run, token } from "../state.js";
 import { TensorPlane } from "../data/plane.js";
 import { exact, visible } from "../data/numbers.js";
-import { paletteOf } from "./role.js";
+import { paletteOf, titleOf } from "./role.js";
 import { Heatmap } from "./heatmap.js";
 import { legendBar } from "./legend.js";
 import { profile } from "./profile.js";
@@ -51,7 +51,7 @@ export function tensorMap(one) {
   const legend = signal(/** @type {any} */ (null));
   const square = isToken(rowAxis) && isToken(colAxis);
   const map = new Heatmap({
-    plane, palette: paletteOf(one), square, label: `${one.title}, ${plane.rows} rows, ${plane.cols} columns`,
+    plane, palette: paletteOf(one), square, label: `${titleOf(one)}, ${plane.rows} rows, ${plane.cols} columns`,
     rowLabel: isToken(rowAxis) ? (row) => visible(tokens[row] ?? String(row)) : undefined,
     colLabel: isToken(colAxis) ? (col) => visible(tokens[col] ?? String(col)) : undefined,
     say: sayCell(one), cursor: () => cell.value,
