@@ -297,7 +297,7 @@ def norm(p: Place, where: str, module: str, place: int, factor: float = 1.0) -> 
         exact, python = exact * factor, f"({python}) * {factor!r}"
         then.append((f"× {factor:g}", float(exact)))
     return Sum(
-        formula=f"{what}[{place}] / √(mean of {what}² + ε), times weight, x = {short(source)}{where}",
+        formula=f"{what}[{place}] / √(mean of {what}² + ε) · weight, x = {short(source)}{where}",
         exact=float(exact), a=off, b=off, label=lambda i: f"{what}[{i}]²", then=then,
         facts={"mean": mean, "rms": size, "count": count}, python=python,
     )  # fmt: skip
@@ -330,7 +330,7 @@ def joined(p: Place) -> Sum:
 
 
 def angle_of(run: Run, which: str, token: int, pair: int) -> tuple[float, float]:
-    """Radians per position of a pair of a RoPE ("rope", "second_rope"), and its angle at a token."""
+    """Radians per position of a pair of a RoPE ("rope", "second_rope"), and a token's angle."""
     config = run.loaded.config
     rope = getattr(config, which)
     found = frequencies(rope, config.rotary_width(rope), length=len(run.ids), dtype=torch.float64)
@@ -350,7 +350,8 @@ def turn(p: Place) -> Sum:
     return Sum(
         formula=f"{function}(position {p.t} × {frequency:.6g})", exact=exact,
         a=np.array([float(p.t)]), b=np.array([frequency]), then=then,
-        label=lambda i: f"position · frequency of pair {pair}", facts={"angle": angle, "pair": pair},
+        label=lambda i: f"position · frequency of pair {pair}",
+        facts={"angle": angle, "pair": pair},
         python=f"math.{function}({angle!r}) * {rope.magnitude!r}",
     )  # fmt: skip
 

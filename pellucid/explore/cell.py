@@ -53,11 +53,15 @@ class Cell:
         products = self.sum.terms
         order = np.argsort(-np.abs(products), kind="stable")[:SHOWN]
         rest = np.delete(products, order)
+        a, b = self.sum.a, self.sum.b
         terms = [
-            {"what": self.sum.label(int(i)), "factors": [float(self.sum.a[i]), float(self.sum.b[i])],
-             "product": float(products[i])}
+            {
+                "what": self.sum.label(int(i)),
+                "factors": [float(a[i]), float(b[i])],
+                "product": float(products[i]),
+            }
             for i in order
-        ]  # fmt: skip
+        ]
         return {
             "address": self.address,
             "value": self.value,

@@ -339,7 +339,7 @@ class Runs:
         made = self.prepare(model, prompt, edits)
         for _ in self.making(made):
             pass
-        return made if made.id not in self._runs else self._runs[made.id]
+        return self._runs.get(made.id, made)
 
     def prepare(self, model: str, prompt: Prompt, edits: Sequence[Edit] = ()) -> Run:
         """A run that is yet to be made (`making`), or the one that is there.

@@ -17,6 +17,7 @@ from pellucid.explore import Runs
 from pellucid.language_model import LanguageModel, load
 from pellucid.serve.explorer import Explorer
 from pellucid.serve.metrics import Metrics
+from pellucid.serve.page_files import PageFiles
 from pellucid.serve.queue import Engine
 from pellucid.serve.responses import Responses
 from pellucid.serve.routes import Handler, Routes
@@ -28,8 +29,11 @@ GET, POST = ["GET"], ["POST"]
 
 
 def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
-    """An ASGI application that serves these engines; it starts and stops their threads."""
-    rules, metrics = rules or Rules(), Metrics()
+    """An ASGI application that serves these engines; it starts and stops their threads.
+
+    ValueError where a file of the page is missing.
+    """
+    rules, metrics, page = rules or Rules(), Metrics(), PageFiles()
     routes = Routes({engine.name: engine for engine in engines}, rules, metrics)
     table: list[tuple[str, list[str], Handler]] = [
         ("/health", GET, routes.health),
@@ -42,6 +46,8 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/tokenize", POST, routes.tokenize),
         ("/detokenize", POST, routes.detokenize),
         ("/tokenizer_info", GET, routes.tokenizer_info),
+        ("/", GET, page.index),
+        ("/page/{path:path}", GET, page.file),
         *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),
     ]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Generator, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -147,7 +146,7 @@ class Explorer:
             raise RequestError(404, str(error)) from None
 
     async def turns(self, request: Request, engine: Engine, work: Work) -> list[Any]:
-        """What `work` yields, in turns with the model's other requests; cancelled with its client."""
+        """What `work` yields, in turns with other requests; cancelled when its client goes."""
         with _lines_of_errors():
             return await until_gone(request, engine.run(work))
 
@@ -176,7 +175,7 @@ class _lines_of_errors:
 
 
 def packed(tensor: Tensor, how: str | None, size: str) -> tuple[bytes, dict[str, str]]:
-    """A tensor as bytes and the headers that say what they are; reduced to tiles where `how` says."""
+    """A tensor, or its tiles by `how`, as bytes with the headers that say what they are."""
     dtype, shape, more = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), {}
     if how is None:
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -11,6 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.serve.app import build_app, open_engines
+from pellucid.serve.page_files import PageFiles
 from pellucid.serve.security import OPEN, Rules, check_binding
 
 PATIENCE = 20.0  # seconds for the head of a request, and again for its body
@@ -86,6 +87,7 @@ def serve_models(
     models that cannot be loaded.
     """
     check_binding(host, key, insecure)
+    PageFiles()  # complete, before a model is loaded
     bound = _bound(host, port)
     try:
         engines = open_engines(sources, fast, report, **options)
@@ -95,7 +97,7 @@ def serve_models(
         if report:
             shown = f"[{host}]" if ":" in host else host
             names = ", ".join(engine.name for engine in engines)
-            report(f"{names} at http://{shown}:{bound.getsockname()[1]}/v1; Ctrl-C stops")
+            report(f"{names} at http://{shown}:{bound.getsockname()[1]}/ (API: /v1); Ctrl-C stops")
         http_server(build_app(engines, rules)).run(sockets=[bound])
     finally:
         bound.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from exploring import language_model
 from serving import served
 from tiny import GPT, LLAMA
 
-from pellucid.serve import Engine
+from pellucid.serve import Engine, Rules
+from pellucid.serve.page_files import PageFiles
 
 IDS = [5, 17, 3, 80, 41, 17, 3]
 
@@ -148,3 +150,38 @@ def test_errors_are_one_line(client):
         assert (answer.status_code, words in message, "\n" in message) == (status, True, False), (
             message
         )
+
+
+def test_the_page_is_served_whole_and_nothing_else(client, tmp_path):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src" not in page.text
+    named = set(re.findall(r'(?:href|src)="(/page/[^"]+)"', page.text))
+    assert len(named) > 10
+    for path in named:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+        assert answer.headers["content-type"].startswith(kind[path.rpartition(".")[2]])
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+    again = client.get(path, headers={"If-None-Match": answer.headers["etag"]})
+    assert again.status_code == 304
+    for wrong in ("/page/none.js", "/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd"):
+        assert client.get(wrong).status_code == 404
+    with pytest.raises(ValueError, match="file index.html is missing"):
+        PageFiles(tmp_path)
+    (tmp_path / "index.html").write_text('<script src="/page/a.js"></script>')
+    with pytest.raises(ValueError, match=r"file a\.js is missing .* install pellucid again"):
+        PageFiles(tmp_path)
+
+
+def test_a_key_opens_the_api_and_not_the_page(models):
+    rules = Rules(key="secret")
+    with served(Engine(models["gpt"], "gpt", fast=False), rules=rules) as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/page/main.js").status_code == 200
+        for path in ("/api/models", "/api/runs/x", "/page", "/pages/main.js"):
+            assert client.get(path).status_code == 401
+        key = {"Authorization": "Bearer secret"}
+        assert client.get("/api/models", headers=key).json()["models"][0]["name"] == "gpt"
