@@ -18,6 +18,15 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobil
 PROMPT = "def add(a, b):\n    return a"
 
 
+QUIET = """async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  for (let still = 0; still < 3; ) {
+    await frame();
+    still = document.body.dataset.asking === "0" ? still + 1 : 0;
+  }
+}"""
+
+
 @contextmanager
 def browser() -> Iterator[Any]:
     """Chromium without a window; skips where it or playwright is missing."""
@@ -56,8 +65,7 @@ class Reader:
 
     def settle(self) -> None:
         """Wait until no request is under way and a frame was drawn."""
-        self.tab.wait_for_load_state("networkidle")
-        self.tab.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+        self.tab.evaluate(QUIET)
 
 
 @contextmanager

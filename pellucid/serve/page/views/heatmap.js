@@ -54,6 +54,7 @@ export class Heatmap {
     this.spoken = html`<div class="spoken" aria-live="polite"></div>`;
     this.element = html`<div class="heatmap">${this.canvas}${this.tip}${this.spoken}</div>`;
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
+    /** @type {any} */ (this.canvas).heatmap = this; // for the console, and for tests that read pixels
     this.hand = new Hand(this);
     this.watch();
   }

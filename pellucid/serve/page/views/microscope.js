@@ -3,7 +3,7 @@
 import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get } from "../data/api.js";
-import { address, cell, goToAddress, report, run, step } from "../state.js";
+import { address, cell, goToAddress, live, report, run, step } from "../state.js";
 import { short } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
 
@@ -34,7 +34,11 @@ export function microscope() {
     const control = new AbortController();
     loading.value = true;
     get(`/api/runs/${encodeURIComponent(id)}/cell?at=${encodeURIComponent(at)}`, control.signal)
-      .then((answer) => ((found.value = answer), (loading.value = false)))
+      .then((answer) => {
+        found.value = answer;
+        loading.value = false;
+        if (!live.peek().endsWith(answer.shortest)) live.value = `${answer.address}, ${answer.shortest}`;
+      })
       .catch((error) => (report(error), (loading.value = false)));
     return () => control.abort();
   });
