@@ -127,18 +127,22 @@ def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
     assert reader.state("step")["id"] == "logits"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url, room):
-    reader.open(f"#/demo//layers.2.attn.pattern[3,5,2]?view={room}&scale=log&prompt={quote(PROMPT)}")
-    reader.settle()
-    hash = reader.tab.evaluate("location.hash")
+def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url):
     again = Reader(chromium, url)
-    again.open(hash)
-    again.settle()
-    for name in ("room", "address", "head", "layer", "token", "bend", "prompt", "cell"):
-        assert again.state(name) == reader.state(name), name
-    assert again.state("run")["run"] == reader.state("run")["run"]
-    assert again.tab.evaluate("location.hash") == hash
+    reader.open(f"#/demo//layers.2.attn.pattern[3,5,2]?{QUERY}&scale=log")
+    again.open()
+    for room in ROOMS:
+        reader.tab.click(f".rooms button >> nth={ROOMS.index(room)}")
+        reader.settle()
+        hash = reader.tab.evaluate("location.hash")
+        again.tab.evaluate("hash => { location.hash = hash; }", hash)
+        again.tab.wait_for_function("hash => location.hash === hash", arg=hash)
+        again.settle()
+        assert again.state("room") == room
+        for name in ("address", "head", "layer", "token", "bend", "prompt", "cell"):
+            assert again.state(name) == reader.state(name), (room, name)
+        assert again.state("run")["run"] == reader.state("run")["run"]
+        assert again.tab.evaluate("location.hash") == hash
     assert again.complaints == []
     again.context.close()
 
@@ -188,11 +192,12 @@ def test_the_keyboard_reaches_everything_and_speaks(reader, seen):
 
 def test_a_tap_reads_a_value_on_a_phone_and_nothing_sticks_out(chromium, url, seen):
     phone = Reader(chromium, url, **PHONE)
-    for room in ROOMS:
-        phone.open(f"#/demo//layers.1.attn.scores[2]?view={room}&prompt={quote(PROMPT)}")
+    phone.open(f"#/demo//layers.1.attn.scores[2]?{QUERY}")
+    for room in reversed(ROOMS):
+        phone.tab.locator(f".rooms button >> nth={ROOMS.index(room)}").tap()
         phone.settle()
         assert phone.tab.evaluate("document.documentElement.scrollWidth") <= 390, room
-    phone.open(f"#/demo//layers.1.attn.scores[2]?{QUERY}")
+    phone.tab.locator(".rooms button >> nth=1").tap()
     phone.settle()
     canvas = phone.tab.locator("main canvas.grid")
     canvas.scroll_into_view_if_needed()
@@ -233,10 +238,13 @@ def test_failures_say_what_to_do(chromium, url):
     one.tab.route("**/health", lambda route: route.abort())
     one.tab.keyboard.press("Escape")
     one.tab.locator("body").press("j")
-    one.tab.wait_for_selector("text=The server does not answer")
+    gone = ".notice.bad >> text=The server does not answer"
+    one.tab.wait_for_selector(gone)
     assert one.tab.is_visible("main canvas.grid")
     one.tab.unroute("**/api/**"), one.tab.unroute("**/health")
-    one.tab.wait_for_selector("text=The server does not answer", state="hidden", timeout=8000)
+    one.tab.wait_for_selector(gone, state="hidden", timeout=8000)
+    one.settle()
+    assert "does not answer" not in one.tab.inner_text("main"), "all is asked for again"
     one.open("#/another-model//embed?view=walk")
     assert "pellucid serve another-model" in one.tab.inner_text(".notice.bad")
     assert all("Failed to load resource" in said for said in one.complaints)

@@ -34,9 +34,13 @@ export const shownPicture = computed(() => {
 
 export function stage() {
   const body = html`<div class="picture"></div>`;
+  let shown = run.peek();
+  let times = 0; // the same run comes anew when the server is back
   const what = computed(() => {
     const one = step.value;
-    return one ? [run.value?.run, one.id, one.shape.length === 3 ? headOf(one) : 0, shownPicture.value].join(" ") : "";
+    if (run.value !== shown) times++;
+    shown = run.value;
+    return one ? [times, one.id, one.shape.length === 3 ? headOf(one) : 0, shownPicture.value].join(" ") : "";
   });
   effect(() => {
     body.replaceChildren();
@@ -46,7 +50,8 @@ export function stage() {
   });
   const layerHeads = computed(() => {
     const one = step.value;
-    return one && one.shape.length === 3 ? `${run.value?.run} ${one.id}` : "";
+    what.value;
+    return one && one.shape.length === 3 ? `${times} ${one.id}` : "";
   });
   const strip = html`<div class="strip"></div>`;
   effect(() => {
