@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
+import pytest
 import torch
 from tiny import random_model, random_tokens
 
+import pellucid
 from pellucid import tokenizers
 from pellucid.explore import Run, Runs
 from pellucid.language_model import LanguageModel
@@ -43,3 +45,12 @@ def elements(run: Run, name: str, count: int = 3) -> Iterator[str]:
     for _ in range(count):
         places = [chance.randrange(size) for size in run.shape(name)]
         yield f"{name}[{','.join(map(str, places))}]"
+
+
+def repeated(text: str, lm) -> dict:
+    """What the text leaves behind, with `lm` in place of a loaded model."""
+    scope: dict = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pellucid, "load", lambda *words, **more: lm)
+        exec(text, scope)
+    return scope

@@ -14,7 +14,6 @@ from pellucid import graph, names
 from pellucid.diff.replay.operations import Setting
 from pellucid.language_model import LanguageModel
 from pellucid.models.quantised import FullWeights
-from pellucid.numerics import Dialect
 from pellucid.source.step_lines import StepLines
 
 SAMPLED = 16  # numbers of each weight in the fingerprint
@@ -75,13 +74,6 @@ class Loaded:
             dialect=self.lm.model.dialect,
             weights=self.weights.get,
             dtype=self.lm.dtype,
-        )
-
-    def exact(self) -> Setting:
-        """The same in float64, with no cast in between."""
-        plain = Dialect(name="reference", scale=self.lm.model.dialect.scale)
-        return Setting(
-            config=self.config, dialect=plain, weights=self.weights.get, dtype=torch.float64
         )
 
     def python(self, variable: str = "lm") -> str:

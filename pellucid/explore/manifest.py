@@ -94,11 +94,11 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
 def _step(run: Run, name: str) -> dict[str, Any]:
     layer = names.layer_of(name)
     dims = [letter for letter in graph.dims(name) if letter != "B"]
-    title, formula = _words(run.loaded.config, graph.leaf(name), layer)
+    title, formula = words_of(run.loaded.config, graph.leaf(name), layer)
     return {
         "id": name,
         "name": name,
-        "title": title,
+        "title": title or run.loaded.leaf_of(name).sentence.rstrip("."),
         "formula": formula,
         "sentence": run.loaded.leaf_of(name).sentence,
         "kind": kind_of(name),
@@ -141,10 +141,10 @@ def _turned(config: Config, name: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _words(config: Config, leaf: str, layer: int | None) -> tuple[str, str]:
+def words_of(config: Config, leaf: str, layer: int | None) -> tuple[str, str]:
     """Title and formula of the walk's step, without shapes: names of values in place of braces."""
     kind = None if layer is None else config.layer(layer)
-    wanted = f"layers.N.{leaf}" if layer is not None else leaf
+    wanted = f"layers.N.{leaf}" if layer is not None else leaf.removeprefix("second_")
     for line in SCRIPT.lines:
         if line.name == wanted and line.when(config, kind or config.layer(0)):
             title = line.title if isinstance(line.title, str) else line.title(config, kind)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.explore.runs import Run
+from pellucid.language_model import LanguageModel
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -17,10 +18,15 @@ def wide(logits: Tensor) -> Tensor:
 
 def likeliest(run: Run, logits: Tensor, top: int) -> list[dict[str, Any]]:
     """The `top` likeliest tokens of logits (V), with text, logit and probability."""
+    return alternatives_of(run.loaded.lm, logits, max(1, top))
+
+
+def alternatives_of(lm: LanguageModel, logits: Tensor, top: int) -> list[dict[str, Any]]:
+    """As `likeliest`, of a model's logits (V)."""
     logits = wide(logits)
     shares = logits.softmax(-1)
-    best = logits.topk(max(1, min(top, len(logits)))).indices
-    text = run.loaded.lm.tokenizer.token_string
+    best = logits.topk(min(top, len(logits))).indices
+    text = lm.tokenizer.token_string
     return [
         {"id": id, "text": text(id), "logit": float(logits[id]), "probability": float(shares[id])}
         for id in best.tolist()

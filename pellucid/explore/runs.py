@@ -185,11 +185,11 @@ class Run(Mapping[str, Tensor]):
         """
         layer = names.layer_of(name)
         if layer is None:
-            return self._end(name) if name in _TAIL else self._begin()[2]
+            return self._end(name) if name in _TAIL else self.beginning()[2]
         whole = [n for n in self if names.layer_of(n) == layer]
         if only == ("*",) and self._owner.too_much(sum(map(self._size, whole))):
             only = [n for n in whole if n == name or graph.dims(n)[-1] != "S"]
-        places = self._begin()[1]
+        places = self.beginning()[1]
         left, seen = self.block(layer, self.stream[layer], places, only)
         kept = self.stream[layer + 1]
         same = torch.equal(left, kept)
@@ -205,7 +205,8 @@ class Run(Mapping[str, Tensor]):
         with trace(model, only, edit=edits) as seen:
             return model.layers[layer](x, places[self.loaded.config.layer(layer)], None), seen
 
-    def _begin(self) -> tuple[Tensor, PlacesOf, Trace]:
+    @torch.no_grad()
+    def beginning(self) -> tuple[Tensor, PlacesOf, Trace]:
         """The stream before the first block, what layers need of positions, the names of both."""
         model = self.loaded.model
         tokens = torch.tensor([self.ids], device=model.device)
@@ -213,20 +214,21 @@ class Run(Mapping[str, Tensor]):
         given = {"tokens": tokens, "positions": positions, "mask": allowed}
         edits = self._edits(lambda name: names.layer_of(name) is None and name not in _TAIL)
         with trace(model, edit=edits) as seen:
-            x = model.embedded(tokens, positions, len(self.ids))
+            x = model.embedded(tokens, positions, tokens.shape[1])
             places = model.places(positions, Mask(allowed, plain=True), x.dtype)
         return x, places, Trace({**given, **seen})
 
     def _end(self, name: str) -> Trace:
-        if name != "final_norm" and self._owner.too_much(self._size("logits")):
+        if name != "final_norm" and not self.fits("logits"):
             size = self._size("logits") / 1e9
             raise ValueError(f"all logits are {size:.1f} GB: ask for a row of them (logits?row=)")
         return self.end(self.stream[-1], logits=name != "final_norm")
 
     @torch.no_grad()
-    def end(self, x: Tensor, *, logits: bool = True) -> Trace:
+    def end(self, x: Tensor, *, logits: bool = True, edited: bool = True) -> Trace:
         """The names after the last block, of its output x (1, T, C)."""
-        model, edits = self.loaded.model, self._edits(lambda name: name in _TAIL)
+        model = self.loaded.model
+        edits = self._edits(lambda name: name in _TAIL) if edited else {}
         edits = edits if logits else {k: v for k, v in edits.items() if k == "final_norm"}
         with trace(model, edit=edits) as seen:
             x = tap(model, "final_norm", model.norm(x))
@@ -234,16 +236,24 @@ class Run(Mapping[str, Tensor]):
                 model.logits(x)
         return seen
 
-    def logits(self, row: int) -> Tensor:
+    @torch.no_grad()
+    def logits(self, row: int, name: str = "logits") -> Tensor:
         """Logits (V) of one row: of the whole product where the budget has room for it.
 
-        A row computed alone may differ from the whole in the last bits.
+        A row computed alone may differ from the whole in the last bits. name  or "raw_logits"
         """
         row = range(len(self.ids))[row]
-        if not self._owner.too_much(self._size("logits")):
-            return self[f"logits[{row}]"]
-        found = self.end(self.stream[-1][:, row : row + 1])["logits"]
-        return found[0, 0]
+        if self.fits("logits"):
+            return self[f"{name}[{row}]"]
+        if any(edit.name in _TAIL[1:] for edit in self.edits):
+            raise ValueError("logits are changed by this run and too large to hold: shorten it")
+        with trace(self.loaded.model) as seen:
+            self.loaded.model.logits(self["final_norm"][:, row : row + 1])
+        return seen[name][0, 0]
+
+    def fits(self, name: str) -> bool:
+        """Whether the budget has room for all of a tensor."""
+        return not self._owner.too_much(self._size(name))
 
     def _size(self, name: str) -> int:
         count = len(self.ids)
@@ -256,8 +266,7 @@ class Run(Mapping[str, Tensor]):
     def compute(self) -> Generator[float, None, None]:
         """Run the prompt; yields the share that is done after each block."""
         began = time.perf_counter()
-        with torch.no_grad():
-            x, places, _ = self._begin()
+        x, places, _ = self.beginning()
         self.stream = [x]
         for layer in range(self.loaded.config.n_layers):
             yield layer / self.loaded.config.n_layers

@@ -79,6 +79,15 @@ def explorer_table(explorer: Explorer) -> list[tuple[str, list[str], Handler]]:
         (f"{run}/statistics", GET, explorer.statistics),
         (f"{run}/cell", GET, explorer.cell),
         (f"{run}/logits", GET, explorer.logits),
+        (f"{run}/card", GET, explorer.card),
+        (f"{run}/lens", GET, explorer.lens),
+        (f"{run}/contributions", GET, explorer.contributions),
+        (f"{run}/norms", GET, explorer.norms),
+        (f"{run}/heads", GET, explorer.heads),
+        (f"{run}/rope", GET, explorer.rope),
+        (f"{run}/against/{{other}}", GET, explorer.against),
+        (f"{run}/sweep", POST, explorer.sweep),
+        ("/api/generate", POST, explorer.generate),
     ]
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import aclosing
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -17,15 +18,21 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from pellucid import graph, names
-from pellucid.explore import Gone, Run, Runs, cell
+from pellucid.explore import Gone, Run, Runs, attribution, cell
+from pellucid.explore.against import against
+from pellucid.explore.cards import card
 from pellucid.explore.edits import parse_edit
+from pellucid.explore.generation import generation
 from pellucid.explore.manifest import describe_model, describe_run
 from pellucid.explore.predictions import entropy, likeliest
 from pellucid.explore.reduce import reduce_tiles, statistics
+from pellucid.explore.sweeps import Over, Sweep, What, sweep
+from pellucid.generate import Sampling
 from pellucid.serve.queue import Engine
 from pellucid.serve.schemas import RequestError, read_json, refuse
 from pellucid.serve.security import Rules, read_body
-from pellucid.serve.streams import until_gone
+from pellucid.serve.streams import streaming, until_gone
+from pellucid.serve.wire import event
 
 Work = Generator[Any, None, None]
 KEPT = "private, max-age=31536000, immutable"  # the same run id always means the same numbers
@@ -97,14 +104,100 @@ class Explorer:
         row, top = whole(request, "row", len(run.ids) - 1), whole(request, "top", 20)
 
         def read() -> dict[str, Any]:
-            logits = run.logits(_row(run, row))
+            logits = run.logits(row_of(run, row))
             return {
-                "row": _row(run, row),
+                "row": row_of(run, row),
                 "top": likeliest(run, logits, top),
                 "entropy": entropy(logits),
             }
 
         return _plain(await self.once(request, run, read))
+
+    async def card(self, request: Request) -> Response:
+        """GET /api/runs/{run}/card."""
+        run, step, head = self.run(request), _wanted(request, "step"), whole(request, "head", 0)
+        return _plain(await self.once(request, run, lambda: card(run, step, head)))
+
+    async def lens(self, request: Request) -> Response:
+        """GET /api/runs/{run}/lens."""
+        run, top = self.run(request), whole(request, "top", 5)
+        first, last = whole(request, "first", 0), whole(request, "last", len(self.run(request).ids))
+        return await self.last_of(request, run, attribution.lens(run, top, first, last))
+
+    async def contributions(self, request: Request) -> Response:
+        """GET /api/runs/{run}/contributions."""
+        run, token = self.run(request), whole(request, "id")
+        with _lines_of_errors():
+            row = row_of(run, whole(request, "row", -1))
+        return await self.last_of(request, run, attribution.contributions(run, row, token))
+
+    async def norms(self, request: Request) -> Response:
+        """GET /api/runs/{run}/norms."""
+        run = self.run(request)
+        return _plain(await self.once(request, run, lambda: attribution.norms(run)))
+
+    async def heads(self, request: Request) -> Response:
+        """GET /api/runs/{run}/heads."""
+        run, layer = self.run(request), whole(request, "layer")
+        return _plain(await self.once(request, run, lambda: attribution.heads(run, layer)))
+
+    async def rope(self, request: Request) -> Response:
+        """GET /api/runs/{run}/rope."""
+        run, of = self.run(request), request.query_params.get("of", "q")
+        place = [whole(request, name, 0) for name in ("layer", "head", "token")]
+        layer, head, token = place
+        return _plain(
+            await self.once(request, run, lambda: attribution.rope(run, layer, head, of, token))
+        )
+
+    async def against(self, request: Request) -> Response:
+        """GET /api/runs/{run}/against/{other}."""
+        run, other = self.run(request), self.get(request.path_params["other"])
+        return await self.last_of(request, run, against(run, other, whole(request, "row", -1)))
+
+    async def sweep(self, request: Request) -> Response:
+        """POST /api/runs/{run}/sweep."""
+        run = self.run(request)
+        fields = {"what": str, "over": str, "of": str, "from?": str, "token": int, "row?": int}
+        given, _ = await self.read(request, {**fields, "layers?": list, "places?": list})
+        for name, known in (("what", get_args(What)), ("over", get_args(Over))):
+            if given[name] not in known:
+                raise refuse(name, given[name], " or ".join(known))
+        source = self.get(given["from"]) if given.get("from") else None
+        with _lines_of_errors():
+            row = row_of(run, -1 if given.get("row") is None else given["row"])
+            wanted = Sweep(
+                what=given["what"], over=given["over"], of=given["of"], token=given["token"],
+                row=row, source=source, layers=given.get("layers"), places=given.get("places"),
+            )  # fmt: skip
+            wanted.check(run)
+        return await self.last_of(request, run, sweep(run, wanted))
+
+    async def generate(self, request: Request) -> Response:
+        """POST /api/generate: a stream of tokens, each with its alternatives."""
+        whole_numbers = ("max_tokens", "top_k", "seed", "alternatives")
+        numbers = ("temperature", "top_p", "min_p", "repetition_penalty")
+        fields = {**{f"{name}?": int for name in whole_numbers}, "prompt?": str, "ids?": list}
+        given, engine = await self.read(
+            request, {**fields, **{f"{name}?": (float, int) for name in numbers}}
+        )
+        stated = {name: given[name] for name in (*numbers, "top_k") if given.get(name) is not None}
+        length, others = given.get("max_tokens"), given.get("alternatives")
+        steps = generation(
+            engine.lm, _prompt(given), Sampling(**stated), length=32 if length is None else length,
+            seed=given.get("seed"), alternatives=8 if others is None else others, fast=engine.fast,
+        )  # fmt: skip
+
+        async def events() -> AsyncGenerator[str, None]:
+            async with aclosing(engine.run(steps)) as found:
+                async for one in found:
+                    yield event(plain(one))
+
+        return await streaming(request, events())
+
+    async def last_of(self, request: Request, run: Run, work: Work) -> Response:
+        """The last thing that `work` yields."""
+        return _plain((await self.turns(request, self.engines[run.loaded.name], work))[-1])
 
     async def read(
         self, request: Request, fields: Mapping[str, type | tuple[type, ...]]
@@ -244,7 +337,8 @@ def whole(request: Request, name: str, default: int | None = None) -> int:
         raise RequestError(400, f"{name} is {text!r}: expected a whole number", name) from None
 
 
-def _row(run: Run, row: int) -> int:
+def row_of(run: Run, row: int) -> int:
+    """A row of the run, counted from its end where it is negative; IndexError for none."""
     count = len(run.ids)
     if not -count <= row < count:
         raise IndexError(f"row {row}: this run has the tokens 0 to {count - 1}")

@@ -114,6 +114,13 @@ class Runner:
             yield from self._layer(layer, heads if layer in layers else ())
         yield from self._run(self.after)
 
+    def part(self, layer: int, head: int, stream: Tensor) -> Iterator[Step]:
+        """The steps before all layers, then those of one that takes in `stream`, or of the end."""
+        yield from self._run(self.before)
+        self.scopes["once"]["stream"] = Held(stream)
+        last = layer == self.config.n_layers
+        yield from self._run(self.after) if last else self._layer(layer, [head])
+
     def _layer(self, layer: int, heads: Sequence[int]) -> Iterator[Step]:
         """One layer; `heads` come first and are shown, no `heads`: the layer is one step."""
         show = len(heads) > 0
