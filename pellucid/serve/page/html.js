@@ -1,34 +1,45 @@
 // Elements from template literals. What is put in between is never parsed as markup: text becomes a
-// text node, so a prompt cannot become code. A function in between is read again when the signals
-// it reads change. `@click` listens, `.value` sets a property, `css` sets the style (the page's
+// text node, so a prompt cannot become code. A function or a signal in between is read again
+// when what it reads changes. `@click` listens, `.value` sets a property, `css` sets the style (the page's
 // security policy forbids style attributes), false and null leave an attribute out.
 
 import { effect } from "./signals.js";
 
-/** @typedef {{strings: TemplateStringsArray, template: HTMLTemplateElement}} Prepared */
-/** @type {Map<TemplateStringsArray, HTMLTemplateElement>} */
+/** @typedef {{template: HTMLTemplateElement, names: string[]}} Prepared */
+/** @type {Map<TemplateStringsArray, Prepared>} */
 const prepared = new Map();
 const MARK = "pellucid-slot-";
 
 /**
  * @param {TemplateStringsArray} strings
  * @param {boolean} drawing
+ * @returns {Prepared}
  */
-function templateOf(strings, drawing) {
+function prepare(strings, drawing) {
   const known = prepared.get(strings);
   if (known) return known;
-  const template = document.createElement("template");
+  /** @type {string[]} */
+  const names = [];
   let text = "";
   strings.forEach((piece, i) => {
     text += piece;
     if (i === strings.length - 1) return;
-    const inTag = text.lastIndexOf("<") > text.lastIndexOf(">");
-    text += inTag ? `${MARK}${i}` : `<!--${MARK}${i}-->`;
+    if (text.lastIndexOf("<") <= text.lastIndexOf(">")) {
+      text += `<!--${MARK}${i}-->`;
+      return;
+    }
+    // The attribute takes another name, so that no parser complains about a mark as its value.
+    const found = /\s([^\s"'<>=]+)=$/.exec(text);
+    if (!found) throw new Error(`html: a value must be a whole attribute, without quotes: ${piece}`);
+    names[i] = found[1];
+    text = `${text.slice(0, found.index)} ${MARK}${i}`;
   });
+  const template = document.createElement("template");
   template.innerHTML = drawing ? `<svg>${text}</svg>` : text;
   if (drawing) template.content.replaceChildren(...template.content.children[0].childNodes);
-  prepared.set(strings, template);
-  return template;
+  const made = { template, names };
+  prepared.set(strings, made);
+  return made;
 }
 
 /**
@@ -57,19 +68,19 @@ export function svg(strings, ...values) {
  * @param {boolean} drawing
  */
 function build(strings, values, drawing) {
-  const content = document.importNode(templateOf(strings, drawing).content, true);
+  const { template, names } = prepare(strings, drawing);
+  const content = document.importNode(template.content, true);
   const walker = document.createTreeWalker(content, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_COMMENT);
   /** @type {(() => void)[]} */
   const work = [];
   while (walker.nextNode()) {
     const node = walker.currentNode;
     if (node instanceof Element) {
-      for (const { name, value } of [...node.attributes]) {
-        if (!value.includes(MARK)) continue;
-        if (!/^pellucid-slot-\d+$/.test(value)) throw new Error(`html: ${name} mixes text and a value`);
+      for (const { name } of [...node.attributes]) {
+        if (!name.startsWith(MARK)) continue;
         node.removeAttribute(name);
-        const given = values[Number(value.slice(MARK.length))];
-        work.push(() => bind(/** @type {Element} */ (node), name, given));
+        const slot = Number(name.slice(MARK.length));
+        work.push(() => bind(/** @type {Element} */ (node), names[slot], values[slot]));
       }
     } else if (node.textContent?.startsWith(MARK)) {
       const given = values[Number(node.textContent.slice(MARK.length))];
@@ -79,6 +90,16 @@ function build(strings, values, drawing) {
   for (const step of work) step();
   const solid = [...content.childNodes].filter((n) => n.nodeType !== 3 || n.textContent?.trim());
   return solid.length === 1 ? solid[0] : content;
+}
+
+/** Whether a value is a function or a signal. @param {any} given */
+function isLive(given) {
+  return typeof given === "function" || typeof given?.peek === "function";
+}
+
+/** @param {any} given */
+function now(given) {
+  return typeof given === "function" ? given() : given.value;
 }
 
 /**
@@ -91,8 +112,8 @@ function bind(element, name, given) {
     element.addEventListener(name.slice(1), given);
   } else if (name === "ref") {
     given(element);
-  } else if (typeof given === "function") {
-    effect(() => setAttribute(element, name, given()));
+  } else if (isLive(given)) {
+    effect(() => setAttribute(element, name, now(given)));
   } else {
     setAttribute(element, name, given);
   }
@@ -122,7 +143,7 @@ function setAttribute(element, name, value) {
  * @param {any} given
  */
 function fill(comment, given) {
-  if (typeof given !== "function") {
+  if (!isLive(given)) {
     comment.replaceWith(...nodes(given));
     return;
   }
@@ -130,7 +151,7 @@ function fill(comment, given) {
   comment.textContent = "";
   comment.after(end);
   effect(() => {
-    const fresh = nodes(given());
+    const fresh = nodes(now(given));
     while (comment.nextSibling && comment.nextSibling !== end) comment.nextSibling.remove();
     comment.after(...fresh);
   });

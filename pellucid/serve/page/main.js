@@ -3,7 +3,7 @@
 import { effect, scope } from "./signals.js";
 import { html } from "./html.js";
 import { get } from "./data/api.js";
-import { followUrl, models, open, report, room } from "./state.js";
+import { followServer, followUrl, models, open, report, room } from "./state.js";
 import { followTheme } from "./theme.js";
 import { followKeys, KEYS } from "./keys.js";
 import { askForKey, listKeys } from "./views/dialogs.js";
@@ -47,6 +47,7 @@ async function start() {
     models.value = (await get("/api/models")).models;
     await open(location.hash);
     followUrl();
+    followServer();
   } catch (error) {
     report(error, () => location.reload());
   }

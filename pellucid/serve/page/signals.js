@@ -21,6 +21,7 @@ let reader = null;
 /** @type {Owner | null} */
 let owner = null;
 let batches = 0;
+let flushing = false;
 /** @type {Set<{run: () => void}>} */
 const waiting = new Set();
 
@@ -47,11 +48,18 @@ function isOutdated(one) {
 }
 
 function flush() {
-  for (let rounds = 0; waiting.size; rounds++) {
-    if (rounds > 1000) throw new Error("signals: effects keep changing what they read");
-    const due = [...waiting];
+  if (flushing) return; // the loop below comes round again
+  flushing = true;
+  try {
+    for (let rounds = 0; waiting.size; rounds++) {
+      if (rounds > 1000) throw new Error("signals: effects keep changing what they read");
+      const due = [...waiting];
+      waiting.clear();
+      for (const effect of due) effect.run();
+    }
+  } finally {
+    flushing = false;
     waiting.clear();
-    for (const effect of due) effect.run();
   }
 }
 

@@ -2,7 +2,7 @@
 
 import { batch, computed, effect, signal } from "./signals.js";
 import { format, fromHash, leafOf, layerOf, nameOf, parse, toHash } from "./address.js";
-import { ApiError, get, post } from "./data/api.js";
+import { ApiError, connection, get, post } from "./data/api.js";
 
 /**
  * @typedef {{name: string, family: string, parameters: number, layers: number, heads: number,
@@ -165,11 +165,11 @@ export async function startRun(wanted, show = true) {
   const control = new AbortController();
   const mine = { what: "running the prompt", since: performance.now(), stop: () => control.abort() };
   busy.value = mine;
+  trouble.value = null;
   try {
     const made = await post("/api/runs", wanted, control.signal);
     if (show) adopt(made);
     else noteRun(made);
-    trouble.value = null;
     return made;
   } catch (error) {
     report(error, () => startRun(wanted, show));
@@ -219,6 +219,16 @@ export const hash = computed(() => toHash({
 /** What tells one entry of the browser's history from the next. */
 const entry = computed(() => [modelName.value, run.value?.run, room.value, step.value?.id].join(" "));
 
+/** When the server is back, all that is shown is asked for again. */
+export function followServer() {
+  let before = connection.peek();
+  effect(() => {
+    const now = connection.value;
+    if (before === "gone" && now === "ok" && run.peek()) run.value = { .../** @type {Run} */ (run.peek()) };
+    before = now;
+  });
+}
+
 /** Keep the address bar up to date and obey it when it is edited or walked back. */
 export function followUrl() {
   let last = entry.peek();
@@ -237,27 +247,30 @@ export function followUrl() {
 /** Open what a hash says; runs the prompt in it again where the server dropped the run. @param {string} text */
 export async function open(text) {
   const place = fromHash(text);
-  const known = models.peek().some((m) => m.name === place.model);
-  if (place.model && !known) {
-    const served = models.peek().map((m) => m.name).join(", ");
-    report(new Error(`this link needs the model ${place.model}; served here: ${served}. Start: `
-      + `pellucid serve ${place.model}`));
-  }
   batch(() => {
-    modelName.value = known ? place.model : models.peek()[0]?.name ?? "";
+    modelName.value = known(place) ? place.model : models.peek()[0]?.name ?? "";
     const asked = ROOMS.find(([name]) => name === place.options.view);
     room.value = asked ? asked[0] : "map";
     prompt.value = place.options.prompt ?? model.value?.prompt ?? "";
   });
-  const made = await findRun(place, known);
+  const made = await findRun(place);
   if (made) batch(() => settle(made, place));
+  if (!place.model || known(place)) return;
+  const served = models.peek().map((m) => m.name).join(", ");
+  report(new Error(`This link needs the model ${place.model}; served here: ${served}. Start: `
+    + `pellucid serve ${place.model}`));
 }
 
-/** @param {import("./address.js").Place} place @param {boolean} known */
-async function findRun(place, known) {
+/** Whether a link is about a model that is served here. @param {import("./address.js").Place} place */
+function known(place) {
+  return models.peek().some((m) => m.name === place.model);
+}
+
+/** @param {import("./address.js").Place} place */
+async function findRun(place) {
   const wanted = { model: modelName.peek(), prompt: prompt.peek(), edits: JSON.parse(place.options.edits || "[]") };
   if (run.peek()?.run === place.run) return run.peek();
-  if (!known || !place.run) return startRun(wanted);
+  if (!known(place) || !place.run) return startRun(wanted);
   try {
     return await get(`/api/runs/${encodeURIComponent(place.run)}`);
   } catch (error) {
@@ -278,7 +291,7 @@ function settle(made, place) {
   bend.value = /** @type {any} */ (options.scale ?? "");
   picture.value = options.picture ?? "";
   try {
-    if (place.address) goToAddress(place.address);
+    if (place.address && known(place)) goToAddress(place.address);
   } catch (error) {
     report(error);
   }

@@ -19,6 +19,13 @@ export class ApiError extends Error {
   }
 }
 
+let asking = 0;
+/** Note that a request begins or ends: the page shows a line meanwhile. @param {number} by */
+function count(by) {
+  asking += by;
+  document.body.dataset.asking = String(asking);
+}
+
 /** @typedef {{headers: Record<string, string>, body: string}} Recorded */
 /** @type {Record<string, Recorded> | null} */
 let recorded = null;
@@ -49,12 +56,15 @@ async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let answer;
+  count(1);
   try {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     serverGone();
     throw new ApiError("the server does not answer", 0);
+  } finally {
+    setTimeout(() => count(-1)); // after what the answer brings
   }
   connection.value = "ok";
   if (answer.ok) return answer;

@@ -9,8 +9,26 @@ export function short(value) {
   let text;
   if (Number.isInteger(value) && size < 1e6) text = String(size);
   else if (size >= 1e5 || size < 1e-3) text = size.toExponential(1).replace("e+", "e");
-  else text = size.toPrecision(3);
+  else text = size >= 1000 ? String(Number(size.toPrecision(3))) : size.toPrecision(3);
   return (value < 0 ? "−" : "") + text;
+}
+
+/**
+ * A number in as many characters as there is room for: 0.0613, .061, .06, 6e−2.
+ * @param {number} value
+ * @param {(text: string) => boolean} fits
+ */
+export function fitting(value, fits) {
+  const whole = short(value);
+  if (fits(whole)) return whole;
+  const sign = value < 0 ? "−" : "";
+  const size = Math.abs(value);
+  for (const digits of [2, 1]) {
+    const text = size >= 1e-3 ? String(Number(size.toPrecision(digits))).replace(/^0\./, ".") : size.toExponential(digits - 1);
+    const tried = sign + text.replace("e-", "e−").replace("e+", "e");
+    if (fits(tried)) return tried;
+  }
+  return "";
 }
 
 /**

@@ -66,19 +66,22 @@ export function maskedBelow(dtype) {
 
 export class Scale {
   /**
-   * @param {{palette: Palette, dark: boolean, bend: Bend, limit: number, knee: number, dtype?: string}} how
-   * limit: the value of the strongest colour; knee: about where a bent scale stops being linear
+   * @param {{palette: Palette, dark: boolean, bend: Bend, limit: number, knee: number, least?: number, dtype?: string, clearZero?: boolean}} how
+   * limit: the value of the strongest colour; knee: about where a bent scale stops being linear;
+   * clearZero: whether an exact 0 counts as masked, as in what softmax makes of -inf
    */
-  constructor({ palette, dark, bend, limit, knee, dtype = "float32" }) {
+  constructor({ palette, dark, bend, limit, knee, least = 0, dtype = "float32", clearZero = false }) {
     this.palette = palette;
     this.dark = dark;
     this.bend = bend;
     this.limit = limit > 0 ? limit : 1;
     this.knee = Math.min(Math.max(knee, this.limit * 1e-6), this.limit);
-    this.masked = maskedBelow(dtype);
+    this.masked = clearZero ? 0 : maskedBelow(dtype);
     this.colours = table(palette, dark);
     this.signed = palette === "signed";
-    this.key = [palette, dark, bend, this.limit, this.knee, dtype].join(" ");
+    this.key = [palette, dark, bend, this.limit, this.knee, least, this.masked].join(" ");
+    const decades = least > 0 ? Math.log10(this.limit / least) * 1.1 : 4;
+    this.decades = Math.min(Math.max(decades, 0.5), 6); // of a logarithmic scale
     this.full = Math.asinh(this.limit / this.knee);
   }
 
@@ -86,14 +89,14 @@ export class Scale {
   strength(size) {
     if (this.bend === "lin") return size / this.limit;
     if (this.bend === "sym") return Math.asinh(size / this.knee) / this.full;
-    return size > 0 ? 1 + Math.log10(size / this.limit) / 4 : 0; // four decades
+    return size > 0 ? 1 + Math.log10(size / this.limit) / this.decades : 0;
   }
 
   /** The value whose colour has this strength. @param {number} strength */
   valueAt(strength) {
     if (this.bend === "lin") return strength * this.limit;
     if (this.bend === "sym") return this.knee * Math.sinh(strength * this.full);
-    return strength > 0 ? this.limit * 10 ** (4 * (strength - 1)) : 0;
+    return strength > 0 ? this.limit * 10 ** (this.decades * (strength - 1)) : 0;
   }
 
   /** Place of a value in the table of colours. @param {number} value */
@@ -172,5 +175,5 @@ export function rangeOf(values, dtype) {
     }
   }
   sizes.sort((a, b) => a - b);
-  return { limit, negative, nan, closed, knee: sizes[Math.floor(sizes.length * 0.5)] || limit || 1 };
+  return { limit, negative, nan, closed, least: sizes[0] ?? 0, knee: sizes[Math.floor(sizes.length * 0.5)] || limit || 1 };
 }

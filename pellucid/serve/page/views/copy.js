@@ -2,8 +2,8 @@
 
 import { html } from "../html.js";
 
-/** @param {() => string} text */
-export function copyButton(text) {
+/** @param {() => string} text @param {string} [label] */
+export function copyButton(text, label = "copy") {
   const button = html`<button class="copy" @click=${async () => {
     try {
       await navigator.clipboard.writeText(text());
@@ -11,7 +11,7 @@ export function copyButton(text) {
     } catch {
       button.textContent = "not allowed here";
     }
-    setTimeout(() => (button.textContent = "copy"), 1500);
-  }}>copy</button>`;
+    setTimeout(() => (button.textContent = label), 1500);
+  }}>${label}</button>`;
   return button;
 }

@@ -3,6 +3,7 @@
 import { effect } from "../signals.js";
 import { html } from "../html.js";
 import { goTo, report, goToAddress, run, ROOMS } from "../state.js";
+import { titleOf } from "./role.js";
 import { keyNeeded } from "../data/api.js";
 
 /** @type {() => [string, string][]} */
@@ -44,7 +45,7 @@ export function openPalette() {
   const show = () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = steps.filter((one) => words.every((/** @type {string} */ word) => `${one.id} ${one.title}`.toLowerCase().includes(word))).slice(0, 12);
-    list.replaceChildren(...found.map((one) => html`<li><button @click=${() => pick(one.id)}><span>${one.title}</span><code>${one.id}</code></button></li>`));
+    list.replaceChildren(...found.map((one) => html`<li><button @click=${() => pick(one.id)}><span>${titleOf(one, true)}</span><code>${one.id}</code></button></li>`));
   };
   input.addEventListener("input", show);
   input.addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {

@@ -12,24 +12,50 @@ const RAISED = { "ᵀ": "T", "²": "2", "³": "3" };
  * @returns {Node}
  */
 export function formula(text) {
-  /** @type {any[]} */
-  const parts = [];
-  let underRoot = false;
-  const add = (/** @type {any} */ node) => {
-    parts.push(underRoot ? rooted(node) : node);
-    underRoot = false;
-  };
-  for (const [, name, shape, number, root, raised, space, other] of text.matchAll(PIECES)) {
-    if (name) add(named(name, shape));
-    else if (number) add(element("mn", number));
-    else if (root) underRoot = true;
-    else if (raised) parts.push(raise(parts.pop(), RAISED[raised]));
-    else if (space) continue;
-    else if (other) parts.push(element("mo", other === "-" ? "−" : other));
-  }
   const math = element("math", "");
-  math.append(inRow(parts));
+  math.append(sequence([...text.matchAll(PIECES)]));
   return math;
+}
+
+/**
+ * Pieces up to the end, or up to the parenthesis that closes.
+ * @param {RegExpMatchArray[]} pieces taken from the front
+ * @param {boolean} [inside]
+ */
+function sequence(pieces, inside = false) {
+  const row = element("mrow", "");
+  let afterWord = false;
+  while (pieces.length) {
+    const [whole, name, shape, number, root, raised, space, other] = /** @type {RegExpMatchArray} */ (pieces.shift());
+    if (inside && whole === ")") break;
+    if (space) continue;
+    if (name && afterWord) row.append(gap());
+    afterWord = Boolean(name || number || other === ",");
+    if (name) row.append(named(name, shape));
+    else if (number) row.append(element("mn", number));
+    else if (root) row.append(rooted(pieces));
+    else if (raised) row.append(raise(row.lastChild, RAISED[raised]));
+    else row.append(element("mo", other === "-" ? "−" : other));
+  }
+  return row;
+}
+
+/** Space between words: formulas here are half prose. */
+function gap() {
+  const space = element("mspace", "");
+  space.setAttribute("width", "0.28em");
+  return space;
+}
+
+/** The root of what follows: a parenthesis or one piece. @param {RegExpMatchArray[]} pieces */
+function rooted(pieces) {
+  const root = element("msqrt", "");
+  if (pieces[0]?.[0] !== "(") root.append(sequence(pieces.splice(0, 1)));
+  else {
+    pieces.shift();
+    root.append(sequence(pieces, true));
+  }
+  return root;
 }
 
 /** @param {string} tag @param {string} text */
@@ -37,20 +63,6 @@ function element(tag, text) {
   const made = document.createElementNS(MATHML, tag);
   if (text) made.textContent = text;
   return made;
-}
-
-/** @param {Node} node */
-function rooted(node) {
-  const root = element("msqrt", "");
-  root.append(node);
-  return root;
-}
-
-/** @param {any[]} parts */
-function inRow(parts) {
-  const row = element("mrow", "");
-  for (const part of parts) row.append(part);
-  return row;
 }
 
 /** @param {string} name @param {string | undefined} shape */

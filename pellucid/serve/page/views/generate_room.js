@@ -87,9 +87,9 @@ function text() {
   const branch = tree.branch;
   const from = branch?.from === null ? 0 : branch?.at ?? 0;
   return html`<p class="written"><span class="prompt">${run.value?.tokens.map((one) => html`<span>${one}</span>`)}</span>${
-    branch?.tokens.map((one, i) => html`<button class="token" data-shared=${i < from}
+    branch?.tokens.map((one, i) => html`<span class="token" role="button" tabindex="0" data-shared=${i < from}
       data-sure=${one.probability > 0.5 ? "yes" : one.probability > 0.1 ? "half" : "no"} aria-current=${() => String(at.value === i)}
-      data-later=${() => String(i > at.value)} title=${percent(one.probability)} @click=${() => (at.value = i)}>${one.text}</button>`) ?? ""}</p>
+      data-later=${() => String(i > at.value)} title=${percent(one.probability)} @click=${() => (at.value = i)} @keydown=${(/** @type {KeyboardEvent} */ event) => event.key === "Enter" && (at.value = i)}>${one.text}</span>`) ?? ""}</p>
     ${branch ? html`<p class="note">${pace(branch)}</p>` : html`<p class="note">Nothing is generated yet.
       Each token keeps its alternatives: choose one and the text goes on from there as a branch of its own.</p>`}`;
 }
@@ -148,7 +148,7 @@ function branches() {
     ${one.tokens.slice(one.at, one.at + 9).map((token) => token.text).join("")}…</button>`))}</nav>`;
 }
 
-/** @param {number[]} written */
+/** Make a run of the text up to a token. @param {number[]} written */
 async function openHere(written) {
   const ids = [...(run.peek()?.ids ?? []), ...written];
   if (await startRun({ model: modelName.peek(), ids })) room.value = "map";

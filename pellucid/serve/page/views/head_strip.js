@@ -52,7 +52,7 @@ function cut(data, heads) {
 function paint(canvases, values, { width, palette, dark, dtype }) {
   canvases.forEach((canvas, i) => {
     const { limit, knee } = rangeOf(values[i], dtype);
-    const scale = new Scale({ palette, dark, bend: "sym", limit, knee, dtype });
+    const scale = new Scale({ palette, dark, bend: "sym", limit, knee, dtype, clearZero: palette === "share" });
     canvas.width = width;
     canvas.height = values[i].length / width;
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));

@@ -63,7 +63,7 @@ function card(one, id, at) {
 /** @param {HTMLCanvasElement} canvas @param {Float32Array | Float64Array} data @param {number} width */
 function paint(canvas, data, width) {
   const { limit, knee } = rangeOf(data, "float32");
-  const scale = new Scale({ palette: "share", dark: theme.peek() === "dark", bend: "sym", limit, knee });
+  const scale = new Scale({ palette: "share", dark: theme.peek() === "dark", bend: "sym", limit, knee, clearZero: true });
   canvas.width = width;
   canvas.height = data.length / width;
   const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));

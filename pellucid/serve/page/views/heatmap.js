@@ -4,7 +4,6 @@
 import { effect, onEnd, signal } from "../signals.js";
 import { html } from "../html.js";
 import { Scale } from "../data/scale.js";
-import { visible } from "../data/numbers.js";
 import { theme } from "../theme.js";
 import { Hand } from "./hand.js";
 import { FONT, paintHeatmap } from "./heatmap_paint.js";
@@ -25,7 +24,9 @@ import { FONT, paintHeatmap } from "./heatmap_paint.js";
  * @property {boolean} [upward] whether row 0 is at the bottom
  * @property {(row: number, col: number) => string} [text] what a cell says where it has room
  * @property {number} [most] pixels of a cell at most when all is shown
+ * @property {boolean} [clearZero] whether an exact 0 is masked
  * @property {number} [limit] of the scale; otherwise the largest value
+ * @property {number} [widest] pixels of a column at most when all is shown
  * @property {(legend: {scale: Scale, note: string}) => void} [onLegend]
  */
 
@@ -53,6 +54,7 @@ export class Heatmap {
     this.spoken = html`<div class="spoken" aria-live="polite"></div>`;
     this.element = html`<div class="heatmap">${this.canvas}${this.tip}${this.spoken}</div>`;
     this.context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
+    /** @type {any} */ (this.canvas).heatmap = this; // for the console, and for tests that read pixels
     this.hand = new Hand(this);
     this.watch();
   }
@@ -81,11 +83,11 @@ export class Heatmap {
 
   makeScale() {
     const range = this.plane.range.value;
-    const { palette, limit } = this.options;
+    const { palette, limit, clearZero } = this.options;
     return new Scale({
-      palette: palette === "signed" && range && !range.negative ? "signed" : palette,
+      palette, clearZero,
       dark: theme.value === "dark", bend: this.options.bend(), limit: limit ?? range?.limit ?? 1,
-      knee: range?.knee ?? 1, dtype: this.plane.dtype,
+      knee: range?.knee ?? 1, least: range?.least, dtype: this.plane.dtype,
     });
   }
 
@@ -122,7 +124,7 @@ export class Heatmap {
     const widest = (/** @type {(i: number) => string} */ label, /** @type {number} */ count, /** @type {number} */ most) => {
       let width = 0;
       for (let i = 0; i < Math.min(count, 300); i++) {
-        width = Math.max(width, this.context.measureText(visible(label(i))).width);
+        width = Math.max(width, this.context.measureText(label(i)).width);
       }
       return Math.min(Math.ceil(width) + 10, most);
     };
@@ -140,11 +142,11 @@ export class Heatmap {
   /** Show all of it. */
   fit() {
     const { width, height } = this.room;
-    const most = this.options.most ?? 56;
+    const most = this.options.most ?? 64;
     let sx = width / this.plane.cols;
     let sy = Math.min(height / this.plane.rows, most);
     if (this.options.square) sx = sy = Math.min(sx, sy);
-    else sx = Math.min(sx, this.options.text ? 150 : most);
+    else sx = Math.min(sx, this.options.widest ?? most);
     this.least = { sx, sy };
     this.view = { x: 0, y: 0, sx, sy };
     this.touched = false;
@@ -186,6 +188,7 @@ export class Heatmap {
   }
 
   moved() {
+    this.canvas.style.touchAction = this.zoomed ? "none" : "pan-y";
     this.touched = true;
     this.clampView();
     this.announceLegend();

@@ -1,7 +1,7 @@
 // One frame of a heat map: hatching, overview, exact tiles, lines, labels, numbers, the cursor.
 
 import { TILE } from "../data/plane.js";
-import { short, visible } from "../data/numbers.js";
+import { fitting } from "../data/numbers.js";
 import { ink } from "../theme.js";
 
 export const FONT = "11px ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
@@ -134,7 +134,7 @@ function paintLines(map, right, bottom) {
 /** What stands in cells: numbers, or what the picture says. @param {Heatmap} map */
 function paintTexts(map) {
   const { context, view, plane, scale, options } = map;
-  if (view.sx < 38 || view.sy < 15 || !scale) return;
+  if (view.sx < 34 || view.sy < 14 || !scale) return;
   const box = seen(map);
   context.font = options.text ? FONT.replace("11px", "11.5px") : FONT;
   context.textAlign = "center";
@@ -146,8 +146,9 @@ function paintTexts(map) {
       if (value === undefined || value <= scale.masked) continue;
       const [cx, cy] = map.pointOf(row, col);
       context.fillStyle = scale.wantsDarkText(value) ? "#15171b" : "#fbfaf8";
-      const text = options.text ? options.text(row, col) : short(value);
-      context.fillText(clipped(context, text, view.sx - 6), cx, cy + 0.5);
+      const text = options.text ? clipped(context, options.text(row, col), view.sx - 6)
+        : fitting(value, (tried) => context.measureText(tried).width <= view.sx - 5);
+      context.fillText(text, cx, cy + 0.5);
     }
   }
 }
@@ -216,7 +217,7 @@ function paintLabels(map, right, bottom) {
       const cy = map.pointOf(row, 0)[1];
       if (cy < gutter.top - 2 || cy > bottom + 2) continue;
       context.fillStyle = ink(row === chosen?.row || row === marked ? "--accent" : "--soft");
-      context.fillText(clipped(context, visible(options.rowLabel(row)), gutter.left - 8), gutter.left - 6, cy);
+      context.fillText(clipped(context, options.rowLabel(row), gutter.left - 8), gutter.left - 6, cy);
     }
   }
   if (options.colLabel && view.sx >= 5.5) paintColumnLabels(map, box, right, chosen);
@@ -240,7 +241,7 @@ function paintColumnLabels(map, box, right, chosen) {
     const x = gutter.left + (col + 0.5 - view.x) * view.sx;
     if (x < gutter.left - 2 || x > right + 2) continue;
     context.fillStyle = ink(col === chosen?.col ? "--accent" : "--soft");
-    const text = visible(label(col));
+    const text = label(col);
     context.save();
     context.translate(x, gutter.top - 6);
     context.textAlign = flat ? "center" : "left";
@@ -268,7 +269,7 @@ function paintColumnTicks(map, box) {
 function namePlace(map, at) {
   const { context, gutter, options, view } = map;
   const y = gutter.top + (map.flip(at.row) + 0.5 - view.y) * view.sy;
-  const text = clipped(context, visible(/** @type {any} */ (options.rowLabel)(at.row)), gutter.left - 10);
+  const text = clipped(context, /** @type {any} */ (options.rowLabel)(at.row), gutter.left - 10);
   context.fillStyle = ink("--paper");
   context.fillRect(0, y - 8, gutter.left - 2, 16);
   context.fillStyle = ink("--accent");

@@ -3,7 +3,7 @@
 import { effect } from "../signals.js";
 import { html } from "../html.js";
 import { goTo, layer, layerBy, ledger, model, run, step } from "../state.js";
-import { roleOf } from "./role.js";
+import { roleOf, titleOf } from "./role.js";
 
 export function ledgerList() {
   const list = html`<ol class="ledger" aria-label="steps in the order in which they run"></ol>`;
@@ -40,8 +40,8 @@ function keepInView(list, item) {
 function row(one, number) {
   return html`<li><a href="#" data-step=${one.id} data-role=${roleOf(one.id.replace(/^layers\.\d+\./, ""))}
     @click=${(/** @type {Event} */ event) => (event.preventDefault(), goTo(one.id))}>
-    <span class="number">${number}</span><span class="title">${one.title}</span>
-    <span class="shape">${one.shape.join("×")}</span></a></li>`;
+    <span class="number">${number}</span><span class="title" title=${() => `${one.id}: ${titleOf(one)}`}>${() => titleOf(one, true)}</span>
+    <span class="leaf">${one.id.replace(/^layers\.\d+\./, "")}</span></a></li>`;
 }
 
 export function layerPicker() {

@@ -34,8 +34,8 @@ function lensMap(lens, at) {
   const best = (/** @type {number} */ row, /** @type {number} */ col) => lens.cells[row][col].top[0];
   const map = new Heatmap({
     plane: new ArrayPlane(lens.cells.map((row) => row.map((one) => one.top[0].probability))),
-    palette: "share", upward: true, limit: 1, label: "most probable token by layer and token", most: 30,
-    rowLabel: (row) => lens.layers[row].replace(/^layers\.(\d+)\.resid_post$/, "after $1"), colLabel: (col) => tokens[col] ?? "",
+    palette: "share", upward: true, limit: 1, label: "most probable token by layer and token", most: 30, widest: 150,
+    rowLabel: (row) => lens.layers[row].replace(/^layers\.(\d+)\.resid_post$/, "after $1"), colLabel: (col) => visible(tokens[col] ?? ""),
     say: (row, col) => `${lens.layers[row]}, token ${col} '${tokens[col]?.trim()}': '${best(row, col).text}', ${percent(best(row, col).probability)}`,
     text: (row, col) => visible(best(row, col).text),
     cursor: () => at.value, bend: () => "lin", markedRow: () => at.value?.row ?? -1,

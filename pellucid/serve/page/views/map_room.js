@@ -53,9 +53,9 @@ function normMap(norms) {
   const at = signal(/** @type {import("../state.js").Cell | null} */ (null));
   const map = new Heatmap({
     plane, palette: "size", upward: true, label: "norm of the residual stream by point and token",
-    rowLabel: (row) => pointName(norms.points[row]), colLabel: (col) => tokens[col] ?? "",
+    rowLabel: (row) => pointName(norms.points[row]), colLabel: (col) => visible(tokens[col] ?? ""),
     say: (row, col, value) => `${pointName(norms.points[row])}, token ${col} '${tokens[col]?.trim()}', norm ${short(value ?? NaN)}`,
-    cursor: () => at.value, bend: () => "sym", most: 34,
+    cursor: () => at.value, bend: () => "log", most: 34, widest: 86,
     onLegend: (found) => legend.peek()?.scale.key !== found.scale.key && (legend.value = found),
     pick: (row, col) => batch(() => {
       at.value = { row, col };
@@ -83,7 +83,7 @@ function openPoint(norms, at) {
 
 /** @param {string} point */
 function pointName(point) {
-  return point.replace(/^layers\.(\d+)\.(resid_)?/, (_, number) => `${number} `);
+  return point.replace(/^layers\.(\d+)\.resid_(\w+)$/, (_, number, where) => (where === "post" ? `layer ${number}` : `· ${where} ${number}`));
 }
 
 /** @param {import("../state.js").Model} own */

@@ -29,29 +29,28 @@ function breadcrumb() {
   effect(() => {
     input.value = address.value;
   });
-  const go = () => {
+  onEnter(input, () => {
     try {
       goToAddress(input.value);
       input.blur();
     } catch (error) {
       report(error);
     }
-  };
-  return html`<span class="breadcrumb">${input}${copyButton(() => location.href)}</span>`;
+  });
+  return html`<span class="breadcrumb">${input}${copyButton(() => location.href, "copy link")}</span>`;
 }
 
-/** @param {HTMLElement} element */
-function listen(element) {
-  element.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") element.blur();
+/** Enter in a field acts, Escape leaves it. @param {HTMLElement} field @param {() => void} act */
+function onEnter(field, act) {
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") field.blur();
     if (event.key !== "Enter") return;
-    if (event.target === element.querySelector("button")) return;
     event.preventDefault();
-    go();
+    act();
   });
 }
 
-function go() {
+function runPrompt() {
   const name = modelName.peek();
   startRun({ model: name, prompt: prompt.peek() });
 }
@@ -65,9 +64,9 @@ function promptLine() {
     <input id="prompt" aria-label="prompt" spellcheck="false" autocomplete="off" .value=${prompt}
       @input=${(/** @type {any} */ event) => (prompt.value = event.target.value)}>
     ${() => (busy.value ? html`<button class="primary" @click=${() => busy.peek()?.stop()}>Stop</button>`
-      : html`<button class="primary" title="run (Enter)" @click=${go}>Run</button>`)}
+      : html`<button class="primary" title="run (Enter)" @click=${runPrompt}>Run</button>`)}
     <span class="facts">${() => said()}</span></div>`;
-  listen(line);
+  onEnter(line.querySelector("#prompt"), runPrompt);
   return line;
 }
 

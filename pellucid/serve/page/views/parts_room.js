@@ -57,7 +57,7 @@ function partsMap(found) {
   const at = signal(/** @type {import("../state.js").Cell | null} */ (null));
   const named = (/** @type {number} */ row, /** @type {number} */ col) => `layer ${row} ${col === heads ? "MLP" : `head ${col}`}`;
   const map = new Heatmap({
-    plane: new ArrayPlane(values), palette: "signed", upward: true, label: "contribution by layer and head", most: 46,
+    plane: new ArrayPlane(values), palette: "signed", upward: true, label: "contribution by layer and head", most: 46, widest: 60,
     rowLabel: (row) => `layer ${row}`, colLabel: (col) => (col === heads ? "MLP" : String(col)),
     say: (row, col, value) => `${named(row, col)}, ${short(value ?? NaN)}`,
     cursor: () => at.value, bend: () => "sym",

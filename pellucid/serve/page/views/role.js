@@ -1,4 +1,6 @@
-// What a tensor is to the model: its colour everywhere on the page.
+// What a tensor is to the model: its colour everywhere on the page, its title, its scale.
+
+import { head, headOf } from "../state.js";
 
 /** @param {string} leaf */
 export function roleOf(leaf) {
@@ -11,6 +13,17 @@ export function roleOf(leaf) {
   if (/rope|position|growth/.test(leaf)) return "place";
   if (/logits/.test(leaf)) return "logits";
   return "resid";
+}
+
+/**
+ * The title of a step, with the heads in it; the sentence where it has none.
+ * @param {import("../state.js").Step} one
+ * @param {boolean} [brief] up to its colon
+ */
+export function titleOf(one, brief = false) {
+  const text = (one.title || one.sentence.replace(/\.$/, "")).replace("{head}", String(head.value))
+    .replace(brief ? " of key/value head {kv_head}" : "{kv_head}", brief ? "" : String(headOf(one)));
+  return brief ? text.split(/: | \(/)[0] : text;
 }
 
 /** Which scale of colours suits a step. @param {import("../state.js").Step} step */

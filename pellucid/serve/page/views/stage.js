@@ -4,7 +4,7 @@ import { computed, effect, scope } from "../signals.js";
 import { html } from "../html.js";
 import { head, headBy, headOf, ledger, model, picture, run, step, stepBy } from "../state.js";
 import { formula } from "./formula.js";
-import { roleOf } from "./role.js";
+import { roleOf, titleOf } from "./role.js";
 import { headStrip } from "./head_strip.js";
 import { tensorMap } from "./tensor_map.js";
 import { reads } from "./reads.js";
@@ -34,9 +34,13 @@ export const shownPicture = computed(() => {
 
 export function stage() {
   const body = html`<div class="picture"></div>`;
+  let shown = run.peek();
+  let times = 0; // the same run comes anew when the server is back
   const what = computed(() => {
     const one = step.value;
-    return one ? [run.value?.run, one.id, one.shape.length === 3 ? headOf(one) : 0, shownPicture.value].join(" ") : "";
+    if (run.value !== shown) times++;
+    shown = run.value;
+    return one ? [times, one.id, one.shape.length === 3 ? headOf(one) : 0, shownPicture.value].join(" ") : "";
   });
   effect(() => {
     body.replaceChildren();
@@ -46,7 +50,8 @@ export function stage() {
   });
   const layerHeads = computed(() => {
     const one = step.value;
-    return one && one.shape.length === 3 ? `${run.value?.run} ${one.id}` : "";
+    what.value;
+    return one && one.shape.length === 3 ? `${times} ${one.id}` : "";
   });
   const strip = html`<div class="strip"></div>`;
   effect(() => {
@@ -76,14 +81,13 @@ function title() {
     return { at: rows.findIndex((s) => s.id === step.value?.id) + 1, of: rows.length };
   });
   return html`<header class="what" data-role=${() => roleOf((step.value?.id ?? "").replace(/^layers\.\d+\./, ""))}>
-    <div class="line"><h1>${() => step.value?.title ?? ""}</h1>
-      <code class="dims">${() => dims(step.value)}</code>
-      <span class="spacer"></span>${pictureChoice()}
+    <div class="line"><h1>${() => (step.value ? titleOf(step.value) : "")}</h1>
       <span class="stepper walk"><button title="step before (k)" aria-label="step before"
         @click=${() => stepBy(-1)}>‹</button><span class="of">${() => `${place.value.at} / ${place.value.of}`}</span><button
         title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span></div>
-    <p class="sentence">${() => step.value?.sentence ?? ""}
-      <span class="formula">${() => (step.value?.formula ? formula(step.value.formula) : "")}</span></p></header>`;
+    <div class="line"><p class="sentence">${() => step.value?.sentence ?? ""}</p>${pictureChoice()}</div>
+    <div class="line"><code class="dims">${() => dims(step.value)}</code>
+      <span class="formula">${() => (step.value?.formula ? formula(step.value.formula) : "")}</span></div></header>`;
 }
 
 /** @param {Step | null} one */

@@ -61,7 +61,7 @@ function sweepMap(found) {
   const named = (/** @type {string | number} */ column) => (typeof column === "number" && found.columns.length === tokens.length ? visible(tokens[column]) : String(column));
   const say = (/** @type {number} */ row, /** @type {number} */ col) => `${found.rows[row]}, ${named(found.columns[col])}: ${short(found.values[row][col])}`;
   const map = new Heatmap({
-    plane: new ArrayPlane(found.values), palette: "signed", upward: true, label: "sweep", most: 44,
+    plane: new ArrayPlane(found.values), palette: "signed", upward: true, label: "sweep", most: 44, widest: 80,
     rowLabel: (row) => String(found.rows[row]), colLabel: (col) => named(found.columns[col]),
     say, cursor: () => at.value, bend: () => "sym",
     onLegend: (next) => legend.peek()?.scale.key !== next.scale.key && (legend.value = next),

@@ -4,8 +4,8 @@ import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { bend, cell, hasHeads, headOf, live, run, token } from "../state.js";
 import { TensorPlane } from "../data/plane.js";
-import { exact } from "../data/numbers.js";
-import { paletteOf } from "./role.js";
+import { exact, visible } from "../data/numbers.js";
+import { paletteOf, titleOf } from "./role.js";
 import { Heatmap } from "./heatmap.js";
 import { legendBar } from "./legend.js";
 import { profile } from "./profile.js";
@@ -51,12 +51,13 @@ export function tensorMap(one) {
   const legend = signal(/** @type {any} */ (null));
   const square = isToken(rowAxis) && isToken(colAxis);
   const map = new Heatmap({
-    plane, palette: paletteOf(one), square, label: `${one.title}, ${plane.rows} rows, ${plane.cols} columns`,
-    rowLabel: isToken(rowAxis) ? (row) => tokens[row] ?? String(row) : undefined,
-    colLabel: isToken(colAxis) ? (col) => tokens[col] ?? String(col) : undefined,
+    plane, palette: paletteOf(one), square, label: `${titleOf(one)}, ${plane.rows} rows, ${plane.cols} columns`,
+    rowLabel: isToken(rowAxis) ? (row) => visible(tokens[row] ?? String(row)) : undefined,
+    colLabel: isToken(colAxis) ? (col) => visible(tokens[col] ?? String(col)) : undefined,
     say: sayCell(one), cursor: () => cell.value,
     markedRow: rowAxis === "T" ? () => token.value : undefined,
     bend: () => bend.value || naturalBend(one),
+    clearZero: /pattern$/.test(one.id),
     limit: one.dtype === "bool" ? 1 : undefined,
     onLegend: (next) => {
       if (legend.peek()?.scale.key !== next.scale.key || legend.peek()?.note !== next.note) legend.value = next;
@@ -74,5 +75,5 @@ export function tensorMap(one) {
   });
   return html`<div class="mapbox" data-square=${square}>${map.element}
     ${square || plane.flat || plane.cols < 8 ? "" : profile(plane)}
-    ${legendBar(legend, { masked: /masked_scores$|mask$/.test(one.id) })}</div>`;
+    ${legendBar(legend, { masked: /masked_scores$|mask$|pattern$/.test(one.id) })}</div>`;
 }

@@ -5,6 +5,7 @@ import { html } from "../html.js";
 import { cell, run, token } from "../state.js";
 import { exact, visible } from "../data/numbers.js";
 import { maskedBelow } from "../data/scale.js";
+import { titleOf } from "./role.js";
 import { planeOf } from "./tensor_map.js";
 
 const ROWS = 64;
@@ -36,7 +37,7 @@ function table(one, plane, from) {
     axis === "T" || axis === "S" ? visible(tokens[i] ?? "") : String(i);
   const rows = range(from.row, Math.min(ROWS, plane.rows));
   const cols = range(from.col, Math.min(COLS, plane.cols));
-  return html`<table class="numbers"><caption class="spoken">${one.title}</caption><thead><tr><th></th>
+  return html`<table class="numbers"><caption class="spoken">${titleOf(one)}</caption><thead><tr><th></th>
     ${cols.map((col) => html`<th scope="col">${label(colAxis, col)}</th>`)}</tr></thead><tbody>
     ${rows.map((row) => html`<tr><th scope="row">${label(rowAxis, row)}</th>
       ${cols.map((col) => html`<td aria-selected=${() => String(cell.value?.row === row && cell.value?.col === col)}

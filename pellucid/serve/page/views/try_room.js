@@ -1,7 +1,8 @@
 // Experiments: change something inside, run again, and see what it does against the clean run.
 
-import { batch, effect, scope, signal } from "../signals.js";
+import { effect, scope, signal } from "../signals.js";
 import { html } from "../html.js";
+import { layerOf } from "../address.js";
 import { get } from "../data/api.js";
 import { address, goTo, modelName, report, room, run, startRun } from "../state.js";
 import { percent, short, visible } from "../data/numbers.js";
@@ -124,12 +125,25 @@ function dumbbells(found) {
 function strip(found) {
   const said = signal(found.first ? `first difference: ${found.first}` : "nothing differs");
   const largest = Math.max(...found.rows.map((one) => one.relative).filter(Number.isFinite), 1e-12);
-  return html`<div class="verdicts" role="list" aria-label="verdicts in the order of the pass">${found.rows.map((one) => html`<button role="listitem"
-    data-verdict=${one.identical ? "identical" : one.verdict} aria-label=${`${one.name}: ${one.verdict}`}
-    css=${`--strength:${one.identical ? 0 : Math.max(0.15, Math.min(1, 1 + Math.log10(one.relative / largest || 1e-9) / 6))}`}
-    @mouseenter=${() => (said.value = tell(one))} @focus=${() => (said.value = tell(one))}
-    @click=${() => batch(() => goTo(one.name))}></button>`)}</div>
-    <p class="note" role="status">${said}</p>`;
+  /** @type {Map<string, Verdict[]>} */
+  const lines = new Map(); // a line a layer, and what stands before and after
+  for (const one of found.rows) {
+    const at = layerOf(one.name);
+    const line = at !== null ? `layer ${at}` : lines.size < 2 && !lines.has("layer 0") ? "before" : "after";
+    lines.set(line, [...(lines.get(line) ?? []), one]);
+  }
+  const cell = (/** @type {Verdict} */ one) => html`<button role="listitem"
+    data-verdict=${one.identical ? "identical" : one.verdict} aria-label=${tell(one)} css=${`--strength:${strength(one, largest)}`}
+    @mouseenter=${() => (said.value = tell(one))} @focus=${() => (said.value = tell(one))} @click=${() => goTo(one.name)}></button>`;
+  return html`<p class="note" role="status">${said}</p>
+    <div class="verdicts" role="list" aria-label="verdicts in the order of the pass">${[...lines].reverse().map(([name, line]) =>
+      html`<div><small>${name}</small>${line.map(cell)}</div>`)}</div>`;
+}
+
+/** How strongly a difference is shown: six decades up to the largest. @param {Verdict} one @param {number} largest */
+function strength(one, largest) {
+  if (one.identical) return 0;
+  return Math.max(0.15, Math.min(1, 1 + Math.log10(one.relative / largest || 1e-9) / 6));
 }
 
 /** @param {Verdict} one */
