@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.diff.replay.operations import SOURCES, inner_length
 from pellucid.diff.replay.replay import Replay
-from pellucid.explore.manifest import words_of
+from pellucid.explore.manifest import TITLES, sentence_of, words_of
 from pellucid.explore.runs import TAIL, Run
 from pellucid.models import Config
 from pellucid.walk import Step, walk_part
@@ -55,15 +55,14 @@ def card(run: Run, name: str, head: int | None = None) -> dict[str, Any]:
     query = head or 0
     own = (query // group if per_head == ["Hkv"] else query) if per_head else None
     step = _walked(run, name, query)
-    title, formula = words_of(run.loaded.config, graph.leaf(name), names.layer_of(name))
-    row = run.loaded.leaf_of(name)
+    title, formula = words_of(run.loaded, name)
     lines = run.loaded.code.lines(name.replace(".sin", ".cos"))  # one statement makes both
     return {
         "step": name,
         "head": own,
-        "title": (step.title if step else "") or title or row.sentence.rstrip("."),
+        "title": step.title if step and step.title and graph.leaf(name) not in TITLES else title,
         "formula": step.formula if step and step.title else formula,
-        "sentence": row.sentence,
+        "sentence": sentence_of(run.loaded, name),
         "source": source_of(name, run.loaded.config.gated),
         "code": "\n".join(lines),
         "walk": step.source if step else "",
