@@ -167,6 +167,7 @@ def words_of(loaded: Loaded, name: str) -> tuple[str, str]:
             )
             break
     title = re.sub(r" of (the )?(key/value )?head {\w+}", "", title)
+    title = re.sub(r"(key/value )?head {\w+}", "each head", title)
     return TITLES.get(leaf, title) or sentence_of(loaded, name).rstrip("."), _plain(
         formula, loaded, layer
     )

@@ -43,9 +43,7 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
     add(path, describe_run(run))
     add(f"{path}/norms", attribution.norms(run))
     for top in (5, 8):
-        found = None
-        for found in attribution.lens(run, top):
-            yield None
+        found = yield from _last_of(attribution.lens(run, top))
         add(f"{path}/lens?top={top}", found)
     last = len(run.ids) - 1
     for row in range(last + 1):
@@ -53,9 +51,7 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
         told = {"row": row, "top": likeliest(run, logits, 20), "entropy": entropy(logits)}
         add(f"{path}/logits?row={row}&top=20", told)
     token = int(run.logits(last).argmax())
-    found = None
-    for found in attribution.contributions(run, last, token):
-        yield None
+    found = yield from _last_of(attribution.contributions(run, last, token))
     add(f"{path}/contributions?row={last}&id={token}", found)
     for layer in range(run.loaded.config.n_layers):
         add(f"{path}/heads?layer={layer}", attribution.heads(run, layer))
@@ -76,3 +72,11 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
         add(f"{path}/statistics?name={encoded(name)}", statistics(tensor))
         yield None
     yield answers
+
+
+def _last_of(work: Generator[Any, None, None]) -> Generator[None, None, Any]:
+    """Yields None for each step of `work` and returns the last thing that it yields."""
+    answer = None
+    for answer in work:
+        yield None
+    return answer
