@@ -77,6 +77,7 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
 def _last_of(work: Generator[Any, None, None]) -> Generator[None, None, Any]:
     """Yields None for each step of `work` and returns the last thing that it yields."""
     answer = None
-    for answer in work:
+    for step in work:
+        answer = step
         yield None
     return answer

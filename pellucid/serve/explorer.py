@@ -21,6 +21,7 @@ from pellucid.explore.generation import generation
 from pellucid.explore.manifest import describe_model, describe_run
 from pellucid.explore.packing import packed, plain, without_batch
 from pellucid.explore.predictions import entropy, likeliest
+from pellucid.explore.recording import record
 from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
 from pellucid.generate import Sampling
@@ -150,6 +151,16 @@ class Explorer:
         """GET /api/runs/{run}/against/{other}."""
         run, other = self.run(request), self.get(request.path_params["other"])
         return await self.last_of(request, run, against(run, other, whole(request, "row", -1)))
+
+    async def export(self, request: Request) -> Response:
+        """GET /api/runs/{run}/export: the page with this run's answers in it, as one file."""
+        from pellucid.serve.page_file import single_file
+
+        run = self.run(request)
+        answers = (await self.turns(request, self.engines[run.loaded.name], record(run)))[-1]
+        name = f"pellucid-{run.id}.html"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(single_file(answers), media_type="text/html", headers=headers)
 
     async def sweep(self, request: Request) -> Response:
         """POST /api/runs/{run}/sweep."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from pellucid.explore import Edit, Runs, attribution
 from pellucid.explore.against import against
 from pellucid.explore.cards import card
 from pellucid.explore.generation import generation
+from pellucid.explore.recording import encoded, record
 from pellucid.explore.reduce import reduce_tiles, statistics
 from pellucid.explore.sweeps import Sweep, sweep
 from pellucid.generate import Sampling
@@ -275,3 +277,22 @@ def test_statistics_leave_masked_cells_out():
     assert (found["rms"], found["nan"], found["inf"]) == (math.sqrt(5), 1, 2)
     assert sum(found["histogram"]["counts"]) == 2
     assert statistics(torch.full((2,), -math.inf))["min"] is None
+
+
+def test_a_recording_is_what_the_server_would_answer():
+    runs = Runs({"tiny": language_model(LLAMA)})
+    run = runs.run("tiny", IDS)
+    answers, path = last(record(run)), f"/api/runs/{run.id}"
+    seen = run.loaded.lm.trace(IDS)
+    for name in run:
+        headers, body = answers[f"{path}/tensor?at={name}"]
+        whole = seen[name][0] if seen[name].ndim > len(run.shape(name)) else seen[name]
+        assert body == whole.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        assert headers["X-Shape"] == ",".join(map(str, whole.shape))
+        assert json.loads(answers[f"{path}/card?step={name}"][1])["step"] == name
+    assert json.loads(answers[path][1])["ids"] == IDS
+    best = int(seen["logits[-1]"].argmax())
+    assert f"{path}/contributions?row=6&id={best}" in answers
+    small = last(record(run, room=2000))
+    assert 1 < sum("/tensor?" in key for key in small) < len(run)
+    assert encoded("a[1,2:]·b") == "a%5B1%2C2%3A%5D%C2%B7b"
