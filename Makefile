@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-long test-peers bench-train train-demos lint format clean
+.PHONY: help venv demo test test-long test-peers bench-train train-demos lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -57,6 +57,9 @@ lint: venv  ## ruff and pyright
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+types-page:  ## types of the page's JavaScript by their JSDoc (needs npm; nothing is installed here)
+	npx --yes --package typescript@5 tsc -p tests/serve/jsconfig.json
 
 format: venv  ## write the code the way ruff wants it
 	$(BIN)/ruff check --fix .

@@ -359,7 +359,7 @@ class LanguageModel:
         tokens = self.encode(prompt)
         return walk(
             self.config,
-            self._weights(),
+            self.weights(),
             tokens,
             token_strings=[self.tokenizer.token_string(token) for token in tokens],
             specials=self.tokenizer.specials,
@@ -370,7 +370,7 @@ class LanguageModel:
             everything=everything,
         )
 
-    def _weights(self) -> Mapping[str, Tensor]:
+    def weights(self) -> Mapping[str, Tensor]:
         """Parameter name -> tensor; of streamed weights each is read when it is asked for."""
         if self.checkpoint is not None and checkpoints.is_streamed(self.model):
             return checkpoints.WeightsInOrder(self.checkpoint.weights)

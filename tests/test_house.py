@@ -43,6 +43,7 @@ FLOORS = {
     "diff": 4,
     "train": 4,
     "evaluate": 4,
+    "explore": 4,
     "quantise": 4,
     "interpret": 4,
     "language_model": 3,

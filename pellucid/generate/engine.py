@@ -126,10 +126,12 @@ class Generation(Iterator[list[int | None]]):
     """Rows of tokens being continued; `generate_tokens` makes one.
 
     Iterating gives, per step, one token for each row, and None for rows that have finished.
-    `logits` (rows of the last step, V) are the model's own, before sampling changes them.
+    `logits` (rows of the last step, V) are the model's own, before sampling changes them; `cached`
+    is how many places of the cache the last step read instead of computing them.
     """
 
     logits: Tensor
+    cached = 0
 
     def __init__(
         self,
@@ -204,6 +206,7 @@ class Generation(Iterator[list[int | None]]):
         if self._overflows() or self._stale():
             self._align()
         held, first = self._cache.length, self._live[0]
+        self.cached = held
         columns = self._padding[first] + min(len(self._rows[first]), self._window)
         feed = [[_FILL] * (columns - held) for _ in self._rows]
         for row in self._live:

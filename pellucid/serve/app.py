@@ -13,8 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pellucid.explore import Runs
 from pellucid.language_model import LanguageModel, load
+from pellucid.serve.explorer import Explorer
 from pellucid.serve.metrics import Metrics
+from pellucid.serve.page_files import PageFiles
 from pellucid.serve.queue import Engine
 from pellucid.serve.responses import Responses
 from pellucid.serve.routes import Handler, Routes
@@ -26,8 +29,11 @@ GET, POST = ["GET"], ["POST"]
 
 
 def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
-    """An ASGI application that serves these engines; it starts and stops their threads."""
-    rules, metrics = rules or Rules(), Metrics()
+    """An ASGI application that serves these engines; it starts and stops their threads.
+
+    ValueError where a file of the page is missing.
+    """
+    rules, metrics, page = rules or Rules(), Metrics(), PageFiles()
     routes = Routes({engine.name: engine for engine in engines}, rules, metrics)
     table: list[tuple[str, list[str], Handler]] = [
         ("/health", GET, routes.health),
@@ -40,6 +46,9 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/tokenize", POST, routes.tokenize),
         ("/detokenize", POST, routes.detokenize),
         ("/tokenizer_info", GET, routes.tokenizer_info),
+        ("/", GET, page.index),
+        ("/page/{path:path}", GET, page.file),
+        *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),
     ]
 
     @asynccontextmanager
@@ -56,6 +65,31 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         lifespan=lifespan,
     )
     return Guard(app, rules)
+
+
+def explorer_table(explorer: Explorer) -> list[tuple[str, list[str], Handler]]:
+    """The explorer's endpoints."""
+    run = "/api/runs/{run}"
+    return [
+        ("/api/models", GET, explorer.models),
+        ("/api/tokens", POST, explorer.tokens),
+        ("/api/runs", POST, explorer.start),
+        (run, GET, explorer.manifest),
+        (f"{run}/tensor", GET, explorer.tensor),
+        (f"{run}/statistics", GET, explorer.statistics),
+        (f"{run}/cell", GET, explorer.cell),
+        (f"{run}/logits", GET, explorer.logits),
+        (f"{run}/card", GET, explorer.card),
+        (f"{run}/lens", GET, explorer.lens),
+        (f"{run}/contributions", GET, explorer.contributions),
+        (f"{run}/norms", GET, explorer.norms),
+        (f"{run}/heads", GET, explorer.heads),
+        (f"{run}/rope", GET, explorer.rope),
+        (f"{run}/against/{{other}}", GET, explorer.against),
+        (f"{run}/export", GET, explorer.export),
+        (f"{run}/sweep", POST, explorer.sweep),
+        ("/api/generate", POST, explorer.generate),
+    ]
 
 
 def _counted(path: str, metrics: Metrics, handler: Handler) -> Handler:

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from pellucid.serve.schemas import RequestError
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
-OPEN = ("/health",)  # without a key, beside the page's files
+OPEN = ("/health", "/")  # without a key, as the page's files
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -147,7 +147,9 @@ class Guard:
             raise RequestError(403, "this page may not call the server: see --allow-origin")
 
     def _check_key(self, request: Request) -> None:
-        if self._rules.key is None or request.url.path in self._rules.open_paths:
+        path = request.url.path
+        open_ = path in self._rules.open_paths or path.startswith("/page/")
+        if self._rules.key is None or open_:
             return
         given = request.headers.get("authorization", "")
         expected = f"Bearer {self._rules.key}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.serve.app import build_app, open_engines
+from pellucid.serve.page_files import PageFiles
+from pellucid.serve.queue import Engine
 from pellucid.serve.security import OPEN, Rules, check_binding
+from pellucid.source.step_lines import StepLines
 
 PATIENCE = 20.0  # seconds for the head of a request, and again for its body
 MOST_HEAD = 32 << 10  # bytes
@@ -86,19 +90,27 @@ def serve_models(
     models that cannot be loaded.
     """
     check_binding(host, key, insecure)
+    PageFiles()  # complete, before a model is loaded
     bound = _bound(host, port)
     try:
         engines = open_engines(sources, fast, report, **options)
+        threading.Thread(target=_resolve, args=(engines,), daemon=True).start()
         rules = Rules(
             host=host, key=key, origins=tuple(origins), patience=PATIENCE, open_paths=OPEN
         )
         if report:
             shown = f"[{host}]" if ":" in host else host
             names = ", ".join(engine.name for engine in engines)
-            report(f"{names} at http://{shown}:{bound.getsockname()[1]}/v1; Ctrl-C stops")
+            report(f"{names} at http://{shown}:{bound.getsockname()[1]}/ (API: /v1); Ctrl-C stops")
         http_server(build_app(engines, rules)).run(sockets=[bound])
     finally:
         bound.close()
+
+
+def _resolve(engines: Sequence[Engine]) -> None:
+    """Resolve each model's code once: the first time costs seconds of imports, cards then none."""
+    for engine in engines:
+        StepLines(engine.lm.config, engine.lm.model.dialect.name).lines("logits")
 
 
 def http_server(app: Any) -> uvicorn.Server:

@@ -20,7 +20,7 @@ from pellucid.walk.runner import Runner
 from pellucid.walk.script import SCRIPT
 from pellucid.walk.steps import Picture, Step
 
-__all__ = ["SCRIPT", "Picture", "Step", "walk", "witness"]
+__all__ = ["SCRIPT", "Picture", "Step", "walk", "walk_part", "witness"]
 
 
 def walk(
@@ -95,6 +95,26 @@ def witness(
         value = torch.stack(found[name]) if per_head else found[name][0]
         collected[name] = value[None] if graph.has_batch(name) else value
     return collected
+
+
+def walk_part(
+    config: Config,
+    weights: Mapping[str, Tensor],
+    tokens: Sequence[int] | Tensor,
+    *,
+    layer: int,
+    stream: Tensor,
+    head: int,
+    dialect: Dialect,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Step]:
+    """The steps before the first layer and those of one layer, into which `stream` (T, C) flows.
+
+    `layer` n_layers are the steps after the last one. Steps without a title are among them.
+    """
+    prompt = _checked_tokens(config, tokens)
+    values = {"last_row": len(prompt) - 1, "silent": True}
+    return _runner(config, weights, prompt, dialect, dtype, **values).part(layer, head, stream)
 
 
 def _runner(

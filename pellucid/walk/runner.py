@@ -65,7 +65,7 @@ class Runner:
 
         first, last = _span(script.lines, ("layer", "kv_head", "head"))
         before, block, after = script.lines[:first], script.lines[first:last], script.lines[last:]
-        self.outside = _stand_ins([*before, *after], config, None)
+        self.outside = stand_ins([*before, *after], config, None)
         self.before, self.after = _needed(before, config, None), _needed(after, config, None)
         self.begins = before[-1].variable  # the stream; left out, what stands in for it
         self.kinds = {kind: self._block(block, kind) for kind in dict.fromkeys(config.kinds)}
@@ -99,7 +99,7 @@ class Runner:
 
     def _block(self, lines: Sequence[Line], kind: Layer) -> Block:
         needed = _needed(lines, self.config, kind)
-        stands_in = self.outside | _stand_ins(lines, self.config, kind)
+        stands_in = self.outside | stand_ins(lines, self.config, kind)
         first, last = _span(needed, ("kv_head", "head"))
         expiring = _expiring(needed, first, last, stands_in)
         parts = needed[:first], needed[first:last], needed[last:]
@@ -113,6 +113,13 @@ class Runner:
         for layer in range(self.config.n_layers):
             yield from self._layer(layer, heads if layer in layers else ())
         yield from self._run(self.after)
+
+    def part(self, layer: int, head: int, stream: Tensor) -> Iterator[Step]:
+        """The steps before all layers, then those of one that takes in `stream`, or of the end."""
+        yield from self._run(self.before)
+        self.scopes["once"]["stream"] = Held(stream)
+        last = layer == self.config.n_layers
+        yield from self._run(self.after) if last else self._layer(layer, [head])
 
     def _layer(self, layer: int, heads: Sequence[int]) -> Iterator[Step]:
         """One layer; `heads` come first and are shown, no `heads`: the layer is one step."""
@@ -269,7 +276,7 @@ def _needed(lines: Sequence[Line], config: Config, kind: Layer | None) -> list[L
     return [line for line in lines if line.when(config, kind)]
 
 
-def _stand_ins(lines: Sequence[Line], config: Config, kind: Layer | None) -> dict[str, str]:
+def stand_ins(lines: Sequence[Line], config: Config, kind: Layer | None) -> dict[str, str]:
     """Variable of a line that is left out -> the variable whose value takes its place."""
     there = {line.variable for line in _needed(lines, config, kind)}
     next_one = {line.variable: line.stand_in for line in lines if line.variable not in there}

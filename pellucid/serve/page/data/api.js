@@ -1,0 +1,156 @@
+// The way to the server: JSON, bytes and streams. One recorded file can stand in for the server
+// (see `recording`), which is how a run is shared as a single page.
+
+import { signal } from "../signals.js";
+
+/** Whether the server answers; `gone` keeps the last picture on the page and tries again. */
+export const connection = signal(/** @type {"ok" | "gone"} */ ("ok"));
+/** Set when the server asked for a key. */
+export const keyNeeded = signal(false);
+
+export class ApiError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} status
+   */
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let asking = 0;
+/** Note that a request begins or ends: the page shows a line meanwhile. @param {number} by */
+function count(by) {
+  asking += by;
+  document.body.dataset.asking = String(asking);
+}
+
+/** @typedef {{headers: Record<string, string>, body: string}} Recorded */
+/** @type {Record<string, Recorded> | null} */
+let recorded = null;
+
+/** The answers that a single-file page carries, or null. */
+export function recording() {
+  const element = document.getElementById("recording");
+  if (!recorded && element) recorded = JSON.parse(element.textContent || "{}");
+  return recorded;
+}
+
+/** @param {string} path */
+function fromRecording(path) {
+  const found = recorded?.[path];
+  if (!found) throw new ApiError("this page is a recording without that part: open it on a server", 404);
+  const bytes = Uint8Array.from(atob(found.body), (c) => c.charCodeAt(0));
+  return new Response(bytes, { headers: found.headers });
+}
+
+/**
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<Response>}
+ */
+async function ask(path, options = {}) {
+  if (recording()) return fromRecording(path);
+  const headers = new Headers(options.headers);
+  const key = sessionStorage.getItem("key");
+  if (key) headers.set("Authorization", `Bearer ${key}`);
+  let answer;
+  count(1);
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    serverGone();
+    throw new ApiError("the server does not answer", 0);
+  } finally {
+    setTimeout(() => count(-1)); // after what the answer brings
+  }
+  connection.value = "ok";
+  if (answer.ok) return answer;
+  if (answer.status === 401) keyNeeded.value = true;
+  const said = await answer.json().catch(() => null);
+  throw new ApiError(said?.error?.message ?? `${answer.status} ${answer.statusText}`, answer.status);
+}
+
+/** Ask for the server every two seconds until it is back. */
+function serverGone() {
+  if (connection.peek() === "gone") return;
+  connection.value = "gone";
+  const timer = setInterval(async () => {
+    try {
+      if ((await fetch("/health")).ok) connection.value = "ok";
+    } catch {
+      return; // still gone
+    }
+    if (connection.peek() === "ok") clearInterval(timer);
+  }, 2000);
+}
+
+/**
+ * @param {string} path
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
+export async function get(path, signal) {
+  return (await ask(path, { signal })).json();
+}
+
+/**
+ * @param {string} path
+ * @param {any} body
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<any>}
+ */
+export async function post(path, body, signal) {
+  return (await send(path, body, signal)).json();
+}
+
+/**
+ * @param {string} path
+ * @param {any} body
+ * @param {AbortSignal} [signal]
+ */
+function send(path, body, signal) {
+  return ask(path, {
+    method: "POST", body: JSON.stringify(body), signal,
+    headers: { "Content-Type": "application/json" },
+  });
+}
+
+/**
+ * Bytes of a tensor with the headers that describe them.
+ * @param {string} path
+ * @param {AbortSignal} [signal]
+ */
+export async function bytes(path, signal) {
+  const answer = await ask(path, { signal });
+  return { headers: answer.headers, buffer: await answer.arrayBuffer() };
+}
+
+/**
+ * Events of a stream, each a JSON object; an error inside it is thrown.
+ * @param {string} path
+ * @param {any} body
+ * @param {AbortSignal} signal
+ */
+export async function* events(path, body, signal) {
+  const answer = await send(path, body, signal);
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (answer.body).getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    text += decoder.decode(value, { stream: !done });
+    for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
+      const event = text.slice(0, end).split("\n").filter((line) => line.startsWith("data:"))
+        .map((line) => line.slice(5).trim()).join("");
+      text = text.slice(end + 2);
+      if (!event || event === "[DONE]") continue;
+      const read = JSON.parse(event);
+      if (read.error) throw new ApiError(read.error.message, 500);
+      yield read;
+    }
+    if (done) return;
+  }
+}
