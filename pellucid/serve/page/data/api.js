@@ -20,10 +20,20 @@ export class ApiError extends Error {
 }
 
 let asking = 0;
-/** Note that a request begins or ends: the page shows a line meanwhile. @param {number} by */
-function count(by) {
-  asking += by;
-  document.body.dataset.asking = String(asking);
+/**
+ * Count an answer that is awaited: the page shows a line meanwhile.
+ * @template T
+ * @param {Promise<T>} answer
+ * @returns {Promise<T>}
+ */
+async function counted(answer) {
+  document.body.dataset.asking = String(++asking);
+  try {
+    return await answer;
+  } finally {
+    // After what the answer brings, which may be further requests.
+    setTimeout(() => (document.body.dataset.asking = String(--asking)));
+  }
 }
 
 /** @typedef {{headers: Record<string, string>, body: string}} Recorded */
@@ -56,15 +66,12 @@ async function ask(path, options = {}) {
   const key = sessionStorage.getItem("key");
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let answer;
-  count(1);
   try {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     serverGone();
     throw new ApiError("the server does not answer", 0);
-  } finally {
-    setTimeout(() => count(-1)); // after what the answer brings
   }
   connection.value = "ok";
   if (answer.ok) return answer;
@@ -92,8 +99,8 @@ function serverGone() {
  * @param {AbortSignal} [signal]
  * @returns {Promise<any>}
  */
-export async function get(path, signal) {
-  return (await ask(path, { signal })).json();
+export function get(path, signal) {
+  return counted(ask(path, { signal }).then((answer) => answer.json()));
 }
 
 /**
@@ -102,8 +109,8 @@ export async function get(path, signal) {
  * @param {AbortSignal} [signal]
  * @returns {Promise<any>}
  */
-export async function post(path, body, signal) {
-  return (await send(path, body, signal)).json();
+export function post(path, body, signal) {
+  return counted(send(path, body, signal).then((answer) => answer.json()));
 }
 
 /**
@@ -123,9 +130,9 @@ function send(path, body, signal) {
  * @param {string} path
  * @param {AbortSignal} [signal]
  */
-export async function bytes(path, signal) {
-  const answer = await ask(path, { signal });
-  return { headers: answer.headers, buffer: await answer.arrayBuffer() };
+export function bytes(path, signal) {
+  return counted(ask(path, { signal }).then(async (answer) =>
+    ({ headers: answer.headers, buffer: await answer.arrayBuffer() })));
 }
 
 /**
