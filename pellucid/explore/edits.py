@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from pellucid import graph, names
+from pellucid.edits import Edit as Function
 from pellucid.models import Config
-from pellucid.trace import Edit as Function
 from pellucid.trace import Trace
 
 Do = Literal["zero", "scale", "patch", "steer"]

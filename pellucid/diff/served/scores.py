@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pellucid.diff.served.said import Said
-from pellucid.evaluate.scoring import evaluating, rows_at_once, wide_logits
-from pellucid.models import Cache, Config, Model, empty_model
+from pellucid.edits import Edit
+from pellucid.evaluate.scoring import rows_at_once, wide_logits
+from pellucid.models import Cache, Config, Model, empty_model, evaluating
 from pellucid.models.adapters import folded
 from pellucid.models.quantised import FullWeights
-from pellucid.trace import Edit, trace
+from pellucid.trace import trace
 
 FLOOR = 2e-6  # relative error of ln p in float32, softmax over a vocabulary included
 _DIGITS = range(1, 7)

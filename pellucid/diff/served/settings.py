@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pellucid.diff.served.scores import Pairs, hidden_by
-from pellucid.evaluate.scoring import evaluating, wide_logits
+from pellucid.evaluate.scoring import wide_logits
 from pellucid.generate.sample import Sampling, penalise_repetition, warp
-from pellucid.models import Model
+from pellucid.models import Model, evaluating
 
 MOST_PLACES = 256
 _ROWS = 32  # at once

@@ -15,9 +15,9 @@ from torch import Tensor
 from pellucid.diff.causes.rope import rope_variants
 from pellucid.diff.selftest.quantisers import FORMATS
 from pellucid.diff.served.scores import Hidden, build, hidden_by, hidden_in_steps
+from pellucid.edits import Edit
 from pellucid.models import Config, Layer, Model, RopeConfig
 from pellucid.models.quantised import Format, quantise
-from pellucid.trace import Edit
 
 _CONTEXTS = (4096, 8192)
 _FACTORS = (2.0, 4.0, 8.0, 32.0)
