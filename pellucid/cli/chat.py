@@ -92,7 +92,10 @@ def _answer(
     )
     try:
         with contextlib.closing(pieces):
-            for piece in pieces:
+            for number, piece in enumerate(pieces):
+                if number == 0 and conversation.forgotten:
+                    count = f"{conversation.forgotten} oldest of the questions"
+                    _note(f"the context is full: the {count} and their answers are forgotten")
                 write_text(piece)
     except KeyboardInterrupt:
         pass  # the part that was written stays in the conversation
@@ -101,3 +104,11 @@ def _answer(
         print(f"pellucid chat: {error}; /reset starts a new conversation", file=sys.stderr)
         return
     write_text("\n")
+    if conversation.cut:
+        _note(f"this answer was cut: {conversation.cut}")
+
+
+def _note(text: str) -> None:
+    """A line beside the conversation, on the error stream so that a pipe holds answers alone."""
+    sys.stdout.flush()
+    print(f"pellucid chat: {text}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 
-from pellucid.generate.engine import KeptCache
+from pellucid.generate.engine import KeptCache, context_limit
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import stream_text
 from pellucid.models import Model
@@ -35,17 +35,23 @@ class Conversation:
         self._kept = KeptCache() if reuse else None
         self.system = system
         self.turns: list[dict[str, str]] = []
+        self._lost = 0  # forgotten so far
+        self.forgotten = 0  # questions, with their answers, that the latest one took the room of
+        self.cut = ""  # why the latest answer ends early, unless so many tokens were asked for
 
     @property
     def messages(self) -> list[dict[str, str]]:
         """The conversation as the chat format takes it, the system message first."""
-        if self.system is None:
-            return list(self.turns)
-        return [{"role": "system", "content": self.system}, *self.turns]
+        return self._with_system(self.turns)
+
+    def _with_system(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, *turns]
 
     def reset(self) -> None:
         """Forget all questions and answers; the system message stays."""
         self.turns.clear()
+        self._lost = 0
 
     def answer(
         self,
@@ -63,9 +69,16 @@ class Conversation:
         So is an answer that is broken off, by closing the iterator or by Ctrl-C, as far as it
         came. A question that cannot be asked raises ValueError and is not kept. Each turn mixes
         its number into `seed`.
+
+        Where the context is too full for an answer, the oldest questions and answers are left out
+        (`forgotten` counts them), unless `slide` lets the model go on past it.
         """
-        self.turns.append({"role": "user", "content": question})
+        asked = {"role": "user", "content": question}
+        turns, self.turns, self.cut = self.turns, [*self.turns, asked], ""
+        limit = context_limit(self._model.config)
         try:
+            self.forgotten = 0 if slide else self._make_room(limit, max_new_tokens)
+            self._lost += self.forgotten
             prompt = self._format.encode(self.messages)
             stream = stream_text(
                 self._model,
@@ -74,13 +87,13 @@ class Conversation:
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 stop=stop,
-                seed=None if seed is None else row_seed(seed, len(self.turns) // 2),
+                seed=None if seed is None else row_seed(seed, self._lost + len(self.turns) // 2),
                 slide=slide,
                 kept=self._kept,
                 fast=fast,
             )
         except BaseException:
-            self.turns.pop()
+            self.turns = turns
             raise
         try:
             for (piece,) in stream:
@@ -88,5 +101,23 @@ class Conversation:
         finally:
             # Its text, which goes back into the next prompt as the tokens it was written in.
             done = stream.completions[0]
+            full = len(prompt) + len(done.tokens) >= limit and not slide
+            if done.finish_reason == "length" and full:
+                self.cut = f"the context of {limit} tokens is full"
             content = as_written(self._tokenizer, done.text, done.tokens, after=prompt)
             self.turns.append({"role": "assistant", "content": content})
+
+    def _make_room(self, limit: int, wanted: int | None) -> int:
+        """Leave out the oldest questions and answers until an answer fits; how many they were.
+
+        An answer is given a quarter of the context, or the tokens that are asked for if fewer. All
+        stay where even the last question alone leaves no token.
+        """
+        room = min(limit // 4, limit if wanted is None else wanted)
+        for first in range(0, len(self.turns), 2):
+            kept = self.turns[first:]
+            length = len(self._format.encode(self._with_system(kept)))
+            if length + room <= limit or (len(kept) == 1 and length < limit):
+                self.turns = kept
+                return first // 2
+        return 0

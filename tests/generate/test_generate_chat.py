@@ -126,6 +126,34 @@ def test_a_question_that_does_not_fit_is_not_kept(model: Model, tokenizer: Token
     assert ask(conversation, "x" * 200, slide=True)
 
 
+def test_a_full_context_forgets_the_oldest_turns(model: Model, tokenizer: Tokenizer) -> None:
+    conversation = Conversation(model, tokenizer, "be brief")
+    forgotten = []
+    for turn in range(8):
+        ask(conversation, f"question {turn}", max_new_tokens=10)
+        forgotten.append(conversation.forgotten)
+    assert forgotten[0] == 0 and sum(forgotten) > 0
+    assert conversation.messages[0]["content"] == "be brief"
+    assert conversation.turns[-2]["content"] == "question 7"
+    assert conversation.turns[0]["role"] == "user"
+    # What is left is asked as in a conversation that never had more.
+    greedy = {"sampling": Sampling(temperature=0.0), "max_new_tokens": 10}
+    last = ask(conversation, "and?", **greedy)
+    fresh = Conversation(model, tokenizer, "be brief")
+    fresh.turns = conversation.turns[:-2]
+    assert ask(fresh, "and?", **greedy) == last
+    # Each turn goes on drawing other numbers.
+    assert len({ask(conversation, "more?", max_new_tokens=10) for _ in range(4)}) > 1
+
+
+def test_an_answer_that_the_context_cuts_says_so(model: Model, tokenizer: Tokenizer) -> None:
+    conversation = Conversation(model, tokenizer)
+    ask(conversation, "hi", max_new_tokens=5)
+    assert conversation.cut == ""
+    ask(conversation, "hi", max_new_tokens=None)
+    assert conversation.cut == "the context of 160 tokens is full"
+
+
 def test_a_tokenizer_without_a_format_is_refused(model: Model, tokenizer: Tokenizer) -> None:
     plain = from_ranks({bytes([byte]): byte for byte in range(256)})
     plain.chat = None
