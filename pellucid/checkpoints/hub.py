@@ -30,7 +30,8 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def resolve(source: str | Path) -> Path:
     """The folder of a model, or its GGUF file.
 
-    A folder stands for itself, or for the one GGUF file in it; a GGUF file for itself; ``smollm2``
+    A folder stands for itself, for the one GGUF file in it, or, the folder of a training run, for
+    its best checkpoint (the last one where it has no best); a GGUF file for itself; ``smollm2``
     for SmolLM2-135M-Instruct where the package that holds it is installed; ``demo`` and
     ``demo-gpt2`` for the models that ship with the package (``./demo`` is a folder of that name);
     ``owner/name``, unless such a folder exists, for a Hub repository, which is fetched into the
@@ -44,7 +45,7 @@ def resolve(source: str | Path) -> Path:
         return _packaged(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _only_file(folder) or folder
+        return _only_file(folder) or _of_run(folder) or folder
     if folder.exists():
         if folder.suffix == ".gguf" or is_gguf(folder):
             return folder
@@ -63,6 +64,14 @@ def _folders_beside(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return [str(folder.parent / each.name) for each in folder.parent.iterdir() if each.is_dir()]
     return []
+
+
+def _of_run(folder: Path) -> Path | None:
+    """The model in the folder of a training run; None for another folder."""
+    if not (folder / "config.toml").is_file() or (folder / "config.json").is_file():
+        return None
+    models = (folder / name for name in ("best", "last"))
+    return next((path for path in models if path.is_dir()), None)
 
 
 def _only_file(folder: Path) -> Path | None:

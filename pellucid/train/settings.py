@@ -186,6 +186,9 @@ class TrainSettings:
     trace_tensors: bool = setting(False, "write the recorded tensors whole into RUN/traces")
 
 
+NEEDS_TOKENIZER = {"book-gpt2": "GPT-2's tokenizer of 50,257 tokens"}  # presets that do
+
+
 def presets() -> list[str]:
     """Names of the recipes that ship with the package."""
     files = resources.files("pellucid.train").joinpath("presets").iterdir()
@@ -237,6 +240,11 @@ def resolve(
             raise ValueError(f"no setting {name!r}{fields.nearest(name, list(known), _ELSEWHERE)}")
         found[name] = known[name].checked(value, known[name].flag)
     _check_exclusive(found)
+    if recipe in NEEDS_TOKENIZER and not (found.get("tokenizer") or found.get("tokens")):
+        raise ValueError(
+            f"preset {recipe} has {NEEDS_TOKENIZER[recipe]}, and would be another model with a "
+            "tokenizer learnt from your text: give --tokenizer FOLDER"
+        )
     if found.get("steps") is None and found.get("epochs") is None:
         found["steps"] = DEFAULT_STEPS
     return _absolute(TrainSettings(**found))

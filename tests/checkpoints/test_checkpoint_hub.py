@@ -233,3 +233,16 @@ def test_demos_lie_inside_the_package(tmp_path, monkeypatch, name, folder):
         checkpoints.resolve(name)
     (tmp_path / "demos" / folder).mkdir(parents=True)
     assert checkpoints.resolve(name) == tmp_path / "demos" / folder
+
+
+def test_a_run_s_folder_is_its_best_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    for name in ("best", "last"):
+        (run / name).mkdir(parents=True)
+    assert checkpoints.resolve(run) == run  # any folder may hold a folder "best"
+    (run / "config.toml").write_text("")
+    assert checkpoints.resolve(run) == run / "best"
+    (run / "best").rmdir()
+    assert checkpoints.resolve(str(run)) == run / "last"
+    (run / "config.json").write_text("{}")
+    assert checkpoints.resolve(run) == run

@@ -25,7 +25,7 @@ def resolve(*flags: str) -> TrainSettings:
 
 @pytest.mark.parametrize("name", settings.presets())
 def test_a_preset_resolves_and_what_is_written_reads_as_the_same(name: str, tmp_path: Path):
-    first = resolve("--preset", name, "--data", "story.txt")
+    first = resolve("--preset", name, "--data", "story.txt", "--tokenizer", "characters")
     path = tmp_path / "config.toml"
     path.write_text(settings.dump(first, "a title"), encoding="utf-8")
     assert set(tomllib.loads(path.read_text())) == {"text", "model", "training", "output"}
@@ -45,13 +45,19 @@ def test_the_later_one_wins(tmp_path: Path):
 
 
 def test_recipes_are_those_of_their_authors():
-    book = resolve("--preset", "book-gpt2", "--data", "a")
+    book = resolve("--preset", "book-gpt2", "--data", "a", "--tokenizer", "gpt2")
     assert (book.width, book.layers, book.heads, book.context) == (768, 12, 12, 256)
     assert (book.epochs, book.steps, book.batch, book.lr, book.seed) == (10, None, 2, 4e-4, 123)
     assert (book.weight_decay, book.dropout, book.schedule) == (0.1, 0.1, "constant")
     gpu = resolve("--preset", "shakespeare-char-gpu", "--data", "a")
     assert (gpu.width, gpu.layers, gpu.heads, gpu.context) == (384, 6, 6, 256)
     assert (gpu.batch, gpu.steps, gpu.dropout, gpu.min_lr) == (64, 5000, 0.2, 1e-4)
+
+
+def test_a_recipe_of_a_tokenizer_insists_on_it():
+    with pytest.raises(ValueError, match=r"GPT-2's tokenizer of 50,257 tokens.*--tokenizer"):
+        resolve("--preset", "book-gpt2", "--data", "a")
+    assert resolve("--preset", "book-gpt2", "--tokens", "a", "--stdlib").tokens
 
 
 @pytest.mark.parametrize(
