@@ -37,6 +37,10 @@ _SCALING = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
+_NUMBERS = (
+    "attention.head_count_kv", "attention.value_length", "attention.temperature_scale",
+    "rope.dimension_count", "rope.freq_base_swa", "rope.scaling.yarn_log_multiplier",
+)  # fmt: skip
 _NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 # Keys that change nothing: the tensors say it, or how the file came to be
 _IGNORED = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"})
@@ -79,7 +83,7 @@ def read_gguf_config(
     that are missing, unknown or do not fit.
     """
     architecture = keys.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{where}: general.architecture is {architecture!r}; Pellucid reads GGUF files of "
             f"{', '.join(sorted(ARCHITECTURES))}"
@@ -87,13 +91,17 @@ def read_gguf_config(
     start = f"{architecture}."
     own = {key.removeprefix(start): value for key, value in keys.items() if key.startswith(start)}
     family, gguf = _family_in(architecture, own)
+    _check_numbers(own, gguf, f"{where}: {start}")
     for key in _NEEDED:
-        if key not in own:
-            raise ValueError(f"{where}: {start}{key} is missing; expected a whole number")
+        if not isinstance(own.get(key), int):
+            stated = "missing" if key not in own else repr(own[key])[:60]
+            raise ValueError(f"{where}: {start}{key} is {stated}; expected a whole number")
     if "token_embd.weight" not in shapes:
         raise ValueError(f"{where}: the tensor token_embd.weight is missing")
+    if (blocks := own["block_count"]) > len(shapes):
+        raise ValueError(f"{where}: {start}block_count is {blocks}, of {len(shapes)} tensors")
     values = _stated(family, gguf, own, shapes, tied)
-    values |= _layer_types(gguf, own, values)
+    values |= _layer_types(gguf, own, values, where)
     values |= _rope(gguf, own, values, numbers, shapes, where)
     for key, only in {**_ONLY, **gguf.fixed}.items():
         if own.pop(key, only) != only:
@@ -136,7 +144,7 @@ def _stated(
     )
     for key, theirs in gguf.keys.items():
         if key in own:
-            values[theirs] = _single(own.pop(key))
+            values[theirs] = own.pop(key)
     own.pop("attention.head_count_kv", None)  # of an architecture without: as many as queries
     each = values.get("head_dim")
     if "attention.key_length" in gguf.keys and not each and isinstance(heads, int) and heads > 0:
@@ -153,25 +161,38 @@ def _stated(
 
 
 def _layer_types(
-    gguf: Gguf, own: dict[str, Any], values: Mapping[str, Any]
+    gguf: Gguf, own: dict[str, Any], values: Mapping[str, Any], where: str
 ) -> dict[str, list[str]]:
     """Which layers have a window, from a flag for each or every how many one has none."""
     if gguf.period is None:
         return {}
-    pattern = own.pop("attention.sliding_window_pattern", gguf.period)
-    layers = values["num_hidden_layers"]
-    if not values.get("sliding_window") or not isinstance(layers, int):
+    key, layers = "attention.sliding_window_pattern", values["num_hidden_layers"]
+    pattern: Any = own.get(key, gguf.period)
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
+        own[key] = [pattern == 0 or one_in(pattern)(layer) for layer in range(layers)]
+    windowed = _flags(own, key, layers, where)
+    if not values.get("sliding_window"):
         return {}
-    if isinstance(pattern, int):
-        pattern = [pattern == 0 or one_in(pattern)(layer) for layer in range(layers)]
-    return {"layer_types": [WINDOW if each else FULL for each in pattern]}
+    return {"layer_types": [WINDOW if each else FULL for each in windowed]}
 
 
-def _single(value: Any) -> Any:
-    """One number for a list that has the same for every layer."""
-    if isinstance(value, list) and value and all(each == value[0] for each in value):
-        return value[0]
-    return value
+def _flags(own: dict[str, Any], key: str, layers: int, where: str) -> list[bool]:
+    """A key's flag for each layer, taken; all set where the key is absent."""
+    stated = own.pop(key, [True] * layers)
+    if not isinstance(stated, list) or len(stated) != layers:
+        raise ValueError(f"{where}: {key} is {str(stated)[:60]}; expected a flag for each layer")
+    return [bool(each) for each in stated]
+
+
+def _check_numbers(own: dict[str, Any], gguf: Gguf, where: str) -> None:
+    """ValueError for what should be a number and is none; a list of one number for all layers
+    becomes that number."""
+    for key in own.keys() & {*gguf.keys, *_NUMBERS, *(f"rope.scaling.{key}" for key in _SCALING)}:
+        value = own[key]
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            own[key] = value = value[0]
+        if not isinstance(value, int | float):
+            raise ValueError(f"{where}{key} is {str(value)[:60]!r}; expected a number")
 
 
 def _rope(
@@ -224,10 +245,16 @@ def _rope(
             )
         original = scaling.get("original_max_position_embeddings")
         context = values["max_position_embeddings"]
-        divided = recovered(numbers(ROPE_DIVISORS), found["rope_theta"], original, context)
+        try:
+            divided = recovered(numbers(ROPE_DIVISORS), found["rope_theta"], original, context)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
         return found | {"rope_scaling": divided}
     if kind != "none" or gguf.growth:
         found["rope_scaling"] = {"rope_type": "default" if kind == "none" else kind, **scaling}
+    if gguf.some_turned:
+        turned = _flags(own, "attention.rope_pattern", values["num_hidden_layers"], where)
+        found["layer_rope_theta"] = [found["rope_theta"] if each else 0.0 for each in turned]
     if gguf.plain_in_windows:
         theta = {"rope_theta": found["rope_theta"]}
         if own.pop("rope.freq_base_swa", found["rope_theta"]) != found["rope_theta"]:
@@ -298,6 +325,8 @@ def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
         keys[f"{start}rope.dimension_count"] = config.rotary_width(config.rope)
         keys |= {f"{start}{key}": value for key, value in gguf.fixed.items()}
         keys |= {f"{start}rope.scaling.{key}": value for key, value in _scaling(config).items()}
+    if gguf.some_turned:
+        keys[f"{start}attention.rope_pattern"] = [bool(kind.rope) for kind in config.kinds]
     if config.query_growth:
         keys[f"{start}attention.temperature_scale"] = config.query_growth
     if gguf.period is not None and config.window:
