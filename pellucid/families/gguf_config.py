@@ -6,7 +6,7 @@ Out: what the parts write goes back through the same table, is read again and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -14,29 +14,27 @@ import torch
 from torch import Tensor
 
 from pellucid.families.config import DROPOUTS, family_of, read_config, write_config
-from pellucid.families.gguf_rope import divisors, recovered
 from pellucid.families.gguf_row import Gguf
+from pellucid.families.gguf_scaling import (
+    SCALING,
+    Numbers,
+    flags,
+    read_rope,
+    scaling_keys,
+    scaling_tensors,
+)
 from pellucid.families.layers import FULL, WINDOW, one_in
 from pellucid.families.names import Entry, Shape, entries
 from pellucid.families.rows import FAMILIES
 from pellucid.gguf_file import shortest
-from pellucid.models import ModelConfig, RopeConfig
+from pellucid.models import ModelConfig
 
 _WITH_GGUF = {f.model_type: f.gguf for f in FAMILIES.values() if f.gguf is not None}
 ARCHITECTURES = frozenset(gguf.architecture for gguf in _WITH_GGUF.values())
-ROPE_DIVISORS = "rope_freqs.weight"
-LONG_FACTORS = {
-    "long_factor": "rope_factors_long.weight",
-    "short_factor": "rope_factors_short.weight",
-}
-# Key after rope.scaling. -> key of config.json's table
-_SCALING = {
-    "factor": "factor",
-    "original_context_length": "original_max_position_embeddings",
-    "attn_factor": "attention_factor",
-    "yarn_beta_fast": "beta_fast",
-    "yarn_beta_slow": "beta_slow",
-}
+_NUMBERS = (
+    "attention.head_count_kv", "attention.value_length", "attention.temperature_scale",
+    "rope.dimension_count", "rope.freq_base_swa", "rope.scaling.yarn_log_multiplier",
+)  # fmt: skip
 _NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 # Keys that change nothing: the tensors say it, or how the file came to be
 _IGNORED = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned"})
@@ -46,7 +44,6 @@ _ONLY = {
     "rope.scale_linear": 1.0,
     "rope.scaling.yarn_ext_factor": 1.0,
 }
-Numbers = Callable[[str], Sequence[float]]
 
 
 def gguf_of(config: ModelConfig) -> Gguf:
@@ -79,7 +76,7 @@ def read_gguf_config(
     that are missing, unknown or do not fit.
     """
     architecture = keys.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise ValueError(
             f"{where}: general.architecture is {architecture!r}; Pellucid reads GGUF files of "
             f"{', '.join(sorted(ARCHITECTURES))}"
@@ -87,14 +84,18 @@ def read_gguf_config(
     start = f"{architecture}."
     own = {key.removeprefix(start): value for key, value in keys.items() if key.startswith(start)}
     family, gguf = _family_in(architecture, own)
+    _check_numbers(own, gguf, f"{where}: {start}")
     for key in _NEEDED:
-        if key not in own:
-            raise ValueError(f"{where}: {start}{key} is missing; expected a whole number")
+        if not isinstance(own.get(key), int):
+            stated = "missing" if key not in own else repr(own[key])[:60]
+            raise ValueError(f"{where}: {start}{key} is {stated}; expected a whole number")
     if "token_embd.weight" not in shapes:
         raise ValueError(f"{where}: the tensor token_embd.weight is missing")
+    if (blocks := own["block_count"]) > len(shapes):
+        raise ValueError(f"{where}: {start}block_count is {blocks}, of {len(shapes)} tensors")
     values = _stated(family, gguf, own, shapes, tied)
-    values |= _layer_types(gguf, own, values)
-    values |= _rope(gguf, own, values, numbers, shapes, where)
+    values |= _layer_types(gguf, own, values, where)
+    values |= read_rope(gguf, own, values, numbers, shapes, where)
     for key, only in {**_ONLY, **gguf.fixed}.items():
         if own.pop(key, only) != only:
             raise ValueError(f"{where}: {start}{key} is set; Pellucid computes {only!r} only")
@@ -136,7 +137,7 @@ def _stated(
     )
     for key, theirs in gguf.keys.items():
         if key in own:
-            values[theirs] = _single(own.pop(key))
+            values[theirs] = own.pop(key)
     own.pop("attention.head_count_kv", None)  # of an architecture without: as many as queries
     each = values.get("head_dim")
     if "attention.key_length" in gguf.keys and not each and isinstance(heads, int) and heads > 0:
@@ -153,128 +154,30 @@ def _stated(
 
 
 def _layer_types(
-    gguf: Gguf, own: dict[str, Any], values: Mapping[str, Any]
+    gguf: Gguf, own: dict[str, Any], values: Mapping[str, Any], where: str
 ) -> dict[str, list[str]]:
     """Which layers have a window, from a flag for each or every how many one has none."""
     if gguf.period is None:
         return {}
-    pattern = own.pop("attention.sliding_window_pattern", gguf.period)
-    layers = values["num_hidden_layers"]
-    if not values.get("sliding_window") or not isinstance(layers, int):
+    key, layers = "attention.sliding_window_pattern", values["num_hidden_layers"]
+    pattern: Any = own.get(key, gguf.period)
+    if isinstance(pattern, int) and not isinstance(pattern, bool):
+        own[key] = [pattern == 0 or one_in(pattern)(layer) for layer in range(layers)]
+    windowed = flags(own, key, layers, where)
+    if not values.get("sliding_window"):
         return {}
-    if isinstance(pattern, int):
-        pattern = [pattern == 0 or one_in(pattern)(layer) for layer in range(layers)]
-    return {"layer_types": [WINDOW if each else FULL for each in pattern]}
+    return {"layer_types": [WINDOW if each else FULL for each in windowed]}
 
 
-def _single(value: Any) -> Any:
-    """One number for a list that has the same for every layer."""
-    if isinstance(value, list) and value and all(each == value[0] for each in value):
-        return value[0]
-    return value
-
-
-def _rope(
-    gguf: Gguf,
-    own: dict[str, Any],
-    values: dict[str, Any],
-    numbers: Numbers,
-    shapes: Mapping[str, Shape],
-    where: str,
-) -> dict[str, Any]:
-    """config.json's keys of RoPE."""
-    if "rope.freq_base" not in gguf.keys:
-        return {}
-    found: dict[str, Any] = {"rope_theta": float(values.get("rope_theta", 10000.0))}
-    each = values.get("head_dim")
-    turned = own.pop("rope.dimension_count", each)
-    if gguf.share and each:
-        found[gguf.share] = turned / each
-    elif turned != each:
-        raise ValueError(
-            f"{where}: rope.dimension_count is {turned} and a head is {each} wide; Pellucid turns "
-            f"all of it in {gguf.architecture} models"
-        )
-    kind = own.get("rope.scaling.type", "none")
-    if "rope.scaling.type" not in gguf.fixed:
-        own.pop("rope.scaling.type", None)
-    scaling = {
-        theirs: own.pop(f"rope.scaling.{key}")
-        for key, theirs in _SCALING.items()
-        if f"rope.scaling.{key}" in own
-    }
-    if kind == "yarn":
-        scaling |= _yarn(own, scaling)
-    if gguf.growth:
-        scaling["llama_4_scaling_beta"] = own.pop("attention.temperature_scale", 0.0)
-        context = scaling.get("original_max_position_embeddings")
-        if own.pop("attention.temperature_length", context) != context:
-            raise ValueError(
-                f"{where}: attention.temperature_length is not the original context length"
-            )
-    if gguf.longrope and LONG_FACTORS["long_factor"] in shapes:
-        factors = {name: [*map(shortest, numbers(t))] for name, t in LONG_FACTORS.items()}
-        if _usual_for_longrope(values) == scaling.setdefault("attention_factor", 1.0):
-            del scaling["attention_factor"]
-        return found | {"rope_scaling": {"type": "longrope", **scaling, **factors}}
-    if ROPE_DIVISORS in shapes:
-        if shapes[ROPE_DIVISORS] != (turned // 2,):
-            raise ValueError(
-                f"{where}: {ROPE_DIVISORS} is {shapes[ROPE_DIVISORS]}, expected {(turned // 2,)}"
-            )
-        original = scaling.get("original_max_position_embeddings")
-        context = values["max_position_embeddings"]
-        divided = recovered(numbers(ROPE_DIVISORS), found["rope_theta"], original, context)
-        return found | {"rope_scaling": divided}
-    if kind != "none" or gguf.growth:
-        found["rope_scaling"] = {"rope_type": "default" if kind == "none" else kind, **scaling}
-    if gguf.plain_in_windows:
-        theta = {"rope_theta": found["rope_theta"]}
-        if own.pop("rope.freq_base_swa", found["rope_theta"]) != found["rope_theta"]:
-            own["rope.freq_base_swa"] = "another than rope.freq_base"
-        full = {**found.pop("rope_scaling", {}), **theta}
-        found["rope_parameters"] = {"full_attention": full, "sliding_attention": theta}
-    return found
-
-
-def _usual_for_longrope(values: Mapping[str, Any]) -> float | None:
-    """longrope's factor on cos and sin where config.json states none, as float32."""
-    context = values["max_position_embeddings"]
-    original = values.get("original_max_position_embeddings")
-    if not isinstance(context, int) or not isinstance(original, int) or original < 2:
-        return None
-    once, factor = (1.0,), max(context / original, 1.0)
-    rope = RopeConfig(
-        type="longrope",
-        factor=factor,
-        original_context=original,
-        short_factor=once,
-        long_factor=once,
-    )
-    return shortest(rope.magnitude)
-
-
-def _yarn(own: dict[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """What is special to yarn: llama.cpp's factor on cos and sin counts on top of the usual one.
-
-    ``yarn_attn_factor`` is written by its converter and overridden where it is read
-    (src/llama-context.cpp).
-    """
-    own.pop("rope.scaling.yarn_attn_factor", None)
-    found: dict[str, Any] = {}
-    if weight := own.pop("rope.scaling.yarn_log_multiplier", 0.0):
-        found |= {"mscale": 1.0, "mscale_all_dim": weight}
-    factor = scaling.get("factor")
-    if "attention_factor" in scaling and isinstance(factor, int | float) and factor >= 1:
-        usual = RopeConfig(type="yarn", factor=factor, original_context=1, **found).magnitude
-        found["attention_factor"] = _times(scaling["attention_factor"], usual)
-    return found
-
-
-def _times(stored: float, usual: float) -> float:
-    """The shortest decimal that, divided by `usual`, is `stored` in float32."""
-    tried = (float(f"{stored * usual:.{digits}g}") for digits in range(1, 10))
-    return next((each for each in tried if shortest(each / usual) == stored), stored * usual)
+def _check_numbers(own: dict[str, Any], gguf: Gguf, where: str) -> None:
+    """ValueError for what should be a number and is none; a list of one number for all layers
+    becomes that number."""
+    for key in own.keys() & {*gguf.keys, *_NUMBERS, *(f"rope.scaling.{key}" for key in SCALING)}:
+        value = own[key]
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            own[key] = value = value[0]
+        if not isinstance(value, int | float):
+            raise ValueError(f"{where}{key} is {str(value)[:60]!r}; expected a number")
 
 
 def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
@@ -297,7 +200,11 @@ def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
         keys[f"{start}attention.value_length"] = config.head_dim
         keys[f"{start}rope.dimension_count"] = config.rotary_width(config.rope)
         keys |= {f"{start}{key}": value for key, value in gguf.fixed.items()}
-        keys |= {f"{start}rope.scaling.{key}": value for key, value in _scaling(config).items()}
+        keys |= {
+            f"{start}rope.scaling.{key}": value for key, value in scaling_keys(config, gguf).items()
+        }
+    if gguf.some_turned:
+        keys[f"{start}attention.rope_pattern"] = [bool(kind.rope) for kind in config.kinds]
     if config.query_growth:
         keys[f"{start}attention.temperature_scale"] = config.query_growth
     if gguf.period is not None and config.window:
@@ -309,38 +216,9 @@ def write_gguf_config(config: ModelConfig) -> dict[str, Any]:
     return keys
 
 
-def _scaling(config: ModelConfig) -> dict[str, Any]:
-    rope = config.rope
-    assert rope is not None, "a model with RoPE"
-    if rope.type == "default":
-        return {}
-    if rope.type == "dynamic":
-        raise ValueError(f"RoPE scaling {rope.type!r} is not written to GGUF files")
-    found: dict[str, Any] = {}
-    if rope.type in ("linear", "yarn"):
-        found |= {"type": rope.type, "factor": float(rope.factor)}
-    if rope.type == "yarn":
-        found |= {"yarn_beta_fast": rope.beta_fast, "yarn_beta_slow": rope.beta_slow}
-        if rope.attention_factor is not None:
-            usual = replace(rope, attention_factor=None).magnitude
-            found["attn_factor"] = rope.attention_factor / usual
-        if rope.mscale:
-            found["yarn_log_multiplier"] = rope.mscale_all_dim or 0.0
-    if rope.type == "longrope" and rope.short_factor != rope.long_factor:
-        found |= {"type": "longrope", "attn_factor": rope.magnitude}
-    if rope.original_context and not gguf_of(config).longrope:
-        found["original_context_length"] = rope.original_context
-    return found
-
-
 def rope_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """The small tensors that say how RoPE is scaled, float32."""
-    rope = config.rope
-    if rope is None or rope.type not in ("llama3", "longrope"):
-        return {}
-    if rope.type == "longrope" and gguf_of(config).longrope:
-        return {name: torch.tensor(getattr(rope, key)) for key, name in LONG_FACTORS.items()}
-    return {ROPE_DIVISORS: divisors(rope, config.head_dim)}
+    return scaling_tensors(config, gguf_of(config))
 
 
 def _check(config: ModelConfig, keys: Mapping[str, Any]) -> None:

@@ -81,6 +81,7 @@ class Gguf:
     share         config.json's key for the share of a head that RoPE turns
     period        every how many layers one sees everything where the file does not say; 0: it
                   always says; None: layers are alike
+    some_turned   ``attention.rope_pattern`` says which layers RoPE turns (Granite with windows)
     plain_in_windows
                   RoPE's scaling counts in layers that see everything only (OLMo 3)
     head          "own": every file has one, a tied one too; "tied": none has
@@ -101,6 +102,7 @@ class Gguf:
     pairs: Pairs = "halves"
     share: str = ""
     period: int | None = None
+    some_turned: bool = False
     plain_in_windows: bool = False
     head: Literal["", "own", "tied"] = ""
     growth: bool = False

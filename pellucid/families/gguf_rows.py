@@ -76,6 +76,14 @@ GRANITE = Gguf(
     biases=_QK_BIAS | _MLP_BIAS,
     pairs="neighbours",
 )
+GRANITE_SWA = replace(
+    GRANITE,
+    architecture="granite_swa",
+    keys={**GRANITE.keys, **_WINDOW},
+    names=gguf_names(reorders_all=True),
+    period=0,
+    some_turned=True,
+)
 _LOGITS = {"logit_scale": "logit_scale"}
 COHERE = Gguf(
     architecture="command-r",

@@ -150,6 +150,7 @@ GRANITE_SWA = Family(
         *_GRANITE_FACTORS,
         LayerThetas(window=128, windowed=lambda layer: layer % 4 != 0),
     ),
+    gguf=gguf_rows.GRANITE_SWA,
 )
 
 _LOGIT_SCALE = factor("logit_scale", "logit_scale", 0.0625)

@@ -14,6 +14,7 @@ from pellucid.families.keys import REQUIRED, ConfigKeys
 from pellucid.models import ModelConfig
 
 _NO_NULL: Any = object()  # null counts as absent
+_MOST_LAYERS = 100_000
 BIASED = ("qkv", "o", "mlp", "head")  # the order of `ModelConfig.biases`
 
 
@@ -135,9 +136,18 @@ class Sizes:
             "n_heads": heads,
             "n_kv_heads": keys.integer("num_key_value_heads", kv_heads),
             "head_dim": self._head_dim(keys, width, heads, keys.integer("head_dim", per_head)),
-            "n_layers": keys.integer("num_hidden_layers", known("n_layers", REQUIRED)),
+            "n_layers": self._layers(keys, known("n_layers", REQUIRED)),
             "hidden_width": keys.integer("intermediate_size", known("hidden_width", REQUIRED)),
         }
+
+    @staticmethod
+    def _layers(keys: ConfigKeys, default: Any) -> int:
+        layers = keys.integer("num_hidden_layers", default)
+        if layers > _MOST_LAYERS:  # a kind is worked out for each
+            raise ValueError(
+                f"{keys.where}: num_hidden_layers is {layers}; expected at most {_MOST_LAYERS:,}"
+            )
+        return layers
 
     def _head_dim(self, keys: ConfigKeys, width: int, heads: int, stated: int | None) -> int:
         if stated is not None and not (self.square and stated * heads != width):

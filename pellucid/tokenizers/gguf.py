@@ -230,11 +230,12 @@ def sentence_piece_model(keys: Mapping[str, Any], name: str) -> bytes:
     assert scores is not None, "checked above"
     made = b"".join(map(piece_field, map(Piece, tokens, scores, types)))
     # BPE, and bytes for what has no piece
-    trainer = number_field(3, 2) + number_field(35, int(BYTE in types))
+    trainer = number_field(3, 2) + number_field(35, BYTE in types)
     for number, role in ((40, "unknown"), (41, "bos"), (42, "eos")):
-        trainer += number_field(number, keys.get(f"{_START}{role}_token_id", _USUAL[role]))
+        id = keys.get(f"{_START}{role}_token_id")
+        trainer += number_field(number, id if isinstance(id, int) else _USUAL[role])
     trainer += number_field(43, -1)
     normaliser = field(1, b"identity")
-    normaliser += number_field(3, int(keys.get(f"{_START}add_space_prefix", True)))
-    normaliser += number_field(4, int(keys.get(f"{_START}remove_extra_whitespaces", False)))
+    normaliser += number_field(3, bool(keys.get(f"{_START}add_space_prefix", True)))
+    normaliser += number_field(4, bool(keys.get(f"{_START}remove_extra_whitespaces", False)))
     return made + field(2, trainer) + field(3, normaliser + number_field(5, 1))

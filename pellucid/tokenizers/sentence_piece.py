@@ -17,7 +17,7 @@ from pellucid.tokenizers.base import Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
 from pellucid.tokenizers.marked import Part
 from pellucid.tokenizers.neighbours import Roles, added_tokens, find_roles
-from pellucid.tokenizers.pieces import USER_DEFINED, pieces_in, with_names
+from pellucid.tokenizers.pieces import USER_DEFINED, number_field, pieces_in, with_names
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -95,6 +95,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _marks(model: bytes, roles: Roles) -> dict[str, int]:
         """Pieces that are taken whole wherever text spells them, and that are no words."""
         template = roles.chat_template or ""
+        if number_field(3, USER_DEFINED) not in model:  # as in most: not a field says so
+            return {}
         return {
             piece.text: id
             for id, piece in enumerate(pieces_in(model))

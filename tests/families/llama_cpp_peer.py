@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 _FLOAT32, _NOT_FUSED = 0, 0
+_QUIET: list[Any] = []  # the library keeps a pointer to it as long as the process lives
 
 
 class LlamaCpp:
@@ -23,8 +24,9 @@ class LlamaCpp:
         import llama_cpp
 
         self._library: Any = llama_cpp
-        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        if not _QUIET:
+            _QUIET.append(llama_cpp.llama_log_callback(lambda level, text, data: None))
+        llama_cpp.llama_log_set(_QUIET[0], ctypes.c_void_p(0))
         how: Any = llama_cpp.llama_model_default_params()
         how.vocab_only = vocabulary_only
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), how)

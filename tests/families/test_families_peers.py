@@ -147,6 +147,8 @@ def test_what_we_save_is_what_transformers_saved(folders, tmp_path, name):
     with torch.no_grad():
         expected = theirs(folder)(tokens).logits
         assert torch.equal(theirs(tmp_path / "again")(tokens).logits, expected)
+        # its config is in transformers 4's spelling: what we read from it is the same
+        assert torch.equal(ours(tmp_path / "again")(tokens), ours(folder)(tokens))
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -19,7 +19,13 @@ from pellucid.checkpoints import convert, load_model, open_checkpoint, save
 from pellucid.checkpoints.formats.gguf import dequantised
 from pellucid.checkpoints.formats.gguf_tokenizer import NONE
 from pellucid.checkpoints.formats.gguf_writing import write_gguf
-from pellucid.families import read_config
+from pellucid.families import (
+    gguf_table,
+    read_config,
+    read_gguf_config,
+    rope_tensors,
+    write_gguf_config,
+)
 from pellucid.families.gguf_rope import divisors, recovered
 from pellucid.gguf_file import TYPES, shortest
 from pellucid.models import RopeConfig
@@ -50,6 +56,7 @@ STATED = {
     "stablelm": SAMPLES["stablelm"],
     "ministral3": {**SAMPLES["ministral3"], "sliding_window": None},
     "mistral": SAMPLES["mistral without windows"],
+    "granite_swa": {**SAMPLES["granite_swa"], "layer_rope_theta": [1e4, 0, 1e4, 0]},
     **{name: SAMPLES[name] for name in (
         "olmo", "olmo2", "olmo3", "granite", "cohere2", "glm", "glm4", "exaone4",
         "exaone4 without windows", "hunyuan_v1_dense", "seed_oss", "arcee", "smollm3", "phi",
@@ -246,6 +253,22 @@ def test_unknown_keys_architectures_and_tokenizers_are_refused(tmp_path):
     made = _with_keys(tmp_path / "d.gguf", LLAMA, tokenizer__ggml__pre="tekken", **named)
     with pytest.raises(ValueError, match="the tokenizers library refuses it"):
         pellucid.tokenizers.load(made)  # a merge makes a token that there is not
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if " " not in name])
+def test_any_value_of_any_key_is_read_or_one_line(name):
+    config = CONFIGS[name]
+    keys, extra = write_gguf_config(config), rope_tensors(config)
+    shapes = {entry.stored: () for entry in gguf_table(config)}
+    shapes |= {tensor: tuple(value.shape) for tensor, value in extra.items()}
+    shapes["token_embd.weight"] = (config.vocab_size, config.width)
+    for key in keys:
+        for value in ("x", -1, 0, 2.5, float("nan"), [], [1, 2], [True] * 4, True, 1 << 40):
+            wrong = {**keys, key: value}
+            try:
+                read_gguf_config(wrong, shapes, lambda n: extra[n].tolist(), config.tied, "a.gguf")
+            except ValueError as error:
+                assert str(error).startswith("a.gguf") and "\n" not in str(error), (key, value)
 
 
 def test_what_gguf_cannot_state_is_refused(tmp_path):

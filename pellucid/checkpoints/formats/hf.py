@@ -67,18 +67,16 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     stated = read_json(folder / "config.json")
     config = read_config(stated, str(folder / "config.json"))
     stored = _safetensors(folder)
-    if (
-        stated.get("model_type") in WITH_TEXT_PART
-        and stated.get("tie_word_embeddings") is not False
-    ):
-        # the whole model ties them, whatever its text part says, unless its files have both
+    wrapped = stated.get("model_type") in WITH_TEXT_PART
+    if wrapped and not config.tied and stated.get("tie_word_embeddings") is not False:
+        # the whole model ties them, whatever its text part says, unless its files have a head
         config = replace(config, tied=not any(name.endswith(HEAD) for name in stored.entries))
     shapes = expected_shapes(config, [stored], str(folder / "config.json"))
     source = without_wrappers(stored, lambda names: _spelt_names(config, names))
     spelt = left_out_prefix(config, source.entries)
     recipes: dict[str, Recipe] = {}
     redundant = _redundant(config, spelt)
-    if stated.get("model_type") in WITH_TEXT_PART:
+    if wrapped:
         redundant |= {name: Redundant() for name in source.entries if PICTURES.match(name)}
     for entry in table(config):
         stored = spelt(entry.stored)
