@@ -19,8 +19,9 @@ from torch import Tensor
 from pellucid import graph, names
 from pellucid.diff.replay.operations import SOURCES, inner_length
 from pellucid.diff.replay.replay import Replay
-from pellucid.explore.manifest import words_of
-from pellucid.explore.runs import Run
+from pellucid.explore.manifest import TITLES, sentence_of, words_of
+from pellucid.explore.runs import TAIL, Run
+from pellucid.models import Config
 from pellucid.walk import Step, walk_part
 
 # Largest distance of the walk, in units of the largest number: some operations in a row.
@@ -54,15 +55,14 @@ def card(run: Run, name: str, head: int | None = None) -> dict[str, Any]:
     query = head or 0
     own = (query // group if per_head == ["Hkv"] else query) if per_head else None
     step = _walked(run, name, query)
-    title, formula = words_of(run.loaded.config, graph.leaf(name), names.layer_of(name))
-    row = run.loaded.leaf_of(name)
+    title, formula = words_of(run.loaded, name)
     lines = run.loaded.code.lines(name.replace(".sin", ".cos"))  # one statement makes both
     return {
         "step": name,
         "head": own,
-        "title": (step.title if step else "") or title or row.sentence.rstrip("."),
+        "title": step.title if step and step.title and graph.leaf(name) not in TITLES else title,
         "formula": step.formula if step and step.title else formula,
-        "sentence": row.sentence,
+        "sentence": sentence_of(run.loaded, name),
         "source": source_of(name, run.loaded.config.gated),
         "code": "\n".join(lines),
         "walk": step.source if step else "",
@@ -74,13 +74,26 @@ def card(run: Run, name: str, head: int | None = None) -> dict[str, Any]:
 def _walked(run: Run, name: str, head: int) -> Step | None:
     """The walk's step, computed from the stream that enters the layer; None where it has none."""
     config = run.loaded.config
-    layer = names.layer_of(name)
-    where = config.n_layers if layer is None else layer
+    where = _begins(config, name)
     steps = walk_part(
         config, run.loaded.weights, run.ids, layer=where, stream=run.stream[where][0], head=head,
         dialect=run.loaded.model.dialect, dtype=run.loaded.lm.dtype,
     )  # fmt: skip
     return next((step for step in steps if step.name == name), None)
+
+
+def _begins(config: Config, name: str) -> int:
+    """The layer whose part of the walk has a step; what layers share is in the first to read it."""
+    layer = names.layer_of(name)
+    if layer is not None:
+        return layer
+    if name in TAIL:
+        return config.n_layers
+    for layer, kind in enumerate(config.kinds):
+        rows = graph.rows(config, kind)
+        if any(name in graph.inputs(config, f"layers.{layer}.{leaf}") for leaf in rows):
+            return layer
+    return 0
 
 
 def checks(run: Run, name: str, head: int | None, step: Step | None) -> list[Check]:

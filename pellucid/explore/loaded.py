@@ -53,8 +53,9 @@ class Loaded:
             if tensor.is_meta or not tensor.numel():  # streamed: the files stay what they are
                 continue
             flat = tensor.detach().reshape(-1)
-            count = min(SAMPLED, len(flat))
-            places = torch.linspace(0, len(flat) - 1, count, dtype=torch.float64).long()
+            places = torch.linspace(
+                0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64
+            ).long()
             digest.update(flat[places.to(flat.device)].cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 

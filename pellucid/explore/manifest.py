@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Any
 
 from pellucid import graph, names
@@ -11,18 +10,24 @@ from pellucid.explore.loaded import Loaded
 from pellucid.explore.runs import Run
 from pellucid.models import Config
 from pellucid.walk.prompt_walk import CODE_PROMPT, LLAMA3_PROMPT, LLAMA3_VOCABULARY
+from pellucid.walk.runner import stand_ins
 from pellucid.walk.script import SCRIPT
 
 KINDS = {
     "tokens": "tokens", "positions": "scalars", "query_growth": "scalars", "mask": "mask",
     "window_mask": "mask", "attn.pattern": "pattern", "logits": "logits", "raw_logits": "logits",
 }  # fmt: skip
+# Where the walk's title is about its last step only, which has the tensor's name.
+TITLES = {
+    "attn.q_rotated": "Queries, turned by their position",
+    "attn.k_rotated": "Keys, turned by their position",
+}
+ENGLISH = "The Eiffel Tower is in the city of"
 
 
 def describe_model(loaded: Loaded) -> dict[str, Any]:
     """A model's sizes and features."""
     config = loaded.config
-    llama3 = config.vocab_size == LLAMA3_VOCABULARY
     return {
         "name": loaded.name,
         "family": config.family,
@@ -39,8 +44,16 @@ def describe_model(loaded: Loaded) -> dict[str, Any]:
         "dialect": loaded.model.dialect.name,
         "device": str(loaded.lm.device),
         "features": features(config),
-        "prompt": LLAMA3_PROMPT if llama3 else CODE_PROMPT,
+        "prompt": _prompt(loaded),
     }
+
+
+def _prompt(loaded: Loaded) -> str:
+    """Something that the model probably has an answer to: the demos know Python."""
+    checkpoint = loaded.lm.checkpoint
+    if checkpoint is not None and checkpoint.folder.parent.name == "demos":
+        return CODE_PROMPT
+    return LLAMA3_PROMPT if loaded.config.vocab_size == LLAMA3_VOCABULARY else ENGLISH
 
 
 def features(config: Config) -> list[str]:
@@ -94,13 +107,13 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
 def _step(run: Run, name: str) -> dict[str, Any]:
     layer = names.layer_of(name)
     dims = [letter for letter in graph.dims(name) if letter != "B"]
-    title, formula = words_of(run.loaded.config, graph.leaf(name), layer)
+    title, formula = words_of(run.loaded, name)
     return {
         "id": name,
         "name": name,
-        "title": title or run.loaded.leaf_of(name).sentence.rstrip("."),
+        "title": title,
         "formula": formula,
-        "sentence": run.loaded.leaf_of(name).sentence,
+        "sentence": sentence_of(run.loaded, name),
         "kind": kind_of(name),
         "layer": layer,
         "shape": list(run.shape(name)),
@@ -140,26 +153,44 @@ def _turned(config: Config, name: str) -> bool:
     return bool(config.layer(names.layer_of(name) or 0).rope)
 
 
-@lru_cache(maxsize=4096)
-def words_of(config: Config, leaf: str, layer: int | None) -> tuple[str, str]:
-    """Title and formula of the walk's step, without shapes: names of values in place of braces."""
-    kind = None if layer is None else config.layer(layer)
+def words_of(loaded: Loaded, name: str) -> tuple[str, str]:
+    """Title and formula of a tensor's step in the walk, as this model has it, without shapes."""
+    config, layer, leaf = loaded.config, names.layer_of(name), graph.leaf(name)
+    kind = config.layer(layer or 0)
     wanted = f"layers.N.{leaf}" if layer is not None else leaf.removeprefix("second_")
+    title = formula = ""
     for line in SCRIPT.lines:
-        if line.name == wanted and line.when(config, kind or config.layer(0)):
-            title = line.title if isinstance(line.title, str) else line.title(config, kind)
-            formula = line.formula if isinstance(line.formula, str) else line.formula(config, kind)
-            return re.sub(r" of (the )?head {\w+}", "", title), _plain(formula, config)
-    return "", ""
+        if line.name == wanted and line.when(config, kind):
+            title, formula = (
+                words if isinstance(words, str) else words(config, kind)
+                for words in (line.title, line.formula)
+            )
+            break
+    title = re.sub(r" of (the )?(key/value )?head {\w+}", "", title)
+    title = re.sub(r"(key/value )?head {\w+}", "each head", title)
+    return TITLES.get(leaf, title) or sentence_of(loaded, name).rstrip("."), _plain(
+        formula, loaded, layer
+    )
 
 
-def _plain(formula: str, config: Config) -> str:
-    """A formula of the walk with a name for each ``{argument}``; sizes are numbers."""
+def sentence_of(loaded: Loaded, name: str) -> str:
+    """The table's sentence; what it says of batches is left out, a run has none."""
+    return re.sub(r" \(B, [^)]*\)", "", loaded.leaf_of(name).sentence)
+
+
+def _plain(formula: str, loaded: Loaded, layer: int | None) -> str:
+    """A formula of the walk with a name for each ``{argument}`` that this model has."""
+    config = loaded.config
+    instead = stand_ins(SCRIPT.lines, config, config.layer(layer or 0))
 
     def named(found: re.Match[str]) -> str:
-        value = getattr(config, found[1], None)
+        sign, argument = found[1] or "", found[2]
+        weight = SCRIPT.weights.get(argument.removesuffix("_stored").removesuffix("_head"), "")
+        if weight and weight.replace("layers.N.", f"layers.{layer}.") not in loaded.weights:
+            return "" if sign else argument
+        value = getattr(config, argument, None)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return f"{value:g}"
-        return re.sub(r"_(stored|head|last)$", "", found[1])
+            return f"{sign}{value:g}"
+        return sign + re.sub(r"_(stored|head|last)$", "", instead.get(argument, argument))
 
-    return re.sub(r"{(\w+)}", named, formula)
+    return re.sub(r"( [+×] |, | with )?{(\w+)}", named, formula)

@@ -11,7 +11,7 @@ from torch import Tensor
 How = Literal["absmax", "max", "mean"]
 
 
-def reduce_tiles(tensor: Tensor, how: How, rows: int, columns: int) -> np.ndarray:
+def reduce_tiles(tensor: Tensor, how: str, rows: int, columns: int) -> np.ndarray:
     """The last two axes of a tensor in at most rows × columns tiles, float32.
 
     how  absmax: the number farthest from 0, with its sign; max; mean

@@ -34,7 +34,7 @@ from pellucid.trace import Trace, tap, trace
 
 BUDGET = 1 << 30  # bytes
 REMEMBERED = 4096  # dropped runs whose recipe is still known
-_TAIL = ("final_norm", "raw_logits", "logits")
+TAIL = ("final_norm", "raw_logits", "logits")
 
 
 class Gone(KeyError):
@@ -185,7 +185,7 @@ class Run(Mapping[str, Tensor]):
         """
         layer = names.layer_of(name)
         if layer is None:
-            return self._end(name) if name in _TAIL else self.beginning()[2]
+            return self._end(name) if name in TAIL else self.beginning()[2]
         whole = [n for n in self if names.layer_of(n) == layer]
         if only == ("*",) and self._owner.too_much(sum(map(self._size, whole))):
             only = [n for n in whole if n == name or graph.dims(n)[-1] != "S"]
@@ -212,7 +212,7 @@ class Run(Mapping[str, Tensor]):
         tokens = torch.tensor([self.ids], device=model.device)
         positions, allowed = positions_and_mask(tokens, 0, None)
         given = {"tokens": tokens, "positions": positions, "mask": allowed}
-        edits = self._edits(lambda name: names.layer_of(name) is None and name not in _TAIL)
+        edits = self._edits(lambda name: names.layer_of(name) is None and name not in TAIL)
         with trace(model, edit=edits) as seen:
             x = model.embedded(tokens, positions, tokens.shape[1])
             places = model.places(positions, Mask(allowed, plain=True), x.dtype)
@@ -228,7 +228,7 @@ class Run(Mapping[str, Tensor]):
     def end(self, x: Tensor, *, logits: bool = True, edited: bool = True) -> Trace:
         """The names after the last block, of its output x (1, T, C)."""
         model = self.loaded.model
-        edits = self._edits(lambda name: name in _TAIL) if edited else {}
+        edits = self._edits(lambda name: name in TAIL) if edited else {}
         edits = edits if logits else {k: v for k, v in edits.items() if k == "final_norm"}
         with trace(model, edit=edits) as seen:
             x = tap(model, "final_norm", model.norm(x))
@@ -245,7 +245,7 @@ class Run(Mapping[str, Tensor]):
         row = range(len(self.ids))[row]
         if self.fits("logits"):
             return self[f"{name}[{row}]"]
-        if any(edit.name in _TAIL[1:] for edit in self.edits):
+        if any(edit.name in TAIL[1:] for edit in self.edits):
             raise ValueError("logits are changed by this run and too large to hold: shorten it")
         with trace(self.loaded.model) as seen:
             self.loaded.model.logits(self["final_norm"][:, row : row + 1])

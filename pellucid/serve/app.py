@@ -86,6 +86,7 @@ def explorer_table(explorer: Explorer) -> list[tuple[str, list[str], Handler]]:
         (f"{run}/heads", GET, explorer.heads),
         (f"{run}/rope", GET, explorer.rope),
         (f"{run}/against/{{other}}", GET, explorer.against),
+        (f"{run}/export", GET, explorer.export),
         (f"{run}/sweep", POST, explorer.sweep),
         ("/api/generate", POST, explorer.generate),
     ]

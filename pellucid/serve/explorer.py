@@ -6,26 +6,23 @@ Numbers that JSON does not know are text: "NaN", "Infinity", "-Infinity".
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing
 from typing import Any, get_args
 
-import numpy as np
-import torch
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from torch import Tensor
 
-from pellucid import graph, names
 from pellucid.explore import Gone, Run, Runs, attribution, cell
 from pellucid.explore.against import against
 from pellucid.explore.cards import card
 from pellucid.explore.edits import parse_edit
 from pellucid.explore.generation import generation
 from pellucid.explore.manifest import describe_model, describe_run
+from pellucid.explore.packing import packed, plain, without_batch
 from pellucid.explore.predictions import entropy, likeliest
-from pellucid.explore.reduce import reduce_tiles, statistics
+from pellucid.explore.recording import record
+from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
 from pellucid.generate import Sampling
 from pellucid.serve.queue import Engine
@@ -83,7 +80,7 @@ class Explorer:
             return Response(status_code=304, headers=headers)
 
         def read() -> tuple[bytes, dict[str, str]]:
-            return packed(_without_batch(run, address), how, size)
+            return packed(without_batch(run, address), how, _size(size))
 
         data, more = await self.once(request, run, read)
         return Response(data, media_type="application/octet-stream", headers=headers | more)
@@ -154,6 +151,16 @@ class Explorer:
         """GET /api/runs/{run}/against/{other}."""
         run, other = self.run(request), self.get(request.path_params["other"])
         return await self.last_of(request, run, against(run, other, whole(request, "row", -1)))
+
+    async def export(self, request: Request) -> Response:
+        """GET /api/runs/{run}/export: the page with this run's answers in it, as one file."""
+        from pellucid.serve.page_file import single_file
+
+        run = self.run(request)
+        answers = (await self.turns(request, self.engines[run.loaded.name], record(run)))[-1]
+        name = f"pellucid-{run.id}.html"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(single_file(answers), media_type="text/html", headers=headers)
 
     async def sweep(self, request: Request) -> Response:
         """POST /api/runs/{run}/sweep."""
@@ -267,47 +274,8 @@ class _lines_of_errors:
             )
 
 
-def packed(tensor: Tensor, how: str | None, size: str) -> tuple[bytes, dict[str, str]]:
-    """A tensor, or its tiles by `how`, as bytes with the headers that say what they are."""
-    dtype, shape, more = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), {}
-    if how is None:
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    else:
-        rows, columns = _size(size)
-        data = reduce_tiles(tensor, how, rows, columns)  # type: ignore
-        tall, wide = (1, *shape)[-2:]
-        more["X-Reduced"] = f"{tall / data.shape[-2]:g}x{wide / data.shape[-1]:g} per cell"
-        dtype, shape = "float32", data.shape if len(shape) > 1 else data.shape[-1:]
-    return _little(data), {
-        "X-Dtype": dtype, "X-Shape": ",".join(map(str, shape)), **more,
-    }  # fmt: skip
-
-
-def _little(data: np.ndarray) -> bytes:
-    return data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _without_batch(run: Run, address: str) -> Tensor:
-    name, index = names.parse(address)
-    found = run[address]
-    return found[0] if not index and graph.has_batch(name) else found
-
-
 def _plain(content: Any) -> JSONResponse:
     return JSONResponse(plain(content))
-
-
-def plain(value: Any) -> Any:
-    """`value` with text in place of numbers that JSON does not know."""
-    if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value
 
 
 def _prompt(given: Mapping[str, Any]) -> str | list[int]:

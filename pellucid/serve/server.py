@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.serve.app import build_app, open_engines
 from pellucid.serve.page_files import PageFiles
+from pellucid.serve.queue import Engine
 from pellucid.serve.security import OPEN, Rules, check_binding
+from pellucid.source.step_lines import StepLines
 
 PATIENCE = 20.0  # seconds for the head of a request, and again for its body
 MOST_HEAD = 32 << 10  # bytes
@@ -91,6 +94,7 @@ def serve_models(
     bound = _bound(host, port)
     try:
         engines = open_engines(sources, fast, report, **options)
+        threading.Thread(target=_resolve, args=(engines,), daemon=True).start()
         rules = Rules(
             host=host, key=key, origins=tuple(origins), patience=PATIENCE, open_paths=OPEN
         )
@@ -101,6 +105,12 @@ def serve_models(
         http_server(build_app(engines, rules)).run(sockets=[bound])
     finally:
         bound.close()
+
+
+def _resolve(engines: Sequence[Engine]) -> None:
+    """Resolve each model's code once: the first time costs seconds of imports, cards then none."""
+    for engine in engines:
+        StepLines(engine.lm.config, engine.lm.model.dialect.name).lines("logits")
 
 
 def http_server(app: Any) -> uvicorn.Server:

@@ -65,7 +65,7 @@ class Runner:
 
         first, last = _span(script.lines, ("layer", "kv_head", "head"))
         before, block, after = script.lines[:first], script.lines[first:last], script.lines[last:]
-        self.outside = _stand_ins([*before, *after], config, None)
+        self.outside = stand_ins([*before, *after], config, None)
         self.before, self.after = _needed(before, config, None), _needed(after, config, None)
         self.begins = before[-1].variable  # the stream; left out, what stands in for it
         self.kinds = {kind: self._block(block, kind) for kind in dict.fromkeys(config.kinds)}
@@ -99,7 +99,7 @@ class Runner:
 
     def _block(self, lines: Sequence[Line], kind: Layer) -> Block:
         needed = _needed(lines, self.config, kind)
-        stands_in = self.outside | _stand_ins(lines, self.config, kind)
+        stands_in = self.outside | stand_ins(lines, self.config, kind)
         first, last = _span(needed, ("kv_head", "head"))
         expiring = _expiring(needed, first, last, stands_in)
         parts = needed[:first], needed[first:last], needed[last:]
@@ -276,7 +276,7 @@ def _needed(lines: Sequence[Line], config: Config, kind: Layer | None) -> list[L
     return [line for line in lines if line.when(config, kind)]
 
 
-def _stand_ins(lines: Sequence[Line], config: Config, kind: Layer | None) -> dict[str, str]:
+def stand_ins(lines: Sequence[Line], config: Config, kind: Layer | None) -> dict[str, str]:
     """Variable of a line that is left out -> the variable whose value takes its place."""
     there = {line.variable for line in _needed(lines, config, kind)}
     next_one = {line.variable: line.stand_in for line in lines if line.variable not in there}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from exploring import language_model
-from serving import served
+from serving import eventually, served
 from tiny import GPT, LLAMA
 
 from pellucid.serve import Engine, Rules
@@ -185,3 +186,75 @@ def test_a_key_opens_the_api_and_not_the_page(models):
             assert client.get(path).status_code == 401
         key = {"Authorization": "Bearer secret"}
         assert client.get("/api/models", headers=key).json()["models"][0]["name"] == "gpt"
+
+
+def test_what_leads_to_a_prediction(client, models):
+    manifest = start(client, "llama")
+    path, seen = f"/api/runs/{manifest['run']}", models["llama"].trace(IDS)
+    lens = get(client, f"{path}/lens", top=2).json()
+    assert lens["cells"][-1][3]["top"][0]["id"] == int(seen["logits[3]"].argmax())
+    parts = get(client, f"{path}/contributions", row=3, id=8).json()
+    assert parts["logit"] == pytest.approx(float(seen["logits[3,8]"]), rel=1e-6)
+    assert abs(parts["difference"]) < 0.2  # bfloat16
+    assert len(get(client, f"{path}/norms").json()["values"]) == 3
+    assert len(get(client, f"{path}/heads", layer=1).json()["heads"]) == 4
+    turned = get(client, f"{path}/rope", layer=1, head=1, of="k", token=4).json()
+    assert turned["pairs"][2]["after"][0] == float(seen["layers.1.attn.k_rotated[1,4,2]"])
+    numbers = get(client, f"{path}/statistics", name="layers.1.attn.masked_scores").json()
+    assert (numbers["inf"], numbers["nan"]) == (4 * 7 * 6 / 2, 0)
+    card = get(client, f"{path}/card", step="layers.1.attn.scores", head=2).json()
+    assert "[7,10]" in card["formula"]
+    assert all(check["holds"] for check in card["checks"])
+    gpt = start(client, "gpt")["run"]
+    answer = client.get(f"/api/runs/{gpt}/rope", params={"layer": 1})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        404, "layer 1 has no RoPE: nothing turns there",
+    )  # fmt: skip
+
+
+def test_experiments(client, models):
+    clean = start(client, "gpt")
+    edits = [{"at": "layers.1.attn.z[2]", "do": "scale", "value": -1.0}]
+    edited = start(client, "gpt", edits=edits, like=clean["run"])
+    assert (edited["edits"], edited["like"]) == (edits, clean["run"])
+    found = get(client, f"/api/runs/{clean['run']}/against/{edited['run']}").json()
+    assert found["first"] == "layers.1.attn.z"
+    body = {"what": "ablate", "over": "layer,head", "of": "z", "token": 3, "row": -1}
+    table = client.post(f"/api/runs/{clean['run']}/sweep", json=body).json()
+    assert np.array(table["values"]).shape == (2, 4)
+    patched = client.post(f"/api/runs/{clean['run']}/sweep", json={**body, "what": "patch"})
+    assert (patched.status_code, "needs the run" in patched.text) == (400, True)
+    wrong = client.post(f"/api/runs/{clean['run']}/sweep", json={**body, "over": "all"})
+    assert (wrong.status_code, "layer,position or layer,head" in wrong.text) == (400, True)
+
+
+def test_a_stream_of_tokens_with_their_alternatives(client, models):
+    body = {"model": "gpt", "ids": IDS, "max_tokens": 4, "temperature": 0, "alternatives": 3}
+    answer = client.post("/api/generate", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
+    assert [event.get("cached") for event in events] == [0, 7, 8, 9, None]
+    assert events[-1] == {"done": True, "finish_reason": "length"}
+    logits = models["gpt"].trace(IDS)["logits[-1]"]
+    assert events[0]["id"] == int(logits.argmax())
+    assert [each["id"] for each in events[0]["alternatives"]] == logits.topk(3).indices.tolist()
+    drawn = [client.post("/api/generate", json={**body, "temperature": 1, "seed": s}).text
+             for s in (1, 1, 2)]  # fmt: skip
+    chosen = [re.findall(r'"id": (\d+), "text"', text)[::4] for text in drawn]
+    assert chosen[0] == chosen[1] != chosen[2]
+    refused = client.post("/api/generate", json={**body, "max_tokens": -1})
+    assert (refused.status_code, "\n" in refused.json()["error"]["message"]) == (400, False)
+
+
+def test_a_client_that_goes_away_frees_the_model(models):
+    engine = Engine(models["gpt"], "gpt", fast=False)
+    with served(engine) as client:
+        run = start(client, "gpt")["run"]
+        body = {"what": "ablate", "over": "layer,position", "of": "z", "token": 3}
+        body["layers"] = [0, 1] * 2000
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(f"/api/runs/{run}/sweep", json=body, timeout=0.5)
+        eventually(lambda: engine.live == 0)
+        before = engine.turns
+        assert get(client, f"/api/runs/{run}/norms").status_code == 200
+        assert engine.turns <= before + 6  # one more of the sweep, which then ends
