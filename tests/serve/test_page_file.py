@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from browsing import Reader, browser, demo
+from browsing import PROMPT, Reader, browser, demo
 
 import pellucid
 from pellucid.serve.page_file import single_file
@@ -23,32 +21,29 @@ def test_what_is_recorded_cannot_end_its_element():
 @pytest.mark.browser
 def test_the_file_replays_a_run_from_the_disk(tmp_path):
     lm = pellucid.load("demo")
+    seen = lm.trace(PROMPT)
     with browser() as chromium, demo(lm) as url:
         live = Reader(chromium, url)
-        answers = {}
-
-        def keep(answer) -> None:
-            path = answer.url.removeprefix(url)
-            if path.startswith("/api/") and answer.request.method == "GET" and answer.ok:
-                answers[path] = (dict(answer.all_headers()), answer.body())
-
-        live.tab.on("requestfinished", lambda request: keep(request.response()))
-        live.open("#/demo//layers.1.attn.pattern[2,4,1]?view=walk")
+        live.open("#/demo//layers.1.attn.pattern[2]?view=walk")
+        live.tab.fill("#prompt", PROMPT)
+        live.tab.press("#prompt", "Enter")
         live.settle()
-        run = live.tab.evaluate("import('/page/state.js').then(s => s.run.peek())")
-        answers[f"/api/runs/{run['run']}"] = (
-            {"Content-Type": "application/json"},
-            json.dumps(run).encode(),
-        )
-        hash, value = live.tab.evaluate("location.hash"), live.tab.inner_text(".microscope .value")
+        run = live.state("run")["run"]
         file = tmp_path / "run.html"
-        file.write_text(single_file(answers))
+        file.write_text(
+            live.tab.evaluate("url => fetch(url).then(r => r.text())", f"/api/runs/{run}/export")
+        )
         alone = Reader(chromium, file.as_uri())
+        hash = live.tab.evaluate("location.hash")
         alone.tab.goto(file.as_uri() + hash)
-        alone.tab.wait_for_selector(".microscope .value")
-        assert alone.tab.inner_text(".microscope .value") == value
-        pixels = """() => { const map = document.querySelector("main canvas.grid").heatmap;
-            const [x, y] = map.pointOf(4, 1); return [map.plane.value(4, 1), map.plane.rows]; }"""
-        assert alone.tab.evaluate(pixels) == live.tab.evaluate(pixels)
+        alone.tab.wait_for_selector("body[data-ready]")
+        alone.settle()
+        values = """() => { const map = document.querySelector("main canvas.grid").heatmap;
+            return [...Array(map.plane.rows).keys()].map(row => map.plane.value(row, 0)); }"""
+        assert alone.tab.evaluate(values) == seen["layers.1.attn.pattern[2]"][:, 0].tolist()
+        for room in range(4):  # map, walk, heads, lens
+            alone.tab.click(f".rooms button >> nth={room}")
+            alone.settle()
+            assert not alone.tab.query_selector(".notice.bad"), alone.tab.inner_text(".notice.bad")
         assert alone.complaints == []
         assert all(asked.startswith(("file:", "data:")) for asked in alone.asked)

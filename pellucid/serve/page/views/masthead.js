@@ -44,7 +44,7 @@ function breadcrumb() {
 function onEnter(field, act) {
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") field.blur();
-    if (event.key !== "Enter") return;
+    if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     act();
   });
@@ -61,8 +61,8 @@ function promptLine() {
       modelName.value = event.target.value;
       startRun({ model: event.target.value, prompt: prompt.peek() || model.peek()?.prompt });
     }}>${() => models.value.map((one) => html`<option value=${one.name} selected=${one.name === modelName.value}>${one.name}</option>`)}</select>
-    <input id="prompt" aria-label="prompt" spellcheck="false" autocomplete="off" .value=${prompt}
-      @input=${(/** @type {any} */ event) => (prompt.value = event.target.value)}>
+    <textarea id="prompt" rows="1" aria-label="prompt" title="Enter runs it, Shift+Enter begins a line" spellcheck="false"
+      autocomplete="off" .value=${prompt} @input=${(/** @type {any} */ event) => (prompt.value = event.target.value)}></textarea>
     ${() => (busy.value ? html`<button class="primary" @click=${() => busy.peek()?.stop()}>Stop</button>`
       : html`<button class="primary" title="run (Enter)" @click=${runPrompt}>Run</button>`)}
     <span class="facts">${() => said()}</span></div>`;
