@@ -59,9 +59,7 @@ class Reader:
 
     def state(self, name: str) -> Any:
         """The value of a signal of state.js."""
-        return self.tab.evaluate(
-            "name => import('/page/state.js').then(s => s[name].peek())", name
-        )
+        return self.tab.evaluate("name => import('/page/state.js').then(s => s[name].peek())", name)
 
     def settle(self) -> None:
         """Wait until no request is under way and a frame was drawn."""

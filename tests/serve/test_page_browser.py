@@ -48,14 +48,18 @@ def reader(chromium, url):
     yield one
     one.context.close()
     assert one.complaints == []
-    assert all(asked.startswith((url, "about:")) for asked in one.asked), "the page called elsewhere"
+    assert all(asked.startswith((url, "about:")) for asked in one.asked), (
+        "the page called elsewhere"
+    )
 
 
 def stops(palette: str) -> np.ndarray:
     """The light colours of a palette, as the page's file states them."""
     text = PageFiles().held["data/scale.js"].decode()
     found = re.search(rf"const {palette.upper()} = {{\s*light: \[(.*?)\]", text, re.S)
-    return np.array([[int(h[i : i + 2], 16) for i in (1, 3, 5)] for h in re.findall(r'#\w{6}', found[1])])
+    return np.array(
+        [[int(h[i : i + 2], 16) for i in (1, 3, 5)] for h in re.findall(r"#\w{6}", found[1])]
+    )
 
 
 def colour(value: float, limit: float, palette: str) -> np.ndarray:
@@ -63,7 +67,9 @@ def colour(value: float, limit: float, palette: str) -> np.ndarray:
     share = np.clip(value / limit, -1 if palette == "signed" else 0, 1)
     place = round((127.5 + 127.5 * share) if palette == "signed" else 255 * share) / 255
     colours = stops(palette)
-    return np.array([np.interp(place * (len(colours) - 1), range(len(colours)), c) for c in colours.T])
+    return np.array(
+        [np.interp(place * (len(colours) - 1), range(len(colours)), c) for c in colours.T]
+    )
 
 
 CASES = [
@@ -117,13 +123,17 @@ def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
     reader.open(f"#/demo//tokens?{QUERY}&layer=2")
     count = len(reader.tab.query_selector_all(".ledger [data-step]"))
     assert count > 25
+    drawn = set()
     for _ in range(count):
-        for key in "1234":
+        step = reader.state("step")
+        kind = (step["kind"], tuple(step["dims"]), step["dtype"])
+        for key in "" if kind in drawn else "2341":
             reader.tab.keyboard.press(key)
-        reader.settle()
+            reader.settle()
+        drawn.add(kind)
         assert reader.tab.inner_text(".what h1").strip()
-        reader.tab.keyboard.press("1")
         reader.tab.keyboard.press("j")
+        reader.settle()
     assert reader.state("step")["id"] == "logits"
 
 
@@ -152,7 +162,9 @@ def test_back_and_forward_and_an_edited_address(reader):
     reader.tab.click("[data-step='layers.0.attn.scores']")
     reader.settle()
     reader.tab.go_back()
-    reader.tab.wait_for_function("document.querySelector('#address').value === 'layers.0.attn.q[2]'")
+    reader.tab.wait_for_function(
+        "document.querySelector('#address').value === 'layers.0.attn.q[2]'"
+    )
     reader.tab.fill("#address", "layers.3.attn.pattern[1,4,2]")
     reader.tab.press("#address", "Enter")
     reader.settle()

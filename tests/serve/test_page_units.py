@@ -110,7 +110,9 @@ def test_templates_follow_signals_and_keep_the_case_of_svg(tab):
         """) == ["0 0 2 2", "M0 4", "http://www.w3.org/2000/svg", "n is 4, 8", True]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ["logits", "layers.3.attn.scores[5,7,3]", "mask[0,:3]", "x[2:5,4]"])
+@pytest.mark.parametrize(
+    "text", ["logits", "layers.3.attn.scores[5,7,3]", "mask[0,:3]", "x[2:5,4]"]
+)
 def test_addresses_survive_reading_writing_and_the_url(tab, text):
     assert run(tab, "address.js", """
         const { name, index } = m.parse(given);

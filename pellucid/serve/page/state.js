@@ -14,6 +14,9 @@ import { ApiError, connection, get, post } from "./data/api.js";
  * @typedef {{run: string, model: string, prompt: string, ids: number[], tokens: string[],
  *   edits: Edit[], python: string, steps: Step[], seconds: number, bytes: number}} Run
  * @typedef {{row: number, col: number}} Cell
+ * @typedef {{what: string, value: number | string | null, limit: number | string | null, holds: boolean}} Check
+ * @typedef {{step: string, title: string, formula: string, source: {file: string, first: number, lines: string[]} | null,
+ *   code: string, walk: string, checks: Check[]}} Card
  * @typedef {"map" | "walk" | "heads" | "lens" | "parts" | "generate" | "try"} Room
  * @typedef {{model: string, prompt?: string, ids?: number[], edits?: Edit[], like?: string}} Wanted
  */
@@ -38,6 +41,7 @@ export const chosenToken = signal(/** @type {number | null} */ (null)); // whose
 export const busy = signal(/** @type {{what: string, since: number, stop: () => void} | null} */ (null));
 export const trouble = signal(/** @type {{said: string, again?: () => void} | null} */ (null));
 export const live = signal(""); // what a screen reader hears
+export const card = signal(/** @type {Card | null} */ (null)); // of the step, once it has come
 export const runs = signal(/** @type {Run[]} */ ([])); // of this visit, the newest first
 
 export const model = computed(() => models.value.find((m) => m.name === modelName.value) ?? null);

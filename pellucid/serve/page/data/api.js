@@ -1,7 +1,8 @@
 // The way to the server: JSON, bytes and streams. One recorded file can stand in for the server
-// (see `recording`), which is how a run is shared as a single page.
+// (see recorded.js), which is how a run is shared as a single page.
 
 import { signal } from "../signals.js";
+import { isRecording, recordedAnswer } from "./recorded.js";
 
 /** Whether the server answers; `gone` keeps the last picture on the page and tries again. */
 export const connection = signal(/** @type {"ok" | "gone"} */ ("ok"));
@@ -20,29 +21,20 @@ export class ApiError extends Error {
 }
 
 let asking = 0;
-/** Note that a request begins or ends: the page shows a line meanwhile. @param {number} by */
-function count(by) {
-  asking += by;
-  document.body.dataset.asking = String(asking);
-}
-
-/** @typedef {{headers: Record<string, string>, body: string}} Recorded */
-/** @type {Record<string, Recorded> | null} */
-let recorded = null;
-
-/** The answers that a single-file page carries, or null. */
-export function recording() {
-  const element = document.getElementById("recording");
-  if (!recorded && element) recorded = JSON.parse(element.textContent || "{}");
-  return recorded;
-}
-
-/** @param {string} path */
-function fromRecording(path) {
-  const found = recorded?.[path];
-  if (!found) throw new ApiError("this page is a recording without that part: open it on a server", 404);
-  const bytes = Uint8Array.from(atob(found.body), (c) => c.charCodeAt(0));
-  return new Response(bytes, { headers: found.headers });
+/**
+ * Count an answer that is awaited: the page shows a line meanwhile.
+ * @template T
+ * @param {Promise<T>} answer
+ * @returns {Promise<T>}
+ */
+async function counted(answer) {
+  document.body.dataset.asking = String(++asking);
+  try {
+    return await answer;
+  } finally {
+    // After what the answer brings, which may be further requests.
+    setTimeout(() => (document.body.dataset.asking = String(--asking)));
+  }
 }
 
 /**
@@ -51,20 +43,21 @@ function fromRecording(path) {
  * @returns {Promise<Response>}
  */
 async function ask(path, options = {}) {
-  if (recording()) return fromRecording(path);
+  if (isRecording()) {
+    const kept = recordedAnswer(path);
+    if (kept) return kept;
+    throw new ApiError("This page is a recording, without that part: open the model with pellucid serve.", 404);
+  }
   const headers = new Headers(options.headers);
   const key = sessionStorage.getItem("key");
   if (key) headers.set("Authorization", `Bearer ${key}`);
   let answer;
-  count(1);
   try {
     answer = await fetch(path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     serverGone();
     throw new ApiError("the server does not answer", 0);
-  } finally {
-    setTimeout(() => count(-1)); // after what the answer brings
   }
   connection.value = "ok";
   if (answer.ok) return answer;
@@ -92,8 +85,8 @@ function serverGone() {
  * @param {AbortSignal} [signal]
  * @returns {Promise<any>}
  */
-export async function get(path, signal) {
-  return (await ask(path, { signal })).json();
+export function get(path, signal) {
+  return counted(ask(path, { signal }).then((answer) => answer.json()));
 }
 
 /**
@@ -102,8 +95,8 @@ export async function get(path, signal) {
  * @param {AbortSignal} [signal]
  * @returns {Promise<any>}
  */
-export async function post(path, body, signal) {
-  return (await send(path, body, signal)).json();
+export function post(path, body, signal) {
+  return counted(send(path, body, signal).then((answer) => answer.json()));
 }
 
 /**
@@ -123,9 +116,9 @@ function send(path, body, signal) {
  * @param {string} path
  * @param {AbortSignal} [signal]
  */
-export async function bytes(path, signal) {
-  const answer = await ask(path, { signal });
-  return { headers: answer.headers, buffer: await answer.arrayBuffer() };
+export function bytes(path, signal) {
+  return counted(ask(path, { signal }).then(async (answer) =>
+    ({ headers: answer.headers, buffer: await answer.arrayBuffer() })));
 }
 
 /**

@@ -9,6 +9,7 @@ import { ArrayPlane } from "../data/plane.js";
 import { count, rough, short, visible } from "../data/numbers.js";
 import { Heatmap } from "./heatmap.js";
 import { legendBar } from "./legend.js";
+import { pointName } from "./role.js";
 import { candidate, candidates } from "./bars.js";
 
 /** @typedef {{points: string[], values: number[][]}} Norms */
@@ -79,11 +80,6 @@ function openPoint(norms, at) {
   if (!at) return;
   goTo(norms.points[at.row]);
   cell.value = null;
-}
-
-/** @param {string} point */
-function pointName(point) {
-  return point.replace(/^layers\.(\d+)\.resid_(\w+)$/, (_, number, where) => (where === "post" ? `layer ${number}` : `· ${where} ${number}`));
 }
 
 /** @param {import("../state.js").Model} own */

@@ -3,18 +3,15 @@
 import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get } from "../data/api.js";
-import { head, headOf, model, run, step } from "../state.js";
+import { isRecording } from "../data/recorded.js";
+import { card, head, headOf, model, run, step } from "../state.js";
 import { count, short, size } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
 
-/**
- * @typedef {{what: string, value: number | string, limit: number | string | null, holds: boolean}} Check
- * @typedef {{title: string, formula: string, sentence: string, source: {file: string, lines: any[]} | null,
- *   code: string[] | string, checks: Check[]}} Card
- */
+/** @typedef {import("../state.js").Card} Card */
+/** @typedef {import("../state.js").Check} Check */
 
 export function readings() {
-  const card = signal(/** @type {Card | null} */ (null));
   const said = signal("");
   effect(() => {
     const [id, one] = [run.value?.run, step.value];
@@ -31,17 +28,18 @@ export function readings() {
     ${() => (run.value ? facts(run.value) : "")}</section>`;
 }
 
-/** @param {Card} card */
-function cardOf(card) {
-  const code = Array.isArray(card.code) ? card.code.join("\n") : card.code ?? "";
-  return html`${card.checks?.length ? html`<h3>Checks</h3><ul class="checks">${card.checks.map(check)}</ul>` : ""}
+/** @param {Card} one */
+function cardOf(one) {
+  const { code, walk, source, checks } = one;
+  return html`${checks?.length ? html`<h3>Checks</h3><ul class="checks">${checks.map(check)}</ul>` : ""}
     ${code ? html`<h3>Code of this model ${copyButton(() => code)}</h3><pre class="code">${highlighted(code)}</pre>` : ""}
-    ${card.source?.file ? html`<p class="source"><code>${card.source.file}</code></p>` : ""}`;
+    ${source?.file ? html`<p class="source"><code>${source.file}:${source.first}</code></p>` : ""}
+    ${walk ? html`<details><summary>Written a second time, in the walk</summary><pre class="code">${highlighted(walk)}</pre></details>` : ""}`;
 }
 
 /** @param {Check} one */
 function check(one) {
-  const value = typeof one.value === "number" ? short(one.value) : one.value;
+  const value = typeof one.value === "number" ? short(one.value) : one.value ?? "";
   const limit = typeof one.limit === "number" ? short(one.limit) : one.limit;
   return html`<li data-holds=${one.holds}><b>${one.holds ? "✓" : "✗"}</b> ${one.what}
     <span class="number">${value}${limit ? html` <small>≤ ${limit}</small>` : ""}</span></li>`;
@@ -71,6 +69,6 @@ function facts(one) {
       ["pass", `${short(one.seconds * 1000)} ms`], ["held", size(one.bytes)],
       ["type", own?.dtype ?? ""], ["id", one.run]].map(([name, value]) =>
         html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    <p><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
+    <p hidden=${isRecording()}><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
     Save this run as one file</a></p>`;
 }

@@ -26,6 +26,16 @@ export function titleOf(one, brief = false) {
   return brief ? text.split(/: | \(/)[0] : text;
 }
 
+/** A point of the residual stream in words. @param {string} name */
+export function pointName(name) {
+  const found = /^layers\.(\d+)\.resid_(pre|mid|post)$/.exec(name);
+  if (!found) return name;
+  const at = Number(found[1]);
+  if (found[2] === "mid") return `inside ${at}`;
+  if (found[2] === "post") return `after ${at}`;
+  return at ? `after ${at - 1}` : "embedding";
+}
+
 /** Which scale of colours suits a step. @param {import("../state.js").Step} step */
 export function paletteOf(step) {
   if (/pattern$/.test(step.id)) return "share";

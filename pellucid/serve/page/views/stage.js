@@ -2,7 +2,7 @@
 
 import { computed, effect, scope } from "../signals.js";
 import { html } from "../html.js";
-import { head, headBy, headOf, ledger, model, picture, run, step, stepBy } from "../state.js";
+import { card, head, headBy, headOf, ledger, model, picture, run, step, stepBy } from "../state.js";
 import { formula } from "./formula.js";
 import { roleOf, titleOf } from "./role.js";
 import { headStrip } from "./head_strip.js";
@@ -87,7 +87,12 @@ function title() {
         title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span></div>
     <div class="line"><p class="sentence">${() => step.value?.sentence ?? ""}</p>${pictureChoice()}</div>
     <div class="line"><code class="dims">${() => dims(step.value)}</code>
-      <span class="formula">${() => (step.value?.formula ? formula(step.value.formula) : "")}</span></div></header>`;
+      <span class="formula">${() => formula(shownFormula(step.value))}</span></div></header>`;
+}
+
+/** The card's formula has the shapes at hand. @param {Step | null} one */
+function shownFormula(one) {
+  return (card.value && card.value.step === one?.id ? card.value.formula : one?.formula) ?? "";
 }
 
 /** @param {Step | null} one */

@@ -3,14 +3,14 @@
 import { scope, effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get, post } from "../data/api.js";
-import { busy, chosenToken, live, modelName, report, run, startRun, token } from "../state.js";
+import { busy, chosenToken, live, modelName, report, startRun, token } from "../state.js";
 import { ArrayPlane } from "../data/plane.js";
 import { short, visible } from "../data/numbers.js";
 import { Heatmap } from "./heatmap.js";
 import { legendBar } from "./legend.js";
 import { copyButton } from "./copy.js";
 
-/** @typedef {{rows: (string | number)[], columns: (string | number)[], values: number[][], unit: string, clean: number, python: string}} Sweep */
+/** @typedef {{rows: (string | number)[], columns: (string | number)[], over: string, values: number[][], unit: string, clean: number, python: string}} Sweep */
 
 /** @param {import("../signals.js").Signal<import("../state.js").Run | null>} clean */
 export function sweeps(clean) {
@@ -23,12 +23,12 @@ export function sweeps(clean) {
   });
   const over = html`<select aria-label="over"><option value="layer,head">layer × head</option><option value="layer,position">layer × position</option></select>`;
   const what = html`<select aria-label="change"><option value="ablate">ablate</option><option value="patch">patch from</option></select>`;
-  const of = html`<select aria-label="tensor"><option>z</option><option>attn_out</option><option>mlp_out</option><option value="resid">resid</option></select>`;
+  const of = html`<select aria-label="tensor"><option>z</option><option>attn_out</option><option>mlp_out</option><option>resid_pre</option></select>`;
   const other = html`<input aria-label="the other prompt" placeholder="another prompt, for patching">`;
-  over.addEventListener("change", () => (of.value = over.value === "layer,head" ? "z" : "resid"));
+  over.addEventListener("change", () => (of.value = over.value === "layer,head" ? "z" : "resid_pre"));
   return html`<h2>Sweep</h2><div class="row">${what} ${of} over ${over} ${other}
     <button class="primary" @click=${() => sweep({ clean, found, what, over, of, other })}>Sweep</button></div>
-    <p class="note">${() => (found.value ? html`Effect on the ${found.value.unit} of the chosen token; clean: ${short(found.value.clean)}.
+    <p class="note">${() => (found.value ? html`The chosen token's logit after each change; colours show the difference to the clean ${short(found.value.clean)}.
       ${copyButton(() => found.peek()?.python ?? "")}` : "One run per cell: what each place does to the chosen token.")}</p>${box}`;
 }
 
@@ -57,12 +57,12 @@ async function sweep({ clean, found, what, over, of, other }) {
 function sweepMap(found) {
   const legend = signal(/** @type {any} */ (null));
   const at = signal(/** @type {import("../state.js").Cell | null} */ (null));
-  const tokens = run.peek()?.tokens ?? [];
-  const named = (/** @type {string | number} */ column) => (typeof column === "number" && found.columns.length === tokens.length ? visible(tokens[column]) : String(column));
-  const say = (/** @type {number} */ row, /** @type {number} */ col) => `${found.rows[row]}, ${named(found.columns[col])}: ${short(found.values[row][col])}`;
+  const named = (/** @type {string | number} */ column) => (found.over === "layer,head" ? `head ${column}` : visible(String(column)));
+  const rowName = (/** @type {string | number} */ row) => String(row).replace("layers.", "layer ");
+  const say = (/** @type {number} */ row, /** @type {number} */ col) => `${rowName(found.rows[row])}, ${named(found.columns[col])}: ${short(found.values[row][col])}, ${short(found.values[row][col] - found.clean)} against the clean run`;
   const map = new Heatmap({
-    plane: new ArrayPlane(found.values), palette: "signed", upward: true, label: "sweep", most: 44, widest: 80,
-    rowLabel: (row) => String(found.rows[row]), colLabel: (col) => named(found.columns[col]),
+    plane: new ArrayPlane(found.values.map((row) => row.map((value) => value - found.clean))), palette: "signed", upward: true, label: "sweep", most: 44, widest: 80,
+    rowLabel: (row) => rowName(found.rows[row]), colLabel: (col) => named(found.columns[col]),
     say, cursor: () => at.value, bend: () => "sym",
     onLegend: (next) => legend.peek()?.scale.key !== next.scale.key && (legend.value = next),
     pick: (row, col) => {

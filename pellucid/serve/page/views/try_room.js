@@ -11,8 +11,8 @@ import { sweeps } from "./sweeps.js";
 
 /** @typedef {import("../state.js").Edit} Edit */
 /**
- * @typedef {{name: string, verdict: string, largest: number, relative: number, identical: boolean}} Verdict
- * @typedef {{rows: Verdict[], first: string | null, probabilities: {id: number, text: string, before: number, after: number}[]}} Against
+ * @typedef {{name: string, verdict: string, largest: number | null, relative: number | null, identical: boolean}} Verdict
+ * @typedef {{rows: Verdict[], first: string | null, first_diverged: string | null, probabilities: {id: number, text: string, before: number, after: number}[]}} Against
  */
 
 const draft = signal(/** @type {Edit[]} */ ([]));
@@ -123,8 +123,8 @@ function dumbbells(found) {
 
 /** @param {Against} found */
 function strip(found) {
-  const said = signal(found.first ? `first difference: ${found.first}` : "nothing differs");
-  const largest = Math.max(...found.rows.map((one) => one.relative).filter(Number.isFinite), 1e-12);
+  const said = signal(found.first ? `first difference: ${found.first}${found.first_diverged && found.first_diverged !== found.first ? `; first that its own inputs do not explain: ${found.first_diverged}` : ""}` : "nothing differs");
+  const largest = Math.max(...found.rows.map((one) => Number(one.relative)).filter(Number.isFinite), 1e-12);
   /** @type {Map<string, Verdict[]>} */
   const lines = new Map(); // a line a layer, and what stands before and after
   for (const one of found.rows) {
@@ -143,12 +143,12 @@ function strip(found) {
 /** How strongly a difference is shown: six decades up to the largest. @param {Verdict} one @param {number} largest */
 function strength(one, largest) {
   if (one.identical) return 0;
-  return Math.max(0.15, Math.min(1, 1 + Math.log10(one.relative / largest || 1e-9) / 6));
+  return Math.max(0.15, Math.min(1, 1 + Math.log10(Number(one.relative) / largest || 1e-9) / 6));
 }
 
 /** @param {Verdict} one */
 function tell(one) {
   return one.identical ? `${one.name}: identical`
-    : `${one.name}: ${one.verdict}, largest difference ${short(one.largest)}, relative ${short(one.relative)}`;
+    : `${one.name}: ${one.verdict}, largest difference ${short(Number(one.largest))}, relative ${short(Number(one.relative))}`;
 }
 
