@@ -270,3 +270,12 @@ def test_ids_without_a_text_have_their_number(tmp_path):
         path = f"/api/runs/{answer['run']}"
         texts = {one["text"] for one in get(client, f"{path}/logits", top=400).json()["top"]}
         assert "[399]" in texts
+
+
+def test_a_run_leaves_as_one_file(client):
+    run = start(client, "gpt")["run"]
+    answer = get(client, f"/api/runs/{run}/export")
+    assert answer.headers["content-disposition"] == f'attachment; filename="pellucid-{run}.html"'
+    assert answer.headers["content-type"].startswith("text/html")
+    assert f"/api/runs/{run}/tensor?at=layers.1.attn.scores" in answer.text
+    assert 'src="/page/' not in answer.text and 'href="/page/' not in answer.text
