@@ -12,6 +12,7 @@ from torch import Tensor
 import pellucid
 from pellucid import graph, names
 from pellucid.diff.replay.operations import Setting
+from pellucid.explore.predictions import text_of
 from pellucid.language_model import LanguageModel
 from pellucid.models.quantised import FullWeights
 from pellucid.source.step_lines import StepLines
@@ -24,6 +25,10 @@ class Loaded:
 
     def __init__(self, name: str, lm: LanguageModel) -> None:
         self.name, self.lm, self.config, self.model = name, lm, lm.config, lm.model
+
+    def text(self, id: int) -> str:
+        """The text of a token; of an id that only the embedding's padding has, its number."""
+        return text_of(self.lm, id)
 
     @cached_property
     def names(self) -> dict[str, None]:

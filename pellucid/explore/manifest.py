@@ -92,7 +92,7 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
     return {
         "run": run.id,
         "model": loaded.name,
-        "prompt": loaded.lm.tokenizer.decode(run.ids) if run.prompt is None else run.prompt,
+        "prompt": _text(run) if run.prompt is None else run.prompt,
         "ids": run.ids,
         "tokens": run.tokens,
         "edits": [edit.to_json() for edit in run.edits],
@@ -102,6 +102,13 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
         "seconds": run.seconds,
         "bytes": run.bytes,
     }
+
+
+def _text(run: Run) -> str:
+    try:
+        return run.loaded.lm.tokenizer.decode(run.ids)
+    except ValueError:  # an id that only the embedding's padding has
+        return "".join(run.tokens)
 
 
 def _step(run: Run, name: str) -> dict[str, Any]:
