@@ -74,7 +74,8 @@ def colour(value: float, limit: float, palette: str) -> np.ndarray:
 
 CASES = [
     ("layers.1.attn.scores", 3, "signed"), ("layers.2.attn.pattern", 5, "share"),
-    ("layers.0.attn.k", 1, "signed"), ("layers.3.resid_post", None, "signed"), ("embed", None, "signed"),
+    ("layers.0.attn.k", 1, "signed"), ("layers.3.resid_post", None, "signed"),
+    ("embed", None, "signed"),
 ]  # fmt: skip
 
 
@@ -88,10 +89,12 @@ def test_a_pixel_is_the_traces_number(reader, seen, name, head, palette):
     chance = random.Random(name)
     cells = [[chance.randrange(n) for n in values.shape] for _ in range(12)]
     pixels = reader.tab.evaluate(
-        """cells => { const canvas = document.querySelector("main canvas.grid"), map = canvas.heatmap;
-        return cells.map(([row, col]) => { const [x, y] = map.pointOf(row, col), { sx, sy } = map.view;
-          const dx = sx > 12 ? sx / 2 - 4 : 0, dy = sy > 12 ? sy / 2 - 4 : 0;
-          return [...map.context.getImageData((x - dx) * devicePixelRatio, (y - dy) * devicePixelRatio, 1, 1).data]; }); }""",
+        """cells => { const map = document.querySelector("main canvas.grid").heatmap;
+        const aside = size => (size > 12 ? size / 2 - 4 : 0); // of the number in the middle
+        return cells.map(([row, col]) => {
+          const [x, y] = map.pointOf(row, col).map((at, axis) =>
+            (at - aside(axis ? map.view.sy : map.view.sx)) * devicePixelRatio);
+          return [...map.context.getImageData(x, y, 1, 1).data]; }); }""",
         cells,
     )  # fmt: skip
     for (row, col), (*found, _) in zip(cells, pixels, strict=True):
