@@ -89,6 +89,11 @@ export function rough(value) {
   return String(value);
 }
 
+/** @param {number} seconds */
+export function duration(seconds) {
+  return seconds < 10 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${Math.round(seconds)} s`;
+}
+
 /** @param {number} bytes */
 export function size(bytes) {
   for (const [unit, letter] of /** @type {const} */ ([[2 ** 30, "GB"], [2 ** 20, "MB"], [2 ** 10, "KB"]])) {

@@ -6,6 +6,7 @@ import { connection } from "../data/api.js";
 import { address, busy, goToAddress, live, model, modelName, models, prompt, report, room, ROOMS, run, startRun, trouble } from "../state.js";
 import { switchTheme, theme } from "../theme.js";
 import { chips } from "./chips.js";
+import { duration } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
 import { openHelp } from "./dialogs.js";
 
@@ -73,7 +74,7 @@ function promptLine() {
 function said() {
   const now = run.value;
   if (!now) return "";
-  return `${now.ids.length} tokens · ${Math.max(1, Math.round(now.seconds * 1000))} ms${now.edits?.length ? ` · ${now.edits.length} change${now.edits.length > 1 ? "s" : ""}` : ""}`;
+  return `${now.ids.length} tokens · ${duration(now.seconds)}${now.edits?.length ? ` · ${now.edits.length} change${now.edits.length > 1 ? "s" : ""}` : ""}`;
 }
 
 function notices() {
