@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Loaded:
 
     def __init__(self, name: str, lm: LanguageModel) -> None:
         self.name, self.lm, self.config, self.model = name, lm, lm.config, lm.model
+        self.words: dict[Any, tuple[str, str]] = {}  # of steps: found once (`manifest`)
 
     def text(self, id: int) -> str:
         """The text of a token; of an id that only the embedding's padding has, its number."""

@@ -162,7 +162,15 @@ def _turned(config: Config, name: str) -> bool:
 
 def words_of(loaded: Loaded, name: str) -> tuple[str, str]:
     """Title and formula of a tensor's step in the walk, as this model has it, without shapes."""
-    config, layer, leaf = loaded.config, names.layer_of(name), graph.leaf(name)
+    layer, leaf = names.layer_of(name), graph.leaf(name)
+    key = leaf, loaded.config.layer(layer or 0)  # alike in all layers of a kind
+    if key not in loaded.words:
+        loaded.words[key] = _words(loaded, name, layer, leaf)
+    return loaded.words[key]
+
+
+def _words(loaded: Loaded, name: str, layer: int | None, leaf: str) -> tuple[str, str]:
+    config = loaded.config
     kind = config.layer(layer or 0)
     wanted = f"layers.N.{leaf}" if layer is not None else leaf.removeprefix("second_")
     title = formula = ""
