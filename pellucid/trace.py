@@ -292,6 +292,13 @@ class Trace(MutableMapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"Trace({len(self)} tensors, {self.nbytes / 1e6:,.1f} MB)"
 
+    def _repr_html_(self) -> str:
+        """A table for notebooks: every name with its shape and its numbers in short."""
+        from pellucid.notebook import summary, table
+
+        head = ("name", "shape", "dtype", "min", "max", "mean")
+        return f"<p>{self!r}</p>" + table(head, [(n, *summary(t)) for n, t in self.items()])
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""

@@ -63,6 +63,7 @@ FLOORS = {
     "graph": 1,
     "ownership": 1,
     "names": 1,
+    "notebook": 1,
     "numerics": 1,
     "spelling": 1,
     "step_recording": 1,

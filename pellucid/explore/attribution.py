@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.evaluate.heads import previous_token_score
 from pellucid.explore.arithmetic import angle_of
-from pellucid.explore.predictions import likeliest, wide
+from pellucid.explore.predictions import likeliest, text_of, wide
 from pellucid.explore.runs import Run
 
 Answer = Generator[Any, None, None]
@@ -42,7 +42,7 @@ def lens(run: Run, top: int, first: int = 0, last: int | None = None) -> Answer:
         else:
             logits = run.end(stream[:, first:last], edited=False)["logits"][0]
         names.append(point)
-        cells.append([{"top": likeliest(run, row, top)} for row in logits])
+        cells.append([{"top": likeliest(run.loaded.lm, row, top)} for row in logits])
         yield None
     yield {"layers": names, "first": first, "tokens": run.tokens[first:last], "cells": cells}
 
@@ -236,9 +236,14 @@ def change_of_predictions(run: Run, other: Run, row: int, top: int = 10) -> list
     shares = [each.softmax(-1) for each in logits]
     count = min(top, len(shares[0]))
     best = dict.fromkeys(id for each in shares for id in each.topk(count).indices.tolist())
-    text = run.loaded.lm.tokenizer.token_string
+    lm = run.loaded.lm
     rows = [
-        {"id": id, "text": text(id), "before": float(shares[0][id]), "after": float(shares[1][id])}
+        {
+            "id": id,
+            "text": text_of(lm, id),
+            "before": float(shares[0][id]),
+            "after": float(shares[1][id]),
+        }
         for id in best
     ]
     return sorted(rows, key=lambda entry: -max(entry["before"], entry["after"]))

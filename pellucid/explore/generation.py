@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from pellucid.explore.predictions import alternatives_of, wide
+from pellucid.explore.predictions import likeliest, text_of, wide
 from pellucid.generate import Sampling, generate_tokens
 from pellucid.language_model import LanguageModel, Prompt
 
@@ -44,9 +44,9 @@ def generation(
             logits = steps.logits[0]
             yield {
                 "id": token,
-                "text": lm.tokenizer.token_string(token),
+                "text": text_of(lm, token),
                 "probability": float(wide(logits).softmax(-1)[token]),
-                "alternatives": alternatives_of(lm, logits, alternatives),
+                "alternatives": likeliest(lm, logits, alternatives),
                 "seconds": time.perf_counter() - began,
                 "cached": steps.cached,
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 import pellucid
 from pellucid import graph, names
 from pellucid.diff.replay.operations import Setting
+from pellucid.explore.predictions import text_of
 from pellucid.language_model import LanguageModel
 from pellucid.models.quantised import FullWeights
 from pellucid.source.step_lines import StepLines
@@ -24,6 +26,11 @@ class Loaded:
 
     def __init__(self, name: str, lm: LanguageModel) -> None:
         self.name, self.lm, self.config, self.model = name, lm, lm.config, lm.model
+        self.words: dict[Any, tuple[str, str]] = {}  # of steps: found once (`manifest`)
+
+    def text(self, id: int) -> str:
+        """The text of a token; of an id that only the embedding's padding has, its number."""
+        return text_of(self.lm, id)
 
     @cached_property
     def names(self) -> dict[str, None]:
@@ -53,8 +60,9 @@ class Loaded:
             if tensor.is_meta or not tensor.numel():  # streamed: the files stay what they are
                 continue
             flat = tensor.detach().reshape(-1)
-            count = min(SAMPLED, len(flat))
-            places = torch.linspace(0, len(flat) - 1, count, dtype=torch.float64).long()
+            places = torch.linspace(
+                0, len(flat) - 1, min(SAMPLED, len(flat)), dtype=torch.float64
+            ).long()
             digest.update(flat[places.to(flat.device)].cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 

@@ -92,7 +92,7 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
     return {
         "run": run.id,
         "model": loaded.name,
-        "prompt": loaded.lm.tokenizer.decode(run.ids) if run.prompt is None else run.prompt,
+        "prompt": _text(run) if run.prompt is None else run.prompt,
         "ids": run.ids,
         "tokens": run.tokens,
         "edits": [edit.to_json() for edit in run.edits],
@@ -102,6 +102,13 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
         "seconds": run.seconds,
         "bytes": run.bytes,
     }
+
+
+def _text(run: Run) -> str:
+    try:
+        return run.loaded.lm.tokenizer.decode(run.ids)
+    except ValueError:  # an id that only the embedding's padding has
+        return "".join(run.tokens)
 
 
 def _step(run: Run, name: str) -> dict[str, Any]:
@@ -155,7 +162,15 @@ def _turned(config: Config, name: str) -> bool:
 
 def words_of(loaded: Loaded, name: str) -> tuple[str, str]:
     """Title and formula of a tensor's step in the walk, as this model has it, without shapes."""
-    config, layer, leaf = loaded.config, names.layer_of(name), graph.leaf(name)
+    layer, leaf = names.layer_of(name), graph.leaf(name)
+    key = leaf, loaded.config.layer(layer or 0)  # alike in all layers of a kind
+    if key not in loaded.words:
+        loaded.words[key] = _words(loaded, name, layer, leaf)
+    return loaded.words[key]
+
+
+def _words(loaded: Loaded, name: str, layer: int | None, leaf: str) -> tuple[str, str]:
+    config = loaded.config
     kind = config.layer(layer or 0)
     wanted = f"layers.N.{leaf}" if layer is not None else leaf.removeprefix("second_")
     title = formula = ""

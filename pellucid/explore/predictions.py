@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.explore.runs import Run
 from pellucid.language_model import LanguageModel
+
+
+def text_of(lm: LanguageModel, id: int) -> str:
+    """The text of a token; of an id that only the padding of the embedding has, its number."""
+    try:
+        return lm.tokenizer.token_string(id)
+    except ValueError:
+        return f"[{id}]"
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -16,19 +23,18 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def likeliest(run: Run, logits: Tensor, top: int) -> list[dict[str, Any]]:
+def likeliest(lm: LanguageModel, logits: Tensor, top: int) -> list[dict[str, Any]]:
     """The `top` likeliest tokens of logits (V), with text, logit and probability."""
-    return alternatives_of(run.loaded.lm, logits, max(1, top))
-
-
-def alternatives_of(lm: LanguageModel, logits: Tensor, top: int) -> list[dict[str, Any]]:
-    """As `likeliest`, of a model's logits (V)."""
     logits = wide(logits)
     shares = logits.softmax(-1)
-    best = logits.topk(min(top, len(logits))).indices
-    text = lm.tokenizer.token_string
+    best = logits.topk(max(0, min(top, len(logits)))).indices
     return [
-        {"id": id, "text": text(id), "logit": float(logits[id]), "probability": float(shares[id])}
+        {
+            "id": id,
+            "text": text_of(lm, id),
+            "logit": float(logits[id]),
+            "probability": float(shares[id]),
+        }
         for id in best.tolist()
     ]
 

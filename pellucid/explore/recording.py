@@ -48,7 +48,7 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
     last = len(run.ids) - 1
     for row in range(last + 1):
         logits = run.logits(row)
-        told = {"row": row, "top": likeliest(run, logits, 20), "entropy": entropy(logits)}
+        told = {"row": row, "top": likeliest(run.loaded.lm, logits, 20), "entropy": entropy(logits)}
         add(f"{path}/logits?row={row}&top=20", told)
     token = int(run.logits(last).argmax())
     found = yield from _last_of(attribution.contributions(run, last, token))

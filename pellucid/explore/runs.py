@@ -99,8 +99,8 @@ class Run(Mapping[str, Tensor]):
 
     @property
     def tokens(self) -> list[str]:
-        """The text of each token."""
-        return [self.loaded.lm.tokenizer.token_string(id) for id in self.ids]
+        """The text of each token; of an id that only the embedding's padding has, its number."""
+        return [self.loaded.text(id) for id in self.ids]
 
     @property
     def bytes(self) -> int:

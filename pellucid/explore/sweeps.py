@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid import graph
+from pellucid.explore.predictions import text_of
 from pellucid.explore.runs import Run
 from pellucid.trace import trace
 
@@ -104,7 +105,7 @@ def sweep(run: Run, wanted: Sweep) -> Generator[Any, None, None]:
         "over": wanted.over,
         "places": places,
         "values": values,
-        "unit": f"logit of {run.loaded.lm.tokenizer.token_string(wanted.token)!r}",
+        "unit": f"logit of {text_of(run.loaded.lm, wanted.token)!r}",
         "clean": float(_logits(run, run.stream[-1], wanted.row)[wanted.token]),
         "python": python_of(run, wanted, layers, places),
     }

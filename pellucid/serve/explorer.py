@@ -20,7 +20,7 @@ from pellucid.explore.edits import parse_edit
 from pellucid.explore.generation import generation
 from pellucid.explore.manifest import describe_model, describe_run
 from pellucid.explore.packing import packed, plain, without_batch
-from pellucid.explore.predictions import entropy, likeliest
+from pellucid.explore.predictions import entropy, likeliest, text_of
 from pellucid.explore.recording import record
 from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
@@ -49,9 +49,7 @@ class Explorer:
         """POST /api/tokens."""
         given, engine = await self.read(request, {"prompt": str})
         ids = engine.lm.encode(given["prompt"])
-        return JSONResponse(
-            {"ids": ids, "tokens": [engine.lm.tokenizer.token_string(i) for i in ids]}
-        )
+        return JSONResponse({"ids": ids, "tokens": [text_of(engine.lm, id) for id in ids]})
 
     async def start(self, request: Request) -> Response:
         """POST /api/runs."""
@@ -104,7 +102,7 @@ class Explorer:
             logits = run.logits(row_of(run, row))
             return {
                 "row": row_of(run, row),
-                "top": likeliest(run, logits, top),
+                "top": likeliest(run.loaded.lm, logits, top),
                 "entropy": entropy(logits),
             }
 

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
@@ -110,6 +111,20 @@ class Step:
             "mean": mean,
             "std": variance**0.5,
         }
+
+    def _repr_html_(self) -> str:
+        """For notebooks: title, formula, numbers, and a picture of what can be drawn as one."""
+        from pellucid.notebook import picture, summary, table
+
+        parts = [f"<p><b>{escape(self.title or self.name)}</b><br>{escape(self.formula)}</p>"]
+        if isinstance(self.value, Tensor):
+            head = ("address", "shape", "dtype", "min", "max", "mean")
+            parts.append(table(head, [(self.address, *summary(self.value))]))
+            if self.picture in ("heatmap", "attention", "bars") and not self.value.is_complex():
+                parts.append(picture(self.value, self.address))
+        else:
+            parts.append(table(("",), [(text,) for text in self.value]))
+        return "".join(parts)
 
     def to_json(self) -> dict[str, Any]:
         """This step's entry in the JSON of ``pellucid walk``."""

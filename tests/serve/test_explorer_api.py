@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -258,3 +259,23 @@ def test_a_client_that_goes_away_frees_the_model(models):
         before = engine.turns
         assert get(client, f"/api/runs/{run}/norms").status_code == 200
         assert engine.turns <= before + 6  # one more of the sweep, which then ends
+
+
+def test_ids_without_a_text_have_their_number(tmp_path):
+    config = replace(GPT, vocab_size=400)  # beyond the tokenizer's
+    engine = Engine(language_model(config), "padded", fast=False)
+    with served(engine) as client:
+        answer = client.post("/api/runs", json={"ids": [395, 5]}).json()
+        assert (answer["tokens"][0], answer["prompt"][:5]) == ("[395]", "[395]")
+        path = f"/api/runs/{answer['run']}"
+        texts = {one["text"] for one in get(client, f"{path}/logits", top=400).json()["top"]}
+        assert "[399]" in texts
+
+
+def test_a_run_leaves_as_one_file(client):
+    run = start(client, "gpt")["run"]
+    answer = get(client, f"/api/runs/{run}/export")
+    assert answer.headers["content-disposition"] == f'attachment; filename="pellucid-{run}.html"'
+    assert answer.headers["content-type"].startswith("text/html")
+    assert f"/api/runs/{run}/tensor?at=layers.1.attn.scores" in answer.text
+    assert 'src="/page/' not in answer.text and 'href="/page/' not in answer.text

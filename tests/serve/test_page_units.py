@@ -92,7 +92,7 @@ def test_an_endless_change_is_an_error_and_not_a_hang(tab):
 def test_text_in_a_template_never_becomes_markup(tab):
     hostile = '<img src=x onerror="window.bad=1"></script>&amp;'
     found = run(tab, "html.js", """
-        const one = m.html`<p title=${given} data-x=${given}>${given}${[given, null, false, 0]}</p>`;
+        const one = m.html`<p title=${given} lang=${given}>${given}${[given, null, false, 0]}</p>`;
         return [one.textContent, one.title, one.children.length, one.outerHTML.includes("<img")];
         """, hostile)  # fmt: skip
     assert found == [hostile + hostile + "0", hostile, 0, False]
@@ -102,11 +102,13 @@ def test_templates_follow_signals_and_keep_the_case_of_svg(tab):
     assert run(tab, "html.js", """
         const { signal } = await import("/page/signals.js");
         const n = signal(1);
-        const one = m.html`<svg viewBox=${"0 0 2 2"}>${m.svg`<path d=${() => "M0 " + n.value}></path>`}</svg>`;
+        const line = m.svg`<path d=${() => "M0 " + n.value}></path>`;
+        const one = m.html`<svg viewBox=${"0 0 2 2"}>${line}</svg>`;
         const text = m.html`<p hidden=${() => n.value > 1}>n is ${n}, ${() => n.value * 2}</p>`;
         n.value = 4;
         const path = one.firstElementChild;
-        return [one.getAttribute("viewBox"), path.getAttribute("d"), path.namespaceURI, text.textContent, text.hidden];
+        return [one.getAttribute("viewBox"), path.getAttribute("d"), path.namespaceURI,
+          text.textContent, text.hidden];
         """) == ["0 0 2 2", "M0 4", "http://www.w3.org/2000/svg", "n is 4, 8", True]  # fmt: skip
 
 
@@ -116,8 +118,9 @@ def test_templates_follow_signals_and_keep_the_case_of_svg(tab):
 def test_addresses_survive_reading_writing_and_the_url(tab, text):
     assert run(tab, "address.js", """
         const { name, index } = m.parse(given);
-        const place = { model: "org/a model", run: "ab12", address: given, options: { view: "walk" } };
-        return [m.format(name, index), m.fromHash(m.toHash(place)).address, m.fromHash(m.toHash(place)).model];
+        const options = { view: "walk" };
+        const hash = m.toHash({ model: "org/a model", run: "ab12", address: given, options });
+        return [m.format(name, index), m.fromHash(hash).address, m.fromHash(hash).model];
         """, text) == [text, text, "org/a model"]  # fmt: skip
 
 
@@ -136,7 +139,8 @@ def test_tensors_are_read_bit_for_bit_and_written_shortest(tab, dtype):
     read, texts = run(tab, "data/tensors.js", """
         const { exact } = await import("/page/data/numbers.js");
         const found = [...m.decode(new Uint8Array(given[0]).buffer, given[1])];
-        return [found.map(String), found.map(v => exact(v, given[1]))];""", [data, name])  # fmt: skip
+        return [found.map(String), found.map(v => exact(v, given[1]))];""",
+        [data, name])  # fmt: skip
     assert np.array_equal(np.array(read, float), values.double().numpy(), equal_nan=True)
     back = torch.tensor([float(text) for text in texts], dtype=torch.float64).to(dtype)
     assert torch.equal(back.nan_to_num(7), values.nan_to_num(7))
@@ -149,7 +153,8 @@ def test_colours_are_ordered_by_lightness_and_zero_is_paper(tab):
     for dark in (False, True):
         light = run(tab, "data/scale.js", """
             const one = p => { const c = m.table(p, given);
-              return [...c].map(x => 0.299 * (x & 255) + 0.587 * ((x >> 8) & 255) + 0.114 * ((x >> 16) & 255)); };
+              return [...c].map(x =>
+                0.299 * (x & 255) + 0.587 * ((x >> 8) & 255) + 0.114 * ((x >> 16) & 255)); };
             return [one("share"), one("size"), one("signed")];""", dark)  # fmt: skip
         direction = 1 if dark else -1
         for rising in (light[0], light[1], light[2][128:], light[2][127::-1]):
@@ -161,9 +166,11 @@ def test_colours_are_ordered_by_lightness_and_zero_is_paper(tab):
 @pytest.mark.parametrize("bend", ["lin", "sym", "log"])
 def test_a_scale_and_its_inverse_agree(tab, bend):
     found = run(tab, "data/scale.js", """
-        const s = new m.Scale({ palette: "signed", dark: false, bend: given, limit: 50, knee: 0.5 });
+        const how = { palette: "signed", dark: false, bend: given, limit: 50, knee: 0.5 };
+        const s = new m.Scale(how);
         return [0.2, 0.5, 0.8, 1].map(x => s.strength(s.valueAt(x)))
-          .concat([s.pixel(-Infinity), s.index(0), s.index(60), s.index(-60)]);""", bend)  # fmt: skip
+          .concat([s.pixel(-Infinity), s.index(0), s.index(60), s.index(-60)]);""",
+        bend)  # fmt: skip
     assert found[:4] == pytest.approx([0.2, 0.5, 0.8, 1])
     assert found[4] == 0 and found[5] in (127, 128) and found[6:] == [255, 0]
 

@@ -192,11 +192,13 @@ function noteRun(made) {
 export function adopt(made) {
   batch(() => {
     const before = run.peek();
+    const alike = before?.model === made.model && String(before.ids) === String(made.ids);
+    if (alike) made = { ...made, prompt: before.prompt }; // ids decode to a text with special tokens
     run.value = made;
     modelName.value = made.model;
     prompt.value = made.prompt;
     noteRun(made);
-    if (!before || String(before.ids) !== String(made.ids)) {
+    if (!alike) {
       token.value = made.ids.length - 1;
       cell.value = null;
       chosenToken.value = null;
@@ -288,7 +290,7 @@ async function findRun(place) {
 function settle(made, place) {
   const { options } = place;
   const asked = room.peek();
-  if (run.peek() !== made) adopt(made);
+  if (run.peek()?.run !== made.run) adopt(made);
   if (options.layer) layer.value = Number(options.layer);
   if (options.head) head.value = Number(options.head);
   if (options.id) chosenToken.value = Number(options.id);

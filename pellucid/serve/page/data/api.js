@@ -1,7 +1,8 @@
 // The way to the server: JSON, bytes and streams. One recorded file can stand in for the server
-// (see `recording`), which is how a run is shared as a single page.
+// (see recorded.js), which is how a run is shared as a single page.
 
 import { signal } from "../signals.js";
+import { isRecording, recordedAnswer } from "./recorded.js";
 
 /** Whether the server answers; `gone` keeps the last picture on the page and tries again. */
 export const connection = signal(/** @type {"ok" | "gone"} */ ("ok"));
@@ -36,32 +37,17 @@ async function counted(answer) {
   }
 }
 
-/** @typedef {{headers: Record<string, string>, body: string}} Recorded */
-/** @type {Record<string, Recorded> | null} */
-let recorded = null;
-
-/** The answers that a single-file page carries, or null. */
-export function recording() {
-  const element = document.getElementById("recording");
-  if (!recorded && element) recorded = JSON.parse(element.textContent || "{}");
-  return recorded;
-}
-
-/** @param {string} path */
-function fromRecording(path) {
-  const found = recorded?.[path];
-  if (!found) throw new ApiError("this page is a recording without that part: open it on a server", 404);
-  const bytes = Uint8Array.from(atob(found.body), (c) => c.charCodeAt(0));
-  return new Response(bytes, { headers: found.headers });
-}
-
 /**
  * @param {string} path
  * @param {RequestInit} [options]
  * @returns {Promise<Response>}
  */
 async function ask(path, options = {}) {
-  if (recording()) return fromRecording(path);
+  if (isRecording()) {
+    const kept = recordedAnswer(path);
+    if (kept) return kept;
+    throw new ApiError("This page is a recording, without that part: open the model with pellucid serve.", 404);
+  }
   const headers = new Headers(options.headers);
   const key = sessionStorage.getItem("key");
   if (key) headers.set("Authorization", `Bearer ${key}`);

@@ -23,8 +23,8 @@ export function fitting(value, fits) {
   if (fits(whole)) return whole;
   const sign = value < 0 ? "−" : "";
   const size = Math.abs(value);
-  for (const digits of [2, 1]) {
-    const text = size >= 1e-3 ? String(Number(size.toPrecision(digits))).replace(/^0\./, ".") : size.toExponential(digits - 1);
+  for (const digits of [3, 2, 1]) {
+    const text = size >= 1e-3 ? size.toPrecision(digits).replace(/^0\./, ".") : size.toExponential(digits - 1);
     const tried = sign + text.replace("e-", "e−").replace("e+", "e");
     if (fits(tried)) return tried;
   }
@@ -87,6 +87,11 @@ export function rough(value) {
     if (value >= size) return `${Number((value / size).toPrecision(3))} ${letter}`;
   }
   return String(value);
+}
+
+/** @param {number} seconds */
+export function duration(seconds) {
+  return seconds < 10 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${Math.round(seconds)} s`;
 }
 
 /** @param {number} bytes */

@@ -18,8 +18,10 @@ export function paintHeatmap(map) {
   context.beginPath();
   context.rect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
   context.clip();
-  context.fillStyle = hatch(context);
+  // Hatched is masked; what has not come yet is plain, and says so.
+  context.fillStyle = plane.range.peek() ? hatch(context) : ink("--wash");
   context.fillRect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
+  if (!plane.range.peek()) paintWaiting(map, right, bottom);
   context.imageSmoothingEnabled = false;
   paintOverview(map);
   paintTiles(map);
@@ -29,6 +31,14 @@ export function paintHeatmap(map) {
   context.restore();
   paintFrame(map, right, bottom);
   paintLabels(map, right, bottom);
+}
+
+/** @param {Heatmap} map @param {number} right @param {number} bottom */
+function paintWaiting({ context, gutter, plane }, right, bottom) {
+  context.fillStyle = ink("--faint");
+  context.font = FONT;
+  context.textAlign = "center";
+  context.fillText(plane.error.peek() ? "" : "computing…", (gutter.left + right) / 2, (gutter.top + bottom) / 2);
 }
 
 /** @type {Map<string, CanvasPattern>} */

@@ -6,6 +6,7 @@ import { connection } from "../data/api.js";
 import { address, busy, goToAddress, live, model, modelName, models, prompt, report, room, ROOMS, run, startRun, trouble } from "../state.js";
 import { switchTheme, theme } from "../theme.js";
 import { chips } from "./chips.js";
+import { duration } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
 import { openHelp } from "./dialogs.js";
 
@@ -44,7 +45,7 @@ function breadcrumb() {
 function onEnter(field, act) {
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") field.blur();
-    if (event.key !== "Enter") return;
+    if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     act();
   });
@@ -61,8 +62,8 @@ function promptLine() {
       modelName.value = event.target.value;
       startRun({ model: event.target.value, prompt: prompt.peek() || model.peek()?.prompt });
     }}>${() => models.value.map((one) => html`<option value=${one.name} selected=${one.name === modelName.value}>${one.name}</option>`)}</select>
-    <input id="prompt" aria-label="prompt" spellcheck="false" autocomplete="off" .value=${prompt}
-      @input=${(/** @type {any} */ event) => (prompt.value = event.target.value)}>
+    <textarea id="prompt" rows="1" aria-label="prompt" title="Enter runs it, Shift+Enter begins a line" spellcheck="false"
+      autocomplete="off" .value=${prompt} @input=${(/** @type {any} */ event) => (prompt.value = event.target.value)}></textarea>
     ${() => (busy.value ? html`<button class="primary" @click=${() => busy.peek()?.stop()}>Stop</button>`
       : html`<button class="primary" title="run (Enter)" @click=${runPrompt}>Run</button>`)}
     <span class="facts">${() => said()}</span></div>`;
@@ -73,7 +74,7 @@ function promptLine() {
 function said() {
   const now = run.value;
   if (!now) return "";
-  return `${now.ids.length} tokens · ${Math.max(1, Math.round(now.seconds * 1000))} ms${now.edits?.length ? ` · ${now.edits.length} change${now.edits.length > 1 ? "s" : ""}` : ""}`;
+  return `${now.ids.length} tokens · ${duration(now.seconds)}${now.edits?.length ? ` · ${now.edits.length} change${now.edits.length > 1 ? "s" : ""}` : ""}`;
 }
 
 function notices() {

@@ -3,6 +3,7 @@
 import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get } from "../data/api.js";
+import { isRecording } from "../data/recorded.js";
 import { address, cell, goToAddress, live, report, run, step } from "../state.js";
 import { short } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
@@ -39,7 +40,10 @@ export function microscope() {
         loading.value = false;
         if (!live.peek().endsWith(answer.shortest)) live.value = `${answer.address}, ${answer.shortest}`;
       })
-      .catch((error) => (report(error), (loading.value = false)));
+      .catch((error) => {
+        loading.value = false;
+        if (!isRecording()) report(error);
+      });
     return () => control.abort();
   });
   return html`<section class="microscope" aria-label="microscope" aria-busy=${loading}>
@@ -48,7 +52,8 @@ export function microscope() {
 
 function invitation() {
   return html`<div class="empty"><h2>Microscope</h2>
-    <p>Click a cell, or move with the arrow keys: its value, bits and arithmetic appear here.</p></div>`;
+    <p>${isRecording() ? "A recording holds values, not their arithmetic: the same address on pellucid serve shows it."
+    : "Click a cell, or move with the arrow keys: its value, bits and arithmetic appear here."}</p></div>`;
 }
 
 /** @param {Arithmetic} one */

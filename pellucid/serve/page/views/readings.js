@@ -3,8 +3,9 @@
 import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get } from "../data/api.js";
+import { isRecording } from "../data/recorded.js";
 import { card, head, headOf, model, run, step } from "../state.js";
-import { count, short, size } from "../data/numbers.js";
+import { count, duration, short, size } from "../data/numbers.js";
 import { copyButton } from "./copy.js";
 
 /** @typedef {import("../state.js").Card} Card */
@@ -65,9 +66,9 @@ function facts(one) {
   const own = model.value;
   return html`<h3>This run ${one.python ? copyButton(() => one.python) : ""}</h3>
     <dl class="facts">${[["model", one.model], ["tokens", count(one.ids.length)],
-      ["pass", `${short(one.seconds * 1000)} ms`], ["held", size(one.bytes)],
+      ["pass", duration(one.seconds)], ["held", size(one.bytes)],
       ["type", own?.dtype ?? ""], ["id", one.run]].map(([name, value]) =>
         html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    <p><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
+    <p hidden=${isRecording()}><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
     Save this run as one file</a></p>`;
 }

@@ -133,9 +133,11 @@ function strip(found) {
     lines.set(line, [...(lines.get(line) ?? []), one]);
   }
   const cell = (/** @type {Verdict} */ one) => html`<button role="listitem"
-    data-verdict=${one.identical ? "identical" : one.verdict} aria-label=${tell(one)} css=${`--strength:${strength(one, largest)}`}
+    data-verdict=${kindOf(one)} aria-label=${tell(one)} css=${`--strength:${strength(one, largest)}`}
     @mouseenter=${() => (said.value = tell(one))} @focus=${() => (said.value = tell(one))} @click=${() => goTo(one.name)}></button>`;
   return html`<p class="note" role="status">${said}</p>
+    <p class="note keys3"><i data-verdict="same"></i>same numbers <i data-verdict="follows"></i>differs as its inputs do
+      <i data-verdict="own"></i>changed by itself</p>
     <div class="verdicts" role="list" aria-label="verdicts in the order of the pass">${[...lines].reverse().map(([name, line]) =>
       html`<div><small>${name}</small>${line.map(cell)}</div>`)}</div>`;
 }
@@ -146,9 +148,19 @@ function strength(one, largest) {
   return Math.max(0.15, Math.min(1, 1 + Math.log10(Number(one.relative) / largest || 1e-9) / 6));
 }
 
+/**
+ * The verdict of diff is about a tensor's own operation: whether it gives these values from the
+ * inputs it had. A tensor can differ from the clean run and yet follow from its inputs.
+ * @param {Verdict} one
+ */
+function kindOf(one) {
+  if (one.identical) return "same";
+  return one.verdict === "diverged" ? "own" : "follows";
+}
+
 /** @param {Verdict} one */
 function tell(one) {
-  return one.identical ? `${one.name}: identical`
-    : `${one.name}: ${one.verdict}, largest difference ${short(Number(one.largest))}, relative ${short(Number(one.relative))}`;
+  return one.identical ? `${one.name}: the same numbers`
+    : `${one.name}: ${kindOf(one) === "own" ? "changed by itself" : "differs as its inputs do"}, largest difference ${short(Number(one.largest))}, relative ${short(Number(one.relative))}`;
 }
 
