@@ -41,11 +41,11 @@ Each fault of the weights or the config runs twice: once with everything visible
 stages must name it before anything runs, and once with nothing but the tensors that the program
 computed. A fault of the code alone shows only in the tensors.
 
-In bfloat16 and float16 a fault can change its tensor by less than one rounding. Then the bits of the
-values decide (see "Below one rounding" in diff.md); where even these are too few, the table says
-"below rounding" (the size is that of the error in float32). All that was not found is listed at the
-end. Faults "hooks only" are seen as hooks on modules see a model: nothing between the projections of
-queries, keys and values and the input of the output projection.
+In bfloat16 and float16 a fault can change its tensor by less than one rounding. Then the bits of
+the values decide (see "Below one rounding" in diff.md); where even these are too few, the table
+says "below rounding" (the size is that of the error in float32). What was not found is listed at
+the end. Faults "hooks only" are seen as hooks on modules see a model: nothing between the
+projections of queries, keys and values and the input of the output projection.
 
 Measured with torch {torch} on the CPU, one thread, on: {models}. This page is the output of
 
