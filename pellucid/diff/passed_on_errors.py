@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pellucid.diff.levels import Uniform
 from pellucid.diff.rounding import precision
-
-if TYPE_CHECKING:
-    from pellucid.diff.quantisation import Held
 
 FARTHEST = 4.0  # steps that a compensated value may be away from A's
 
 
-def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
+def compensated(a: Tensor, b: Tensor, step: Tensor, spread: float, farthest: float) -> bool:
     """Whether the errors of later columns make up for those of earlier ones, as GPTQ's do.
 
     There B − A = −ρ (I + K): ρ, the rounding of each column after its correction, is independent
@@ -26,16 +21,16 @@ def compensated(a: Tensor, b: Tensor, held: Held) -> bool:
     determinant, and its inverse has a larger trace too. Errors of another origin (other weights
     quantised, an adapter) raise the determinant, and the inverse's trace falls. The bounds are four
     standard deviations of the sample. The first columns are enough, as many as there are rows for.
+
+    step               (rows, columns) the distance of two levels at each value
+    spread, farthest   RMS error in units of rounding's, largest error in steps
     """
     rows, columns = a.shape
     count = min(columns, rows // 2, 512)
-    if count < 8 or held.farthest > FARTHEST or not isinstance(held.levels, Uniform):
+    if count < 8 or farthest > FARTHEST:
         return False
-    if held.spread < 1.1 or abs(_alike(a, b)) > 0.1:
+    if spread < 1.1 or abs(_alike(a, b)) > 0.1:
         return False  # errors no larger than rounding's were not passed on, nor were errors like A
-    step = _steps(b, held)
-    if step is None:
-        return False
     step, theirs = step[:, :count], b[:, :count].double()
     weight = 1 / step.pow(2).mean(1, keepdim=True).sqrt()
     error = (theirs - a[:, :count].double()) * weight
@@ -62,17 +57,3 @@ def _alike(a: Tensor, b: Tensor) -> float:
     a = a.double()
     error = b.double() - a
     return float((a * error).sum() / (a.norm() * error.norm()).clamp(min=1e-300))
-
-
-def _steps(b: Tensor, held: Held) -> Tensor | None:
-    """The step (rows, columns) at each value, where groups lie along the rows."""
-    if held.layout.kind != "rows":
-        return None
-    found = []
-    for theirs in held.layout.groups(b):
-        if theirs.numel():
-            placed = held.levels.place(theirs.double(), precision(b))
-            step = (placed.below + placed.above).amin(1, keepdim=True)
-            found.append(step.expand(theirs.shape).reshape(len(b), -1))
-    whole = torch.cat(found, 1)
-    return torch.where(whole > 0, whole, whole[whole > 0].median()) if whole.any() else None

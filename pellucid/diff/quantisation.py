@@ -341,6 +341,20 @@ def one_sided(held: Held, unit: float) -> float | None:
     return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + known else None
 
 
+def _steps(b: Tensor, held: Held) -> Tensor | None:
+    """The step (rows, columns) at each value, where groups lie along the rows."""
+    if held.layout.kind != "rows" or not isinstance(held.levels, Uniform):
+        return None
+    found = []
+    for theirs in held.layout.groups(b):
+        if theirs.numel():
+            placed = held.levels.place(theirs.double(), precision(b))
+            step = (placed.below + placed.above).amin(1, keepdim=True)
+            found.append(step.expand(theirs.shape).reshape(len(b), -1))
+    whole = torch.cat(found, 1)
+    return torch.where(whole > 0, whole, whole[whole > 0].median()) if whole.any() else None
+
+
 def quantised(a: Tensor, b: Tensor) -> Explanation | None:
     """(cause, finding, kind) where B stands on levels: A rounded, damaged, or other weights.
 
@@ -372,7 +386,8 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
         return None
     share = f"{100 * held.moved / max(1, held.values):.2g} % of the values are on another level"
     cost = f"the error is {held.spread:.2f} times rounding's"
-    if compensated(a, b, held):
+    step = _steps(b, held)
+    if step is not None and compensated(a, b, step, held.spread, held.farthest):
         finding = f"B's values are A's in {held}, errors passed on as GPTQ does: {share}, {cost}"
         return "quantised weights", finding, "explained"
     slope = float((a.double() * b.double()).sum() / a.double().pow(2).sum())

@@ -169,7 +169,6 @@ def _forward(
                 cause, tried = judge.cause(name, result, static) if searched else (None, ())
                 fault = Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
                 faults.append(fault)
-    missing = [name for name in order if name not in judges["b"].observed]
     return Report(
         a=a.label,
         b=b.label,
@@ -178,7 +177,7 @@ def _forward(
         static=static,
         tensors=verdicts,
         faults=faults,
-        not_observed=missing,
+        not_observed=[name for name in order if name not in judges["b"].observed],
         effect=effect(seen_a, seen_b, padding),
     )
 

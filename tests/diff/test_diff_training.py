@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from peers import pair
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
-from training_loops import IGNORED, SETTINGS, HandMadeAdamW, groups_of, plain_step
+from training_loops import (
+    IGNORED,
+    SETTINGS,
+    HandMadeAdamW,
+    accumulated_step,
+    groups_of,
+    plain_step,
+)
 
 import pellucid
 from pellucid.diff.training.record import diff_steps, record_step
@@ -159,6 +166,7 @@ def test_a_matrix_product_in_bfloat16_is_held_to_its_own_rounding(tmp_path: Path
         ("mean over padding", 0, "loss", "loss averaged over targets that do not count"),
         ("gradient not zeroed", 1, "grad.", "gradient not zeroed"),
         ("not clipped", 0, "clipped.", "gradient not clipped"),
+        ("gradient divided", 0, "clipped.", "gradient scaled"),
         ("decay on norms", 0, "after.", "another weight decay"),
     ],
 )
@@ -179,6 +187,7 @@ def test_a_mistake_of_the_loop(kind, fault, step, first, cause, tmp_path: Path):
         ("llama-gqa", "coupled decay", 1, "decay added to the gradient"),
         ("gpt2", "rate of another step", 0, "another learning rate"),
         ("llama-gqa", "eps inside the root", 0, "eps inside the square root"),
+        ("llama-gqa", "eps before the correction", 0, "eps before the bias correction"),
     ],
 )
 def test_a_mistake_of_the_optimiser(kind, fault, step, cause, tmp_path: Path):
@@ -220,6 +229,23 @@ def test_a_tied_matrix_that_learns_from_one_end_only(config, dropped, tmp_path: 
     report = diff_steps(a, b)
     assert report.first.name == "grad.embed.weight", report.summary()
     assert report.cause.name == f"the tied {dropped}'s gradient dropped"
+
+
+@pytest.mark.parametrize("fault", ["", "mean of means"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
+def test_a_batch_taken_in_several_passes(kind: str, fault: str, tmp_path: Path):
+    [a] = ours(tmp_path, starting_model(CONFIGS[kind]))
+    model = starting_model(CONFIGS[kind])
+    inputs, targets, _ = batch()
+    optimizer = torch.optim.AdamW(groups_of(model), **SETTINGS)
+    step = accumulated_step(model, optimizer, inputs, targets, 2, fault=fault)
+    b = record_step(model, optimizer, step, inputs=inputs, targets=targets)
+    assert b.meta["passes"] == [2, 1] and len(b["layers.0.attn.q"]) == 2
+    report = diff_steps(a, b)
+    if not fault:
+        assert report.verdict == "within-rounding", report.summary()
+        return
+    assert report.first.name == "loss" and report.cause.name == "mean of the passes' means"
 
 
 def test_two_mistakes_of_two_stages_are_both_found(tmp_path: Path):

@@ -36,6 +36,11 @@ class HandMadeAdamW(torch.optim.Optimizer):
                 state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * g
                 state["exp_avg_sq"] = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
                 m, v = state["exp_avg"], state["exp_avg_sq"]
+                if self.fault == "eps before the correction":
+                    root = v.sqrt() + group["eps"]
+                    late = (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+                    p -= rate * late * m / root
+                    continue
                 if self.fault != "no bias correction":
                     m, v = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
                 inside = self.fault == "eps inside the root"
@@ -72,7 +77,30 @@ def plain_step(forward, model, optimizer, inputs, targets, *, clip=0.5, fault=""
         loss.backward()
         if clip and fault != "not clipped":
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if fault == "gradient divided":
+            for p in model.parameters():
+                p.grad /= 8
         optimizer.step()
         return loss
+
+    return step
+
+
+def accumulated_step(model, optimizer, inputs, targets, rows, *, fault="", clip=0.5):
+    """A step that takes the batch in passes of `rows`, each loss a sum over the batch's targets."""
+    count = (targets != IGNORED).sum()
+
+    def step():
+        optimizer.zero_grad()
+        total = 0.0
+        parts = list(zip(inputs.split(rows), targets.split(rows), strict=True))
+        for x, y in parts:
+            mean = loss_of(model(x), y)
+            own = 1 / len(parts) if fault == "mean of means" else (y != IGNORED).sum() / count
+            (mean * own).backward()
+            total = total + (mean * own).detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        return total
 
     return step

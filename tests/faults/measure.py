@@ -28,6 +28,7 @@ from pellucid.diff.selftest.table import by_fault, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = Path(os.environ.get("PELLUCID_ASSETS", ROOT.parent / "shared" / "assets"))
+DTYPES = ("float32", "bfloat16", "float16")
 HEALTHY_RUNS = 60  # of each model in each dtype
 PAGE = """# The diff, measured
 
@@ -40,9 +41,11 @@ Each fault of the weights or the config runs twice: once with everything visible
 stages must name it before anything runs, and once with nothing but the tensors that the program
 computed. A fault of the code alone shows only in the tensors.
 
-In bfloat16 a fault can change its tensor by less than one rounding; then no comparison of tensors
-can tell it from rounding, and the table says "below rounding" (its size is that of the error in
-float32). All that was not found is listed at the end.
+In bfloat16 and float16 a fault can change its tensor by less than one rounding. Then the bits of
+the values decide (see "Below one rounding" in diff.md); where even these are too few, the table
+says "below rounding" (the size is that of the error in float32). What was not found is listed at
+the end. Faults "hooks only" are seen as hooks on modules see a model: nothing between the
+projections of queries, keys and values and the input of the output projection.
 
 Measured with torch {torch} on the CPU, one thread, on: {models}. This page is the output of
 
@@ -102,8 +105,8 @@ def main() -> None:
     def progress(what: str) -> None:
         print(what, file=sys.stderr)
 
-    table = run_benchmark(models, progress=progress)
-    healthy = run_healthy(models, runs=HEALTHY_RUNS, progress=progress)
+    table = run_benchmark(models, DTYPES, progress=progress)
+    healthy = run_healthy(models, DTYPES, runs=HEALTHY_RUNS, progress=progress)
     featured = run_benchmark(random_features(), ["float32"], FEATURES, [], progress)
     print(page(table, healthy, features_part(featured)), end="")
 

@@ -18,8 +18,8 @@ _DROPPED = ("embed", "resid_pre", "attn.pattern", "attn_out", "resid_mid", "mlp_
 
 def dropped(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
     """Some values zero (or, of a sum, the addition), the others scaled up alike."""
-    if leaf(name) not in _DROPPED:
-        return
+    if leaf(name) not in _DROPPED or not bool(observed.isfinite().all()):
+        return  # dropping values makes none infinite
 
     def compute(replay: Replay, name: str) -> Tensor:
         right = replay.compute(name)

@@ -41,7 +41,10 @@ def pos_embed(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hy
 
         def rows(s: Setting, right: Tensor, h: Hypothesis = hypothesis) -> Tensor:
             table = s.parameter("pos_embed.weight")
-            return F.embedding(h.compute(replay, name).clamp(0, len(table) - 1), table)
+            places = h.compute(replay, name).clamp(0, len(table) - 1)
+            if observed is not None and observed.ndim == 2:  # one row of positions for all
+                places = places.reshape(-1, places.shape[-1])[0]
+            return F.embedding(places, table)
 
         yield Hypothesis(hypothesis.cause, hypothesis.evidence, given(rows))
 

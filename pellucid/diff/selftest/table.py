@@ -48,7 +48,8 @@ def mark(row: Row) -> str:
 
 def _shares(table: Table) -> str:
     summary = table.summary()
-    dtypes = [dtype for dtype in ("float32", "bfloat16") if f"{dtype} faults" in summary]
+    known = ("float32", "bfloat16", "float16")
+    dtypes = [dtype for dtype in known if f"{dtype} faults" in summary]
     lines = [
         "| | " + " | ".join(dtypes) + " |",
         "|---|" + "---|" * len(dtypes),

@@ -23,9 +23,10 @@ from pellucid.diff.training.replay import (
     replay,
 )
 from pellucid.models.description import describe
-from pellucid.step_recording import AFTER, GRADIENT, IGNORED, SETTINGS
+from pellucid.step_recording import AFTER, CLIPPED, GRADIENT, IGNORED, SETTINGS
 from pellucid.trace import Trace
 
+MEAN_OF_MEANS = "mean of the passes' means"
 FITS = 1e-3  # relative error up to which a replayed mistake counts as what happened
 BETTER = 10.0  # and by how much it must be nearer than the step without it
 
@@ -33,7 +34,7 @@ BETTER = 10.0  # and by how much it must be nearer than the step without it
 def loss_cause(a: Trace, seen: Trace) -> Cause | None:
     """The mistake in a loss that gives the recorded one from the same logits."""
     observed, right = float(seen["loss"]), float(a["loss"])
-    tried = list(_losses())
+    tried = list(_losses(seen))
     fits = max(FITS / 10, 4 * roundoff(seen["loss"].dtype))
     for name, loss in tried:
         value = float(replay(seen, a, torch.float64, loss=loss)["loss"])
@@ -44,7 +45,7 @@ def loss_cause(a: Trace, seen: Trace) -> Cause | None:
     return None
 
 
-def _losses() -> Iterator[tuple[str, Loss]]:
+def _losses(seen: Trace) -> Iterator[tuple[str, Loss]]:
     def shifted(logits: Tensor, targets: Tensor) -> Tensor:
         return mean_loss(logits[:, :-1], targets[:, 1:])
 
@@ -64,6 +65,13 @@ def _losses() -> Iterator[tuple[str, Loss]]:
     def padding_counted(logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten().clamp(min=0))
 
+    def by_pass(logits: Tensor, targets: Tensor) -> Tensor:
+        parts = zip(logits.split(passes), targets.split(passes), strict=True)
+        return torch.stack([mean_loss(*part) for part in parts]).mean()
+
+    passes = list(seen.meta.get("passes") or ())
+    if len(passes) > 1 and sum(passes) == len(seen["batch.inputs"]):
+        yield MEAN_OF_MEANS, by_pass
     yield "labels shifted once too often", shifted
     yield "labels not shifted", unshifted
     yield "loss averaged over targets that do not count", over_everything
@@ -85,7 +93,33 @@ def gradient_cause(a: Trace, seen: Trace) -> Cause | None:
     if error < FITS and abs(scale - 1) > 10 * error:
         evidence = f"every gradient is {scale:.4g} times what the loss has"
         return Cause(name="gradient scaled", evidence=evidence, error=error, tried=2)
+    for name, loss in _losses(seen):
+        if name == MEAN_OF_MEANS:
+            exact = replay(seen, a, torch.float64, loss=loss)
+            right, observed = (
+                torch.cat([x[GRADIENT + n].flatten().double() for n in names])
+                for x in (exact, seen)
+            )
+            error = _error(right, observed)
+            if error < FITS:
+                evidence = f"each pass counts alike, however many targets it has ({error:.1g})"
+                return Cause(name=name, evidence=evidence, error=error, tried=3)
     return _tied_cause(a, seen)
+
+
+def clip_cause(a: Trace, seen: Trace, factor: float) -> Cause | None:
+    """What the optimiser took in instead of the gradient times `factor`, or None."""
+    taken_in = [n for n in parameters_of(config_of(a)) if CLIPPED + n in seen]
+    if factor < 1 and not taken_in:
+        evidence = f"the gradient is taken in as it is, not {factor:.3g} times as long"
+        return Cause(name="gradient not clipped", evidence=evidence, error=0.0, tried=1)
+    raw = [n for n in taken_in if GRADIENT + n in seen]
+    pairs = [(seen[GRADIENT + n].double(), seen[CLIPPED + n].double()) for n in raw]
+    scale, error = _scaled(pairs) if pairs else (1.0, float("inf"))
+    if error < FITS and abs(scale - factor) > 10 * error:
+        evidence = f"times {scale:.4g} before the optimiser takes it in, not {factor:.4g}"
+        return Cause(name="gradient scaled", evidence=evidence, error=error, tried=2)
+    return None
 
 
 def _tied_cause(a: Trace, seen: Trace) -> Cause | None:
@@ -151,6 +185,8 @@ def _mistakes(a: Trace, seen: Trace, names: list[str]) -> Iterator[tuple[str, st
     yield "bias correction missing", "the means as they are", {"corrected": False}
     yield "decay added to the gradient", "L2, not decoupled", {"coupled": True}
     yield "eps inside the square root", f"eps {mine['eps']:g}", {"eps_inside": True}
+    said = f"eps {mine['eps']:g} added to the root of a mean that is not corrected yet"
+    yield "eps before the bias correction", said, {"eps_early": True}
     yield "decays what must not decay", f"weight_decay {decay:g}", {"weight_decay": decay}
     yield "does not decay", "weight_decay 0", {"weight_decay": 0.0}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pellucid import graph
 from pellucid.checkpoints.formats.hf import table
 from pellucid.checkpoints.formats.hf_config import read_config
 from pellucid.diff.report import Report
@@ -19,7 +21,7 @@ from pellucid.diff.training.steps import compare_steps, is_step
 from pellucid.models import Config, Decoder
 from pellucid.models.description import describe
 from pellucid.step_recording import AFTER, CLIPPED, GRADIENT, MEANS, watched_parameters
-from pellucid.trace import Trace, trace
+from pellucid.trace import Trace, set_step, trace
 
 
 def record_step(
@@ -36,7 +38,8 @@ def record_step(
 
     model      one of ours, or a GPT-2 or Llama of transformers
     step       does one whole step of your loop as it is: forward, backward, clipping,
-               ``optimizer.step()``; one forward pass; returns the loss, a mean per token
+               ``optimizer.step()``; returns the loss, a mean per token. Where it takes the batch in
+               several forward passes (gradient accumulation), activations are of the first
     inputs, targets, starts  (B, T) the batch; targets are the next tokens, -100 where none counts
     fused      of our model: the attention kernel of training; False shows the pattern as well
 
@@ -48,14 +51,23 @@ def record_step(
     shown: Mapping[str, Tensor]
     with watched_parameters(parameters, optimizer) as (tensors, meta):
         if own:
-            with trace(model, gradients=True, fused=fused) as shown:
+            with trace(model, gradients=True, fused=fused) as shown, _passes(model) as rows:
                 loss = step()
+            shown = _first_pass(shown, inputs)
+            meta["passes"] = rows
         else:
             with foreign_pass(model, type(model).__name__) as shown:
                 loss = step()
     found = {name: tensor.detach() for name, tensor in shown.items()} | {"loss": loss.detach()}
     if own:
-        found |= {GRADIENT + n: x.grad for n, x in shown.items() if x.grad is not None}
+        several = (
+            len(meta["passes"]) > 1
+        )  # of what has no rows, each pass has a part of the gradient
+        found |= {
+            GRADIENT + n: x.grad
+            for n, x in shown.items()
+            if x.grad is not None and (graph.has_batch(n) or not several)
+        }
         config, dialect = model.config, model.dialect.name
     else:
         config = read_config(json.loads(model.config.to_json_string()), type(model).__name__)
@@ -67,6 +79,29 @@ def record_step(
     meta |= {"config": describe(config), "dialect": dialect}
     meta |= {"training": model.training}
     return Trace({name: tensor.detach().cpu() for name, tensor in found.items()}, meta)
+
+
+@contextmanager
+def _passes(model: Decoder) -> Iterator[list[int]]:
+    """How many rows each forward pass inside the context has; each is recorded as another step."""
+    rows: list[int] = []
+
+    def begins(module: nn.Module, given: tuple[Any, ...]) -> None:
+        set_step(len(rows))
+        rows.append(len(given[0]))
+
+    handle = model.register_forward_pre_hook(begins)
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def _first_pass(shown: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
+    """The tensors of the first pass, or none where its rows are not as long as the batch's."""
+    first = {name: x for name, x in shown.items() if not name.startswith("step.")}
+    whole = first["tokens"].shape[1] == inputs.shape[1] if "tokens" in first else True
+    return first if whole else {}
 
 
 def _renamed(config: Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from pellucid.diff.effect import effect
 from pellucid.diff.replay.statistics import Measure, beyond, explained_error, measure, not_judged
 from pellucid.diff.report import Fault, Report, SideFacts, TensorVerdict
 from pellucid.diff.static import Finding
-from pellucid.diff.training.causes import gradient_cause, loss_cause, update_cause
+from pellucid.diff.training.causes import clip_cause, gradient_cause, loss_cause, update_cause
 from pellucid.diff.training.replay import (
     adamw_step,
     autocast_of,
@@ -311,11 +311,7 @@ def _is_pass(name: str) -> bool:
 
 def _cause(a: Trace, seen: Trace, wrong: list[str], stage: Any) -> Cause | None:
     if stage is _is_clip:
-        factor = clip_factor(a, seen)
-        if factor < 1 and not any(CLIPPED + n in seen for n in parameters_of(config_of(a))):
-            evidence = f"the gradient is taken in as it is, not {factor:.3g} times as long"
-            return Cause(name="gradient not clipped", evidence=evidence, error=0.0, tried=1)
-        return None
+        return clip_cause(a, seen, clip_factor(a, seen))
     if stage is _is_update:
         return update_cause(a, seen, wrong)
     if wrong[0] == "loss":
