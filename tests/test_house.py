@@ -44,6 +44,7 @@ FLOORS = {
     "evaluate": 4,
     "quantise": 4,
     "language_model": 3,
+    "prompt_walk": 3,
     "checkpoints": 3,
     "families": 3,
     "generate": 3,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pellucid import checkpoints, numerics, tokenizers
 from pellucid.generate import encode_prompt
+from pellucid.language_model import as_device, as_dtype, check_tokens, load
 from pellucid.walk import Step, walk
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def walk_prompt(
     line, for a model that cannot be opened, an empty prompt, a layer, head or device that is not
     there.
     """
-    from pellucid.language_model import as_device, as_dtype, check_tokens, load
-
     place = as_device(device)
     checkpoint = checkpoints.open_checkpoint(source)
     tokenizer = tokenizers.load(checkpoint.folder)
