@@ -39,7 +39,9 @@ def new_model(config: Config, seed: int, start: Start = "sinusoids", bias: bool 
 def freeze_biases(model: Model) -> list[nn.Parameter]:
     """Leave the biases as they are; which these are."""
     biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
-    return [bias.requires_grad_(False) for bias in biases]
+    for bias in biases:
+        bias.requires_grad_(False)
+    return biases
 
 
 def begin(model: Model, seed: int) -> None:

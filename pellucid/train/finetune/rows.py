@@ -101,7 +101,7 @@ class ShuffledRows:
 class Rows(ShuffledRows):
     """Rows of examples.
 
-    packed  several examples in a row of `context` tokens, each in a world of its own; else one
+    packed  several examples in a row of `context` tokens, none of which sees another; else one
 
     Raises ValueError where there are no examples.
     """
