@@ -37,7 +37,7 @@ _LAZY = {
     "steer": "pellucid.interpret",
     "text_report": "pellucid.evaluate.text_report",
     "Trace": "pellucid.trace",
-    "walk_prompt": "pellucid.walk.prompt_walk",
+    "walk_prompt": "pellucid.prompt_walk",
 }
 __all__ = [
     "LanguageModel",
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from pellucid.evaluate.text_report import text_report
     from pellucid.interpret import logit_lens, patch, steer
     from pellucid.language_model import LanguageModel, load
+    from pellucid.prompt_walk import walk_prompt
     from pellucid.serve import serve_models
     from pellucid.show.diff_report import report_as_html, report_as_text
     from pellucid.source import code
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
     from pellucid.train.entry import train_model as train
     from pellucid.train.finetune.entry import finetune
     from pellucid.train.plan_report import plan_training
-    from pellucid.walk.prompt_walk import walk_prompt
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,7 @@ FLOORS = {
     "quantise": 4,
     "interpret": 4,
     "language_model": 3,
+    "prompt_walk": 3,
     "checkpoints": 3,
     "families": 3,
     "generate": 3,

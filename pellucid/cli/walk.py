@@ -18,9 +18,9 @@ from pellucid.cli.common import (
 from pellucid.files import check_output
 
 if TYPE_CHECKING:
+    from pellucid.prompt_walk import PromptWalk
     from pellucid.show.walk_files import WalkFiles
     from pellucid.walk import Step
-    from pellucid.walk.prompt_walk import PromptWalk
 
 
 def walk_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +60,10 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
 
 def walk(arguments: argparse.Namespace) -> None:
     """Show every step between a prompt and its next token; the model is never loaded whole."""
+    from pellucid.prompt_walk import walk_prompt
     from pellucid.show.walk_files import WalkFiles
     from pellucid.show.walk_terminal import WalkPrinter
     from pellucid.source.step_lines import StepLines
-    from pellucid.walk.prompt_walk import walk_prompt
 
     if arguments.source and arguments.json:
         raise ValueError("--source shows code between the steps, which --json has no place for")

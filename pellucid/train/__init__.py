@@ -38,48 +38,28 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-# Resolved on first use, so that settings and ``--help`` do not wait for torch.
-_LAZY = {
-    "Batch": "batches",
-    "Batches": "batches",
-    "Corpus": "shards",
-    "Document": "documents",
-    "IGNORED": "batches",
-    "Layout": "documents",
-    "Listener": "listener",
-    "LoaderBatches": "recipe_batches",
-    "Objective": "objective",
-    "Pretraining": "pretraining",
-    "Progress": "loop",
-    "RandomBatches": "recipe_batches",
-    "Ranks": "ranks",
-    "Schedule": "optim",
-    "TokenFiles": "token_source",
-    "TokenSource": "token_source",
-    "TokenTensor": "token_source",
-    "TrainConfig": "config",
-    "TrainSettings": "settings",
-    "TrainState": "state",
-    "TrainingDiverged": "loop",
-    "adamw": "optim",
-    "begin": "start",
-    "bits_per_byte": "evaluation",
-    "evaluate": "evaluation",
-    "held_out_windows": "batches",
-    "hold_out": "documents",
-    "new_model": "start",
-    "next_token_objective": "objective",
-    "open_corpus": "shards",
-    "parameter_groups": "optim",
-    "plain_next_token_objective": "objective",
-    "read_documents": "documents",
-    "stdlib_documents": "documents",
-    "stream_documents": "documents",
-    "token_stream": "documents",
-    "tokenise": "shards",
-    "train": "loop",
-    "train_model": "entry",
+# Module -> names, resolved on first use, so that settings and ``--help`` do not wait for torch.
+_NAMES = {
+    "batches": "Batch Batches IGNORED held_out_windows",
+    "config": "TrainConfig",
+    "documents": "Document Layout hold_out read_documents stdlib_documents stream_documents "
+    "token_stream",
+    "entry": "train_model",
+    "evaluation": "bits_per_byte evaluate",
+    "listener": "Listener",
+    "loop": "Progress TrainingDiverged train",
+    "objective": "Objective next_token_objective plain_next_token_objective",
+    "optim": "Schedule adamw parameter_groups",
+    "pretraining": "Pretraining",
+    "ranks": "Ranks",
+    "recipe_batches": "LoaderBatches RandomBatches",
+    "settings": "TrainSettings",
+    "shards": "Corpus open_corpus tokenise",
+    "start": "begin new_model",
+    "state": "TrainState",
+    "token_source": "TokenFiles TokenSource TokenTensor",
 }
+_LAZY = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 if TYPE_CHECKING:
     from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows

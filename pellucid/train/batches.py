@@ -62,11 +62,7 @@ class Batches:
         documents: bool = False,
     ) -> None:
         self.stream = TokenTensor(source) if isinstance(source, Tensor) else source
-        if len(self.stream) <= context:
-            raise ValueError(
-                f"the training text is {len(self.stream):,} tokens long: a context of {context:,} "
-                f"needs at least {context + 1:,}; give more text or a smaller context"
-            )
+        check_length(self.stream, context)
         if not 0 <= copies <= 1:
             raise ValueError(f"copies in {copies} of the rows: expected a share, 0 to 1")
         if copies and documents:
@@ -75,11 +71,6 @@ class Batches:
         self.copies, self.documents = copies, documents
         self.windows = len(self.stream) // context
         self._epoch, self._shift, self._order = -1, 0, Shuffle(1, 0)  # of the epoch read last
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step."""
-        return self.batch * self.context
 
     def at(self, step: int, rows: slice = slice(None)) -> Batch:
         """The rows of optimiser step `step` (from 0), or some of them: those of one rank."""
@@ -132,6 +123,15 @@ class Batches:
         for row in chosen.nonzero().flatten().tolist():
             here = ids[rows.index(row)] if row in rows else torch.zeros_like(ids[0])
             copy_passage(here, generator)
+
+
+def check_length(source: TokenSource, context: int) -> None:
+    """ValueError for a source that is shorter than one window."""
+    if len(source) <= context:
+        raise ValueError(
+            f"the training text is {len(source):,} tokens long: a context of {context:,} needs "
+            f"at least {context + 1:,}; give more text or a smaller context"
+        )
 
 
 def copy_passage(ids: Tensor, generator: torch.Generator) -> None:

@@ -10,12 +10,14 @@ import difflib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pellucid.files import parse_toml
 
+S = TypeVar("S", bound=Any)  # a dataclass of settings
 _KINDS = {
     bool: "true or false",
     int: "a whole number",
@@ -135,7 +137,7 @@ def rows(kind: type) -> Iterator[Row]:
             (hint,) = (part for part in get_args(hint) if part is not NoneType)
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         assert each.default is not MISSING, f"{each.name} has a default"
-        flag = "--" + each.name.replace("_", "-") if about["flag"] is None else about["flag"]
+        flag = flag_of(each.name) if about["flag"] is None else about["flag"]
         yield Row(
             section=section,
             group=group,
@@ -177,6 +179,37 @@ def parse(
                 raise ValueError(f"{where}: {name} belongs into [{row.section}], not [{section}]")
             found[name] = row.checked(value, where)
     return found
+
+
+def checked(
+    given: Mapping[str, Any], kind: type, elsewhere: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Settings that are given by name, each of its kind; ValueError for one that is unknown."""
+    known = {row.name: row for row in rows(kind)}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"no setting {name!r}{nearest(name, list(known), elsewhere)}")
+    return {name: known[name].checked(value, known[name].flag) for name, value in given.items()}
+
+
+def changed(written: S, given: Mapping[str, Any], may_change: Collection[str], path: Path) -> S:
+    """The settings `written` in the file at `path`, with those of `given` that may change.
+
+    ValueError, in one line, where another setting would.
+    """
+    for name, value in given.items():
+        before = getattr(written, name)
+        if name not in may_change and value != before:
+            raise ValueError(
+                f"--resume goes on with {path}, where {name} is {before!r}, not {value!r}: leave "
+                f"out {flag_of(name)}"
+            )
+    return replace(written, **given)
+
+
+def flag_of(name: str) -> str:
+    """``--micro-batch`` of ``micro_batch``."""
+    return "--" + name.replace("_", "-")
 
 
 def nearest(name: str, known: Sequence[str], elsewhere: Mapping[str, str] | None = None) -> str:

@@ -28,11 +28,10 @@ from torch.utils._pytree import tree_iter
 
 from pellucid.models import Config, Model, build
 from pellucid.train.batches import Batch
+from pellucid.train.objective import Objective
 from pellucid.train.parallel.layout import Layout, split_axis
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import training_precision
-
-Objective = Callable[[Model, Batch], tuple[Tensor, int]]
 
 
 class Ledger(TorchDispatchMode):

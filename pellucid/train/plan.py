@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from pellucid.models import Config, build
-from pellucid.train.footprint import Footprint, Objective, Pass, footprint
+from pellucid.train.footprint import Footprint, Pass, footprint
+from pellucid.train.objective import Objective
 from pellucid.train.parallel.layout import Layout, Shape, local_shapes
 
 FLOAT32 = 4  # bytes

@@ -41,7 +41,7 @@ from pellucid.train.run import EVENTS, LOG, PLOT
 from pellucid.train.settings import CONFIG, TrainSettings
 from pellucid.train.shards import tokenise
 from pellucid.train.spans import training_texts
-from pellucid.train.start import new_model
+from pellucid.train.start import freeze_biases, new_model
 from pellucid.train.state import TrainState
 from pellucid.train.token_source import TokenSource, TokenTensor
 from pellucid.train.watch import check_only
@@ -91,13 +91,6 @@ def go_on(settings: TrainSettings, out: Path, folder: Path, listener: Listener) 
             run.state = TrainState.load(last, model, run.config)
         run.restore()
     return run
-
-
-def freeze_biases(model: Model) -> None:
-    """Leave them as they are."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.requires_grad_(False)
 
 
 def clear(out: Path, *names: str) -> None:

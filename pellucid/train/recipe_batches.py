@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.train.batches import Batch
+from pellucid.train.batches import Batch, check_length
 from pellucid.train.token_source import TokenSource
 
 
@@ -15,13 +15,8 @@ class RandomBatches:
     """Windows that begin anywhere, drawn with replacement, as nanoGPT draws them; stateless."""
 
     def __init__(self, source: TokenSource, *, context: int, batch: int, seed: int) -> None:
-        _check_length(source, context)
+        check_length(source, context)
         self.source, self.context, self.batch, self.seed = source, context, batch, seed
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step."""
-        return self.batch * self.context
 
     def at(self, step: int) -> Batch:
         """The rows of optimiser step `step` (from 0)."""
@@ -43,18 +38,13 @@ class LoaderBatches:
     def __init__(
         self, source: TokenSource, *, context: int, batch: int, eval_every: int, eval_batches: int
     ) -> None:
-        _check_length(source, context)
+        check_length(source, context)
         self.source, self.context, self.batch = source, context, batch
         self.eval_every, self.eval_batches = eval_every, eval_batches
         self.windows = len(range(0, len(source) - context, context))
         self._order: list[list[int]] = []
         self._next = 0
         self._evaluated = 0
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step."""
-        return self.batch * self.context
 
     @property
     def steps_per_epoch(self) -> int:
@@ -110,11 +100,3 @@ def _draw() -> None:
 def _windows(source: TokenSource, starts: Tensor, context: int) -> Batch:
     rows = torch.stack([source.read(at, at + context + 1) for at in starts.tolist()])
     return Batch(rows[:, :-1], rows[:, 1:])
-
-
-def _check_length(source: TokenSource, context: int) -> None:
-    if len(source) <= context:
-        raise ValueError(
-            f"the training text is {len(source):,} tokens long: a context of {context:,} needs "
-            f"at least {context + 1:,}; give more text or a smaller context"
-        )

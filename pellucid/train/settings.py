@@ -232,13 +232,9 @@ def resolve(
 
     Raises ValueError for a value of the wrong kind, and where two exclude each other.
     """
-    known = {row.name: row for row in fields.rows(TrainSettings)}
     found = preset(recipe) if recipe else {}
     found |= read(config) if config else {}
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"no setting {name!r}{fields.nearest(name, list(known), _ELSEWHERE)}")
-        found[name] = known[name].checked(value, known[name].flag)
+    found |= fields.checked(given, TrainSettings, _ELSEWHERE)
     _check_exclusive(found)
     if recipe in NEEDS_TOKENIZER and not (found.get("tokenizer") or found.get("tokens")):
         raise ValueError(
@@ -259,7 +255,7 @@ def _check_exclusive(found: Mapping[str, Any]) -> None:
     if found.get("init") is not None:
         for name in FROM_INIT:
             if found.get(name) is not None:
-                flag = "--" + name.replace("_", "-")
+                flag = fields.flag_of(name)
                 raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
 
 
@@ -283,16 +279,5 @@ def resumed(out: Path, given: Mapping[str, Any]) -> TrainSettings:
     path = out / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"--resume: {out} holds no run (no {CONFIG} in it)")
-    written = TrainSettings(**read(path))
-    for row in fields.rows(TrainSettings):
-        if row.name not in given:
-            continue
-        value = row.checked(given[row.name], row.flag)
-        before = getattr(written, row.name)
-        if row.name not in MAY_CHANGE and value != before:
-            raise ValueError(
-                f"--resume goes on with {path}, where {row.name} is {before!r}: "
-                f"leave out {row.flag}"
-            )
-        written = replace(written, **{row.name: value})
-    return written
+    settings = fields.checked(given, TrainSettings, _ELSEWHERE)
+    return fields.changed(TrainSettings(**read(path)), settings, MAY_CHANGE, path)

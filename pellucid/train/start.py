@@ -31,10 +31,17 @@ def new_model(config: Config, seed: int, start: Start = "sinusoids", bias: bool 
         else:
             begin(model, seed)
     if not bias:
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter.requires_grad_(False))
+        for parameter in freeze_biases(model):
+            nn.init.zeros_(parameter)
     return model
+
+
+def freeze_biases(model: Model) -> list[nn.Parameter]:
+    """Leave the biases as they are; which these are."""
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    for bias in biases:
+        bias.requires_grad_(False)
+    return biases
 
 
 def begin(model: Model, seed: int) -> None:

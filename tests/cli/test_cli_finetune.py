@@ -318,7 +318,7 @@ def test_folders_in_use_and_runs_that_changed(models, data, tmp_path: Path, caps
     lines.write_text(Path(data["instructions"]).read_text())
     assert finetune(models["llama"], str(lines), out, "--lora=2", "--json") == 0
     assert "is not empty: give a new folder" in error("--data", str(lines))
-    assert "where lr is 0.005, not 0.1: leave it out" in error("--resume", "--lr=0.1")
+    assert "where lr is 0.005, not 0.1: leave out --lr" in error("--resume", "--lr=0.1")
     lines.write_text(lines.read_text().replace("Say class", "Say " + "class " * 60))
     assert "is not what it was" in error("--resume")
     (out / "mine.txt").write_text("kept")

@@ -261,7 +261,7 @@ def test_going_on_with_other_settings_or_another_text_is_refused(
     capsys.readouterr()
     resume = ["train", "--out", str(out), "--resume"]
     assert main([*resume, "--lr=1"]) == 2
-    assert "where lr is 0.003: leave out --lr" in capsys.readouterr().err
+    assert "where lr is 0.003, not 1.0: leave out --lr" in capsys.readouterr().err
     assert main([*resume, "--lr=0.003", "--stop=4", "--json"]) == 0  # said again is fine
     capsys.readouterr()
     text.write_text(text.read_text() + "# more\n" * 50)

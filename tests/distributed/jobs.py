@@ -65,8 +65,6 @@ class Job:
 class Rows:
     """Random rows, some targets of which do not count: not the same number on every rank."""
 
-    tokens_per_step = ROWS * 16
-
     def __init__(self, config: Config) -> None:
         self.config = config
 

@@ -32,9 +32,9 @@ FEATURED = {subject.name: subject for subject in random_features()}
 
 
 def _cases(faults):
-    """Every fault on every random model it applies to."""
+    """Every fault on every random model it applies to: `test_frozen_faults` runs them at once."""
     return [
-        pytest.param(fault, subject, id=f"{fault.name}-{kind}")
+        pytest.param(fault, subject, id=f"{fault.name}-{kind}", marks=pytest.mark.long)
         for fault in faults
         for kind, subject in SUBJECTS.items()
         if applies(fault, subject)

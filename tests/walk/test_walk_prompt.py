@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pellucid
-from pellucid.walk.prompt_walk import CODE_PROMPT, WeightsOnDevice, walk_prompt
+from pellucid.prompt_walk import CODE_PROMPT, WeightsOnDevice, walk_prompt
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 

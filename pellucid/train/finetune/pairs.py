@@ -17,7 +17,7 @@ from pellucid.tokenizers import ChatFormat, Tokenizer
 from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.finetune.instructions import continued, last_answer, messages_of
 from pellucid.train.finetune.records import Record, place_of, text_of
-from pellucid.train.finetune.rows import PADDING, Cut, Example, shuffled
+from pellucid.train.finetune.rows import PADDING, Cut, Example, ShuffledRows
 
 
 class Pair(NamedTuple):
@@ -85,8 +85,8 @@ def fitted_pairs(found: Iterable[Pair], context: int) -> tuple[list[Pair], Cut]:
     return kept, Cut(kept=len(kept), truncated=truncated, refused=refused, equal=equal)
 
 
-class PairRows:
-    """Rows of one pair each, shuffled anew in each epoch; `at(step)` needs no history.
+class PairRows(ShuffledRows):
+    """Rows of one pair each.
 
         |chosen  ·  ·|rejected  ·|       two halves of the same length, padded on the right
 
@@ -102,27 +102,8 @@ class PairRows:
         """Pairs."""
         return len(self.pairs)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step, padding included, at most."""
-        longest = max(len(example.ids) - 1 for pair in self.pairs for example in pair)
-        return self.batch * 2 * longest
-
-    def steps(self, epochs: float) -> int:
-        """Optimiser steps that so many times all pairs take, one at least."""
-        return max(1, round(epochs * len(self) / self.batch))
-
-    def at(self, step: int) -> Batch:
-        """The rows of optimiser step `step` (from 0)."""
-        places = range(step * self.batch, (step + 1) * self.batch)
-        return self._batch([shuffled(place, len(self), self.seed) for place in places])
-
-    def in_order(self, rows: int = 4) -> Iterator[Batch]:
-        """Every pair once, `rows` at a time."""
-        for first in range(0, len(self), rows):
-            yield self._batch(range(first, min(first + rows, len(self))))
-
-    def _batch(self, numbers: Sequence[int]) -> Batch:
+    def rows_of(self, numbers: Sequence[int]) -> Batch:
+        """The pairs with these numbers as one batch."""
         length = max(len(example.ids) - 1 for n in numbers for example in self.pairs[n])
         inputs = torch.full((len(numbers), 2, length), PADDING)
         targets, documents = torch.full_like(inputs, IGNORED), torch.empty_like(inputs)

@@ -73,10 +73,35 @@ def fitted(examples: Iterable[Example], context: int) -> tuple[list[Example], Cu
     return kept, Cut(kept=len(kept), truncated=truncated, refused=refused)
 
 
-class Rows:
-    """Rows of examples, shuffled anew in each epoch; `at(step)` needs no history.
+class ShuffledRows:
+    """Rows by number, shuffled anew in each epoch; `at(step)` needs no history."""
 
-    packed  several examples in a row of `context` tokens, each in a world of its own; else one
+    batch: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Rows of one epoch."""
+        raise NotImplementedError
+
+    def rows_of(self, numbers: Sequence[int]) -> Batch:
+        """The rows with these numbers as one batch."""
+        raise NotImplementedError
+
+    def at(self, step: int) -> Batch:
+        """The rows of optimiser step `step` (from 0)."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        return self.rows_of([shuffled(place, len(self), self.seed) for place in places])
+
+    def in_order(self, rows: int = 4) -> Iterator[Batch]:
+        """Every row once, `rows` at a time."""
+        for first in range(0, len(self), rows):
+            yield self.rows_of(range(first, min(first + rows, len(self))))
+
+
+class Rows(ShuffledRows):
+    """Rows of examples.
+
+    packed  several examples in a row of `context` tokens, none of which sees another; else one
 
     Raises ValueError where there are no examples.
     """
@@ -102,27 +127,9 @@ class Rows:
         """Rows of one epoch."""
         return len(self.rows)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens of one optimiser step, padding included; at most that many if not packed."""
-        return self.batch * self.width
-
-    def steps(self, epochs: float) -> int:
-        """Optimiser steps that so many times all rows take, one at least."""
-        return max(1, round(epochs * len(self.rows) / self.batch))
-
-    def at(self, step: int) -> Batch:
-        """The rows of optimiser step `step` (from 0)."""
-        places = range(step * self.batch, (step + 1) * self.batch)
-        return self._batch([self.rows[shuffled(place, len(self), self.seed)] for place in places])
-
-    def in_order(self, rows: int = 4) -> Iterator[Batch]:
-        """Every row once, `rows` at a time."""
-        for first in range(0, len(self.rows), rows):
-            yield self._batch(self.rows[first : first + rows])
-
-    def _batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        length = self.width
+    def rows_of(self, numbers: Sequence[int]) -> Batch:
+        """The rows with these numbers as one batch."""
+        rows, length = [self.rows[number] for number in numbers], self.width
         if not self.packed:
             length = max(len(self.examples[place].ids) - 1 for row in rows for place in row)
         inputs = torch.full((len(rows), length), PADDING)

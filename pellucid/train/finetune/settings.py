@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def resolve(given: Mapping[str, Any]) -> FinetuneSettings:
 
     Raises ValueError for a value of the wrong kind, and for settings that exclude each other.
     """
-    settings = FinetuneSettings(**_absolute(_checked(given)))
+    settings = FinetuneSettings(**_absolute(fields.checked(given, FinetuneSettings)))
     _check_exclusive(settings)
     return settings
 
@@ -142,24 +142,8 @@ def read(path: Path) -> FinetuneSettings:
 
 def resumed(out: Path, given: Mapping[str, Any]) -> FinetuneSettings:
     """The settings of the run in `out`; what is `given` may change only what changes no step."""
-    written = read(out / CONFIG)
-    for name, value in _absolute(_checked(given)).items():
-        before = getattr(written, name)
-        if name not in MAY_CHANGE and value != before:
-            raise ValueError(
-                f"--resume goes on with {out / CONFIG}, where {name} is {before!r}, not "
-                f"{value!r}: leave it out"
-            )
-        written = replace(written, **{name: value})
-    return written
-
-
-def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    known = {row.name: row for row in fields.rows(FinetuneSettings)}
-    for name in given:
-        if name not in known:
-            raise ValueError(f"no setting {name!r}{fields.nearest(name, list(known))}")
-    return {name: known[name].checked(value, known[name].flag) for name, value in given.items()}
+    settings = _absolute(fields.checked(given, FinetuneSettings))
+    return fields.changed(read(out / CONFIG), settings, MAY_CHANGE, out / CONFIG)
 
 
 def _absolute(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +163,7 @@ def _check_exclusive(settings: FinetuneSettings) -> None:
     if settings.lora is None and settings.adapter is None:
         for name in ("alpha", "targets", "lora_dropout", "merge", "dtype"):
             if getattr(settings, name):
-                flag = "--" + name.replace("_", "-")
+                flag = fields.flag_of(name)
                 raise ValueError(f"{flag} is about adapters: give --lora RANK or --adapter DIR")
     elif settings.last_blocks is not None:
         given = "--lora" if settings.adapter is None else "--adapter"

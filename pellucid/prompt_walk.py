@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 
 from pellucid import checkpoints, numerics, tokenizers
+from pellucid.devices import as_device, as_dtype, check_room
 from pellucid.generate import encode_prompt
+from pellucid.language_model import load
+from pellucid.prompts import check_tokens
 from pellucid.trace_plan import estimated_bytes
 from pellucid.walk import Step, walk
 
@@ -104,10 +107,6 @@ def walk_prompt(
     line, for a model that cannot be opened, an empty prompt, a layer, head or device that is not
     there.
     """
-    from pellucid.devices import as_device, as_dtype, check_room
-    from pellucid.language_model import load
-    from pellucid.prompts import check_tokens
-
     place = as_device(device)
     checkpoint = checkpoints.open_checkpoint(source)
     tokenizer = tokenizers.load(checkpoint.folder)
