@@ -151,6 +151,7 @@ def _mistakes(a: Trace, seen: Trace, names: list[str]) -> Iterator[tuple[str, st
     yield "bias correction missing", "the means as they are", {"corrected": False}
     yield "decay added to the gradient", "L2, not decoupled", {"coupled": True}
     yield "eps inside the square root", f"eps {mine['eps']:g}", {"eps_inside": True}
+    yield "eps before the bias correction", f"eps {mine['eps']:g}", {"eps_first": True}
     yield "decays what must not decay", f"weight_decay {decay:g}", {"weight_decay": decay}
     yield "does not decay", "weight_decay 0", {"weight_decay": 0.0}
 

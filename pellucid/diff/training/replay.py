@@ -138,7 +138,7 @@ def adamw_step(
 
     None where A states no settings, or the side's means before the step are not known. `change`
     overrules a setting, or is one of the known mistakes: ``corrected=False``, ``coupled=True``,
-    ``eps_inside=True``, ``gradient=…``.
+    ``eps_inside=True``, ``eps_first=True`` (before the squares are corrected), ``gradient=…``.
     """
     group, done = {**group_of(a, name), **change}, int(seen.meta.get("optimizer_steps", 0))
     means = [found(seen, f"{mean}.{name}") for mean in MEANS]
@@ -161,4 +161,6 @@ def adamw_step(
     eps = group.get("eps", 1e-8)
     if group.get("eps_inside"):
         return p - rate / first * m / (v / second + eps).sqrt()
+    if group.get("eps_first"):
+        return p - rate / first * m / (v.sqrt() + eps) * math.sqrt(second)
     return p - rate / first * m / (v.sqrt() / math.sqrt(second) + eps)
