@@ -158,23 +158,10 @@ def test_an_engine_of_vllms_make(eps, tmp_path):
     report = pellucid.diff(ours, file, TOKENS)
     seen = {row.name for row in report.tensors}
     assert {"tokens", "embed", "final_norm", "logits"} <= seen
-    parts = [
-        "attn_norm",
-        "attn.q",
-        "attn.k",
-        "attn.v",
-        "attn.q_rotated",
-        "attn.k_rotated",
-        "attn.z",
-        "attn_out",
-        "resid_mid",
-        "mlp_norm",
-        "mlp.gate",
-        "mlp.up",
-        "mlp.hidden",
-        "mlp_out",
-    ]
-    assert {f"layers.1.{part}" for part in parts} <= seen
+    parts = {row.name.removeprefix("layers.1.") for row in report.tensors if "ers.1." in row.name}
+    assert {"attn_norm", "attn.q", "attn.k", "attn.v", "attn.q_rotated", "attn.k_rotated"} <= parts
+    assert {"attn.z", "attn_out", "resid_mid", "mlp_norm", "mlp.gate", "mlp.up"} <= parts
+    assert {"mlp.hidden", "mlp_out"} <= parts
     if eps == LLAMA.norm_eps:
         assert report.verdict == "within-rounding", report.summary()
     else:
