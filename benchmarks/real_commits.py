@@ -12,9 +12,9 @@ runs in a process of its own. What the packages import beside torch must be on P
 mlx-lm: mlx with its CPU build). datasets and torchao, which no forward pass here needs, are empty
 stand-ins.
 
-Printed are: what was compared, the verdict, the first divergence and the cause, before and after; right
-means: before the fix the expected name and cause, after it no divergence. docs/diff-real.md shows
-the table and what is to be said about it.
+Printed are the verdict, the first divergence and the cause, before and after. Right means: before
+the fix the expected name and cause, after it no divergence. docs/diff-real.md shows the table and
+what is to be said about it.
 """
 
 from __future__ import annotations
@@ -492,7 +492,7 @@ def _step(config: Config, model: Model, optimiser: Callable[[list[Tensor]], Any]
 
 _RASBT, _TUNE = "rasbt/LLMs-from-scratch", "pytorch/torchtune"
 _LENS, _LIT, _MLX = "TransformerLensOrg/TransformerLens", "Lightning-AI/litgpt", "ml-explore/mlx-lm"
-_TURNED = "layers.0.attn.q_rotated"
+_TURNED, _NORMED = "layers.0.attn.q_rotated", "layers.0.attn.q_normed"
 CASES = {
     "rope_pairing": Case(
         _RASBT, "b12dbf6", "layers.0.attn.q", "q/k not permuted", rope_pairing
@@ -503,7 +503,7 @@ CASES = {
     ),
     "mistral_theta": Case(_LIT, "a3af80d", _TURNED, "RoPE theta", mistral_theta),
     "gemma_norms": Case(_TUNE, "371bb0b", "layers.0.mlp_norm", "swapped weights", gemma_norms),
-    "qwen_norms": Case(_TUNE, "b4c98ac", _TURNED, "q/k norm after RoPE", qwen_norms),
+    "qwen_norms": Case(_TUNE, "b4c98ac", _NORMED, "q/k norm after RoPE", qwen_norms),
     "window": Case(_MLX, "6fd60d3", "layers.0.attn.z", "window one too wide", window),
     "adamw": Case(
         "karpathy/nanochat", "4ddc803", "after.embed.weight", "eps before the bias correction",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny import LLAMA, random_model
 from torch import nn
 
 import pellucid
+from pellucid.models import build
 
 TOKENS = list(range(3, 20))
 
@@ -166,6 +168,18 @@ def test_an_engine_of_vllms_make(eps, tmp_path):
         assert report.verdict == "within-rounding", report.summary()
     else:
         assert (report.first.name, report.cause.name) == ("layers.0.attn_norm", "norm eps")
+
+
+def test_queries_and_keys_that_are_normed_behind_rope():
+    """torchtune's first Qwen 3 did so: what its norms return is turned already."""
+    ours = random_model(replace(LLAMA, qk_norm="head"), torch.float32)
+    other = build(replace(ours.config, qk_norm_last=True))
+    other.load_state_dict(ours.state_dict())
+    with pellucid.trace.trace(other, ("*.q", "*.k", "*_normed", "*attn_norm", "tokens")) as seen:
+        other(torch.tensor([TOKENS]))
+    report = pellucid.diff(ours, seen, TOKENS)
+    assert report.first.name == "layers.0.attn.q_normed", report.summary()
+    assert report.cause.name == "q/k norm after RoPE"
 
 
 # ── llama.cpp's tensors ──────────────────────────────────────────────────────────────────────────
