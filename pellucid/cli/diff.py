@@ -63,7 +63,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--map",
         metavar="MAP",
         help="naming scheme of a recording's tensors: transformers, meta, transformerlens, gguf, "
-        "litgpt, or a YAML file (default: recognised by itself)",
+        "litgpt, vllm, or a YAML file (default: recognised by itself)",
     )
     map_out = "write the name map that was found out for a recording of pellucid.record, as YAML"
     group.add_argument("--map-out", metavar="FILE", help=map_out)

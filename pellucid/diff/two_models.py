@@ -86,7 +86,7 @@ def diff(
     copies     B, one of our models, runs every row so many times in one batch
     fast       B, one of our models, takes the decoding steps in C
     name_map   what the names of a recording or a module mean: transformers, meta, gguf, litgpt,
-               transformerlens, or a YAML file; None finds out
+               transformerlens, vllm, or a YAML file; None finds out
     map_out    a file for the name map that was found out, as YAML
     keep       is given each judged tensor of B: name, R, what was observed
 

@@ -132,10 +132,10 @@ def test_what_is_recorded():
     assert not any(hooks)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 def test_compiled_and_distributed_wrappers_are_taken_off(tmp_path):
     import torch.distributed as dist
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
     ours, theirs = pair("bare", "erf")
@@ -148,7 +148,10 @@ def test_compiled_and_distributed_wrappers_are_taken_off(tmp_path):
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
     try:
-        for model in (DistributedDataParallel(theirs), fully_shard(copy.deepcopy(theirs))):
+        flat = FullyShardedDataParallel(
+            copy.deepcopy(theirs), device_id=torch.device("cpu"), use_orig_params=True
+        )
+        for model in (DistributedDataParallel(theirs), flat, fully_shard(copy.deepcopy(theirs))):
             report = pellucid.diff(ours, model, TOKENS)
             assert report.first.name == "layers.0.mlp.act", report.summary()
             assert not report.static

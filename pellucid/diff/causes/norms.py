@@ -17,6 +17,7 @@ from pellucid.diff.causes.hypothesis import (
     parameters,
     with_weights,
 )
+from pellucid.diff.causes.rope import rotations
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
 
@@ -53,6 +54,10 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
     yield Hypothesis(cause, "the input, not normalised", _by(lambda s, n, x: x))
     if of_heads:
         yield _other_heads(config.qk_norm, name)
+        if not config.qk_norm_last:
+            for said, turn in rotations(replay, name):
+                later = _by(lambda s, n, x, turn=turn: Setting.norm(s, n, turn(x, s)))
+                yield Hypothesis("q/k norm after RoPE", f"turned {said} first", later)
     if config.norm == "rms":
         yield Hypothesis("LayerNorm for RMSNorm", "the mean is subtracted", _by(_centred))
     else:

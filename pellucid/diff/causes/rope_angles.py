@@ -51,7 +51,10 @@ def fitting(
                 continue  # the other kind of layer's: a hypothesis of its own
             changes = _changes(rope, others[place])
             found.append((len(changes), off[place].sum().item(), others[place], changes))
-    for count, _, other, changes in sorted(found, key=lambda row: row[:2])[:MOST]:
+    least = min((row[1] for row in found), default=0.0)
+    # Of those that fit alike the roundest, which is tried first: 50,000, not 49,986 in 16 bits.
+    found.sort(key=lambda row: (row[0], row[1] if row[1] > 3 * least else 0.0))
+    for count, _, other, changes in found[:MOST]:
         if count:
             yield other, _cause(rope, other, changes), _evidence(rope, other, changes)
 

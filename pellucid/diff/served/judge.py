@@ -162,7 +162,7 @@ def _encoder(lm: LanguageModel | Model) -> Callable[[Any, bool], list[int]]:
                 f"{lm.name} has no chat format (it was not trained on conversations): ask "
                 "…/v1/completions"
             )
-        return lm.tokenizer.chat.encode(prompt)
+        return lm.tokenizer.chat.encode(list(prompt))
 
     return encode
 

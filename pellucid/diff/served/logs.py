@@ -184,10 +184,9 @@ def _rollouts(row: Mapping[str, Any], where: str) -> Iterator[Said]:
     prompt, mask = _first(row, _PROMPT), _first(row, _MASK)
     if values and isinstance(values[0], list):
         for place, some in enumerate(values):
-            yield _rollout(
-                *(None if x is None else x[place] for x in (prompt, written, whole, mask)), some,
-                row, f"{where}, row {place}",
-            )  # fmt: skip
+            given = [None if x is None else x[place] for x in (prompt, written, whole, mask)]
+            at = f"{where}, row {place}"
+            yield _rollout(given[0], given[1], given[2], given[3], some, row, at)
     else:
         yield _rollout(prompt, written, whole, mask, values, row, where)
 

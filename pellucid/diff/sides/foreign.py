@@ -265,10 +265,18 @@ class _Names(Reading):
             before = self.found.get(f"layers.{layer}.resid_pre")
             if before is not None and f"layers.{layer - 1}.resid_post" not in self.found:
                 self.found[f"layers.{layer - 1}.resid_post"] = before
+        self._scaled_in_the_embedding()
         if "returned" in self.seen and self.seen["returned"].shape[-1] == self.sizes["V"]:
             head = self._value("logits")
             if head is None or not same_values(head, self.seen["returned"]):
                 self._take("logits", "returned", FLAT, instead=True)
+
+    def _scaled_in_the_embedding(self) -> None:
+        """An embedding that the first block reads as it is has A's factor on it, if A has one."""
+        rows, stream = self._value("embed"), self._value("layers.0.resid_pre")
+        apart = not graph.has(self.config, "embed_scaled") or "embed_scaled" in self.found
+        if not apart and rows is not None and stream is not None and same_values(rows, stream):
+            self.found["embed_scaled"] = self.found.pop("embed")
 
     # What comes of it
 
