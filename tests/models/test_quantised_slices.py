@@ -33,7 +33,7 @@ def test_a_matrix_is_quantised_as_its_rows_are(bits, weight):
     parts = [quantised(part, bits).weight for part in weight.split(step)]
     assert torch.equal(whole, torch.cat(parts))
     largest = weight.abs().amax(1, keepdim=True)
-    assert ((whole - weight).abs() <= largest * {8: 0.006, 6: 0.025, 4: 0.11}[bits]).all()
+    assert ((whole - weight).abs() <= largest * {8: 0.006, 6: 0.036, 4: 0.2}[bits]).all()
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
