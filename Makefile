@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-long test-peers bench-train train-demos lint types-page format clean
+.PHONY: help venv demo test test-long test-peers fuzz chaos mutants bench-train train-demos lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,6 +39,15 @@ test-long: venv lint  ## the whole benchmarks: every seeded fault, every change 
 test-peers: venv lint  ## everything, also against other implementations (installs transformers)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+fuzz: venv  ## 20,000 damaged files, flags, templates and requests (docs/security.md)
+	$(ONE_THREAD) $(BIN)/python tests/fuzz/fuzz_main.py --inputs 20000 --seed $(or $(SEED),0)
+
+chaos: venv  ## 100 kill -9, full disks, SIGTERM, damaged checkpoints
+	$(ONE_THREAD) $(BIN)/python tests/chaos/chaos_main.py --kills 100 --seed $(or $(SEED),0)
+
+mutants: venv  ## 300 seeded mistakes in the core: do the tests find them?
+	$(ONE_THREAD) $(BIN)/python tests/mutants/mutants_main.py --mutants 300 --seed $(or $(SEED),0)
 
 bench-train: venv  ## training against nanoGPT's model compiled: speed, MFU, memory
 	$(BIN)/python benchmarks/train_speed.py

@@ -108,6 +108,9 @@ def find_config(source: str) -> tuple[str, Config]:
         return source, open_checkpoint(folder).config
     if stated.is_file():
         return source, read_config_file(stated)
+    params = folder / "params.json"
+    if params.is_file() and not any(folder.glob("consolidated.*.pth")):
+        return source, read_config_file(params)  # what a config can say without its weights
     return source, open_checkpoint(source).config  # Meta's: shapes complete the config
 
 

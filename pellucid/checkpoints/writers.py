@@ -6,6 +6,7 @@ Nothing is kept in memory, so a file may be as large as the disk.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -119,9 +120,14 @@ class PthWriter(_Writer):
         own = {name: (self._records[name], stored) for name, stored in entries.items()}
         self._file = path.open("wb")
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
-        self._record("data.pkl", memoryview(_pickled(own | shared)))
-        self._record("byteorder", memoryview(b"little"))
-        self._record("version", memoryview(b"3\n"))
+        try:
+            self._record("data.pkl", memoryview(_pickled(own | shared)))
+            self._record("byteorder", memoryview(b"little"))
+            self._record("version", memoryview(b"3\n"))
+        except OSError:  # a full disk: an archive left open would try again when it is forgotten
+            with contextlib.suppress(OSError, ValueError):
+                self._close(complete=False)
+            raise
 
     def _put(self, name: str, data: memoryview) -> None:
         self._record(f"data/{self._records[name]}", data)

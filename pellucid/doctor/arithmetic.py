@@ -7,6 +7,7 @@ Mary, 2019, "A new approach to probabilistic rounding error analysis"), with roo
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,8 +60,9 @@ def attention(dtype: torch.dtype, device: str) -> Check:
     """PyTorch's attention kernel, causal, with fewer heads of keys, against the formula."""
     q, k, v = (numbers(2, heads, 70, 32, seed=heads, dtype=dtype) for heads in (6, 2, 3))
     v = v[:, :2]
-    given = (each.to(device) for each in (q, k, v))
-    computed = F.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True)
+    computed = F.scaled_dot_product_attention(
+        q.to(device), k.to(device), v.to(device), is_causal=True, enable_gqa=True
+    )
     exact = exact_attention(q.double(), k.double(), v.double())
     # Shares are kept in `dtype` by some kernels: an error of u on each, and u on the result.
     allowed = 16 * _HALF[dtype] * v.double().abs().amax() * torch.ones(())
@@ -144,7 +146,7 @@ def kernels() -> list[Check]:
     return [_kernel_products(made, name), _kernel_step(made, name)]
 
 
-def _kernel_products(made: object, name: str) -> Check:
+def _kernel_products(made: ctypes.CDLL, name: str) -> Check:
     from pellucid.generate.native.decoder import multiply
     from pellucid.models.quantised import QuantisedLinear
 
@@ -168,7 +170,7 @@ def _kernel_products(made: object, name: str) -> Check:
     return compared(f"C kernels, {name}: products", pairs)
 
 
-def _kernel_step(made: object, name: str) -> Check:
+def _kernel_step(made: ctypes.CDLL, name: str) -> Check:
     """Logits of one decoding step after a prompt, the same model's in float64 beside them."""
     from pellucid.generate.native import Decoder
     from pellucid.models import Cache, ModelConfig, build

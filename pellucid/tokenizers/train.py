@@ -65,7 +65,8 @@ def train_bpe(
     engine.train_from_iterator(map(valid_unicode, texts), trainer)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    engine.save(str(folder / "tokenizer.json"))
+    # Not engine.save: of a full disk the library says it in an exception of no class.
+    (folder / "tokenizer.json").write_text(engine.to_str(pretty=True), "utf-8")
     (folder / "tokenizer_config.json").write_text(_roles(specials), "utf-8")
     return hf.from_file(folder / "tokenizer.json")
 

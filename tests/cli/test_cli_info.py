@@ -80,3 +80,15 @@ def test_errors(capsys):
 def test_a_folder(capsys, assets: Path, layout: str):
     out = run(capsys, str(assets / "stories260K" / layout), "--json")[1]
     assert json.loads(out)["parameters"]["total"] == 260_032
+
+
+def test_a_folder_with_params_json_alone(tmp_path: Path, capsys):
+    params = {"dim": 32, "n_layers": 2, "n_heads": 4, "vocab_size": 40, "multiple_of": 32}
+    (tmp_path / "params.json").write_text(json.dumps(params | {"norm_eps": 1e-5}))
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    # embedding and head 40 · 32 each; a block 4 · 32² + 3 · 32 · 96 + 2 · 32; a norm
+    assert told["parameters"]["total"] == 2 * 40 * 32 + 2 * (4 * 32**2 + 3 * 32 * 96 + 64) + 32
+    (tmp_path / "params.json").write_text(json.dumps(params | {"vocab_size": -1}))
+    assert main(["info", str(tmp_path)]) == 2
+    assert "vocab_size is left to the weights" in capsys.readouterr().err

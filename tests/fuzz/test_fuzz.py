@@ -37,7 +37,7 @@ def guarded(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Code in a process with the fuzzer's fences around `folder`."""
     begin = (
         f"import sys, os, pathlib; sys.path.insert(0, {str(HERE)!r})\n"
-        f"from fuzz_guard import Guard, Hang, at_most\n"
+        "from fuzz_guard import Guard, Hang, at_most\n"
         f"guard = Guard(pathlib.Path({str(folder)!r}))\n"
     )
     return subprocess.run(
