@@ -65,8 +65,8 @@ def statistics(tensor: Tensor, bins: int = 64) -> dict[str, object]:
     open_ = values[values.isfinite() & (values > lowest)]
     infinite = values.numel() - nan - open_.numel()
     if not open_.numel():
-        empty: dict[str, object] = dict.fromkeys(("min", "max", "mean", "rms"))
-        return {**empty, "nan": nan, "inf": infinite, "histogram": {"edges": [], "counts": []}}
+        none = {"min": None, "max": None, "mean": None, "rms": None}
+        return {**none, "nan": nan, "inf": infinite, "histogram": {"edges": [], "counts": []}}
     counts, at = np.histogram(open_.cpu().numpy(), bins)
     return {
         "min": float(open_.min()),

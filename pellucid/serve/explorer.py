@@ -278,11 +278,12 @@ def _plain(content: Any) -> JSONResponse:
 
 def _prompt(given: Mapping[str, Any]) -> str | list[int]:
     prompt, ids = given.get("prompt"), given.get("ids")
-    if (prompt is None) == (ids is None):
+    given_one = prompt if ids is None else ids
+    if given_one is None or (prompt is None) == (ids is None):
         raise RequestError(400, "give prompt (text) or ids (token ids), one of the two")
     if ids is not None and not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
         raise refuse("ids", ids, "whole numbers")
-    return prompt if ids is None else ids
+    return given_one
 
 
 def _wanted(request: Request, name: str) -> str:
