@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pellucid import graph, names
 from pellucid.checkpoints.formats.gguf import GGUFWeights
@@ -133,10 +133,10 @@ def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[
     """Text as it is; token ids as one row; rows as rows."""
     if prompt is None or isinstance(prompt, str):
         return prompt
-    rows = [[item] if isinstance(item, int) else list(item) for item in prompt]
-    if all(isinstance(item, int) for item in prompt):
-        return [[token for row in rows for token in row]]
-    return rows
+    items: list[Any] = prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
+    if all(isinstance(item, int) for item in items):
+        return [items]
+    return [[item] if isinstance(item, int) else [int(token) for token in item] for item in items]
 
 
 def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: Any) -> None:

@@ -14,7 +14,7 @@ context only.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -41,7 +41,8 @@ class Writer(Protocol):
     @property
     def name(self) -> str: ...
 
-    def generate_batch(self, prompts: Any, **options: Any) -> list[str]: ...
+    @property
+    def generate_batch(self) -> Callable[..., list[str]]: ...
 
 
 class Answers:

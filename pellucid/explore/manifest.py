@@ -9,7 +9,7 @@ from pellucid import graph, names
 from pellucid.explore.loaded import Loaded
 from pellucid.explore.runs import Run
 from pellucid.models import Config
-from pellucid.walk.prompt_walk import CODE_PROMPT, LLAMA3_PROMPT, LLAMA3_VOCABULARY
+from pellucid.prompt_walk import CODE_PROMPT, LLAMA3_PROMPT, LLAMA3_VOCABULARY
 from pellucid.walk.runner import stand_ins
 from pellucid.walk.script import SCRIPT
 

@@ -181,7 +181,8 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
 
         def from_zero(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             rotary = RotaryEmbedding(getattr(s.config, which), s.config.head_dim, s.dialect)
-            return rotate(x, *rotary(torch.arange(x.shape[2], device=x.device), s.dtype), s.dialect)
+            cos, sin = rotary(torch.arange(x.shape[2], device=x.device), s.dtype)
+            return rotate(x, cos, sin, s.dialect)
 
         yield Hypothesis("positions restart", "positions start at 0 again", given(from_zero))
     for cause, evidence, function in (

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,9 +114,10 @@ class Styled(Setting):
         return torch.randperm(count, generator=random).to(device)
 
 
-def _setting(s: Setting, **changed: object) -> Setting:
+def _setting(s: Setting, **changed: Any) -> Setting:
     """The plain setting that a styled one was made of, with some fields changed."""
-    return Setting(**{field.name: getattr(s, field.name) for field in fields(Setting)} | changed)
+    own: dict[str, Any] = {field.name: getattr(s, field.name) for field in fields(Setting)}
+    return Setting(**(own | changed))
 
 
 def read_bits(replay: Replay, name: str, near: Tensor, exact: Tensor, seen: Tensor) -> Bits | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ def _encoder(lm: LanguageModel | Model) -> Callable[[Any, bool], list[int]]:
                 f"{lm.name} has no chat format (it was not trained on conversations): ask "
                 "…/v1/completions"
             )
-        return lm.tokenizer.chat.encode(list(prompt))
+        return lm.tokenizer.chat.encode(list(cast(Any, prompt)))
 
     return encode
 

@@ -25,6 +25,7 @@ _DIGITS = range(1, 7)
 Ids = Sequence[Sequence[int]]
 # (token ids (N), place of the first that was sampled) -> the stream before the head, (N, C)
 Hidden = Callable[[Sequence[int], int], Tensor]
+Through = Callable[[Tensor], Tensor]  # what a tensor is after a format that holds less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def hidden_by(model: Model, edit: Mapping[str, Edit] | None = None) -> Hidden:
     return hidden
 
 
-def hidden_in_steps(model: Model, edit: Mapping[str, Edit], through: Edit) -> Hidden:
+def hidden_in_steps(model: Model, edit: Mapping[str, Edit], through: Through) -> Hidden:
     """As `hidden_by`, with the prompt computed as it is and its keys and values kept `through`."""
 
     def hidden(ids: Sequence[int], written: int) -> Tensor:

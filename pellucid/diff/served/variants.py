@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pellucid.diff.causes.rope import rope_variants
 from pellucid.diff.selftest.quantisers import FORMATS
-from pellucid.diff.served.scores import Hidden, build, hidden_by, hidden_in_steps
+from pellucid.diff.served.scores import Hidden, Through, build, hidden_by, hidden_in_steps
 from pellucid.edits import Edit
 from pellucid.models import Config, Layer, Model, RopeConfig
 from pellucid.models.quantised import Format, quantise
@@ -164,7 +164,7 @@ def of_weights(base: Base) -> Iterator[tuple[Variant, Variant | None]]:
         for head in (False, True):
             where = "embedding and head too" if head else "in the layers"
 
-            def quantised(name: str, x: Tensor, f: Edit = through, head: bool = head) -> Tensor:
+            def quantised(name: str, x: Tensor, f: Through = through, head: bool = head) -> Tensor:
                 return _through(f, head, name, x)
 
             both.append(_with_weights(base, "quantised weights", f"{name}, {where}", quantised))
@@ -181,7 +181,7 @@ def _with_weights(
     return Variant(cause=cause, evidence=evidence, model=made)
 
 
-def _through(through: Callable[[Tensor], Tensor], head: bool, name: str, x: Tensor) -> Tensor:
+def _through(through: Through, head: bool, name: str, x: Tensor) -> Tensor:
     inside = name.startswith("layers.") or (head and not name.startswith("pos_embed"))
     if x.ndim != 2 or not inside or (x.shape[1] % 64 and x.shape[1] % 32):
         return x
@@ -204,7 +204,7 @@ def of_cache(base: Base) -> Iterator[Variant]:
         def always(model: Model, edit: dict[str, Edit] = edit) -> Hidden:
             return hidden_by(model, edit)
 
-        def steps(model: Model, edit: dict[str, Edit] = edit, f: Edit = through) -> Hidden:
+        def steps(model: Model, edit: dict[str, Edit] = edit, f: Through = through) -> Hidden:
             return hidden_in_steps(model, edit, f)
 
         for said, hidden in (("", always), (", the prompt read before", steps)):
@@ -216,7 +216,7 @@ def of_cache(base: Base) -> Iterator[Variant]:
             )
 
 
-def _edits(config: Config, through: Edit) -> dict[str, Edit]:
+def _edits(config: Config, through: Through) -> dict[str, Edit]:
     """Edits of what attention reads: keys as they stand in the cache, and values."""
     edits: dict[str, Edit] = {}
     for layer, kind in enumerate(config.kinds):
@@ -227,12 +227,12 @@ def _edits(config: Config, through: Edit) -> dict[str, Edit]:
     return edits
 
 
-def _float8(dtype: torch.dtype) -> Edit:
+def _float8(dtype: torch.dtype) -> Through:
     most = torch.finfo(dtype).max
     return lambda x: x.clamp(-most, most).to(dtype).to(x.dtype)
 
 
-def _whole_numbers(bits: int, group: int) -> Edit:
+def _whole_numbers(bits: int, group: int) -> Through:
     """Signed levels under one scale for `group` neighbours of a head's components, 0: for all."""
 
     def through(x: Tensor) -> Tensor:
@@ -244,14 +244,14 @@ def _whole_numbers(bits: int, group: int) -> Edit:
     return through
 
 
-def _ggml(name: str) -> Edit:
+def _ggml(name: str) -> Through:
     def through(x: Tensor) -> Tensor:
         return FORMATS[name](x.reshape(-1, x.shape[-1]).float()).view(x.shape)
 
     return lambda x: through(x) if x.shape[-1] % 32 == 0 else x
 
 
-_CACHES: dict[str, Edit] = {
+_CACHES: dict[str, Through] = {
     "float8 e4m3": _float8(torch.float8_e4m3fn),
     "float8 e5m2": _float8(torch.float8_e5m2),
     "int8, a scale for each head": _whole_numbers(8, 0),
