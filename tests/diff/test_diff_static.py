@@ -103,6 +103,7 @@ LONG = replace(LLAMA, rope=RopeConfig(type="llama3", factor=8.0, original_contex
         (GPT, replace(GPT, activation="gelu"), "GELU form"),
         (LLAMA, replace(LLAMA, activation="gelu"), "activation"),
         (GPT, replace(GPT, context_length=128, attn_dropout=0.1), None),
+        (LLAMA, replace(LLAMA, family="mistral"), None),
     ],
 )
 def test_constants(config, other, cause):
