@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pellucid.families.keys import ConfigKeys
+from pellucid.families.keys import ConfigKeys, NotComputed
 from pellucid.families.refused import MISSING
 from pellucid.families.row import Family
 from pellucid.families.rows import FAMILIES
@@ -96,6 +96,8 @@ def read_config(values: Mapping[str, Any], where: str) -> ModelConfig:
             keys.must_be(key, None)
         keys.note_rest(IGNORED | family.ignored, f"transformers' {family.architecture}")
         return family.make(**{"family": model_type, **found})
+    except NotComputed:
+        raise
     except ValueError as error:
         words = str(error)
         raise ValueError(words if words.startswith(where) else f"{where}: {words}") from None

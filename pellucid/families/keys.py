@@ -21,6 +21,14 @@ _COMPUTED = frozenset(
 REQUIRED: Any = object()  # the default of a key that must be there
 
 
+class NotComputed(ValueError):
+    """A key whose value needs arithmetic that Pellucid does not have; it has that of `expected`."""
+
+    def __init__(self, where: str, key: str, value: object, expected: object) -> None:
+        super().__init__(f"{where}: {key} is {value!r}; Pellucid computes {expected!r} only")
+        self.key, self.expected = key, expected
+
+
 class ConfigKeys:
     """The keys of one config file; each is taken by name, and `close` complains about the rest.
 
@@ -84,9 +92,7 @@ class ConfigKeys:
         """Take a key whose other values would need arithmetic that Pellucid does not have."""
         value = self._left.pop(key, None)
         if value is not None and value != expected:
-            raise ValueError(
-                f"{self.where}: {key} is {value!r}; Pellucid computes {expected!r} only"
-            )
+            raise NotComputed(self.where, key, value, expected)
 
     def close(self, ignored: Iterable[str]) -> None:
         """ValueError naming every key that was neither taken nor is in `ignored`."""

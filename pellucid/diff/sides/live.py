@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from pellucid.diff.sides.side import Side
 from pellucid.diff.sides.transformers import from_transformers
 from pellucid.diff.sides.wrappers import plain_weights, unwrapped
 from pellucid.families import FAMILIES, read_config, split, table
+from pellucid.families.keys import NotComputed
 from pellucid.generate import encode_prompt
 from pellucid.models import Config
 
@@ -31,17 +33,32 @@ def live_side(model: Any, label: str) -> Side:
 
     Nothing is copied, but for q, k and v that are stored joined in an order of their own. Of a
     family that is not known, or that keeps the pairs of RoPE in another order, only the names are
-    known: such a side has neither config nor weights. ValueError for a config that says what
-    Pellucid does not have.
+    known: such a side has neither config nor weights. A config that says what Pellucid does not
+    have is read as far as it goes, with a warning.
     """
     model = cast(Any, unwrapped(model))
     stated = json.loads(model.config.to_json_string())
     family = FAMILIES.get(stated["model_type"])
     if family is None or family.pairs != "halves":
         return from_transformers(model, label)
-    config = read_config(stated, f"{label}: config")
+    config = _config(stated, f"{label}: config")
     weights = canonical(config, plain_weights(model), label)
     return from_transformers(model, label, config=config, weights=weights)
+
+
+def _config(stated: dict[str, Any], where: str) -> Config:
+    """The config, as Pellucid has it where it computes less: the model's own tensors then differ.
+
+    Each such key is said in a warning.
+    """
+    while True:
+        try:
+            return read_config(stated, where)
+        except NotComputed as error:
+            if stated.get(error.key, error.expected) == error.expected or error.expected is None:
+                raise  # a key inside another one, or weights in a form of their own
+            warnings.warn(f"{error}; the tensors show what it changes", stacklevel=2)
+            stated = stated | {error.key: error.expected}
 
 
 def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
