@@ -61,7 +61,7 @@ def compare(
     rows, static = _tokens(a, b, prompt)
     progress("weights")
     static += trained_further(list(weight_findings(a, b)), a.weights, b.weights)
-    static += list(constant_findings(a, b))
+    static += list(constant_findings(a, b, max(map(len, rows)) + steps))
     progress("forward")
     seen_a = a.observe(rows, steps)
     seen_b = b.observe(continued(rows, seen_a), steps) if steps else b.observe(rows, steps)

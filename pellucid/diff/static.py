@@ -77,8 +77,12 @@ def _token_difference(ids_a: list[int], ids_b: list[int], a: Side, b: Side) -> t
 _NO_ARITHMETIC = ("family", "vocab_size", "context_length")
 
 
-def constant_findings(a: Side, b: Side) -> Iterator[Finding]:
-    """Fields of the two configs that differ, the ones inside RoPE by their own names."""
+def constant_findings(a: Side, b: Side, seen: int | None = None) -> Iterator[Finding]:
+    """Fields of the two configs that differ, the ones inside RoPE by their own names.
+
+    seen  tokens of the longest row of the run: a window as wide hides nothing of it, and is no
+          fault of this run (None: of any run)
+    """
     if a.config is None or b.config is None:
         return
     if (a.config.rope is None) != (b.config.rope is None):  # no position has a name in both
@@ -89,12 +93,21 @@ def constant_findings(a: Side, b: Side) -> Iterator[Finding]:
     for name, mine, theirs in _differing(a.config, b.config):
         if name in _NO_ARITHMETIC or name.endswith("dropout"):
             continue
+        wide = name in ("window", "layers") and _hides_nothing(a.config, b.config, seen)
         yield Finding(
             stage="constants",
             name=name,
-            finding=f"A has {mine}, B has {theirs}",
+            finding=f"A has {mine}, B has {theirs}{'; wider than this text' if wide else ''}",
             cause=_constant_cause(name, mine, theirs),
+            kind="explained" if wide else "fault",
         )
+
+
+def _hides_nothing(a: Any, b: Any, seen: int | None) -> bool:
+    """Whether layers differ in their windows alone, all at least as wide as the text."""
+    kinds = [[kind._replace(window=False) for kind in config.kinds] for config in (a, b)]
+    wide = all(not config.window or config.window >= (seen or 1 << 62) for config in (a, b))
+    return wide and kinds[0] == kinds[1]
 
 
 def _constant_cause(name: str, mine: Any, theirs: Any) -> str:

@@ -15,7 +15,7 @@ from pellucid.diff.static import (
     token_findings,
     weight_findings,
 )
-from pellucid.models import RopeConfig
+from pellucid.models import Layer, RopeConfig
 
 
 def _tokenizer(**fields):
@@ -110,6 +110,18 @@ def test_constants(config, other, cause):
     a = Side(label="A", dtype=torch.float32, config=config)
     found = list(constant_findings(a, replace(a, config=other)))
     assert (found[0].cause if found else None) == cause
+
+
+@pytest.mark.parametrize(("seen", "kind"), [(11, "explained"), (12, "explained"), (13, "fault")])
+def test_a_window_as_wide_as_the_text_is_no_fault_of_its_run(seen, kind):
+    a = Side(label="A", dtype=torch.float32, config=LLAMA)
+    windowed = replace(LLAMA, window=12, layers=(Layer(window=True), Layer()))
+    found = list(constant_findings(a, replace(a, config=windowed), seen))
+    assert {finding.name for finding in found} == {"window", "layers"}
+    assert {finding.kind for finding in found} == {kind}
+    assert {f.kind for f in constant_findings(a, replace(a, config=windowed))} == {"fault"}
+    unturned = replace(windowed, layers=(Layer(window=True), Layer(rope="")))
+    assert {f.kind for f in constant_findings(a, replace(a, config=unturned), 5)} == {"fault"}
 
 
 def test_models_of_different_shape_are_no_pair():
