@@ -246,7 +246,7 @@ def parse_yaml(text: str, where: str) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return yaml.load(text, Plain)
+        return Plain(text).get_single_data()
     except yaml.YAMLError as error:
         said = _said(error)
     except (ValueError, RecursionError, TypeError) as error:  # a date of month 13; a list as key

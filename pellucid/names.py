@@ -54,7 +54,7 @@ def spellings(name: str) -> tuple[str, ...]:
     before, block, leaf = parts.groups("")
     found = _TRANSFORMER_LENS.get(leaf, ()) if block or leaf in _OUTSIDE_BLOCKS else ()
     block = block.replace("blocks.", "layers.")
-    return tuple(f"{before}{block}{each}" for each in found) or (name,)
+    return (name, *(f"{before}{block}{each}" for each in found))
 
 
 # TransformerLens's name -> ours. Its attention scores are those behind the mask, its `pre` and

@@ -207,6 +207,7 @@ def _from_own(source: LanguageModel | Model, label: str, options: Options) -> Si
         fused=options.fused,
         copies=options.copies,
     )
+    side.coarse = is_quantised(model)
     weights = whole.checkpoint.weights if whole and whole.checkpoint else None
     if isinstance(weights, GGUFWeights):
         side.types = {parameter: weights.type(parameter) for parameter in weights}

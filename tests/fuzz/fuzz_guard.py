@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -92,8 +91,12 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def most_memory() -> int:
-    """Bytes that this process has held at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes that this process has held at most so far.
+
+    Not `ru_maxrss`, which a process inherits from the larger one that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _landlock(folder: Path) -> bool:

@@ -139,7 +139,7 @@ class Judge:
         result = replay.hold(name, exact, near, seen, dtype)
         if result.verdict != "within-rounding":
             return result
-        bits = read_bits(replay, name, near, exact, seen)
+        bits = None if self.side.coarse else read_bits(replay, name, near, exact, seen)
         if bits is None:
             return result
         found = replace(result, verdict="diverged", ratio=bits.excess, note=bits.note())

@@ -33,6 +33,8 @@ class Side:
     explained  what is declared to differ, for example "int8 weights"; widens nothing, names it
     types      parameter -> the GGUF type that its file declares
     blocks     parameter -> its bytes in that file, (rows, bytes of a row)
+    coarse     its products round more than its dtype does (matrices of few bits may round their
+               inputs too): then single bits say nothing
     """
 
     label: str
@@ -48,6 +50,7 @@ class Side:
     explained: str = ""
     types: Mapping[str, str] = field(default_factory=dict)
     blocks: Callable[[str], Tensor] | None = None
+    coarse: bool = False
 
     def weight(self, name: str) -> Tensor | None:
         """A parameter as stored, or None."""
