@@ -1,4 +1,4 @@
-"""``pellucid serve``: models behind OpenAI's API, on this machine."""
+"""``pellucid serve``: the explorer and OpenAI's API for models, on this machine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1",
         help="address to listen on (default 127.0.0.1: this machine only)",
     )  # fmt: skip
+    door.add_argument(
+        "--open", action="store_true", help="open the explorer in this machine's browser"
+    )
     door.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     door.add_argument(
         "--api-key", metavar="KEY", help="key that requests must carry as Authorization: Bearer KEY"
@@ -60,6 +63,7 @@ def serve(arguments: argparse.Namespace) -> None:
         insecure=arguments.insecure,
         origins=arguments.allow_origin,
         fast=ENGINES[arguments.engine],
+        show=arguments.open,
         report=report,
         dtype=arguments.dtype,
         device=arguments.device,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+import webbrowser
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +77,7 @@ def serve_models(
     insecure: bool = False,
     origins: Sequence[str] = (),
     fast: bool | None = None,
+    show: bool = False,
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> None:
@@ -83,6 +86,7 @@ def serve_models(
     sources   as for `pellucid.load`; only these models are ever opened
     host      another than this machine's own needs `key`, or `insecure` to let everyone in
     origins   pages elsewhere that may call, such as https://example.org
+    show      open the explorer in this machine's browser
     report    called with what happens, a line each
     options   those of `pellucid.load`: dtype, device, dialect, stream, adapter
 
@@ -98,13 +102,25 @@ def serve_models(
         rules = Rules(
             host=host, key=key, origins=tuple(origins), patience=PATIENCE, open_paths=OPEN
         )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/"
         if report:
-            shown = f"[{host}]" if ":" in host else host
             names = ", ".join(engine.name for engine in engines)
-            report(f"{names} at http://{shown}:{bound.getsockname()[1]}/ (API: /v1); Ctrl-C stops")
-        http_server(build_app(engines, rules)).run(sockets=[bound])
+            report(f"{names} at {url} (API: /v1); Ctrl-C stops")
+        server = http_server(build_app(engines, rules))
+        if show:
+            threading.Thread(target=_show, args=(server, url), daemon=True).start()
+        server.run(sockets=[bound])
     finally:
         bound.close()
+
+
+def _show(server: uvicorn.Server, url: str) -> None:
+    """Open the page as soon as the server answers."""
+    while not server.started:
+        if server.should_exit:
+            return
+        time.sleep(0.05)
+    webbrowser.open(url)
 
 
 def _resolve(engines: Sequence[Engine]) -> None:

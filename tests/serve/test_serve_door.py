@@ -7,13 +7,15 @@ import json
 import logging
 import socket
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from serving import call, eventually, language_model, served, stream
 
 from pellucid import cli
 from pellucid.language_model import LanguageModel
-from pellucid.serve import Engine, Rules
+from pellucid.serve import Engine, Rules, server
 from pellucid.serve.security import check_binding, is_known_host
 
 PAGE = "https://example.org"
@@ -223,3 +225,15 @@ def test_the_verb_refuses_in_one_line(capsys):
             error = capsys.readouterr().err.splitlines()
             assert said in error[-1]
             assert error[-1].startswith("pellucid serve: ")
+
+
+def test_the_page_opens_once_the_server_answers(monkeypatch):
+    opened = []
+    monkeypatch.setattr(server.webbrowser, "open", opened.append)
+    monkeypatch.setattr(server.time, "sleep", lambda _: setattr(waiting, "started", True))
+    waiting: Any = SimpleNamespace(started=False, should_exit=False)
+    server._show(waiting, "http://127.0.0.1:1/")
+    assert opened == ["http://127.0.0.1:1/"]
+    leaving: Any = SimpleNamespace(started=False, should_exit=True)
+    server._show(leaving, "never")
+    assert len(opened) == 1
