@@ -40,9 +40,14 @@ def as_device(device: str | torch.device) -> torch.device:
     return place
 
 
-def check_room(need: int, device: torch.device, what: str, remedy: str) -> None:
-    """ValueError where `what` would hold more than half of the memory that is free on a device."""
-    room = free_memory(device) // 2
+def check_room(
+    need: int, device: torch.device, what: str, remedy: str, room: int | None = None
+) -> None:
+    """ValueError where `what` would hold more than `room` bytes.
+
+    room  None: half of the memory that is free on the device
+    """
+    room = free_memory(device) // 2 if room is None else room
     if need > room:
         raise ValueError(
             f"{what} would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it may "

@@ -127,10 +127,8 @@ def _changed(rule: _Rule, name: str, tensor: Tensor) -> Tensor:
     IndexError where the first pass has no such part.
     """
     index = rule.index
-    if index and graph.has_batch(name) and tensor.shape[0] > 1:
-        pass  # rows are told apart: the index begins with one
-    elif index and graph.has_batch(name):
-        index = (0, *index)
+    if index and graph.has_batch(name) and tensor.shape[0] == 1:
+        index = (0, *index)  # of several rows, the index itself says which
     try:
         part = tensor[index]
         if 0 in part.shape:

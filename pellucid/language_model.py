@@ -16,10 +16,11 @@ from torch import Tensor
 
 import pellucid
 from pellucid import checkpoints, tokenizers
-from pellucid.devices import as_device, as_dtype, free_memory
+from pellucid.devices import as_device, as_dtype, check_room
 from pellucid.edits import Edit
 from pellucid.generate import (
     Sampling,
+    TextStream,
     default_length,
     encode_prompt,
     generate_tokens,
@@ -28,7 +29,7 @@ from pellucid.generate import (
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.prompts import Prompt, Prompts, check_tokens, is_batch, padded
 from pellucid.trace import Globs, Trace, backward, edited, trace
-from pellucid.trace_plan import check_names, check_size
+from pellucid.trace_plan import check_names, run_bytes
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
@@ -208,12 +209,11 @@ class LanguageModel:
         edit: Mapping[str, Edit] | None = None,
     ) -> str:
         """The text that follows `prompt`; the arguments are those of `stream`."""
-        sampling = Sampling(
+        stream = self._edited_stream(
+            self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
-        stream = self._stream([self.encode(prompt)], max_new_tokens, sampling, edit,
-                              stop=stop, seed=seed, slide=slide, fast=fast)  # fmt: skip
         return "".join(piece for (piece,) in stream)
 
     def stream(
@@ -244,12 +244,11 @@ class LanguageModel:
         edit            name, glob or address -> number, tensor or function (`edits`), in every
                         step; decodes in PyTorch
         """
-        sampling = Sampling(
+        stream = self._edited_stream(
+            self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
-        stream = self._stream([self.encode(prompt)], max_new_tokens, sampling, edit,
-                              stop=stop, seed=seed, slide=slide, fast=fast)  # fmt: skip
         return (piece for (piece,) in stream if piece)
 
     def generate_batch(
@@ -276,32 +275,36 @@ class LanguageModel:
                 f"generate_batch takes a list of prompts, got one: {str(prompts)[:40]!r}; put it "
                 "into a list, or call generate"
             )
-        sampling = Sampling(
+        stream = self._stream(
+            [self.encode(prompt) for prompt in prompts], max_new_tokens,
+            stop=stop, seed=seed, slide=slide, fast=fast,
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
-        rows = [self.encode(prompt) for prompt in prompts]
-        texts = ["" for _ in rows]
-        for pieces in self._stream(rows, max_new_tokens, sampling, None,
-                                   stop=stop, seed=seed, slide=slide, fast=fast):  # fmt: skip
-            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        return texts
+        return [completion.text for completion in stream.complete()]
 
     def _stream(
-        self, rows: Sequence[Sequence[int]], length: Length, sampling: Sampling,
-        edit: Mapping[str, Edit] | None, *, slide: bool, fast: bool | None, **options: Any,
-    ) -> Iterator[list[str]]:  # fmt: skip
+        self, rows: Sequence[Sequence[int]], length: Length, *,
+        stop: str | Sequence[str] | None, seed: int | None, slide: bool, fast: bool | None,
+        **sampling: Any,
+    ) -> TextStream:  # fmt: skip
         if length == "usual":
             length = default_length(self.config, rows, slide=slide)
-        if edit and fast:
-            raise ValueError("edits act in PyTorch: leave out fast, or edit")
-        if edit:
-            check_names(self.config, edit=edit)
-        stream = stream_text(
-            self.model, self.tokenizer, rows, sampling=sampling, max_new_tokens=length,
-            slide=slide, fast=False if edit else fast, **options,
+        return stream_text(
+            self.model, self.tokenizer, rows, sampling=Sampling(**sampling), max_new_tokens=length,
+            stop=stop, seed=seed, slide=slide, fast=fast,
         )  # fmt: skip
-        return edited(self.model, stream, edit) if edit else stream
+
+    def _edited_stream(
+        self, row: list[int], edit: Mapping[str, Edit] | None, length: Length, *,
+        fast: bool | None, **options: Any,
+    ) -> Iterator[list[str]]:  # fmt: skip
+        if not edit:
+            return self._stream([row], length, fast=fast, **options)
+        if fast:
+            raise ValueError("edits act in PyTorch: leave out fast, or edit")
+        check_names(self.config, edit=edit)
+        return edited(self.model, self._stream([row], length, fast=False, **options), edit)
 
     def trace(
         self,
@@ -337,9 +340,11 @@ class LanguageModel:
             raise ValueError("gradients need the weights in memory: load without stream")
         check_names(self.config, only, edit or {})
         batch, starts = padded(rows, self.device)
-        room = free_memory(self.device) // 2 if max_bytes is None else max_bytes
-        size, dialect = self.dtype.itemsize, self.model.dialect
-        check_size(self.config, batch.shape, generate, only, room, itemsize=size, dialect=dialect)
+        (count, length), size = batch.shape, self.dtype.itemsize
+        held = run_bytes(self.config, count, length, generate, size, only, self.model.dialect)
+        remedy = "name fewer tensors with only=, shorten the prompt of "
+        remedy += f"{length} tokens, or raise max_bytes"
+        check_room(held, self.device, "this trace", remedy, max_bytes)
         with trace(self.model, only, edit=edit, gradients=gradients is not None) as seen:
             if generate:
                 rows[0] += self._decode(rows[0], generate)

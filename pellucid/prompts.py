@@ -36,8 +36,10 @@ def is_batch(prompts: Prompts) -> bool:
     return first.ndim > 0 if isinstance(first, Tensor) else not hasattr(first, "__index__")
 
 
-def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows as (B, T), padded on the left, and where each begins, (B); None where all are alike."""
+def padded(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
+    """Rows as (B, T), padded on the left, and where each begins, (B), or None: at 0."""
     longest = max(len(row) for row in rows)
     starts = [longest - len(row) for row in rows]
     filled = [[_FILL] * start + list(row) for start, row in zip(starts, rows, strict=True)]

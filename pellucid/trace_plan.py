@@ -1,8 +1,8 @@
-"""Before a trace runs: whether the model has such names, and whether what it keeps would fit."""
+"""Before a trace runs: whether the model has such names, and how much it would hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -27,30 +27,6 @@ def check_names(config: Any, only: Globs = (), edit: Mapping[str, Edit] | None =
                 f"{'' if near else 'layers.0.attn.q or logits'}"
             )
     Edits(edit or {}).check_known(known)
-
-
-def check_size(
-    config: Any,
-    shape: Sequence[int],
-    steps: int,
-    only: Globs,
-    room: int,
-    *,
-    itemsize: int,
-    dialect: Dialect,
-) -> None:
-    """ValueError for a trace of more than `room` bytes, with the numbers.
-
-    shape  (B, T) of the first pass; `steps` decoding steps follow it
-    """
-    batch, tokens = shape
-    need = run_bytes(config, batch, tokens, steps, itemsize, only, dialect)
-    if need > room:
-        raise ValueError(
-            f"this trace would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it "
-            f"may take: name fewer tensors with only=, shorten the prompt of {tokens} tokens, "
-            "or raise max_bytes"
-        )
 
 
 def estimated_bytes(

@@ -21,7 +21,7 @@ from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.pairwise import judge_pairs
 from pellucid.diff.replay.statistics import Measure, beyond
 from pellucid.diff.report import Fault, Report, SideFacts, TensorVerdict
-from pellucid.diff.sides.side import Batch, Side, pad_left, recorded_rows
+from pellucid.diff.sides.side import Batch, Side, recorded_rows
 from pellucid.diff.static import (
     Finding,
     constant_findings,
@@ -30,6 +30,7 @@ from pellucid.diff.static import (
     trained_further,
     weight_findings,
 )
+from pellucid.prompts import padded
 from pellucid.trace import Trace
 
 MOST_FAULTS = 16  # causes are searched for so many diverged tensors, in order
@@ -132,7 +133,7 @@ def _forward(
     keep: Keep | None,
 ) -> Report:
     assert owner.config is not None, "the owner of the arithmetic has a config"
-    expected, padding = pad_left(rows)
+    expected, padding = padded(rows)
     dialect = owner.dialect or b.dialect
     assert dialect is not None, "a side with weights says whose rounding it has"
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)

@@ -36,7 +36,7 @@ from pellucid.diff.sides.recordings import (
     load_recording,
     named,
 )
-from pellucid.diff.sides.side import Batch, Side, demand_room, from_model, from_trace, pad_left
+from pellucid.diff.sides.side import Batch, Side, demand_room, from_model, from_trace
 from pellucid.diff.sides.wrappers import unwrapped
 from pellucid.diff.stages import compare
 from pellucid.diff.training.record import are_steps, diff_steps
@@ -44,7 +44,7 @@ from pellucid.generate.fast import trace_fast
 from pellucid.language_model import LanguageModel, load
 from pellucid.models import Decoder, Model, empty_model
 from pellucid.models.quantised import is_quantised
-from pellucid.prompts import Prompt, check_tokens
+from pellucid.prompts import Prompt, check_tokens, padded
 from pellucid.trace import Trace
 
 if TYPE_CHECKING:
@@ -257,11 +257,11 @@ def _from_recording(source: Any, label: str, options: Options) -> Side:
     side = replace(from_trace(seen, label), weights=weights)
 
     def replayed(rows: Batch, steps: int) -> Trace:
-        padded = pad_left(rows)[0]
+        tokens, _ = padded(rows)
         held = seen.get("tokens")
-        if held is None or not torch.equal(torch.atleast_2d(held), padded):
+        if held is None or not torch.equal(torch.atleast_2d(held), tokens):
             side.observe(rows, steps)  # says which tokens it holds, if it does
-        check_length(seen, label, padded.shape[1])
+        check_length(seen, label, tokens.shape[1])
         return seen
 
     return replace(side, run=replayed)

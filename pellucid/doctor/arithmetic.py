@@ -112,7 +112,7 @@ def bfloat16_bits(device: str) -> Check:
     written = narrow.bfloat16().cpu().view(torch.int16).int() & 0xFFFF
     wide = torch.where(high >= 2**15, high - 2**16, high).short().to(device).view(torch.bfloat16)
     read = wide.float().cpu().view(torch.int32).long() & 0xFFFFFFFF
-    nan = wide.isnan().cpu()  # how a NaN is written is nobody's promise
+    nan = wide.isnan().cpu()  # a NaN may be written in many ways
     wrong = int((written != rounded).sum()) + int((read[~nan] != (high << 16)[~nan]).sum())
     name = "bfloat16, every value" + ("" if device == "cpu" else f", {device}")
     if wrong:

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from pellucid import graph, names
+from pellucid.devices import free_memory
 from pellucid.explore.edits import Edit, as_functions, read
 from pellucid.explore.loaded import Loaded
 from pellucid.generate.engine import context_limit
-from pellucid.language_model import LanguageModel, Prompt, check_tokens, free_memory
+from pellucid.language_model import LanguageModel, Prompt
 from pellucid.models.attention import Mask, positions_and_mask
 from pellucid.models.decoder import PlacesOf
+from pellucid.prompts import check_tokens
 from pellucid.trace import Trace, tap, trace
 
 BUDGET = 1 << 30  # bytes

@@ -23,7 +23,7 @@ POLICY = (
 
 
 def single_file(answers: Recorded, page: PageFiles | None = None) -> str:
-    """HTML that shows `answers` without a server; it loads nothing and calls nobody.
+    """HTML that shows `answers` without a server; it loads nothing and sends no request.
 
     answers: what GET of a path (with its query, as the page asks it) would say.
     """

@@ -9,8 +9,9 @@ from tiny import CONFIGS, FEATURES, in_turn, random_model
 from pellucid import graph
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay
-from pellucid.diff.sides.side import from_model, pad_left
+from pellucid.diff.sides.side import from_model
 from pellucid.graph import inputs
+from pellucid.prompts import padded
 
 EVERY = {**CONFIGS, **FEATURES}
 DIALECTS = ("hf", "meta", "notebook")
@@ -33,7 +34,7 @@ def _hold_every_operation(side, setting, rows, steps=2):
     """
     seen = side.observe(ROWS[rows], steps)
     assert len(seen) == (steps + 1) * len(list(graph.expand(setting.config)))
-    replay = Replay(dict(seen), setting, pad_left(ROWS[rows])[1])
+    replay = Replay(dict(seen), setting, padded(ROWS[rows])[1])
     for key in seen:
         if leaf(key) not in SOURCES:
             _assert_same(replay.compute(key), seen[key], key)
@@ -70,7 +71,7 @@ def test_unobserved_tensors_follow_from_those_before(name):
     rows = ROWS["padded"]
     seen = side.observe(rows, 2)
     given = {key: seen[key] for key in seen if leaf(key) == "tokens"}
-    replay = Replay(given, setting, pad_left(rows)[1])
+    replay = Replay(given, setting, padded(rows)[1])
     for key in ("layers.1.attn.pattern", "logits", "step.2.layers.0.attn.z", "step.2.logits"):
         mine = replay.real_tokens(key, replay.value(key))
         theirs = replay.real_tokens(key, seen[key])
@@ -117,7 +118,7 @@ def test_a_wrong_mask_of_windows_says_who_sees_whom():
     side, setting = _side("window", torch.float32)
     for rows in ROWS:
         seen = dict(side.observe(ROWS[rows], 1))
-        replay = Replay(seen, setting, pad_left(ROWS[rows])[1])
+        replay = Replay(seen, setting, padded(ROWS[rows])[1])
         key = "step.1.window_mask"
         right = replay.compute(key)
         assert replay.hold(key, right, right, seen[key]).verdict == "identical"
@@ -137,7 +138,7 @@ def test_what_padding_computes_is_ignored():
     side, setting = _side("gpt2", torch.float32)
     rows = ROWS["padded"]
     seen = dict(side.observe(rows, 0))
-    replay = Replay(seen, setting, pad_left(rows)[1])
+    replay = Replay(seen, setting, padded(rows)[1])
     key = "layers.0.attn.z"
     plain = replay.compute(key)
     padding, real = plain.clone(), plain.clone()

@@ -20,7 +20,8 @@ from torch import Tensor
 from pellucid.diff.selftest import arithmetic
 from pellucid.diff.selftest.arithmetic import inverse_frequencies
 from pellucid.diff.selftest.port import Port
-from pellucid.diff.sides.side import Batch, pad_left
+from pellucid.diff.sides.side import Batch
+from pellucid.prompts import padded
 from pellucid.trace import Trace
 
 __all__ = ["Engine", "Port", "inverse_frequencies"]
@@ -69,7 +70,7 @@ class Engine:
         self.random = torch.Generator().manual_seed(0)
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
         following = getattr(rows, "following", None)
-        tokens, padding = pad_left([row for _ in range(self.copies) for row in rows])
+        tokens, padding = padded([row for _ in range(self.copies) for row in rows])
         past = 0
         for step in range(steps + 1):
             self.prefix = f"step.{step}." if step else ""

@@ -14,6 +14,7 @@ from pellucid.devices import check_room
 from pellucid.models import Cache
 from pellucid.models.quantised import FullWeights, is_quantised
 from pellucid.numerics import ROUNDINGS, Dialect, dialect
+from pellucid.prompts import padded
 from pellucid.trace import Trace, set_step, trace
 from pellucid.trace_plan import run_bytes
 
@@ -85,14 +86,6 @@ def _short(rows: Batch) -> str:
     return f"{len(rows)} × {len(first)} tokens {' '.join(map(str, first[:6]))}{more}"
 
 
-def pad_left(rows: Batch) -> tuple[Tensor, Tensor | None]:
-    """Rows -> tokens (B, T) and the padding before each, (B), or None where all are as long."""
-    longest = max(map(len, rows))
-    padding = torch.tensor([longest - len(row) for row in rows])
-    tokens = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-    return tokens, padding if padding.any() else None
-
-
 def from_model(
     model: Any,
     label: str,
@@ -146,7 +139,7 @@ def demand_room(model: Any, rows: int, tokens: int, steps: int) -> None:
 def _run_model(model: Any, rows: Batch, steps: int, following: Batch | None) -> None:
     """One pass over the rows, then decoding steps with a cache: greedy, or along `following`."""
     device = model.device
-    tokens, padding = pad_left(rows)
+    tokens, padding = padded(rows)
     tokens = tokens.to(device)
     padding = None if padding is None else padding.to(device)
     cache = Cache(model.config.n_layers) if steps else None

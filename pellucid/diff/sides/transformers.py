@@ -30,8 +30,9 @@ from pellucid.diff.sides.module_names import (
     outputs,
     submodule,
 )
-from pellucid.diff.sides.side import Batch, Side, pad_left
+from pellucid.diff.sides.side import Batch, Side
 from pellucid.numerics import dialect
+from pellucid.prompts import padded
 from pellucid.trace import Trace
 
 
@@ -93,8 +94,7 @@ def _drive(model: Any, rows: Batch, steps: int, watch: ForeignWatch) -> None:
     """
     following = getattr(rows, "following", None)
     device = next(model.parameters()).device
-    tokens, padding = (None if x is None else x.to(device) for x in pad_left(rows))
-    assert tokens is not None, "pad_left always gives tokens"
+    tokens, padding = padded(rows, device)
     cache = None
     for step in range(steps + 1):
         watch.step = step
