@@ -3,7 +3,7 @@
     pellucid serve demo smollm2 &
     python benchmarks/explorer_page.py http://127.0.0.1:8000 [--model smollm2 --tokens 2048]
 
-Needs playwright (`pip install 'pellucid[browser]'`) and Chromium. Cold: a new profile each time.
+Needs playwright (`pip install 'pellucid[dev]'`) and Chromium. Cold: a new profile each time.
 """
 
 from __future__ import annotations
