@@ -263,6 +263,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
         **_rope(partial_rotary_factor=0.5),
     },
     "nanochat": {"model_type": "nanochat", **_SIZES, **_EPS, **_rope()},
+    "jais2": {"model_type": "jais2", **_SQUARE, "layer_norm_eps": 1e-5, **_rope()},
     "starcoder2": {
         "model_type": "starcoder2",
         **_SIZES,

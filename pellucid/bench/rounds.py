@@ -94,6 +94,12 @@ class Plan:
         )
 
 
+def plan_of(*, quick: bool, **stated: Any) -> Plan:
+    """The usual plan, or a quick one, with what is stated in it; None states nothing."""
+    given = {name: value for name, value in stated.items() if value is not None}
+    return replace(QUICK if quick else Plan(), **given)
+
+
 QUICK = Plan(rounds=1, slices=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
 
 

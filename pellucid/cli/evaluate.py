@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json, progress_bar
+from pellucid.cli.arguments import add_model_arguments, add_shared, add_value, load_model
+from pellucid.cli.output import print_report, progress_bar
 
 
 def eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,22 +18,12 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_source_arguments(parser.add_argument_group("what to evaluate on"))
     add_model_arguments(parser)
     group = parser.add_argument_group("windows")
-    group.add_argument(
-        "--context",
-        type=int,
-        metavar="N",
-        help="tokens that the model sees at once (default: its context length, at most 2048)",
-    )
-    group.add_argument(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="tokens by which the window moves (default: half of --context)",
-    )
-    group.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="windows computed at once (default 8)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+    longest = "its context length, at most 2048"
+    add_value(group, "--context", "N", "tokens that the model sees at once", otherwise=longest)
+    half = "half of --context"
+    add_value(group, "--stride", "N", "tokens by which the window moves", otherwise=half)
+    add_value(group, "--batch", "N", "windows computed at once", default=8)
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
@@ -63,24 +54,24 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--text-key",
         default="text",
         metavar="KEY",
-        help="with --text: the key under which JSON lines have their text (default text)",
+        help="with --text: key of the text in a record of JSON lines (default: text)",
     )
     group.add_argument(
         "--separator",
         metavar="TEXT",
-        help="with --text: what stands between two documents of a file (default: a file is one)",
+        help="with --text: text between two documents of a text file (default: none: a file is "
+        "one document)",
     )
     group.add_argument(
         "--task-path", metavar="DIR", help="with --tasks: a folder with task files of your own"
     )
+    only = "evaluate only the first N texts, or the first N examples of each task"
+    add_value(group, "--limit", "N", only, otherwise="all")
     group.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="evaluate the first N texts, or the first N examples of each task, only",
+        "--against",
+        metavar="MODEL",
+        help="with --text or --stdlib: also compare predictions with those of MODEL",
     )
-    against = "with text: also compare predictions with this model's"
-    group.add_argument("--against", metavar="MODEL", help=against)
 
 
 def eval(arguments: argparse.Namespace) -> None:
@@ -90,11 +81,7 @@ def eval(arguments: argparse.Namespace) -> None:
         raise ValueError("--batch and --limit: expected 1 or more")
     kind = _on_tasks if arguments.tasks else _on_labels if arguments.labels else _on_text
     report, lines = kind(arguments)
-    if arguments.json:
-        print_json(report)
-    else:
-        for line in lines:
-            console().print(line, markup=False)
+    print_report(report, lines, as_json=arguments.json)
 
 
 def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:

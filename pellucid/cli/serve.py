@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.common import DTYPES, MODEL_HELP
-from pellucid.cli.writing import ENGINES
+from pellucid.cli.arguments import ENGINES, MODEL_HELP, add_shared
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL …, where to listen and who may enter."""
     parser.add_argument(
         "models", nargs="*", default=["demo"], metavar="MODEL",
-        help=f"models to serve, and no others: {MODEL_HELP} (default demo)",
+        help=f"models to serve, and no others: {MODEL_HELP} (default: demo)",
     )  # fmt: skip
     door = parser.add_argument_group("door")
     door.add_argument(
         "--host", default="127.0.0.1",
-        help="address to listen on (default 127.0.0.1: this machine only)",
+        help="address to listen on (default: 127.0.0.1: this machine only)",
     )  # fmt: skip
     door.add_argument(
         "--open", action="store_true", help="open the explorer in this machine's browser"
     )
-    door.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    door.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     door.add_argument(
         "--api-key", metavar="KEY", help="key that requests must carry as Authorization: Bearer KEY"
     )
@@ -35,17 +34,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="let pages of this origin call from a browser, such as https://example.org; may be "
         "given several times (default: none)",
     )  # fmt: skip
-    model = parser.add_argument_group("model")
-    model.add_argument(
-        "--dtype", choices=DTYPES, help="data type to compute in (default: that of the weights)"
-    )
-    model.add_argument(
-        "--device", default="cpu", help="device to compute on: cpu, cuda, cuda:1 … (default cpu)"
-    )
-    model.add_argument(
-        "--engine", choices=tuple(ENGINES), default="auto",
-        help="how to decode: plain (PyTorch), fast (in C), or auto: in C where that can be done",
-    )  # fmt: skip
+    add_shared(parser.add_argument_group("model"), "--dtype", "--device", "--engine")
 
 
 def serve(arguments: argparse.Namespace) -> None:

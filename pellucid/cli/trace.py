@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
+from pellucid.cli.arguments import add_model_arguments, add_shared, load_model, read_prompt
+from pellucid.cli.output import print_report
 from pellucid.files import check_output
 
 
@@ -36,14 +37,14 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="after the prompt, generate N tokens and trace each decoding step too (default 0)",
+        help="after the prompt, generate N tokens and trace each decoding step too (default: 0)",
     )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.add_argument(
+    add_model_arguments(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--all", action="store_true", help="list every tensor, not one line for all layers"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
-    add_model_arguments(parser)
+    add_shared(group, "--json", "--force")
 
 
 def trace(arguments: argparse.Namespace) -> None:
@@ -66,8 +67,5 @@ def trace(arguments: argparse.Namespace) -> None:
             f"no tensor of this run is called {globs}: names look like layers.0.attn.q or logits"
         )
     recorded.save(target)
-    if arguments.json:
-        print_json(trace_as_json(recorded, target))
-    else:
-        for line in listing(recorded, target, every=arguments.all):
-            console().print(line, markup=False, soft_wrap=True)
+    report, lines = trace_as_json(recorded, target), listing(recorded, target, every=arguments.all)
+    print_report(report, lines, as_json=arguments.json)

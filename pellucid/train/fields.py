@@ -35,7 +35,7 @@ def setting(
     section: str = "",
     group: str = "",
     flag: str | None = None,
-    metavar: str = "PATH",
+    metavar: str = "",
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -44,7 +44,7 @@ def setting(
     section    of the TOML file, which begins with this field
     group      of flags, which begins with this field; the section's name unless given
     flag       on the command line; made of the name unless given, "" for none
-    metavar    what a text of a list is called in the help
+    metavar    what a text is called in the help: TEXT, and PATH in a list, unless given
     """
     return field(
         default=default,
@@ -88,7 +88,7 @@ class Row:
         elif self.kind is bool:
             said = "yes" if default else "no"
         else:
-            said = f"{default:g}" if self.kind in (int, float) else repr(default)
+            said = f"{default:g}" if self.kind in (int, float) else default
         return f"{self.help} (default: {said})"
 
     def checked(self, value: Any, where: str) -> Any:

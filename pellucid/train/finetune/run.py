@@ -1,6 +1,6 @@
 """A fine-tuning run: what it writes, how it is judged, and what comes of it.
 
-OUT/
+RUN/
   config.toml     the resolved settings
   log.csv         a line for every step
   last, best      the newest checkpoint, with what it takes to go on, and the best one
@@ -76,7 +76,7 @@ class Finetuning(Run):
         super().begin()
 
     def restore(self) -> None:
-        """Go on from ``OUT/last``; ValueError, OSError where that cannot be, or with other data."""
+        """Go on from ``RUN/last``; ValueError, OSError where that cannot be, or with other data."""
         with run_folder.reading_last(self.folder) as last:
             self._load_weights(last)
             self.state = TrainState.load(last, self.model, self.config)
