@@ -116,8 +116,10 @@ class Explorer:
     async def lens(self, request: Request) -> Response:
         """GET /api/runs/{run}/lens."""
         run, top = self.run(request), whole(request, "top", 5)
-        first, last = whole(request, "first", 0), whole(request, "last", len(self.run(request).ids))
-        return await self.last_of(request, run, attribution.lens(run, top, first, last))
+        first, last = whole(request, "first", 0), whole(request, "last", len(run.ids))
+        below = whole(request, "below", 0)
+        at = attribution.lens_below(run, below) if "below" in request.query_params else None
+        return await self.last_of(request, run, attribution.lens(run, top, first, last, at))
 
     async def contributions(self, request: Request) -> Response:
         """GET /api/runs/{run}/contributions."""

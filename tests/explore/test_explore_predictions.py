@@ -91,6 +91,26 @@ def test_the_lens_ends_with_the_models_own_output():
         last(attribution.lens(run, 1, 4, 40))
 
 
+@pytest.mark.parametrize("cells", [1, 9 * 300 * 2, 1 << 24])
+def test_the_lens_comes_in_stretches_from_the_top_with_the_same_guesses(monkeypatch, cells):
+    monkeypatch.setattr(attribution, "LENS_CELLS", cells)
+    run = tiny_run(LLAMA)
+    whole, below, found = last(attribution.lens(run, 2)), len(run.stream), []
+    tops = []
+    while below:
+        part = last(attribution.lens(run, 2, at=attribution.lens_below(run, below)))
+        tops.append(len(part["cells"]))
+        found, below = part["cells"] + found, part["from"]
+    assert tops[0] == 1, "the model's own output first"
+    assert len(tops) <= 3 and (cells == 1) == (len(tops) == 3)
+    for rows in zip(whole["cells"], found, strict=True):
+        for one, other in zip(*rows, strict=True):
+            assert [e["id"] for e in one["top"]] == [e["id"] for e in other["top"]]
+            assert one["top"][0]["probability"] == pytest.approx(other["top"][0]["probability"])
+    with pytest.raises(IndexError, match="0 to 3"):
+        last(attribution.lens(run, 2, at=range(2, 5)))
+
+
 def test_norms_and_heads_by_their_formulas():
     runs = Runs({"tiny": language_model(GPT)})
     run = runs.run("tiny", IDS)

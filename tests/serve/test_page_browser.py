@@ -10,9 +10,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from browsing import PHONE, PROMPT, Reader, browser, demo
+from browsing import PHONE, PROMPT, Reader
 
-import pellucid
 from pellucid.serve.page_files import PageFiles
 
 pytestmark = pytest.mark.browser
@@ -21,36 +20,8 @@ ROOMS = ("map", "walk", "heads", "lens", "parts", "generate", "try")
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return pellucid.load("demo")
-
-
-@pytest.fixture(scope="module")
-def seen(lm):
-    return lm.trace(PROMPT)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def url(chromium, lm):  # chromium first: it may skip
-    with demo(lm) as found:
-        yield found
-
-
-@pytest.fixture
-def reader(chromium, url):
-    one = Reader(chromium, url)
-    yield one
-    one.context.close()
-    assert one.complaints == []
-    assert all(asked.startswith((url, "about:")) for asked in one.asked), (
-        "the page called elsewhere"
-    )
+def seen(demo_lm):
+    return demo_lm.trace(PROMPT)
 
 
 def stops(palette: str) -> np.ndarray:
@@ -83,8 +54,7 @@ CASES = [
 def test_a_pixel_is_the_traces_number(reader, seen, name, head, palette):
     values = (seen[name][0] if head is None else seen[name][0, head]).float().numpy()
     at = name if head is None else f"{name}[{head}]"
-    reader.open(f"#/demo//{at}?{QUERY}&scale=lin&head={3 if name.endswith('.k') else head or 0}")
-    reader.settle()
+    reader.go(f"#/demo//{at}?{QUERY}&scale=lin&head={3 if name.endswith('.k') else head or 0}")
     limit = float(np.abs(values[np.isfinite(values)]).max())
     chance = random.Random(name)
     cells = [[chance.randrange(n) for n in values.shape] for _ in range(12)]
@@ -110,8 +80,7 @@ def test_a_pixel_is_the_traces_number(reader, seen, name, head, palette):
      "layers.3.mlp.hidden[5,300]", "layers.2.attn.q_rotated[4,3,9]", "embed[1,5]", "logits[6,400]"],
 )  # fmt: skip
 def test_the_microscope_says_the_traces_number(reader, seen, address):
-    reader.open(f"#/demo//{address}?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//{address}?{QUERY}")
     said = reader.tab.get_attribute(".microscope .value", "data-value")
     value = seen[address]
     assert torch.tensor(float(said), dtype=torch.float64).to(value.dtype) == value
@@ -123,7 +92,7 @@ def test_the_microscope_says_the_traces_number(reader, seen, address):
 
 
 def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
-    reader.open(f"#/demo//tokens?{QUERY}&layer=2")
+    reader.go(f"#/demo//tokens?{QUERY}&layer=2")
     count = len(reader.tab.query_selector_all(".ledger [data-step]"))
     assert count > 25
     drawn = set()
@@ -142,7 +111,7 @@ def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
 
 def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url):
     again = Reader(chromium, url)
-    reader.open(f"#/demo//layers.2.attn.pattern[3,5,2]?{QUERY}&scale=log")
+    reader.go(f"#/demo//layers.2.attn.pattern[3,5,2]?{QUERY}&scale=log")
     again.open()
     for room in ROOMS:
         reader.tab.click(f".rooms button >> nth={ROOMS.index(room)}")
@@ -161,7 +130,7 @@ def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url):
 
 
 def test_back_and_forward_and_an_edited_address(reader):
-    reader.open(f"#/demo//layers.0.attn.q[2]?{QUERY}")
+    reader.go(f"#/demo//layers.0.attn.q[2]?{QUERY}")
     reader.tab.click("[data-step='layers.0.attn.scores']")
     reader.settle()
     reader.tab.go_back()
@@ -178,8 +147,7 @@ def test_back_and_forward_and_an_edited_address(reader):
 
 
 def test_the_keyboard_reaches_everything_and_speaks(reader, seen):
-    reader.open(f"#/demo//layers.1.attn.scores[0]?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//layers.1.attn.scores[0]?{QUERY}")
     press = reader.tab.keyboard.press
     press("]"), press("ArrowUp"), press("ArrowLeft")
     assert (reader.state("head"), reader.state("layer")) == (1, 2)
@@ -267,8 +235,7 @@ def test_failures_say_what_to_do(chromium, url):
 
 
 def test_masked_cells_have_no_colour_and_nan_is_checkered(reader: Any):
-    reader.open(f"#/demo//layers.1.attn.masked_scores[2]?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//layers.1.attn.masked_scores[2]?{QUERY}")
     colours = reader.tab.evaluate("""async () => {
         const { Scale } = await import("/page/data/scale.js");
         const s = new Scale({ palette: "signed", dark: false, bend: "lin", limit: 1, knee: 1 });

@@ -60,7 +60,7 @@ function choosePicture(index) {
 }
 
 export function followKeys() {
-  let goes = 0; // when g was pressed
+  let goes = false; // g was pressed: the next letter is a room
   addEventListener("keydown", (event) => {
     const at = /** @type {HTMLElement} */ (event.target);
     if (event.ctrlKey && event.key === "k") {
@@ -70,11 +70,11 @@ export function followKeys() {
     }
     if (event.ctrlKey || event.metaKey || event.altKey || at.closest("input, textarea, select, dialog")) return;
     if (event.key === "Enter" && at.closest("button, a, [tabindex]") && at !== document.body) return;
-    if (performance.now() - goes < 1200 && event.key in GO) {
-      goes = 0;
+    const went = goes;
+    goes = event.key === "g" && !went;
+    if (went && event.key in GO) {
       batch(() => (room.value = /** @type {any} */ (GO[event.key])));
-    } else if (event.key === "g") goes = performance.now();
-    else {
+    } else if (!goes) {
       const found = KEYS.find(([key]) => key === event.key);
       if (!found) return;
       found[2]();

@@ -253,6 +253,7 @@ export function followUrl() {
 /** Open what a hash says; runs the prompt in it again where the server dropped the run. @param {string} text */
 export async function open(text) {
   const place = fromHash(text);
+  trouble.value = null;
   batch(() => {
     modelName.value = known(place) ? place.model : models.peek()[0]?.name ?? "";
     const asked = ROOMS.find(([name]) => name === place.options.view);

@@ -24,6 +24,7 @@ import { FONT, paintHeatmap } from "./heatmap_paint.js";
  * @property {boolean} [upward] whether row 0 is at the bottom
  * @property {(row: number, col: number) => string} [text] what a cell says where it has room
  * @property {number} [most] pixels of a cell at most when all is shown
+ * @property {boolean} [plain] whether cells without a number are yet to come, not masked
  * @property {boolean} [clearZero] whether an exact 0 is masked
  * @property {number} [limit] of the scale; otherwise the largest value
  * @property {number} [widest] pixels of a column at most when all is shown
