@@ -17,7 +17,7 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.evaluate.heads import previous_token_score
 from pellucid.explore.arithmetic import angle_of
-from pellucid.explore.predictions import likeliest_of_rows, text_of, wide
+from pellucid.explore.predictions import likeliest_of_rows, wide
 from pellucid.explore.runs import Run
 
 Answer = Generator[Any, None, None]
@@ -258,21 +258,32 @@ def rope(run: Run, layer: int, head: int, of: str, token: int) -> dict[str, Any]
 
 
 def change_of_predictions(run: Run, other: Run, row: int, top: int = 10) -> list[dict[str, Any]]:
-    """The likeliest next tokens of both runs at a row, with their probability before and after."""
-    logits = [wide(each.logits(row)) for each in (run, other)]
-    if logits[0].shape != logits[1].shape:
-        return []
-    shares = [each.softmax(-1) for each in logits]
-    count = min(top, len(shares[0]))
-    best = dict.fromkeys(id for each in shares for id in each.topk(count).indices.tolist())
-    lm = run.loaded.lm
+    """The likeliest next tokens of both runs at a row, with their probability before and after.
+
+    Models with different tokenizers meet in a token's text; None where it is no single token.
+    """
+    shares = [wide(each.logits(row)).softmax(-1) for each in (run, other)]
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for here, (one, two) in enumerate(((run, other), (other, run))):
+        for id in shares[here].topk(min(top, len(shares[here]))).indices.tolist():
+            text, there = one.loaded.text(id), _same_token(one, two, id)
+            found.setdefault(text, (id, there) if one is run else (there, id))
     rows = [
         {
-            "id": id,
-            "text": text_of(lm, id),
-            "before": float(shares[0][id]),
-            "after": float(shares[1][id]),
+            "id": first if first is not None else second,
+            "text": text,
+            "before": None if first is None else float(shares[0][first]),
+            "after": None if second is None else float(shares[1][second]),
         }
-        for id in best
+        for text, (first, second) in found.items()
     ]
-    return sorted(rows, key=lambda entry: -max(entry["before"], entry["after"]))
+    return sorted(rows, key=lambda entry: -max(entry["before"] or 0, entry["after"] or 0))
+
+
+def _same_token(run: Run, other: Run, id: int) -> int | None:
+    """The id in the other run's vocabulary of the token with the same text."""
+    text = run.loaded.text(id)
+    if id < other.loaded.config.vocab_size and other.loaded.text(id) == text:
+        return id
+    alone = other.loaded.lm.tokenizer.encode(text)
+    return alone[0] if len(alone) == 1 and other.loaded.text(alone[0]) == text else None

@@ -16,7 +16,7 @@ from pellucid.serve.page_files import PageFiles
 
 pytestmark = pytest.mark.browser
 QUERY = f"view=walk&prompt={quote(PROMPT)}"
-ROOMS = ("map", "walk", "heads", "lens", "parts", "generate", "try")
+ROOMS = ("map", "walk", "heads", "lens", "parts", "generate", "try", "compare")
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +244,62 @@ def test_masked_cells_have_no_colour_and_nan_is_checkered(reader: Any):
         return [...pixels]; }""")
     assert colours[0] == colours[3] == 0
     assert colours[1] != colours[2] and len(set(colours)) == 5
+
+
+VALUES = """() => [...document.querySelectorAll("main canvas.grid")].map(({ heatmap: { plane } }) =>
+    [...Array(plane.rows).keys()].map(row =>
+      [...Array(plane.cols).keys()].map(col => plane.value(row, col))))"""
+
+
+def test_two_models_beside_each_other_with_their_difference(reader, seen, changed_lm):
+    other = changed_lm.trace(PROMPT)
+    rival = quote('{"model":"changed","prompt":null,"edits":[],"run":""}')
+    address = "layers.2.attn.v[1,4,3]"
+    place = f"#/demo//{address}?{QUERY.replace('walk', 'compare')}&head=3&rival={rival}"
+    reader.go(place)
+    name = address.partition(",")[0] + "]"
+    a, b = seen[name].double(), other[name].double()
+    shown = [torch.tensor(part, dtype=torch.float64) for part in reader.tab.evaluate(VALUES)]
+    assert len(shown) == 3
+    for found, wanted in zip(shown, (a, b, b - a), strict=True):
+        assert torch.equal(found, wanted)
+    cells = [reader.tab.get_attribute(f".both td >> nth={i}", "data-value") for i in range(3)]
+    read = [torch.tensor(float(text), dtype=torch.float64) for text in cells]
+    assert [read[0].bfloat16(), read[1].bfloat16()] == [seen[address], other[address]]
+    assert float(read[2]) == float(b[4, 3] - a[4, 3])
+    own = reader.tab.locator("[data-verdict='own']:not(i)")
+    assert [own.nth(i).get_attribute("aria-label").split(":")[0] for i in range(own.count())] == [
+        "layers.2.attn.v"
+    ]
+    assert "first difference: layers.2.attn.v" in reader.tab.inner_text(".verdict")
+    assert "second = lm.trace(" in reader.tab.inner_text("pre.repeat")
+    hash = reader.tab.evaluate("location.hash")
+    reader.go("#/demo")
+    reader.go(hash)
+    assert reader.state("room") == "compare" and reader.state("rival")["model"] == "changed"
+    reader.tab.click("text=demo-gpt2 >> nth=-1")
+    reader.settle()
+    assert len(reader.tab.evaluate(VALUES)) == 3
+    reader.tab.locator("body").press("j"), reader.settle()
+    assert reader.state("room") == "compare", "steps go on inside the room"
+
+
+def test_an_experiment_says_before_and_after_in_that_order(reader, demo_lm, seen):
+    edits = quote('[{"at":"layers.1.attn.z[2]","do":"zero"}]')
+    reader.go(f"#/demo//embed?{QUERY.replace('walk', 'try')}")
+    reader.go(f"#/demo//embed?{QUERY.replace('walk', 'try')}&edits={edits}")
+
+    def silence(z):
+        z[:, 2] = 0
+        return z
+
+    silent = demo_lm.trace(PROMPT, edit={"layers.1.attn.z": silence})
+    row = reader.tab.locator(".pairs li").first
+    id = int(row.locator("small").inner_text())
+    shown = [
+        float(text.replace("%", "")) / 100 for text in row.locator(".number").all_inner_texts()
+    ]
+    wanted = [float(each["logits"][0, -1].float().softmax(-1)[id]) for each in (seen, silent)]
+    assert shown == pytest.approx(wanted, rel=0.01)
+    kinds = reader.tab.locator("[data-verdict='own']:not(i)")
+    assert kinds.first.get_attribute("aria-label").startswith("layers.1.attn.z:")

@@ -34,7 +34,7 @@ export const KEYS = [
   ["?", "these keys", openHelp],
 ];
 export const GO = Object.fromEntries(ROOMS.map(([name]) => [{ map: "m", walk: "w", heads: "h", lens: "l",
-  parts: "c", generate: "g", try: "e" }[name], name]));
+  parts: "c", generate: "g", try: "e", compare: "b" }[name], name]));
 
 /** @param {string} selector */
 function focus(selector) {
@@ -48,7 +48,7 @@ function enterPicture() {
 }
 
 function copyPython() {
-  const button = document.querySelector(".microscope button.copy") ?? document.querySelector(".readings h3 button.copy");
+  const button = document.querySelector(".microscope button.copy, .compare h3 button.copy") ?? document.querySelector(".readings h3 button.copy");
   /** @type {HTMLElement | null} */ (button)?.click();
 }
 
