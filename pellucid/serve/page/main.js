@@ -18,6 +18,7 @@ import { lensRoom } from "./views/lens_room.js";
 import { partsRoom } from "./views/parts_room.js";
 import { generateRoom } from "./views/generate_room.js";
 import { tryRoom } from "./views/try_room.js";
+import { compareRoom } from "./views/compare_room.js";
 
 function walkRoom() {
   return html`<section class="room walk"><nav class="rail" aria-label="ledger">${ledgerList()}</nav>${stage()}
@@ -25,7 +26,7 @@ function walkRoom() {
 }
 
 /** @type {Record<import("./state.js").Room, () => Node>} */
-const MADE = { map: mapRoom, walk: walkRoom, heads: headsRoom, lens: lensRoom, parts: partsRoom, generate: generateRoom, try: tryRoom };
+const MADE = { map: mapRoom, walk: walkRoom, heads: headsRoom, lens: lensRoom, parts: partsRoom, generate: generateRoom, try: tryRoom, compare: compareRoom };
 
 function show() {
   const main = html`<main></main>`;

@@ -19,7 +19,7 @@ export function paintHeatmap(map) {
   context.rect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
   context.clip();
   // Hatched is masked; what has not come yet is plain, and says so.
-  context.fillStyle = plane.range.peek() ? hatch(context) : ink("--wash");
+  context.fillStyle = plane.range.peek() && !map.options.plain ? hatch(context) : ink("--wash");
   context.fillRect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
   if (!plane.range.peek()) paintWaiting(map, right, bottom);
   context.imageSmoothingEnabled = false;
