@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +26,11 @@ from pellucid.train.documents import (
     hold_out,
     note_spelt_specials,
     read_documents,
-    stdlib_documents,
     token_stream,
 )
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
+from pellucid.train.mixture import shipped_text
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
 from pellucid.train.optim import Schedule
 from pellucid.train.parallel import ranks_launched
@@ -204,7 +205,7 @@ def read_text(settings: TrainSettings, tokenizer: Tokenizer, out: Path, listener
                 report=report,
             )
         return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
-    training, held_out = hold_out(_documents(settings), settings.hold_out)
+    training, held_out = _split_text(settings)
     return Text(
         TokenTensor(_stream(training, tokenizer, begin, end), begin),
         TokenTensor(_stream(held_out, tokenizer, begin, end), begin),
@@ -224,9 +225,16 @@ def _layout(settings: TrainSettings) -> Layout:
     return Layout(text_key=settings.text_key, separator=settings.separator)
 
 
+def _split_text(settings: TrainSettings) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) documents."""
+    if not settings.data:
+        return shipped_text(settings.world, settings.hold_out)
+    return hold_out(_documents(settings), settings.hold_out)
+
+
 def _documents(settings: TrainSettings) -> list[Document]:
-    if settings.stdlib:
-        return stdlib_documents()
+    if not settings.data:
+        return [*chain(*_split_text(settings))]
     documents = read_documents(settings.data or [], _layout(settings))
     if not documents:
         given = " ".join(settings.data or [])
@@ -253,8 +261,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
     if settings.data:
         texts = training_texts(settings.data, _layout(settings), settings.hold_out)
     else:
-        training, _ = hold_out(_documents(settings), settings.hold_out)
-        texts = (document.text for document in training)
+        texts = (document.text for document in _split_text(settings)[0])
     return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 

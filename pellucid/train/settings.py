@@ -47,6 +47,10 @@ class TrainSettings:
         None, "text to train on: files, JSON lines, folders of them", "none", section="text"
     )
     stdlib: bool = setting(False, "train on the standard library of this Python, code and prose")
+    world: float = setting(
+        0.0,
+        "share of a small English world in the text, the rest is --stdlib; 1 is the world alone",
+    )
     text_key: str = setting("text", "key of the text in a record of JSON lines", metavar="KEY")
     separator: str | None = setting(
         None, "text between two documents of a text file", "none: a file is one document"
@@ -249,8 +253,12 @@ def resolve(
 
 
 def _check_exclusive(found: Mapping[str, Any]) -> None:
-    if bool(found.get("data")) == bool(found.get("stdlib")):
-        raise ValueError("what to train on: give either data, files and folders of text, or stdlib")
+    shipped = bool(found.get("stdlib") or found.get("world"))
+    if bool(found.get("data")) == shipped:
+        raise ValueError(
+            "what to train on: give either data, files and folders of text, or stdlib, or world"
+        )
+    _check_world(found.get("world", 0.0), bool(found.get("stdlib")))
     steps, epochs = found.get("steps"), found.get("epochs")
     if steps is not None and epochs is not None:
         raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")
@@ -259,6 +267,15 @@ def _check_exclusive(found: Mapping[str, Any]) -> None:
             if found.get(name) is not None:
                 flag = fields.flag_of(name)
                 raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
+
+
+def _check_world(world: float, stdlib: bool) -> None:
+    if not 0 <= world <= 1:
+        raise ValueError(f"--world {world:g}: expected a share, 0 to 1")
+    if stdlib and world == 1:
+        raise ValueError("--world 1 leaves no room for --stdlib: give a smaller share, or it alone")
+    if 0 < world < 1 and not stdlib:
+        raise ValueError(f"--world {world:g}: give --stdlib for the rest of the text, or --world 1")
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:
