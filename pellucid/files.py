@@ -278,20 +278,29 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def read_text(path: Path) -> str:
-    """The text of a settings or tokenizer file, without a byte order mark.
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a settings or tokenizer file.
 
     ValueError, before anything is read, for what is no ordinary file (a pipe would be waited for,
-    a device never ends) and for one larger than any such file is; and for what is not UTF-8.
+    a device never ends) and for one larger than any such file is.
     """
+    size = check_ordinary(path)
+    if size > LARGEST_TEXT:
+        raise ValueError(f"{path}: {size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer")
+    return path.read_bytes()
+
+
+def check_ordinary(path: Path) -> int:
+    """The bytes in an ordinary file; ValueError for a folder, a pipe or a device."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise ValueError(f"{path}: not a file; expected one with text in it")
-    if about.st_size > LARGEST_TEXT:
-        raise ValueError(
-            f"{path}: {about.st_size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer"
-        )
+    return about.st_size
+
+
+def read_text(path: Path) -> str:
+    """A file's text without a byte order mark; ValueError as `read_bytes`, or if not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None

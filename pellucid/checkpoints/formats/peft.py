@@ -29,6 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid import files
 from pellucid.checkpoints.formats.peft_config import CONFIG, read_config, scale, written_config
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import Adapter
@@ -195,7 +196,7 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
     folder = Path(folder)
     config, where = read_config(folder), str(folder / TENSORS)
     found, metadata = _read_tensors(folder)
-    ranks: Mapping[str, list[int]] = json.loads(metadata.get(RANKS, "{}"))
+    ranks = _joined_ranks(metadata.get(RANKS, "{}"), where)
     made: dict[str, Adapter] = {}
     for module, (a, b) in found.items():
         paths = _paths(module, names, where)
@@ -222,7 +223,7 @@ def speak_template(tokenizer: Tokenizer, folder: str | Path) -> None:
             for name, token in roles.items()
             if token is not None
         }
-        text = template.read_text(encoding="utf-8")
+        text = files.read_text(template)
         tokenizer.chat = TemplateChat(tokenizer, text, values)
 
 
@@ -267,6 +268,14 @@ def _apart(
         made.append(Adapter(linear, *own, alpha=share, dropout=dropout) if rank else None)
         left += rank
     return made
+
+
+def _joined_ranks(text: str, where: str) -> Mapping[str, list[int]]:
+    ranks = files.parse_object(text, f"{where}: {RANKS}")
+    for module, inside in ranks.items():
+        if not isinstance(inside, list) or not all(type(r) is int and r >= 0 for r in inside):
+            raise ValueError(f"{where}: {RANKS}: {module}: expected a list of ranks")
+    return ranks
 
 
 def _is_block_diagonal(rows: Sequence[Tensor], ranks: Sequence[int]) -> bool:
