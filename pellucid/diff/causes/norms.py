@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid import names
 from pellucid.diff.causes.hypothesis import (
     Hypothesis,
     Wrong,
     given,
     in_setting,
     parameters,
+    sibling,
     with_weights,
 )
 from pellucid.diff.causes.rope import rotations
@@ -65,6 +67,7 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
         unbiased = _by(lambda s, n, x: _centred(s, n, x, unbiased=True))
         yield Hypothesis("unbiased variance", "variance divided by C − 1", unbiased)
     yield from _weights(replay, name)
+    yield from _behind(replay, name)
     overflow = "squares beyond 65,504, the largest of float16"
     yield Hypothesis("float16 overflow", overflow, _by(_by_half_squares))
     for coarse in (torch.bfloat16, torch.float16):
@@ -112,6 +115,21 @@ def _weights(replay: Replay, name: str) -> Iterator[Hypothesis]:
                 f"{stem}: the weights of {other}",
                 in_setting(lambda s, e=exchanged: with_weights(s, e)),
             )
+
+
+def _behind(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The norm of the stream with the branch added already, as the first Transformers had it."""
+    branch = {"attn_norm": "attn_out", "mlp_norm": "mlp_out"}.get(leaf(name))
+    if branch is None or sibling(name, branch) not in replay.observed:
+        return
+    local = leaf(name)
+
+    def behind(replay: Replay, name: str) -> Tensor:
+        stream = replay.arguments(name)[0].to(replay.setting.dtype)
+        total = stream + replay.value(sibling(name, branch)).to(replay.setting.dtype)
+        return replace(replay.setting, layer=names.layer_of(name)).norm(local, total)
+
+    yield Hypothesis("norm behind its branch", f"{local} of the stream plus {branch}", behind)
 
 
 def _other_heads(kind: str, name: str) -> Hypothesis:
