@@ -217,7 +217,7 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return _JSON.decode(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {_said(error)}") from None
+        raise ValueError(f"{where} is not JSON: {_reason(error)}") from None
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         values = tomllib.loads(text)
         json.dumps(values, default=str)  # refuses what is nested too deep to be looked through
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not TOML: {_said(error)}") from None
+        raise ValueError(f"{where} is not TOML: {_reason(error)}") from None
     _check_numbers(values, where)
     return values
 
@@ -248,10 +248,10 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return Plain(text).get_single_data()
     except yaml.YAMLError as error:
-        said = _said(error)
+        reason = _reason(error)
     except (ValueError, RecursionError, TypeError) as error:  # a date of month 13; a list as key
-        said = _said(error)
-    raise ValueError(f"{where} is not YAML: {said}")
+        reason = _reason(error)
+    raise ValueError(f"{where} is not YAML: {reason}")
 
 
 def _whole(digits: str) -> int:
@@ -272,7 +272,7 @@ def _check_numbers(value: Any, where: str) -> None:
         raise ValueError(f"{where}: a number of more than {MOST_DIGITS} digits")
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     return " ".join(str(error).split())[:300]

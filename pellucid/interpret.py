@@ -36,7 +36,7 @@ _ROWS = 32  # runs of a sweep that go through the model together
 
 
 @dataclass(frozen=True)
-class Table:
+class PatchTable:
     """A number for each of some rows and columns, and what it would be without the change.
 
     values     (rows, columns)
@@ -58,7 +58,7 @@ class Table:
 
     def __repr__(self) -> str:
         return (
-            f"Table({self.of}: {len(self.rows)} rows, {len(self.columns)} columns; clean "
+            f"PatchTable({self.of}: {len(self.rows)} rows, {len(self.columns)} columns; clean "
             f"{self.clean:.4g}, corrupted {self.corrupted:.4g})"
         )
 
@@ -100,7 +100,7 @@ def patch(
     metric: Metric | None = None,
     *,
     heads: bool | None = None,
-) -> Table:
+) -> PatchTable:
     """Activation patching: the corrupted run, with one piece at a time taken from the clean one.
 
     names   glob of the tensors to patch: their rows of the table. ``resid_pre``, ``attn_out``,
@@ -138,7 +138,7 @@ def patch(
     values = [_sweep(lm, ids[1], name, source[name], axis, measure) for name in kept]
     strings = [lm.tokenizer.token_string(token) for token in ids[1]]
     columns = [str(n) for n in range(source[kept[0]].shape[1])] if by_head else strings
-    return Table(
+    return PatchTable(
         torch.stack(values), kept, columns, clean=float(measure(logits[0])),
         corrupted=float(measure(logits[1])), of=f"{names} from the clean run",
     )  # fmt: skip

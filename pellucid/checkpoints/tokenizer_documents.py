@@ -1,4 +1,4 @@
-"""``tokenizer.json`` of the tokenizers that Meta's layout has, for who reads no other format.
+"""``tokenizer.json`` of the tokenizers that Meta's layout has, for readers of that format alone.
 
 The format is that of Hugging Face's tokenizers library: a normaliser, a rule that cuts the text, a
 model, what to put around the ids, and a decoder. In both kinds the list of merges takes the place

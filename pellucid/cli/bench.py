@@ -111,7 +111,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    from pellucid.bench.rounds import plan_of
+    from pellucid.bench.rounds import bench_plan
     from pellucid.bench.session import run_bench
 
     asked = {name: getattr(arguments, name) for name in ("rounds", "loads", "threads", "measures")}
@@ -119,7 +119,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         result = run_bench(
             arguments.shape,
             engines=arguments.engines,
-            plan=plan_of(quick=arguments.quick, **asked),
+            plan=bench_plan(quick=arguments.quick, **asked),
             baseline=arguments.baseline,
             peer_pythons=arguments.peer_python,
             memory_bytes=int(arguments.memory * 1e9) if arguments.memory else None,

@@ -93,12 +93,12 @@ def eval(arguments: argparse.Namespace) -> None:
 def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
     from pellucid.evaluate.text_report import read_texts, stdlib_texts, text_report
     from pellucid.show.eval_terminal import text_lines
-    from pellucid.train import Layout
+    from pellucid.train import TextFormat
 
     if arguments.stdlib:
         texts = stdlib_texts(arguments.limit)
     else:
-        layout = Layout(text_key=arguments.text_key, separator=arguments.separator)
+        layout = TextFormat(text_key=arguments.text_key, separator=arguments.separator)
         texts = read_texts(arguments.text, layout=layout, limit=arguments.limit)
     lm, other = load_model(arguments), None
     if arguments.against:

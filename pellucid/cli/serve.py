@@ -9,12 +9,12 @@ from pellucid.cli.arguments import ENGINES, MODEL_HELP, add_shared
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL …, where to listen and who may enter."""
+    """MODEL …, where to listen and which requests to accept."""
     parser.add_argument(
         "models", nargs="*", default=["demo"], metavar="MODEL",
         help=f"models to serve, and no others: {MODEL_HELP} (default: demo)",
     )  # fmt: skip
-    door = parser.add_argument_group("door")
+    door = parser.add_argument_group("server")
     door.add_argument(
         "--host", default="127.0.0.1",
         help="address to listen on (default: 127.0.0.1: this machine only)",
@@ -27,7 +27,9 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key", metavar="KEY", help="key that requests must carry as Authorization: Bearer KEY"
     )
     door.add_argument(
-        "--insecure", action="store_true", help="let everyone in on a --host that others can reach"
+        "--insecure",
+        action="store_true",
+        help="accept requests without a key on a --host that other machines can reach",
     )
     door.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL",

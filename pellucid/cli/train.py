@@ -14,7 +14,7 @@ from pellucid.cli.output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from pellucid.show.training_terminal import Display
-    from pellucid.train.entry import Request
+    from pellucid.train.entry import RunRequest
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def _display(arguments: argparse.Namespace) -> Display:
     return Display(console(stderr=quiet), quiet=quiet, work_bar=partial(progress_bar, quiet=quiet))
 
 
-def _request(arguments: argparse.Namespace) -> Request:
+def _request(arguments: argparse.Namespace) -> RunRequest:
     """What the arguments ask for; of several ranks only the first says what is wrong with it."""
     from pellucid.cli import USER_ERRORS
     from pellucid.train.entry import request

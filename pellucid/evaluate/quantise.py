@@ -20,7 +20,7 @@ from pellucid.models import Model
 from pellucid.models.quantised import GROUP, Format
 from pellucid.models.quantised import quantise as quantise_model
 from pellucid.train import held_out_windows
-from pellucid.train.documents import decoded
+from pellucid.train.data.documents import decoded
 
 __all__ = ["Cost", "Format", "Quantisation", "quantisation_cost", "quantise", "quantise_checkpoint"]
 

@@ -101,7 +101,7 @@ class KeptCache:
         self.forget()
 
     def forget(self) -> None:
-        """Hold nothing."""
+        """Empty the cache."""
         self._cache: Cache | None = None
         self._tokens: Sequence[int] = ()  # the first `_length` of them are in the cache
         self._length = 0
@@ -118,7 +118,7 @@ class KeptCache:
         return self._cache
 
     def hold(self, cache: Cache, tokens: Sequence[int]) -> None:
-        """`cache` holds the first of `tokens`; said after a whole pass, not an interrupted one."""
+        """`cache` holds the first of `tokens`; called once a whole pass has ended."""
         self._cache, self._tokens, self._length = cache, tokens, cache.length
 
 

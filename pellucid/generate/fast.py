@@ -22,7 +22,7 @@ from pellucid.trace import Trace
 
 
 class FastSteps:
-    """Runs one-token steps of a generation in C, or says that it does not.
+    """Runs one-token steps of a generation in C; `step` gives None where it cannot.
 
     The library is compiled once per machine. Until it is there, and wherever it cannot run a model,
     steps stay with the model's own code, which gives the same logits up to rounding.
@@ -34,7 +34,7 @@ class FastSteps:
         ValueError where it is wanted and not possible, with the reason.
         """
         self._model, self._length = model, length
-        self._decoder: native.Decoder | None = None
+        self._decoder: native.NativeDecoder | None = None
         self._compiled: Any = None
         self._on_gpu = model.device.type == "cuda"
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
@@ -79,7 +79,7 @@ class FastSteps:
             made = native.building().ready()
             if made is None:
                 return None
-            self._decoder = native.Decoder(made, self._model, length=self._length)
+            self._decoder = native.NativeDecoder(made, self._model, length=self._length)
         room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
         self._begin(cache, rows, room)
         logits, at_once, begin = None, native.MOST // rows, time.perf_counter()
@@ -90,7 +90,7 @@ class FastSteps:
         self._settle(self._decoder, time.perf_counter() - begin)
         return logits
 
-    def _settle(self, decoder: native.Decoder, seconds: float) -> None:
+    def _settle(self, decoder: native.NativeDecoder, seconds: float) -> None:
         """After a step that took so long: move matrices to large pages where it pays by now."""
         account, left = native.account(self._model), decoder.unsettled
         account.decoded(seconds)

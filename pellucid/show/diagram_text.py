@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 
-from pellucid.show.diagram import Step, Structure
-from pellucid.show.diagram_layout import Box, Metrics, Picture, Point, arrange
+from pellucid.show.diagram import DiagramStep, Structure
+from pellucid.show.diagram_layout import Box, Picture, Point, TextSizes, arrange
 
 WIDTH = 100
 _BOX = 28
@@ -53,11 +53,11 @@ def plain(structure: Structure, *, ascii_only: bool = False) -> str:
     return "\n".join("".join(piece for piece, _ in row) for row in rows)
 
 
-def _size(step: Step) -> tuple[int, int]:
+def _size(step: DiagramStep) -> tuple[int, int]:
     return _BOX, 2 + len(_lines(step))
 
 
-def _lines(step: Step) -> list[str]:
+def _lines(step: DiagramStep) -> list[str]:
     """Title with the count at the right edge, then the facts; one line where all fits."""
     if not step.parameters:
         joined = "  ".join((step.title, *step.facts))
@@ -66,7 +66,7 @@ def _lines(step: Step) -> list[str]:
     return [f"{step.title}{count:>{_INSIDE - len(step.title)}}", *step.facts]
 
 
-_METRICS = Metrics(
+_METRICS = TextSizes(
     size=_size,
     spine=lambda width: 3,
     lane_gap=3,

@@ -19,7 +19,7 @@ from torch import Tensor
 from pellucid.show import colours
 from pellucid.show.digest import (
     Digest,
-    Step,
+    StepDigest,
     digest,
     dtype_name,
     hidden_cells,
@@ -42,7 +42,7 @@ _SMALL = 8.0  # points
 
 
 def figure(
-    step: Step | Digest, token_strings: Sequence[str] = (), *, ax: Axes | None = None
+    step: StepDigest | Digest, token_strings: Sequence[str] = (), *, ax: Axes | None = None
 ) -> Drawn | None:
     """The figure of a step, of the kind its `picture` asks for; None for a step without one.
 

@@ -60,7 +60,7 @@ def setting(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SettingRow:
     """One setting: ``[section] name = …`` in a file, ``--name`` with dashes as a flag.
 
     kind     type of its value: bool, int, float, str, or list for a list of texts
@@ -125,7 +125,7 @@ def _is_sound(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def rows(kind: type) -> Iterator[Row]:
+def rows(kind: type) -> Iterator[SettingRow]:
     """The settings of a dataclass, in order."""
     hints, section, group = get_type_hints(kind), "", ""
     for each in fields(kind):
@@ -138,7 +138,7 @@ def rows(kind: type) -> Iterator[Row]:
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         assert each.default is not MISSING, f"{each.name} has a default"
         flag = flag_of(each.name) if about["flag"] is None else about["flag"]
-        yield Row(
+        yield SettingRow(
             section=section,
             group=group,
             name=each.name,

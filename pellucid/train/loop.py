@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pellucid.models import Model
 from pellucid.train import optim
-from pellucid.train.batches import Batch
 from pellucid.train.config import TrainConfig
+from pellucid.train.data.batches import Batch
 from pellucid.train.evaluation import evaluate
 from pellucid.train.objective import Objective, next_token_objective
 from pellucid.train.precision import device_of, eager, training_precision
@@ -76,7 +76,7 @@ def train(
     held_out   or a function of the model that gives the loss to judge it by
     objective  (model, batch) -> sum of losses and their count; next tokens unless given
     state      where to go on from, updated at every step; None begins
-    ranks      this process' part among several; None: it is alone
+    ranks      this process' part among several; None: one process
     watch      records what chosen tensors do at some of the steps; None: none are watched
 
     Raises TrainingDiverged before the weights take in a loss or gradient that is not finite.

@@ -16,11 +16,11 @@ from pellucid.checkpoints.save import copy_tokenizer
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import run_folder, watch
-from pellucid.train.batches import Batches
 from pellucid.train.config import TrainConfig
-from pellucid.train.documents import (
+from pellucid.train.data.batches import Batches
+from pellucid.train.data.documents import (
     Document,
-    Layout,
+    TextFormat,
     begin_and_end,
     beginnings,
     hold_out,
@@ -28,6 +28,11 @@ from pellucid.train.documents import (
     read_documents,
     token_stream,
 )
+from pellucid.train.data.recipe_batches import LoaderBatches, RandomBatches
+from pellucid.train.data.shards import tokenise
+from pellucid.train.data.spans import training_texts
+from pellucid.train.data.token_source import TokenSource, TokenTensor
+from pellucid.train.initial_weights import freeze_biases, new_model
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
 from pellucid.train.mixture import shipped_text
@@ -37,14 +42,9 @@ from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
 from pellucid.train.pretraining import Pretraining
-from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
 from pellucid.train.run import EVENTS, LOG, PLOT
 from pellucid.train.settings import CONFIG, TrainSettings
-from pellucid.train.shards import tokenise
-from pellucid.train.spans import training_texts
-from pellucid.train.start import freeze_biases, new_model
 from pellucid.train.state import TrainState
-from pellucid.train.token_source import TokenSource, TokenTensor
 from pellucid.train.watch import check_only
 from pellucid.train.watch_plot import PICTURE
 
@@ -221,8 +221,8 @@ def _stream(
     return torch.cat([torch.tensor(tokenizer.encode(document.text)) for document in documents])
 
 
-def _layout(settings: TrainSettings) -> Layout:
-    return Layout(text_key=settings.text_key, separator=settings.separator)
+def _layout(settings: TrainSettings) -> TextFormat:
+    return TextFormat(text_key=settings.text_key, separator=settings.separator)
 
 
 def _split_text(settings: TrainSettings) -> tuple[list[Document], list[Document]]:

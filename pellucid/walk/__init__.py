@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.models import Config
 from pellucid.numerics import Dialect
-from pellucid.walk.runner import Runner
+from pellucid.walk.runner import WalkRunner
 from pellucid.walk.script import SCRIPT
 from pellucid.walk.steps import Picture, Step
 
@@ -124,7 +124,7 @@ def _runner(
     dialect: Dialect,
     dtype: torch.dtype | None,
     **values: Any,
-) -> Runner:
+) -> WalkRunner:
     """A runner whose activations lie where the weights lie, in the dtype of the embedding table."""
     known = getattr(weights, "dtype", None)
     if known is not None:  # a checkpoint knows without reading; what it reads lies on the CPU
@@ -133,7 +133,7 @@ def _runner(
         stored = weights["embed.weight"].dtype
         prompt = prompt.to(weights["embed.weight"].device)
     values = {"token_strings": None, "specials": None} | values
-    return Runner(SCRIPT, config, weights, dialect, dtype or stored, tokens=prompt, **values)
+    return WalkRunner(SCRIPT, config, weights, dialect, dtype or stored, tokens=prompt, **values)
 
 
 def _in_order(specials: Mapping[str, int]) -> list[tuple[str, int]]:

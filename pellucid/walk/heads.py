@@ -289,7 +289,7 @@ def q_scaled(q_normed_last, factors):
 
 
 def _whose(config):
-    """Whose keys a title speaks of: where every query head has its own, simply the head's."""
+    """What a title calls a head of keys; where every query head has its own, just "head"."""
     return "head" if config.n_kv_heads == config.n_heads else "key/value head"
 
 
@@ -299,7 +299,7 @@ def same_for(letter: str, parts: Iterable[Script]) -> Script:
     for part in parts:
         words = {word: _reworded(word, letter) for word in part.words()}
         words |= {"head": "kv_head", "n_heads": "n_kv_heads", "H": "Hkv", "H·D": "Hkv·D"}
-        titles = {title: _retold(title, letter) for title in part.titles()}
+        titles = {title: _title_for(title, letter) for title in part.titles()}
         script.include(part, words, titles)
     return script
 
@@ -309,7 +309,7 @@ def _reworded(word: str, letter: str) -> str:
     return re.sub(r"^([wb]?)q(?=_|$)", rf"\g<1>{letter}", word)
 
 
-def _retold(title: str, letter: str) -> Words:
+def _title_for(title: str, letter: str) -> Words:
     """A title of queries, told of keys or values."""
     plural, why = {"k": ("Keys", "can be found by"), "v": ("Values", "hands over")}[letter]
     title = title.replace("wq", f"w{letter}").replace("looks for", why)

@@ -53,9 +53,9 @@ MODULES = {
     "tests/families/test_families.py",
     "families/config.py": "tests/checkpoints/test_checkpoint_config.py "
     "tests/families/test_families.py",
-    "train/batches.py": "tests/train/test_train_batches.py",
+    "train/data/batches.py": "tests/train/test_train_batches.py",
     "train/optim.py": "tests/train/test_train_optim.py",
-    "train/order.py": "tests/train/test_train_order.py",
+    "train/data/shuffle.py": "tests/train/test_train_order.py",
     "train/cross_entropy.py": "tests/train/test_train_cross_entropy.py",
     "evaluate/windows.py": "tests/evaluate/test_evaluate_text.py",
     "tokenizers/bytelevel.py": "tests/tokenizers/test_tokenizer_bytelevel.py",

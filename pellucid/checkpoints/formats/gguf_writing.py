@@ -74,7 +74,7 @@ def planned(config: Config, types: str | Mapping[str, str]) -> list[Planned]:
 
 
 def _all_entries(config: Config) -> Iterator[Entry]:
-    """The entries of the table, and a tied head where llama.cpp wants one in every file."""
+    """The entries of the table, and a tied head where llama.cpp requires one in every file."""
     yield from gguf_table(config)
     if config.tied and gguf_of(config).head == "own":
         yield Entry(stored="output.weight", parameters=("embed.weight",))

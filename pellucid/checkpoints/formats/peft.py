@@ -113,7 +113,7 @@ def save_adapter(
         present = [part for part in parts if part is not None]
         if not present:
             continue
-        a, b, apart = _joined(module, parts, [_rows(model, path) for path in paths])
+        a, b, apart = _joined_factors(module, parts, [_rows(model, path) for path in paths])
         order = _order(paths)
         b = b if order is None else order.theirs(b).contiguous()
         if apart:
@@ -141,7 +141,7 @@ def _rows(model: nn.Module, path: str) -> int:
     return linear.out_features
 
 
-def _joined(
+def _joined_factors(
     module: str, parts: Sequence[Adapter | None], rows: Sequence[int]
 ) -> tuple[Tensor, Tensor, list[int]]:
     """A (r, in) and B (out, r) of the layers joined in `module`, and their ranks.
@@ -213,7 +213,7 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
     return made
 
 
-def speak_template(tokenizer: Tokenizer, folder: str | Path) -> None:
+def use_template(tokenizer: Tokenizer, folder: str | Path) -> None:
     """Give a tokenizer without a chat format the template beside an adapter, if there is one."""
     template = Path(folder) / TEMPLATE
     if tokenizer.chat is None and template.is_file():

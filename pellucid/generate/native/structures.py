@@ -113,7 +113,7 @@ class Described:
         return self._model.embed if self._model.unembed is None else self._model.unembed
 
     def places(self, module: nn.Module) -> list[MatrixC]:
-        """Where the structures speak of a module's matrix."""
+        """The entries of the structures that describe a module's matrix."""
         found = [self.given.embed] if module is self._model.embed else []
         found += [self.given.unembed] if module is self.head else []
         for layer, described in zip(self._model.layers, self.layers, strict=True):

@@ -33,7 +33,7 @@ from pellucid.checkpoints.formats.peft import (
 from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.train import run_folder
-from pellucid.train.documents import find_files
+from pellucid.train.data.documents import find_files
 from pellucid.train.finetune import classify, freeze
 from pellucid.train.finetune.settings import CONFIG, FinetuneSettings, dump
 from pellucid.train.finetune.tasks import Task
