@@ -161,9 +161,10 @@ def _parameter(
         yield '        tensor = stored[theirs.replace(".N.", f".{number}.")]'
     else:
         yield '        theirs = theirs.replace(".N.", f".{number}.")'
-        yield '        if module.endswith(("q_norm", "k_norm")):  # the files hold them head by head'
+        yield '        if module.endswith(("q_norm", "k_norm")):  # a tensor for each head'
         yield '            heads = range(sum(each.startswith(f"{theirs}.") for each in stored))'
-        yield '            tensor = torch.cat([stored[f"{theirs}.{head}.weight"] for head in heads])'
+        cat = 'torch.cat([stored[f"{theirs}.{head}.weight"] for head in heads])'
+        yield f"            tensor = {cat}"
         yield "        else:"
         yield '            tensor = stored[f"{theirs}.{part}"]'
     if of_heads is not None and of_heads.head is None:
