@@ -51,6 +51,10 @@ FEATURES: dict[str, Config] = {
     "qk norm of heads, last": replace(_SMALL, qk_norm="head", qk_norm_last=True),
     "qk norm of all, last": replace(_SMALL, qk_norm="whole", qk_norm_last=True),
     "qk LayerNorm of heads": replace(_SMALL_GPT, qk_norm="head"),
+    "qk LayerNorm, a weight for each head": replace(_SMALL, norm="layer", qk_norm="each"),
+    "the same, last, with biases and offsets": replace(
+        _SMALL_GPT, qk_norm="each", qk_norm_last=True, norm_offset=True
+    ),
     "norms after": replace(_SMALL, norm_places="after"),
     "norms both": replace(_SMALL, norm_places="both"),
     "norms after, LayerNorm": replace(_SMALL_GPT, norm_places="after"),
@@ -161,6 +165,9 @@ FEATURES: dict[str, Config] = {
         window=5,
         layers=(Layer(window=True), Layer(rope="")),
         tied=True,
+    ),
+    "like command r+": replace(
+        _SMALL, norm="layer", qk_norm="each", parallel=True, logit_scale=0.25, tied=True
     ),
     "like granite": replace(
         _SMALL, embed_scale=12.0, residual_scale=0.22, logit_scale=0.125, score_scale=0.015625
