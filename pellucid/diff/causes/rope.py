@@ -19,6 +19,7 @@ from pellucid.diff.replay.replay import Replay
 from pellucid.models.attention import repeat_heads
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
 
+MOST_PLACED = 512  # tokens, of more the position of each is not looked for
 Variant = tuple[RopeConfig, str, str]  # config, cause, evidence
 
 
@@ -186,44 +187,14 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
             return rotate(x, cos, sin, s.dialect)
 
         yield Hypothesis("positions restart", "positions start at 0 again", given(from_zero))
-    for cause, evidence, function in (
-        ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
-        ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
-        ("RoPE pairing", "neighbours turned with tables for halves", _partly(_mixed_back)),
-        ("RoPE pairing", "neighbours turned, then written as halves", _partly(_split_behind)),
-        ("RoPE pairing", "halves turned, then written as neighbours", _partly(_joined_behind)),
-        ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
-        (
-            "RoPE direction",
-            "rotated backwards",
-            lambda s, x, cos, sin: rotate(x, cos, -sin, s.dialect),
-        ),
-        (
-            "cos and sin swapped",
-            "sin for cos",
-            lambda s, x, cos, sin: rotate(x, sin, cos, s.dialect),
-        ),
-        (
-            "RoPE applied twice",
-            "rotated twice",
-            lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
-        ),
-        ("RoPE on the last components", "the first stay as they are", _last_turned),
-        (
-            "heads split wrongly",
-            "heads not moved before the tokens: (B, T, H·D) read as (B, H, T, D)",
-            lambda s, x, cos, sin: rotate(
-                x.transpose(1, 2).flatten(2).reshape(x.shape), cos, sin, s.dialect
-            ),
-        ),
-    ):
+    for cause, evidence, function in _TURNED_WRONGLY:
         yield Hypothesis(cause, evidence, given(function))
     if leaf(name) == "attn.q_rotated":
         keys = sibling(name, "attn.k_rotated")
 
         def of_keys(replay: Replay, name: str) -> Tensor:
             heads = replay.setting.config.n_heads
-            return repeat_heads(Replay.compute(replay, keys), heads)
+            return repeat_heads(replay.compute(keys), heads)
 
         yield Hypothesis("q and k exchanged", "the keys where the queries should be", of_keys)
     yield from _elsewhere(replay, name, observed)
@@ -249,15 +220,15 @@ def _elsewhere(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
     """The position at which each token was turned, by the angle of every pair."""
     which = replay.setting.config.layer(names.layer_of(name) or 0).rope
     seen = _angles_seen(replay, name, observed)
-    if seen is None or names.step_of(name):
+    if seen is None or names.step_of(name) or len(seen) > MOST_PLACED:
         return
     rope = getattr(replay.setting.config, which)
     width = replay.setting.config.rotary_width(rope)
     turns = frequencies(rope, width, length=0, dtype=torch.float64)
     count = len(seen)
     possible = torch.arange(-count, 2 * count + 1)
-    gap = 1 - (seen[:, None] - possible[:, None] * turns).cos()  # (T, positions, D/2)
-    near = possible[gap.sum(-1).argmin(1)]
+    fit = ((angles[None] - possible[:, None] * turns).cos().sum(-1) for angles in seen)
+    near = possible[torch.stack([token.argmax() for token in fit])]
     if torch.equal(near, torch.arange(count)):
         return
 
@@ -333,6 +304,40 @@ def _last_turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The last components of a head turned instead of the first."""
     rest, last = x.tensor_split((x.shape[-1] - 2 * cos.shape[-1],), dim=-1)
     return torch.cat((rest, rotate(last, cos, sin, s.dialect)), dim=-1)
+
+
+# Wrong ways to turn queries and keys: cause, evidence, function(setting, x, cos, sin).
+_TURNED_WRONGLY: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
+    ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
+    ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
+    ("RoPE pairing", "neighbours turned with tables for halves", _partly(_mixed_back)),
+    ("RoPE pairing", "neighbours turned, then written as halves", _partly(_split_behind)),
+    ("RoPE pairing", "halves turned, then written as neighbours", _partly(_joined_behind)),
+    ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
+    (
+        "RoPE direction",
+        "rotated backwards",
+        lambda s, x, cos, sin: rotate(x, cos, -sin, s.dialect),
+    ),
+    (
+        "cos and sin swapped",
+        "sin for cos",
+        lambda s, x, cos, sin: rotate(x, sin, cos, s.dialect),
+    ),
+    (
+        "RoPE applied twice",
+        "rotated twice",
+        lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
+    ),
+    ("RoPE on the last components", "the first stay as they are", _last_turned),
+    (
+        "heads split wrongly",
+        "heads not moved before the tokens: (B, T, H·D) read as (B, H, T, D)",
+        lambda s, x, cos, sin: rotate(
+            x.transpose(1, 2).flatten(2).reshape(x.shape), cos, sin, s.dialect
+        ),
+    ),
+)
 
 
 def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Variant]:

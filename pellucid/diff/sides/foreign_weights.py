@@ -132,6 +132,7 @@ def _coarser(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> torch.
 
 
 def sum_of_bits(x: Tensor, coarse: torch.dtype) -> int:
+    """A mark of the values in the dtype `coarse`, the same in whatever order they stand."""
     return int(x.detach().to(coarse).float().contiguous().view(torch.int32).sum(dtype=torch.int64))
 
 
