@@ -107,7 +107,7 @@ async def load(url: str, clients: int, seconds: float, requests, pid: int) -> di
     """So many clients for so long; the server's memory after each tenth of the time."""
     tally, begin = Tally(), time.monotonic()
     limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as c:
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as c:
         running = [
             asyncio.create_task(one_client(c, number, requests, begin + seconds, tally))
             for number in range(clients)
