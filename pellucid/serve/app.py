@@ -16,12 +16,13 @@ from starlette.routing import Route
 from pellucid.explore import Runs
 from pellucid.language_model import LanguageModel, load
 from pellucid.serve.explorer import Explorer
+from pellucid.serve.fields import RequestError
 from pellucid.serve.metrics import Metrics
+from pellucid.serve.openapi import Description
 from pellucid.serve.page_files import PageFiles
 from pellucid.serve.queue import Engine
 from pellucid.serve.responses import Responses
 from pellucid.serve.routes import Handler, Routes
-from pellucid.serve.schemas import RequestError
 from pellucid.serve.security import Guard, Rules
 from pellucid.serve.streams import as_request_error
 
@@ -46,6 +47,7 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/tokenize", POST, routes.tokenize),
         ("/detokenize", POST, routes.detokenize),
         ("/tokenizer_info", GET, routes.tokenizer_info),
+        ("/openapi.json", GET, Description(key=rules.key is not None).answer),
         ("/", GET, page.index),
         ("/page/{path:path}", GET, page.file),
         *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),

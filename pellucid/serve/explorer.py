@@ -25,8 +25,8 @@ from pellucid.explore.recording import record
 from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
 from pellucid.generate import Sampling
+from pellucid.serve.fields import RequestError, read_json, refuse
 from pellucid.serve.queue import Engine
-from pellucid.serve.schemas import RequestError, read_json, refuse
 from pellucid.serve.security import Rules, read_body
 from pellucid.serve.streams import streaming, until_gone
 from pellucid.serve.wire import event
