@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from pellucid.cli.common import DTYPES, MODEL_HELP
+from pellucid.cli.types import byte_size
 from pellucid.cli.writing import ENGINES
 
 
@@ -46,6 +47,11 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=tuple(ENGINES), default="auto",
         help="how to decode: plain (PyTorch), fast (in C), or auto: in C where that can be done",
     )  # fmt: skip
+    model.add_argument(
+        "--memory", type=byte_size, default="1G", metavar="SIZE",
+        help="how much the explorer's runs may hold, such as 500M or 4G; what is dropped is "
+        "computed again (default 1G)",
+    )  # fmt: skip
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -64,6 +70,7 @@ def serve(arguments: argparse.Namespace) -> None:
         origins=arguments.allow_origin,
         fast=ENGINES[arguments.engine],
         show=arguments.open,
+        memory=arguments.memory,
         report=report,
         dtype=arguments.dtype,
         device=arguments.device,
