@@ -151,7 +151,10 @@ def compiled_steps() -> dict[str, Any]:
                 model(tokens[:, :9], cache=cache)
             steps = CompiledSteps(model, fixed, 16, backend=None if GPU else "eager")
             pairs = [
-                (model(column[:, None], cache=plain)[:, -1], steps.step(column.tolist(), fixed, [0, 0]))
+                (
+                    model(column[:, None], cache=plain)[:, -1],
+                    steps.step(column.tolist(), fixed, [0, 0]),
+                )
                 for column in tokens[:, 9:].T
             ]
         errors[name] = max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
@@ -218,7 +221,10 @@ def decoding(name: str, rows: tuple[int, ...] = (1, 8, 64)) -> dict[str, Any]:
             steps.step(chosen, cache, starts)
         each = seconds(lambda: steps.step(chosen, cache, starts), 24)
         held = 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim * room * batch
-        found[f"{batch} rows"] = {"tokens_per_second": batch / each, "bytes_per_second": (weights + held) / each}
+        found[f"{batch} rows"] = {
+            "tokens_per_second": batch / each,
+            "bytes_per_second": (weights + held) / each,
+        }
     return found
 
 
@@ -243,7 +249,9 @@ def training(compile: bool = GPU) -> dict[str, Any]:
     """Steps of GPT-2 124M in bfloat16: tokens/s, FLOP/s and peak memory beside the plan's."""
     context, rows, layers = (1024, 16, 12) if GPU else (64, 2, 2)
     width, vocab = (768, 50304) if GPU else (128, 512)
-    config = GPTConfig(vocab_size=vocab, context_length=context, width=width, n_layers=layers, n_heads=width // 64)
+    config = GPTConfig(
+        vocab_size=vocab, context_length=context, width=width, n_layers=layers, n_heads=width // 64
+    )
     model = new_model(config, 1).to(DEVICE)
     tokens = torch.randint(vocab, (rows, context + 1))
 
@@ -281,17 +289,28 @@ def sharded() -> dict[str, Any]:
             command = f"train --text {text} --steps 6 --width 64 --layers 2 --heads 2 --context 32 --vocab 300 "
             command += f"--batch 4 --device {DEVICE.type} --seed 1 --out {folder}/{name}"
             losses.append(_train(command, alone, Path(folder) / name))
-    return {"losses": losses, "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True))}
+    return {
+        "losses": losses,
+        "largest_difference": max(abs(a - b) for a, b in zip(*losses, strict=True)),
+    }
 
 
 def _train(command: str, alone: bool, out: Path) -> list[float]:
     import subprocess
 
-    start = ["-m", "pellucid"] if alone else ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "pellucid"]
+    start = (
+        ["-m", "pellucid"]
+        if alone
+        else ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "pellucid"]
+    )
     more = [] if alone else ["--shard", "1"]
-    done = subprocess.run([sys.executable, *start, *command.split(), *more], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *start, *command.split(), *more], capture_output=True, text=True
+    )
     if done.returncode:
-        raise RuntimeError(f"pellucid train ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise RuntimeError(
+            f"pellucid train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
     lines = (out / "log.jsonl").read_text().splitlines()
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
@@ -323,7 +342,9 @@ def shares(found: dict[str, Any]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run; default: all")
-    parser.add_argument("--minutes", type=float, default=8, help="begin no part after these; default: 8")
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="begin no part after these; default: 8"
+    )
     parser.add_argument("--out", type=Path, help="also write the JSON into this file")
     asked = parser.parse_args()
     begin = time.monotonic()

@@ -23,7 +23,7 @@ from pellucid.generate import encode_prompt
 from pellucid.language_model import load
 from pellucid.prompts import check_tokens
 from pellucid.trace_plan import estimated_bytes
-from pellucid.walk import Step, walk
+from pellucid.walk import Step, Walk, walk
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
@@ -68,6 +68,9 @@ class PromptWalk:
             self.result.update(outcome(step, self._tokenizer))
             yield step
             del step  # its tensor may be large, and the next step needs room
+
+    def _repr_html_(self) -> str:
+        return self.steps._repr_html_() if isinstance(self.steps, Walk) else repr(self)
 
     def to_json(self, steps: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """The object that ``pellucid walk --json`` prints; `steps` as `Step.to_json` gives them."""

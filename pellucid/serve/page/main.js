@@ -3,6 +3,7 @@
 import { effect, scope } from "./signals.js";
 import { html } from "./html.js";
 import { get } from "./data/api.js";
+import { bridgedHash, isBridged } from "./data/bridge.js";
 import { followServer, followUrl, models, open, report, room } from "./state.js";
 import { followTheme } from "./theme.js";
 import { followKeys, KEYS } from "./keys.js";
@@ -46,7 +47,7 @@ async function start() {
   askForKey();
   try {
     models.value = (await get("/api/models")).models;
-    await open(location.hash);
+    await open(isBridged() ? bridgedHash() : location.hash);
     followUrl();
     followServer();
   } catch (error) {

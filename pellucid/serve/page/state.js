@@ -3,6 +3,7 @@
 import { batch, computed, effect, signal } from "./signals.js";
 import { format, fromHash, leafOf, layerOf, nameOf, parse, toHash } from "./address.js";
 import { ApiError, connection, get, post } from "./data/api.js";
+import { isBridged, tellPlace } from "./data/bridge.js";
 
 /**
  * @typedef {{name: string, family: string, parameters: number, layers: number, heads: number,
@@ -251,6 +252,7 @@ export function followUrl() {
   effect(() => {
     const [to, now] = [hash.value, entry.value];
     if (!run.value || to === location.hash) return;
+    if (isBridged()) return tellPlace(to);
     if (now === last) history.replaceState(null, "", to);
     else history.pushState(null, "", to);
     last = now;

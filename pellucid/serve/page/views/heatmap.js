@@ -6,7 +6,7 @@ import { html } from "../html.js";
 import { Scale } from "../data/scale.js";
 import { theme } from "../theme.js";
 import { Hand } from "./hand.js";
-import { FONT, paintHeatmap } from "./heatmap_paint.js";
+import { FLAT, FONT, paintHeatmap } from "./heatmap_paint.js";
 
 /**
  * @typedef {object} Options
@@ -115,7 +115,6 @@ export class Heatmap {
     this.height = Math.round(box.height);
     this.canvas.width = Math.round(this.width * devicePixelRatio);
     this.canvas.height = Math.round(this.height * devicePixelRatio);
-    this.measureGutters();
     if (this.touched) this.clampView();
     else this.fit();
     this.announceLegend();
@@ -145,6 +144,14 @@ export class Heatmap {
 
   /** Show all of it. */
   fit() {
+    this.measureGutters();
+    this.fitInto();
+    if (!this.options.colLabel || this.view.sx < FLAT) return;
+    this.gutter.top = 26; // labels lie flat and need one line
+    this.fitInto();
+  }
+
+  fitInto() {
     const { width, height } = this.room;
     const most = this.options.most ?? 64;
     let sx = width / this.plane.cols;
