@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
@@ -48,6 +49,7 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def trace(arguments: argparse.Namespace) -> None:
     """Record a run into a trace file and list what is in it."""
+    from pellucid.models.finite import is_finite, why_not_finite
     from pellucid.show.trace_terminal import listing, trace_as_json
 
     target = arguments.output
@@ -57,14 +59,15 @@ def trace(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise ValueError("the prompt is empty: give some text")
-    recorded = load_model(arguments).trace(
-        prompt, only=arguments.only or "*", generate=arguments.generate
-    )
+    model = load_model(arguments)
+    recorded = model.trace(prompt, only=arguments.only or "*", generate=arguments.generate)
     if not recorded:
         globs = ", ".join(arguments.only or "*")
         raise ValueError(
             f"no tensor of this run is called {globs}: names look like layers.0.attn.q or logits"
         )
+    if "logits" in recorded and not is_finite(recorded["logits"]):
+        warnings.warn(f"the logits are not numbers: {why_not_finite(model.model)}", stacklevel=1)
     recorded.save(target)
     if arguments.json:
         print_json(trace_as_json(recorded, target))

@@ -202,9 +202,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(MODULES))
-    parser.add_argument(
-        "--seconds", type=float, default=300, help="of a module's tests"
-    )
+    parser.add_argument("--seconds", type=float, default=300, help="of a module's tests")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0: never")
     parser.add_argument("--least", type=float, default=0.93, help="share to be killed")
     given = parser.parse_args()
