@@ -33,6 +33,7 @@ from pellucid import files
 from pellucid.checkpoints.formats.peft_config import CONFIG, read_config, scale, written_config
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import Adapter
+from pellucid.models.finite import check_finite
 from pellucid.tokenizers import TemplateChat, Tokenizer
 
 TENSORS = "adapter_model.safetensors"
@@ -303,6 +304,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[
                 if match is None:
                     raise ValueError(f"{path}: {key} is no tensor of a plain LoRA adapter")
                 halves.setdefault(match[1], {})[match[2]] = file.get_tensor(key)
+                check_finite(f"{path}: {key}", halves[match[1]][match[2]])
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     alone = [module for module, both in halves.items() if len(both) < 2]

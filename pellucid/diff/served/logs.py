@@ -45,7 +45,7 @@ def read_logs(path: str | Path, tokenizer: Tokenizer | None) -> tuple[list[Said]
     texts: list[Said] = []
     lines = 0
     check_ordinary(Path(path))
-    with open(path, encoding="utf-8", errors="strict") as file:
+    with open(path, encoding="utf-8-sig", errors="strict") as file:
         try:
             for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), ""), 1):
                 if len(line) > MOST_LINE:
