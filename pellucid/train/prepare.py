@@ -36,6 +36,7 @@ from pellucid.train.initial_weights import freeze_biases, new_model
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
 from pellucid.train.mixture import shipped_text
+from pellucid.train.new_vocabulary import with_vocabulary
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
 from pellucid.train.optim import Schedule
 from pellucid.train.parallel import ranks_launched
@@ -67,8 +68,12 @@ def prepare(settings: TrainSettings, out: Path, folder: Path, listener: Listener
     tokenizer = tokenizer_for(settings, folder)
     if settings.init is not None:
         checkpoint = checkpoints.open_checkpoint(settings.init)
-        model = build(checkpoint.config, "meta")
-        model.load_state_dict(dict(checkpoint.weights))  # in float32, and apart from its file
+        config, weights = checkpoint.config, dict(checkpoint.weights)
+        if settings.new_vocab:
+            spelt = tokenizers.load(checkpoint.folder)
+            config, weights = with_vocabulary(config, weights, spelt, tokenizer)
+        model = build(config, "meta")
+        model.load_state_dict(weights)  # in float32, and apart from its file
     else:
         config = model_config(settings, tokenizer.vocab_size)
         model = new_model(config, settings.seed, settings.start, settings.bias)
@@ -247,7 +252,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
 
     Its files go to `folder`.
     """
-    if settings.init is not None:
+    if settings.init is not None and not settings.new_vocab:
         copy_tokenizer(checkpoints.open_checkpoint(settings.init).folder, folder)
         return tokenizers.load(folder)
     if settings.tokenizer is not None and settings.tokenizer != "characters":

@@ -85,6 +85,9 @@ class TrainSettings:
         section="model",
         metavar="MODEL",
     )
+    new_vocab: bool = setting(
+        False, "learn a new BPE of --vocab tokens for the model of --init, spelt with its old ones"
+    )
     family: Literal["llama", "gpt2"] = setting("llama", "kind of model to build")
     width: int = setting(192, "width of the residual stream, d_model")
     layers: int = setting(4, "number of blocks")
@@ -262,6 +265,8 @@ def _check_exclusive(found: Mapping[str, Any]) -> None:
     steps, epochs = found.get("steps"), found.get("epochs")
     if steps is not None and epochs is not None:
         raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")
+    if found.get("new_vocab") and found.get("init") is None:
+        raise ValueError("--new-vocab is for the model of --init: any other learns one anyway")
     if found.get("init") is not None:
         for name in FROM_INIT:
             if found.get(name) is not None:
