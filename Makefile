@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train train-demos lint types-page format clean
+.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train gpu-check train-demos lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -66,6 +66,9 @@ train-demos: venv  ## train models like the two that ship (docs/demos.md), into 
 		--steps 850 --stop 800 --hold 470 --out runs/gpt2-stage2
 	$(TRAIN) --stdlib --init runs/gpt2-stage2/last --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
+
+gpu-check: venv  ## a GPU in eight minutes: every family right on it, speed and memory; JSON
+	$(BIN)/python benchmarks/gpu_check.py --out gpu-check.json
 
 lint: venv  ## ruff and pyright
 	$(BIN)/ruff check --no-cache .

@@ -1,6 +1,6 @@
 """One look at a GPU in under eight minutes: is every family right on it, and how near its limits.
 
-    make gpu-check                            on the machine's GPU; without one, small shapes on the CPU
+    make gpu-check                            on the GPU; without one, small shapes on the CPU
     python benchmarks/gpu_check.py --only families decode --out check.json
 
 Needs what Pellucid needs and nothing else. Each part is tried alone: one that fails says so and the
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def limits() -> dict[str, float]:
 
 
 def families() -> dict[str, Any]:
-    """Every family's tiny model here in float32, against the CPU in float64: a pass, and with a cache.
+    """Every family's tiny model in float32 here, in float64 on the CPU, with a cache and without.
 
     The error is that of the logits over their largest value; TF32 is off, as PyTorch has it.
     """
@@ -219,7 +220,7 @@ def decoding(name: str, rows: tuple[int, ...] = (1, 8, 64)) -> dict[str, Any]:
         chosen, starts = [1] * batch, [0] * batch
         for _ in range(3):  # compile, record, replay
             steps.step(chosen, cache, starts)
-        each = seconds(lambda: steps.step(chosen, cache, starts), 24)
+        each = seconds(partial(steps.step, chosen, cache, starts), 24)
         held = 2 * 2 * config.n_layers * config.n_kv_heads * config.head_dim * room * batch
         found[f"{batch} rows"] = {
             "tokens_per_second": batch / each,
@@ -237,7 +238,7 @@ def prefill() -> dict[str, Any]:
 
     @torch.no_grad()
     def run() -> Tensor:
-        return model(tokens, cache=Cache(config.n_layers), last_only=True)
+        return model(tokens, cache=Cache(config.n_layers), last=True)
 
     each = seconds(run, 5)
     flops = census(config).flops(length)
@@ -273,7 +274,7 @@ def training(compile: bool = GPU) -> dict[str, Any]:
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(pellucid.families.write_config(config)))
+        path.write_text(json.dumps(pellucid.families.write_config(config, torch.float32)))
         plan = plan_training(folder, cards=1, micro_batch=rows, context=context)
     found["planned_bytes"] = plan.rows[0].kept.total
     return found
@@ -286,8 +287,11 @@ def sharded() -> dict[str, Any]:
         text = Path(folder) / "text.txt"
         text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
         for name, alone in (("one", True), ("ranks", False)):
-            command = f"train --text {text} --steps 6 --width 64 --layers 2 --heads 2 --context 32 --vocab 300 "
-            command += f"--batch 4 --device {DEVICE.type} --seed 1 --out {folder}/{name}"
+            command = (
+                f"train --data {text} --out {folder}/{name} --device {DEVICE.type} --seed 1 "
+                "--steps 6 --warmup 2 --batch 4 --width 64 --layers 2 --heads 2 --context 32 "
+                "--vocab 300"
+            )
             losses.append(_train(command, alone, Path(folder) / name))
     return {
         "losses": losses,
@@ -298,12 +302,9 @@ def sharded() -> dict[str, Any]:
 def _train(command: str, alone: bool, out: Path) -> list[float]:
     import subprocess
 
-    start = (
-        ["-m", "pellucid"]
-        if alone
-        else ["-m", "torch.distributed.run", "--nproc-per-node", "1", "-m", "pellucid"]
-    )
-    more = [] if alone else ["--shard", "1"]
+    start = ["-m", "pellucid"] if alone else ["-m", "torch.distributed.run", "--standalone",
+             "--nproc-per-node", "1", "-m", "pellucid"]  # fmt: skip
+    more = [] if alone else ["--parallel", "fsdp"]
     done = subprocess.run(
         [sys.executable, *start, *command.split(), *more], capture_output=True, text=True
     )
@@ -364,10 +365,10 @@ def main() -> int:
                 found[name] = {"error": f"{type(error).__name__}: {error}"}
         found[name]["seconds"] = round(time.monotonic() - began, 1)
         wrong |= bool(found[name].get("error") or found[name].get("wrong"))
-        print(f"{name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     found["shares"], found["aims"] = shares(found), AIMS
     text = json.dumps(found, indent=1)
-    print(text)
+    sys.stdout.write(text + "\n")
     if asked.out:
         asked.out.write_text(text + "\n")
     return int(wrong)
