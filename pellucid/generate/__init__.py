@@ -5,10 +5,10 @@ from __future__ import annotations
 from pellucid.generate.chat import Conversation
 from pellucid.generate.engine import (
     Generation,
-    generate_plain,
     generate_tokens,
 )
 from pellucid.generate.limits import context_limit, default_length
+from pellucid.generate.plain import generate_plain
 from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import (

@@ -1,4 +1,4 @@
-"""Token by token: prefill once, then decode with a KV cache; and the plain loop it must equal.
+"""Token by token: prefill once, then decode with a KV cache; plain.py is what it must equal.
 
 Prompts of different length stand in one batch, padded on the left so that all rows end together:
 
@@ -17,8 +17,8 @@ prompts that begin alike share it bit for bit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -26,54 +26,13 @@ from torch import Tensor
 from pellucid import trace
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.limits import check_prompts, context_limit, excluded_ids, room_of
+from pellucid.generate.lookup import Lookup
 from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
-from pellucid.generate.sample import NotFinite, Sampling, next_tokens, row_generators
+from pellucid.generate.sample import NotFinite, Sampling, next_tokens, one_thread, row_generators
 from pellucid.models import Cache, Model, RopeConfig
 from pellucid.models.finite import why_not_finite
 
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
-
-
-def generate_plain(
-    model: Model,
-    prompt: Sequence[int],
-    *,
-    sampling: Sampling,
-    max_new_tokens: int,
-    stop_ids: Collection[int] = (),
-    seed: int | None = None,
-) -> list[int]:
-    """The book's loop: a full pass over the last `context_limit` tokens for every new one.
-
-    Slow, and short enough to be seen right at once: `generate_tokens` is held against it.
-    Returns the new tokens, a stop token included.
-    """
-    tokens, generators = list(prompt), row_generators(seed, 1)
-    window, device = context_limit(model.config), model.device
-    seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=device)
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = model(torch.tensor([tokens[-window:]], device=device))  # (1, T, V)
-        seen[0, tokens] = True
-        tokens += next_tokens(logits[:, -1], sampling, generators, seen)
-        if tokens[-1] in stop_ids:
-            break
-    return tokens[len(prompt) :]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch's operations on this thread alone.
-
-    To choose a token is little work, and the threads that OpenMP would wake for it go on spinning
-    for milliseconds afterwards: on the very cores that the next step of the C decoder needs.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Generation(Iterator[list[int | None]]):
@@ -81,11 +40,13 @@ class Generation(Iterator[list[int | None]]):
 
     Iterating gives, per step, one token for each row, and None for rows that have finished.
     `logits` (rows of the last step, V) are the model's own, before sampling changes them; `cached`
-    is how many places of the cache the last step read instead of computing them.
+    is how many places of the cache the last step read instead of computing them; `guessed` how many
+    tokens so far a pass had taken ahead (`lookup.py`).
     """
 
     logits: Tensor
     cached = 0
+    guessed = 0
 
     def __init__(
         self,
@@ -99,6 +60,7 @@ class Generation(Iterator[list[int | None]]):
         excluded: Tensor | None,
         kept: KeptCache | PrefixStore | None,
         fast: bool | FastSteps | None,
+        lookup: bool = True,
     ) -> None:
         """`rows` are the prompts, and grow; `room` is the number of tokens each may still get;
         excluded (V) bool: ids that are never chosen."""
@@ -122,6 +84,9 @@ class Generation(Iterator[list[int | None]]):
         self._exact = 0  # leading places of the cache that are the bits any other would compute
         self._ready: Tensor | None = None  # logits (B, V) of a step that is not taken yet
         self._failure: Exception | None = None
+        alone = len(rows) == 1 and not isinstance(fast, FastSteps)
+        self._lookup = Lookup() if lookup and alone and not self._ropes_by_length() else None
+        self._ahead: deque[tuple[int, Tensor]] = deque()  # (guess, logits after it), computed
 
     def is_live(self, row: int) -> bool:
         """Whether `row` gets another token in the next step."""
@@ -184,6 +149,8 @@ class Generation(Iterator[list[int | None]]):
             self._exact = held if self._fast.reads_prompts else held - held % PIECE
             if self._ready is not None:
                 return
+        if self._took_guess() or self._ran_ahead():
+            return
         if not self._reading:
             if self._overflows() or self._stale():
                 self._align()
@@ -196,6 +163,36 @@ class Generation(Iterator[list[int | None]]):
         logits = self._pass(min(end, columns))
         if not self._reading:
             self._give(logits)
+
+    def _took_guess(self) -> bool:
+        """Whether the latest token had been guessed; the logits after it are there then."""
+        if not self._ahead:
+            return False
+        guess, logits = self._ahead.popleft()
+        if guess != self._rows[0][-1]:
+            self._ahead.clear()
+            return False
+        self.guessed += 1
+        self._cache.uncrop(len(self._rows[0]))
+        self.take(logits)
+        return True
+
+    def _ran_ahead(self) -> bool:
+        """Whether a pass could take the latest token, and guesses of what follows it."""
+        due = self.next_token() if self._lookup is not None else None
+        if due is None or self._lookup is None or not self._fast.joins(self._cache):
+            return False
+        row = self._rows[0]
+        guesses = self._lookup.guess(row, min(self._room[0] - 1, self._window - len(row)))
+        found = self._fast.step_ahead([due[0], *guesses], self._cache)
+        if found is None:
+            return False
+        logits, seconds = found
+        self._lookup.took(1 + len(guesses), seconds)
+        self._cache.crop(len(row))
+        self._ahead.extend(zip(guesses, logits.split(1)[1:], strict=True))
+        self.take(logits[:1])
+        return True
 
     def fail(self, error: Exception) -> None:
         """End with `error`, which the next step raises."""
@@ -347,6 +344,7 @@ def generate_tokens(
     vocab_size: int | None = None,
     unused_ids: Collection[int] = (),
     fast: bool | FastSteps | None = None,
+    lookup: bool = True,
 ) -> Generation:
     """Continue each prompt: an iterator of one token per row and step, None for finished rows.
 
@@ -365,6 +363,8 @@ def generate_tokens(
     fast            decode in C: None wherever it can and as soon as it is compiled, True or an
                     error, False never. The logits are the same up to rounding. Or the steps that
                     several generations share
+    lookup          let a single row that is decoded in C guess tokens from its own text, where that
+                    is quicker; what is chosen is the same
 
     Raises ValueError, at once: an empty prompt, an id outside the vocabulary, a Llama whose prompt
     and new tokens exceed its context without `slide`, a model in training mode, `fast` where that
@@ -386,4 +386,5 @@ def generate_tokens(
         excluded=excluded_ids(model, vocab_size, unused_ids),
         kept=kept,
         fast=fast,
+        lookup=lookup,
     )

@@ -117,6 +117,22 @@ class FastSteps:
         self._settle(decoder, time.perf_counter() - begin)
         return found
 
+    def step_ahead(self, tokens: Sequence[int], cache: Cache) -> tuple[Tensor, float] | None:
+        """Tokens (T) of one text after what its cache holds -> logits (T, V) after each, seconds.
+
+        One pass over the weights; the logits after a token are the bits that a step of it alone
+        would give. None where the decoder is not there yet.
+        """
+        decoder = self._ready_decoder()
+        if decoder is None:
+            return None
+        self._begin(cache, 1, len(tokens))
+        begin = time.perf_counter()
+        logits = decoder.step([[token] for token in tokens], cache, one_text=True)
+        seconds = time.perf_counter() - begin
+        self._settle(decoder, seconds / len(tokens))
+        return logits, seconds
+
     def _ready_decoder(self) -> native.NativeDecoder | None:
         if self._decoder is None and (made := native.building().ready()) is not None:
             self._decoder = native.NativeDecoder(made, self._model, length=self._length)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -192,3 +193,18 @@ def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Ge
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} prompts: expected one for all or one each")
     return [torch.Generator().manual_seed(one) for one in seeds]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch's operations on this thread alone.
+
+    To choose a token is little work, and the threads that OpenMP would wake for it go on spinning
+    for milliseconds afterwards: on the very cores that the next step of the C decoder needs.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -82,3 +82,8 @@ class Cache:
             raise ValueError(f"cannot crop a cache of {self.length} tokens to {length}")
         for layer in self.layers:
             layer.length = length
+
+    def uncrop(self, length: int) -> None:
+        """Hold `length` tokens again: those a crop dropped, before anything else was appended."""
+        for layer in self.layers:
+            layer.length = length

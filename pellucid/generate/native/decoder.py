@@ -96,6 +96,7 @@ class NativeDecoder:
         recording: Recording | None = None,
         wanted: bool = True,
         end: int = 0,
+        one_text: bool = False,
     ) -> Tensor:
         """Tokens of each row after what its cache holds -> logits (B, V) of each row's last, in
         float32. A row's are the same bits whatever other rows there are.
@@ -105,13 +106,15 @@ class NativeDecoder:
         At most MOST tokens in all; a recording is of one token per row.
         starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed;
         end: tokens in the cache after the pass that this step is a part of, 0: no others follow.
+        one_text: the rows are tokens of one text that follow one another, `cache` is that text's:
+        logits after each of them.
         """
         assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
         config, lengths = self.model.config, [len(row) for row in tokens]
         rows, flat = len(tokens), [token for row in tokens for token in row]
         assert min(lengths) > 0 and len(flat) <= MOST, f"{len(flat)} tokens: expected 1 … {MOST}"
         joint = [cache] if isinstance(cache, Cache) else cache
-        places, keys, values = _places(joint, lengths, starts or [0] * rows, end)
+        places, keys, values = _places(joint, lengths, starts or [0] * rows, end, one_text)
         logits = torch.empty(rows, config.vocab_size)
         ids = (c_int64 * len(flat))(*flat)
         row_of = (c_int32 * len(flat))(*(r for r, n in enumerate(lengths) for _ in range(n)))
@@ -131,7 +134,7 @@ class NativeDecoder:
         self._made.pellucid_step(self._handle, ctypes.byref(step))
         for one, length in zip(joint, lengths, strict=False):  # rows of one cache are equally long
             for layer in one.layers:
-                layer.length += length
+                layer.length += rows if one_text else length
         return logits
 
     def settle(self) -> int:
@@ -186,7 +189,11 @@ def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _places(
-    caches: Sequence[Cache], lengths: Sequence[int], starts: Sequence[int], end: int
+    caches: Sequence[Cache],
+    lengths: Sequence[int],
+    starts: Sequence[int],
+    end: int,
+    one_text: bool,
 ) -> tuple[Any, Any, Any]:
     """Each row's place in its cache, and pointers (layers, rows) to its keys and its values."""
     rows, each = len(lengths), len(lengths) // len(caches)
@@ -195,14 +202,14 @@ def _places(
     keys, values = (c_void_p * (layers * rows))(), (c_void_p * (layers * rows))()
     for row, (length, start) in enumerate(zip(lengths, starts, strict=True)):
         cache = caches[row // each]
-        held, capacity = cache.length, 0
+        held, capacity = cache.length + (row if one_text else 0), 0
         for place, layer in enumerate(cache.layers):
             k, v = layer.k, layer.v
             assert k is not None and v is not None, "a decoding step follows a first pass"
             assert k.is_contiguous() and v.is_contiguous(), "the cache was not reserved"
             capacity = k.shape[2]
             assert capacity >= held + length, "the cache has no room"
-            before = row % each * k.stride(0) * k.itemsize
+            before = 0 if one_text else row % each * k.stride(0) * k.itemsize
             keys[place * rows + row] = k.data_ptr() + before
             values[place * rows + row] = v.data_ptr() + before
         places[row] = RowRequest(first, length, start, held, capacity, end or held + length)

@@ -1,0 +1,86 @@
+"""Tokens guessed from the text itself, so that one reading of the weights checks several.
+
+Text that repeats, such as a file being edited or a document being quoted, often goes on as it went
+on before (Saxena, Prompt Lookup Decoding, 2023). A guess costs no accuracy: every token is chosen
+from the logits that a step of its own would have given, bit for bit, and drawn by the same draws.
+
+    text        … for row in rows : … for row in │ rows :      guessed: what followed `for row in`
+    one pass                                  in   rows  :     logits after each of the three
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LENGTHS = (8, 3)  # of the stretch that must have stood in the text before; the longer one first
+PASSES = (1, 2, 4, 8, 16)  # tokens of a pass: as many as the kernels take at once, and twice that
+_LATELY = 0.1  # weight of the newest guess in the share of right ones
+_NEWEST = 0.3  # weight of the newest pass in what a pass takes
+
+
+class Lookup:
+    """Guesses for one text, and whether they pay.
+
+    Every guess is scored, those that were not run as well. A pass takes as many as promise the most
+    tokens a second by the share of right ones and by what passes of that size took: often none.
+    """
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], int] = {}  # a stretch -> the place behind its latest
+        self._read = 0  # tokens of the text whose stretches are in it
+        self._right = 0.5  # share of guesses that were right, lately
+        self._seconds: dict[int, float] = {}  # of a pass, by its tokens
+        self._open: tuple[int, int] | None = None  # (place in the text, token guessed for it)
+
+    def guess(self, text: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow the text; none where none are worth their time."""
+        self._score(text)
+        place = self._place_after(text)
+        if place is None:
+            return []
+        self._open = len(text), text[place]
+        tokens = [*text[place : place + self._worth(most)]]
+        return tokens if len(tokens) + 1 in PASSES else tokens[: self._below(len(tokens))]
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """After a pass of so many tokens."""
+        before = self._seconds.get(tokens, seconds)
+        self._seconds[tokens] = before + _NEWEST * (seconds - before)
+
+    def _score(self, text: Sequence[int]) -> None:
+        """Compare the latest guess with what came."""
+        if self._open is not None and self._open[0] < len(text):
+            place, token = self._open
+            self._right += _LATELY * ((text[place] == token) - self._right)
+            self._open = None
+
+    def _place_after(self, text: Sequence[int]) -> int | None:
+        """Where the text goes on after an earlier place that reads as its end does."""
+        for end in range(max(self._read, min(LENGTHS)), len(text)):
+            for length in LENGTHS:
+                if length <= end:
+                    self._after[tuple(text[end - length : end])] = end
+        self._read = len(text)
+        stretches = (tuple(text[-length:]) for length in LENGTHS if length <= len(text))
+        return next((self._after[s] for s in stretches if s in self._after), None)
+
+    def _worth(self, most: int) -> int:
+        """How many guesses give the most tokens a second."""
+        if 1 not in self._seconds:
+            return 0  # what a plain step takes comes first
+        sizes = [size for size in PASSES if size <= most + 1]
+        return max(sizes, key=lambda size: self._tokens(size) / self._time(size), default=1) - 1
+
+    def _tokens(self, size: int) -> float:
+        """Tokens that a pass of this size is expected to give."""
+        return sum(self._right**place for place in range(size))
+
+    def _time(self, size: int) -> float:
+        """What a pass takes: as measured, else as the next smaller one and a tenth a token more."""
+        if size in self._seconds:
+            return self._seconds[size]
+        below = max(known for known in self._seconds if known < size)
+        return self._seconds[below] * (1 + 0.1 * (size - below) / below)
+
+    def _below(self, guesses: int) -> int:
+        return max(size for size in PASSES if size <= guesses + 1) - 1
