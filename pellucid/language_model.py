@@ -76,11 +76,11 @@ def load(
 def _adapt(lm: LanguageModel, folder: Path) -> None:
     """Put a PEFT folder's adapters around the layers; its chat template, where `lm` has none."""
     from pellucid.checkpoints.formats.hf import table
-    from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
+    from pellucid.checkpoints.formats.peft import apply_adapter, module_names, use_template
 
     apply_adapter(lm.model, folder, module_names(table(lm.config)))
     lm.model.requires_grad_(True)  # as every loaded model: gradients are traced to its beginning
-    speak_template(lm.tokenizer, folder)
+    use_template(lm.tokenizer, folder)
     lm.adapter = folder
 
 
@@ -318,8 +318,8 @@ class LanguageModel:
     ) -> Trace:
         """Every named tensor of a run on `prompt`, or those that match a glob of `only`.
 
-        prompt     text or ids; or several, padded on the left: then `mask` says who may look where,
-                   and ``seen.meta["padding"]`` how many places of each row are padding
+        prompt     text or ids; or several, padded on the left: then `mask` hides the padding and
+                   ``seen.meta["padding"]`` says how many places of each row are padding
         edit       name, glob or address -> number, tensor or function of a tensor; the result feeds
                    the rest of the run (`edits`)
         gradients  a scalar of the logits (B, T, V); its gradient at every kept name is in

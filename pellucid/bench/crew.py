@@ -113,7 +113,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
 
 
-class Crew:
+class Workers:
     """Workers by name, at most `budget` bytes of them at a time.
 
     Engines take turns in a fixed order, so the one used last is needed again latest: it is the
@@ -131,7 +131,7 @@ class Crew:
         """The worker called `name`, started if need be."""
         held = self._workers.pop(name, None)
         if held is None:
-            while self._workers and self._held() + self._sizes[name] > self._budget:
+            while self._workers and self._bytes_in_use() + self._sizes[name] > self._budget:
                 self._workers.popitem()[1].close()
             held = self._start(name)
         self._workers[name] = held
@@ -141,7 +141,7 @@ class Crew:
         """Whether all of these may be held at the same time."""
         return sum(self._sizes[name] for name in names) <= self._budget
 
-    def _held(self) -> int:
+    def _bytes_in_use(self) -> int:
         return sum(self._sizes[name] for name in self._workers)
 
     def dismiss(self, name: str) -> None:

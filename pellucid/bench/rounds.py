@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.bench.candidates import Candidate, files_for, size_of, weight_files
-from pellucid.bench.crew import Crew, Worker, WorkerError, engine_worker
+from pellucid.bench.crew import Worker, WorkerError, Workers, engine_worker
 from pellucid.models import Config
 from pellucid.system import cores
 
@@ -29,7 +29,7 @@ _BLOCK = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BenchPlan:
     """What is measured, how often.
 
     rounds    times that each measure is begun anew
@@ -79,7 +79,7 @@ class Plan:
         if not self.threads:
             object.__setattr__(self, "threads", cores())
 
-    def fitted(self, config: Config) -> Plan:
+    def fitted(self, config: Config) -> BenchPlan:
         """The plan cut to a model's context; ValueError where not even a token fits."""
         room = config.context_length
         if room < 8:
@@ -94,7 +94,13 @@ class Plan:
         )
 
 
-QUICK = Plan(rounds=1, slices=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
+def bench_plan(*, quick: bool, **stated: Any) -> BenchPlan:
+    """The usual plan, or a quick one, with what is stated in it; None states nothing."""
+    given = {name: value for name, value in stated.items() if value is not None}
+    return replace(QUICK if quick else BenchPlan(), **given)
+
+
+QUICK = BenchPlan(rounds=1, slices=1, new=16, batch_new=8, repeats=2, gemm=(1024, 2048))
 
 
 class Rounds:
@@ -104,7 +110,7 @@ class Rounds:
         self,
         config: Config,
         candidates: Sequence[Candidate],
-        plan: Plan,
+        plan: BenchPlan,
         home: Path,
         budget: int,
         say: Callable[[str], None] = lambda text: None,
@@ -120,7 +126,7 @@ class Rounds:
         self._warm: set[tuple[Worker, str]] = set()
         self._round = 0
         sizes = {name: self._size(name) for name in self._candidates}
-        self._crew = Crew(self._start, sizes, budget)
+        self._crew = Workers(self._start, sizes, budget)
         self.record: dict[str, Any] = {
             "settings": asdict(self.plan),
             "limits": {},
@@ -181,7 +187,7 @@ class Rounds:
                 self._attempt(name, measure, do)
 
     def _attempt(self, name: str, measure: str, do: Callable[..., None], *given: Any) -> None:
-        """One engine's turn; who fails is left out from there on."""
+        """One engine's turn; an engine that fails is left out of later turns."""
         self._say(f"round {self._round + 1} of {self.plan.rounds}: {measure}, {name}")
         try:
             do(name, *given)

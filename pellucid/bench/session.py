@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pellucid.bench import candidates, limits, machine
-from pellucid.bench.rounds import Plan, Rounds
+from pellucid.bench.rounds import BenchPlan, Rounds
 from pellucid.bench.shapes import SHAPES, model_home
 from pellucid.bench.summary import summarise
 from pellucid.bench.work import work_folder
@@ -35,7 +35,7 @@ def run_bench(
     shape: str = "gpt2-124m",
     *,
     engines: Sequence[str] = (),
-    plan: Plan | None = None,
+    plan: BenchPlan | None = None,
     baseline: str | None = None,
     peer_pythons: Sequence[str] = (),
     memory_bytes: int | None = None,
@@ -65,7 +65,7 @@ def run_bench(
     budget = memory_bytes or int(_SHARE_OF_MEMORY * free_memory(torch.device("cpu")))
     described = machine.describe()
     home = own_folder(model_home(work or work_folder(), title, config))
-    rounds = Rounds(config, runnable, plan or Plan(), home, budget, progress)
+    rounds = Rounds(config, runnable, plan or BenchPlan(), home, budget, progress)
     interrupted = False
     try:
         rounds.write_files() if prepare else rounds.run()

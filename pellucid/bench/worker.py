@@ -106,7 +106,7 @@ def serve(commands: Any, lines: TextIO, replies: TextIO) -> None:
         try:
             ask: Callable[..., dict[str, Any]] = getattr(commands, wanted)
             reply = ask(**command)
-        except Exception as error:  # whatever a peer throws is told, not died of
+        except Exception as error:  # reported as the reply; the worker goes on
             reply = {"error": f"{type(error).__name__}: {error}"}
         gc.collect()
         share = idle_cpu / idle_wall if idle_wall > 0 else 0.0

@@ -23,7 +23,6 @@ from pellucid.checkpoints.files import same_bits
 from pellucid.checkpoints.formats.gguf_tokenizer import tokenizer_keys
 from pellucid.checkpoints.formats.gguf_writing import as_stored, planned, types_of, write_gguf
 from pellucid.checkpoints.formats.hf import PICTURES
-from pellucid.checkpoints.formats.meta import is_plain_llama
 from pellucid.checkpoints.formats.meta_writing import meta_files, write_params, write_shards
 from pellucid.checkpoints.load import Checkpoint, open_checkpoint
 from pellucid.checkpoints.proof import (
@@ -41,11 +40,7 @@ from pellucid.checkpoints.save import (
     hf_files,
     write_weights,
 )
-from pellucid.checkpoints.tokenizer_files import (
-    is_llama3,
-    load_tokenizer,
-    write_tokenizer,
-)
+from pellucid.checkpoints.tokenizer_files import has_ranks, load_tokenizer, write_tokenizer
 from pellucid.checkpoints.writers import size
 from pellucid.families.config import DROPOUTS
 from pellucid.files import folder_beside, move, read_json, refuse_current
@@ -294,14 +289,9 @@ def _target(
         )
     if max_shard_bytes is not None:
         raise ValueError("Meta's layout is split by a number of shards, not by their size")
-    if not is_plain_llama(config):
-        raise ValueError(
-            f"Meta's layout knows Llama only; {opened.source} is a {config.family} model: "
-            "convert it to hf"
-        )
-    llama3 = _for_llama3(config, is_llama3(tokenizer, opened.folder))
-    params = write_params(config, llama3)
-    split = meta_files(config, dtypes, 1 if shards is None else shards, llama3)
+    newer = _for_newer_loader(config, has_ranks(tokenizer, opened.folder))
+    params = write_params(config, newer)
+    split = meta_files(config, dtypes, 1 if shards is None else shards, newer)
     return _Target(
         bytes=split.shards * sum(map(size, split.parts.values())),
         config=params,
@@ -310,16 +300,15 @@ def _target(
     )
 
 
-def _for_llama3(config: Config, tokenizer: bool | None) -> bool:
+def _for_newer_loader(config: Config, ranks: bool | None) -> bool:
     """Whether Meta's loader of Llama 3 is to read it, or that of Llama 1 and 2.
 
-    Each knows one kind of tokenizer (`tokenizer`: whether it is Llama 3's); without either kind,
-    RoPE's base tells them apart.
+    ranks  whether the tokenizer is of ranks, which the newer loader reads, or of pieces; None:
+           neither, and RoPE's base tells them apart
     """
-    assert config.rope is not None, "a Llama"
-    if config.rope.type != "default":
+    if config.rope is None or config.rope.type != "default":
         return True
-    return config.rope.theta != 10000.0 if tokenizer is None else tokenizer
+    return config.rope.theta != 10000.0 if ranks is None else ranks
 
 
 def _check_config(opened: Checkpoint, written: Checkpoint) -> None:
@@ -346,7 +335,7 @@ def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | Non
     if pictures:
         notes.append(f"{pictures} tensors of pictures are left out: this is the text part alone")
     config = written.config
-    if written.layout != "meta" or not is_plain_llama(config):
+    if written.layout != "meta":
         return notes
     if config.context_length != opened.config.context_length:
         notes.append(

@@ -143,7 +143,7 @@ def _readers() -> weakref.WeakSet[threading.Thread]:
 
 
 def _read_ahead(model: weakref.ref[Model], tensors: list[Tensor]) -> None:
-    """Read the mapped weights from the disk, in the order in which the first pass wants them.
+    """Read the mapped weights from the disk, in the order in which the first pass reads them.
 
     The pass itself would wait for each page as it comes to it. Ends when the model is let
     go, or the process ends.

@@ -20,9 +20,10 @@ from pellucid.checkpoints.save import copy_tokenizer
 from pellucid.checkpoints.tokenizer_documents import llama3_document, sentence_piece_document
 from pellucid.files import read_json
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.base import PIECES, RANKS
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer
 from pellucid.tokenizers.hf import byte_level_split
-from pellucid.tokenizers.llama3 import RANKS, read_ranks, special_tokens
+from pellucid.tokenizers.llama3 import N_RANKS, read_ranks, special_tokens
 
 _MODEL, _JSON, _CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 _PROBE = "  Once upon a time,  naïve 12345 x==y\n\n\tC'EST\n LA VIE… 中文 🙂 Ａ①ﬁ \t\n "
@@ -61,15 +62,15 @@ def write_tokenizer(
     return TokenizerFiles(files=tuple(written), notes=_differences(tokenizer, folder))
 
 
-def is_llama3(tokenizer: Tokenizer | None, source: Path) -> bool | None:
-    """Whether what Meta's layout will hold is Llama 3's tokenizer, or SentencePiece; None: none."""
+def has_ranks(tokenizer: Tokenizer | None, source: Path) -> bool | None:
+    """Whether the tokenizer.model of Meta's layout will hold ranks, or pieces; None: neither."""
     if tokenizer is None:
         return None
     if (source / _MODEL).is_file() and tokenizer.kind == "tokenizer.json":
         tokenizer = tokenizers.load(source / _MODEL)
-    if tokenizer.kind in ("llama3", "sentencepiece"):
-        return tokenizer.kind == "llama3"
-    return True if _is_llama3_json(source, tokenizer) else None
+    if tokenizer.kind in (RANKS, PIECES):
+        return tokenizer.kind == RANKS
+    return True if _ranks_say_all(source, tokenizer) else None
 
 
 _WHY_NOT = (
@@ -81,8 +82,8 @@ _WHY_NOT = (
 def _for_meta(source: Path, folder: Path, tokenizer: Tokenizer) -> list[str]:
     if (source / _MODEL).is_file():
         shutil.copyfile(source / _MODEL, folder / _MODEL)
-    elif _is_llama3_json(source, tokenizer):
-        tokens = (tokenizer.decode_bytes([rank]) for rank in range(RANKS))
+    elif _ranks_say_all(source, tokenizer):
+        tokens = (tokenizer.decode_bytes([rank]) for rank in range(N_RANKS))
         lines = (b"%s %d\n" % (base64.b64encode(each), rank) for rank, each in enumerate(tokens))
         (folder / _MODEL).write_bytes(b"".join(lines))
     else:
@@ -90,8 +91,8 @@ def _for_meta(source: Path, folder: Path, tokenizer: Tokenizer) -> list[str]:
     return [_MODEL]
 
 
-def _is_llama3_json(source: Path, tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer.json is Llama 3's, so that its 128,000 ranks say all of it.
+def _ranks_say_all(source: Path, tokenizer: Tokenizer) -> bool:
+    """Whether the 128,000 ranks of a tokenizer.json say all of it, as Llama 3's do.
 
     It is where our reader found that merging by rank is what its list of merges says, and where
     pattern and special tokens are the ones that Meta's code brings along.
@@ -106,9 +107,9 @@ def _is_llama3_json(source: Path, tokenizer: Tokenizer) -> bool:
 
 def _for_hf(source: Path, folder: Path, tokenizer: Tokenizer) -> list[str]:
     written = copy_tokenizer(source, folder)
-    if tokenizer.kind not in ("llama3", "sentencepiece"):
+    if tokenizer.kind not in (RANKS, PIECES):
         return written
-    if tokenizer.kind == "llama3":
+    if tokenizer.kind == RANKS:
         document = llama3_document(read_ranks(folder / _MODEL), tokenizer.specials)
     else:
         document = sentence_piece_document(folder / _MODEL)

@@ -44,11 +44,11 @@ def unwrapped_names(
 ) -> dict[str, str]:
     """Names without what wrappers put into them -> names in the file.
 
-    expected  names of a file -> those that the model wants, in the spelling of that file
+    expected  names of a file -> those that the model has, as that file spells them
 
-    Of the names as they are, without the words of wrappers, and without a beginning that the first
-    of those shares with others, the first spelling wins of which most are expected. Names that
-    would fall together keep what tells them apart.
+    Three spellings are tried: the names as they are, without the words of wrappers, and without a
+    common prefix too. The one with most expected names is taken, the first of equals. A spelling
+    that would give two tensors one name is not taken.
     """
     best, fitting = {name: name for name in stored}, -1
     bare = {name: _without_words(name) for name in stored}
@@ -73,7 +73,7 @@ def _without_words(name: str) -> str:
 def without_wrappers(
     file: TensorFile, expected: Callable[[Collection[str]], Collection[str]]
 ) -> TensorFile:
-    """The file under the names that the model wants; a warning says what was left out of them."""
+    """The file under the model's own names; a warning says what was cut off them."""
     names = unwrapped_names(file.entries, expected)
     changed = [(old, new) for new, old in names.items() if new != old]
     if not changed:

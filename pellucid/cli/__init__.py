@@ -23,10 +23,7 @@ VERBS = {
     "generate": ("pellucid.cli.generate", "continue a prompt"),
     "chat": ("pellucid.cli.chat", "talk with a model"),
     "serve": ("pellucid.cli.serve", "serve models through OpenAI's API on this machine"),
-    "info": (
-        "pellucid.cli.info",
-        "count a model's parameters, bytes and FLOPs, draw its parts",
-    ),
+    "info": ("pellucid.cli.info", "count a model's parameters, bytes and FLOPs, draw its parts"),
     "code": ("pellucid.cli.code", "write one model's forward as one plain Python file"),
     "plan": ("pellucid.cli.plan", "estimate what training takes on a number of GPUs"),
     "train": ("pellucid.cli.train", "train a small model from raw text"),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pellucid.bench.work import work_folder
-from pellucid.cli.common import console, print_json, progress_line
-
-if TYPE_CHECKING:
-    from pellucid.bench.rounds import Plan
+from pellucid.cli.arguments import add_shared, add_value
+from pellucid.cli.output import console, print_json, progress_line
+from pellucid.cli.types import words
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +20,16 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         default="gpt2-124m",
         help="shape of the model to measure, with random weights: gpt2-124m, llama-3.2-1b, "
         "llama-3-8b, stories15m, a shape that `pellucid info` takes, a model folder or a "
-        "config.json (default gpt2-124m)",
+        "config.json (default: gpt2-124m)",
     )
     parser.add_argument(
         "--engines",
-        action="append",
+        action="extend",
+        type=words,
+        default=[],
         metavar="GLOB",
-        help="engines to measure: globs separated by commas, 'pellucid/*,llama.cpp/bf16' (default: "
-        "the main ones that are installed; --list names all)",
+        help="engines to measure: globs separated by commas, 'pellucid/*,llama.cpp/bf16' "
+        "(default: the main ones that are installed; --list names all)",
     )
     parser.add_argument("--list", action="store_true", help="print all engines' names, and stop")
     parser.add_argument(
@@ -47,11 +47,11 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=work_folder(),
         metavar="DIR",
-        help="folder to keep model files in, which only you can write (default %(default)s)",
+        help="folder to keep model files in, which only you can write (default: %(default)s)",
     )
     _add_plan_arguments(parser.add_argument_group("measurement"))
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    add_shared(group, "--json")
     group.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the results")
     group.add_argument(
         "--save", metavar="NAME", help="also write JSON to benchmarks/results/NAME.json (or a path)"
@@ -65,29 +65,19 @@ def _add_plan_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--baseline", metavar="NAME", help="engine to compare others with (default: the first)"
     )
+    add_value(group, "--rounds", "N", "measure all of it N times", otherwise="2")
+    add_value(group, "--loads", "N", "time the loading N times", otherwise="1")
     group.add_argument(
-        "--rounds", type=int, metavar="N", help="measure all of it N times (default 2)"
-    )
-    group.add_argument(
-        "--loads", type=int, metavar="N", help="time the loading N times (default 1)"
-    )
-    group.add_argument(
-        "--measures", metavar="NAME,…", help="measure only these of: decode, prefill, batched"
+        "--measures",
+        type=words,
+        metavar="NAME,…",
+        help="what to measure (default: decode,prefill,batched)",
     )
     group.add_argument("--quick", action="store_true", help="measure one short round only")
-    group.add_argument(
-        "--threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="threads of every engine (default: one for each core that is free)",
-    )
-    group.add_argument(
-        "--memory",
-        type=float,
-        metavar="GB",
-        help="memory that all engines together may take (default: 70%% of what is free)",
-    )
+    all_free = "one for each core that is free"
+    add_value(group, "--threads", "N", "threads of every engine", otherwise=all_free)
+    memory = "memory that all engines together may take"
+    add_value(group, "--memory", "GB", memory, kind=float, otherwise="70%% of what is free")
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -121,13 +111,15 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    from pellucid.bench.rounds import bench_plan
     from pellucid.bench.session import run_bench
 
+    asked = {name: getattr(arguments, name) for name in ("rounds", "loads", "threads", "measures")}
     with progress_line() as progress:
         result = run_bench(
             arguments.shape,
-            engines=[glob for given in arguments.engines or [] for glob in given.split(",")],
-            plan=_plan(arguments),
+            engines=arguments.engines,
+            plan=bench_plan(quick=arguments.quick, **asked),
             baseline=arguments.baseline,
             peer_pythons=arguments.peer_python,
             memory_bytes=int(arguments.memory * 1e9) if arguments.memory else None,
@@ -138,12 +130,3 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if "interrupted" in result:
         print("stopped: what has been measured follows", file=sys.stderr)
     return result
-
-
-def _plan(arguments: argparse.Namespace) -> Plan:
-    from pellucid.bench.rounds import QUICK, Plan
-
-    given = {name: getattr(arguments, name) for name in ("rounds", "loads", "threads")}
-    given["measures"] = tuple(arguments.measures.split(",")) if arguments.measures else None
-    stated = {name: value for name, value in given.items() if value is not None}
-    return replace(QUICK if arguments.quick else Plan(), **stated)

@@ -7,8 +7,9 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import add_model_arguments, console, load_model
-from pellucid.cli.writing import ENGINES, add_writing_arguments, sampling, write_text
+from pellucid.cli.arguments import ENGINES, add_model_arguments, load_model
+from pellucid.cli.output import console, write_text
+from pellucid.cli.writing import add_writing_arguments, sampling
 
 if TYPE_CHECKING:
     from pellucid.generate import Conversation, Sampling

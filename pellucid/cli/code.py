@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pellucid.cli.common import add_shape_argument
+from pellucid.cli.arguments import add_shape_argument, add_shared
 
 
 def code_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +15,7 @@ def code_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="Python file to write (default: print it)"
     )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.add_argument(
-        "--dialect",
-        help="reference implementation whose rounding is followed: meta, hf, notebook (default: "
-        "the one that wrote the model's files; hf where there are none)",
-    )
+    add_shared(parser, "--dialect", "--force")
 
 
 def code(arguments: argparse.Namespace) -> None:

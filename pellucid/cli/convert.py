@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import DTYPES, MODEL_HELP, console, print_json, progress_bars
+from pellucid.cli.arguments import DTYPES, MODEL_HELP, add_shared, add_value
+from pellucid.cli.output import print_report, progress_bars
 from pellucid.cli.types import byte_size
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "consolidated.*.pth, for a Llama; gguf: one file, for llama.cpp; int8, int6, int4: "
         "quantised weights, for Pellucid only",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
     group = parser.add_argument_group("with --to hf, meta or gguf")
     split = group.add_mutually_exclusive_group()
     split.add_argument(
@@ -47,7 +47,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-shard-size",
         type=byte_size,
         metavar="SIZE",
-        help="with --to hf: write no weight file larger than SIZE, such as 500M (default 5G)",
+        help="with --to hf: write no weight file larger than SIZE, such as 500M (default: 5G)",
     )
     group.add_argument(
         "--dtype",
@@ -62,20 +62,17 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
         help="from meta to hf: context length to write into config.json, as params.json has none",
     )
     _add_bits_arguments(parser.add_argument_group("with --to int8, int6 or int4"))
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def _add_bits_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--group",
-        type=int,
-        metavar="N",
-        help="number of weights that share a scale: 32, 64 or 128 (default 64)",
-    )
+    shared = "number of weights that share a scale, 32, 64 or 128"
+    add_value(group, "--group", "N", shared, otherwise="64")
     group.add_argument(
         "--head-bits",
         type=int,
         choices=(8, 6, 4),
-        help="bits of a weight in the embedding and the head (default 8; 6 with --to int4)",
+        help="bits of a weight in the embedding and the head (default: 8; 6 with --to int4)",
     )
     group.add_argument(
         "--text",
@@ -93,15 +90,12 @@ def convert(arguments: argparse.Namespace) -> None:
         why = "is for --to hf, meta and gguf: quantised models are one file"
         _refuse(arguments, _LAYOUT_ONLY, why)
         done = _quantised(arguments)
-        values, lines = dataclasses.asdict(done), quantisation_lines(done)
+        print_report(asdict(done), quantisation_lines(done), as_json=arguments.json)
     else:
         _refuse(arguments, _BITS_ONLY, "is for --to int8, int6 and int4")
         done = _converted(arguments)
-        values, lines = dataclasses.asdict(done) | {"bytes": done.bytes}, conversion_lines(done)
-    if arguments.json:
-        print_json(values)
-    else:
-        console().print("\n".join(lines), markup=False, highlight=False)
+        values = asdict(done) | {"bytes": done.bytes}
+        print_report(values, conversion_lines(done), as_json=arguments.json)
 
 
 def _quantised(arguments: argparse.Namespace) -> Quantisation:
@@ -109,9 +103,7 @@ def _quantised(arguments: argparse.Namespace) -> Quantisation:
     from pellucid.models.quantised import GROUP, Format
 
     how = Format(
-        bits=BITS[arguments.to],
-        group=arguments.group or GROUP,
-        head_bits=arguments.head_bits or 0,
+        bits=BITS[arguments.to], group=arguments.group or GROUP, head_bits=arguments.head_bits or 0
     )
     text = arguments.text or ()
     return quantise_checkpoint(arguments.source, arguments.destination, how, text=text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.common import DTYPES, add_output_arguments, console, print_json, progress_line
+from pellucid.cli.arguments import DTYPES, add_page_argument, add_shared, add_value
+from pellucid.cli.output import console, print_json, progress_line
 from pellucid.cli.types import count, token_rows
 from pellucid.files import check_output, write_whole
 
@@ -29,9 +30,10 @@ def diff_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", nargs="?", metavar="A", help="the implementation that is trusted")
     parser.add_argument("b", nargs="?", metavar="B", help="the implementation to check")
     _add_run_arguments(parser)
-    group = parser.add_argument_group("report")
+    group = parser.add_argument_group("output")
     group.add_argument("--all", action="store_true", help="list every tensor, also the equal ones")
-    add_output_arguments(group, "the report")
+    add_page_argument(group, "the report")
+    add_shared(group, "--json", "--force")
     group.add_argument(
         "--self-test",
         action="store_true",
@@ -45,20 +47,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument(
         "-p", "--prompt", metavar="TEXT", help="text to run both on (default: a short sentence)"
     )
-    prompt.add_argument(
-        "--tokens",
-        metavar="IDS",
-        type=token_rows,
-        help="token ids to run both on: 1,2,3, or several rows 1,2;3,4",
-    )
-    group.add_argument(
-        "--steps",
-        type=count,
-        default=0,
-        metavar="N",
-        help="after the prompt, also compare N decoding steps with the KV cache (default 0); "
-        "of a server N sampled tokens (default 32)",
-    )
+    rows = "token ids to run both on: 1,2,3, or several rows 1,2;3,4"
+    add_value(prompt, "--tokens", "IDS", rows, kind=token_rows)
+    steps = "after the prompt, also compare N decoding steps with the KV cache"
+    server = "; of a server N sampled tokens, 32 unless given"
+    add_value(group, "--steps", "N", steps, kind=count, default=0, otherwise=server)
     group.add_argument(
         "--map",
         metavar="MAP",
@@ -67,10 +60,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     map_out = "write the name map that was found out for a recording of pellucid.record, as YAML"
     group.add_argument("--map-out", metavar="FILE", help=map_out)
-    for side in ("A", "B"):
+    for side in "AB":
         group = parser.add_argument_group(f"how to run {side}, if it is a model")
-        dtype = f"data type that {side} computes in (default: that of its weights)"
-        group.add_argument(f"--dtype-{side.lower()}", choices=DTYPES, help=dtype)
+        group.add_argument(
+            f"--dtype-{side.lower()}",
+            choices=DTYPES,
+            help=f"data type that {side} computes in (default: that of its weights)",
+        )
         group.add_argument(
             f"--dialect-{side.lower()}",
             metavar="NAME",
@@ -78,9 +74,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
             "(default: the one that wrote its files)",
         )
     group.add_argument("--fused", action="store_true", help="run B's attention in one fused kernel")
-    group.add_argument(
-        "--copies", type=count, default=1, metavar="N", help="give B N copies of a row (default 1)"
-    )
+    add_value(group, "--copies", "N", "give B N copies of a row", kind=count, default=1)
     group.add_argument("--fast", action="store_true", help="with --steps: run B's decoding in C")
 
 
@@ -136,9 +130,8 @@ def _self_test(arguments: argparse.Namespace) -> int:
     from pellucid.diff.selftest.promises import keeps_promises, self_test, table_as_json
     from pellucid.show.self_test_terminal import print_table
 
-    models = [side for side in (arguments.a, arguments.b) if side is not None]
     with progress_line() as progress:
-        table = self_test(models, progress)
+        table = self_test([side for side in (arguments.a, arguments.b) if side], progress)
     if arguments.json:
         print_json(table_as_json(table))
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from pellucid.cli.common import console, print_json, progress_line
+from pellucid.cli.arguments import add_shared
+from pellucid.cli.output import console, print_json, progress_line
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     """How to say it; there is nothing to choose."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

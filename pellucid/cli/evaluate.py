@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json, progress_bar
+from pellucid.cli.arguments import add_model_arguments, add_shared, add_value, load_model
+from pellucid.cli.output import print_report, progress_bar
 
 
 def eval_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,22 +18,12 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
     _add_source_arguments(parser.add_argument_group("what to evaluate on"))
     add_model_arguments(parser)
     group = parser.add_argument_group("windows")
-    group.add_argument(
-        "--context",
-        type=int,
-        metavar="N",
-        help="tokens that the model sees at once (default: its context length, at most 2048)",
-    )
-    group.add_argument(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="tokens by which the window moves (default: half of --context)",
-    )
-    group.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="windows computed at once (default 8)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+    longest = "its context length, at most 2048"
+    add_value(group, "--context", "N", "tokens that the model sees at once", otherwise=longest)
+    half = "half of --context"
+    add_value(group, "--stride", "N", "tokens by which the window moves", otherwise=half)
+    add_value(group, "--batch", "N", "windows computed at once", default=8)
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
@@ -49,6 +40,11 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         help="perplexity on the 1/40 of Python's standard library that `train --stdlib` leaves out",
     )
     source.add_argument(
+        "--world",
+        action="store_true",
+        help="perplexity and an exam on the small English world that `train --world` trains on",
+    )
+    source.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
@@ -63,24 +59,24 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         "--text-key",
         default="text",
         metavar="KEY",
-        help="with --text: the key under which JSON lines have their text (default text)",
+        help="with --text: key of the text in a record of JSON lines (default: text)",
     )
     group.add_argument(
         "--separator",
         metavar="TEXT",
-        help="with --text: what stands between two documents of a file (default: a file is one)",
+        help="with --text: text between two documents of a text file (default: none: a file is "
+        "one document)",
     )
     group.add_argument(
         "--task-path", metavar="DIR", help="with --tasks: a folder with task files of your own"
     )
+    only = "evaluate only the first N texts, or the first N examples of each task"
+    add_value(group, "--limit", "N", only, otherwise="all")
     group.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="evaluate the first N texts, or the first N examples of each task, only",
+        "--against",
+        metavar="MODEL",
+        help="with --text or --stdlib: also compare predictions with those of MODEL",
     )
-    against = "with text: also compare predictions with this model's"
-    group.add_argument("--against", metavar="MODEL", help=against)
 
 
 def eval(arguments: argparse.Namespace) -> None:
@@ -89,23 +85,20 @@ def eval(arguments: argparse.Namespace) -> None:
     if arguments.batch < 1 or (arguments.limit is not None and arguments.limit < 1):
         raise ValueError("--batch and --limit: expected 1 or more")
     kind = _on_tasks if arguments.tasks else _on_labels if arguments.labels else _on_text
+    kind = _on_world if arguments.world else kind
     report, lines = kind(arguments)
-    if arguments.json:
-        print_json(report)
-    else:
-        for line in lines:
-            console().print(line, markup=False)
+    print_report(report, lines, as_json=arguments.json)
 
 
 def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
     from pellucid.evaluate.text_report import read_texts, stdlib_texts, text_report
     from pellucid.show.eval_terminal import text_lines
-    from pellucid.train import Layout
+    from pellucid.train import TextFormat
 
     if arguments.stdlib:
         texts = stdlib_texts(arguments.limit)
     else:
-        layout = Layout(text_key=arguments.text_key, separator=arguments.separator)
+        layout = TextFormat(text_key=arguments.text_key, separator=arguments.separator)
         texts = read_texts(arguments.text, layout=layout, limit=arguments.limit)
     lm, other = load_model(arguments), None
     if arguments.against:
@@ -122,6 +115,16 @@ def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[st
             progress=progress,
         )
     return report, text_lines(report)
+
+
+def _on_world(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
+    from pellucid.evaluate.world import world_report
+    from pellucid.show.eval_terminal import exam_lines, text_lines
+
+    windows = {name: getattr(arguments, name) for name in ("limit", "context", "stride", "batch")}
+    with progress_bar("tokens", quiet=arguments.json) as progress:
+        report = world_report(load_model(arguments), progress=progress, **windows)
+    return report, [*text_lines(report), *exam_lines(report)]
 
 
 def _on_labels(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:

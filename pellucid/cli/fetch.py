@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pellucid.cli.common import print_json
+from pellucid.cli.arguments import add_shared
+from pellucid.cli.output import print_json
 
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,9 +13,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "repository", metavar="OWNER/NAME", help="model to download, as the Hub names it"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object (default: the model's folder)"
-    )
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def fetch(arguments: argparse.Namespace) -> None:

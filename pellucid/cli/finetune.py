@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pellucid.cli.common import console, print_json
+from pellucid.cli.arguments import MODEL_HELP, add_run_arguments, add_shared
 from pellucid.cli.flags import add_flags, given
+from pellucid.cli.output import console, print_json
 
 
 def finetune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,22 +17,11 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="model to fine-tune: a folder, owner/name on the Hub, or a demo (default demo)",
+        help=f"model to fine-tune: {MODEL_HELP} (default: demo)",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="OUT", required=True, help="folder that the run is written to"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run from its last checkpoint, OUT/last, bit for bit",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the run that OUT holds already"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print a summary as one JSON object, no progress"
-    )
+    group = parser.add_argument_group("run")
+    add_run_arguments(group)
+    add_shared(group, "--json")
     add_flags(parser, FinetuneSettings)
 
 

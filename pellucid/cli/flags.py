@@ -24,11 +24,14 @@ def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
         if row.kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif row.kind is list:
-            options |= {"nargs": "+", "metavar": row.metavar, "action": "extend"}
+            options |= {"nargs": "+", "metavar": row.metavar or "PATH", "action": "extend"}
         elif row.choices:
             options["choices"] = row.choices
         else:
-            options |= {"type": row.kind, "metavar": "TEXT" if row.kind is str else "N"}
+            options |= {
+                "type": row.kind,
+                "metavar": (row.metavar or "TEXT") if row.kind is str else "N",
+            }
         groups[row.group].add_argument(row.flag, **options)
 
 

@@ -7,8 +7,9 @@ import secrets
 import sys
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
-from pellucid.cli.writing import ENGINES, add_writing_arguments, sampling, write_text
+from pellucid.cli.arguments import ENGINES, add_model_arguments, add_shared, load_model, read_prompt
+from pellucid.cli.output import console, print_json, write_text
+from pellucid.cli.writing import add_writing_arguments, sampling
 
 if TYPE_CHECKING:
     from pellucid.generate import Completion
@@ -24,19 +25,15 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
         help="text to continue, - to read it from standard input; several prompts are continued in "
         "one batch (default: begin a new text)",
     )
-    parser.add_argument(
-        "--no-bos",
-        action="store_true",
-        help="do not put the token that begins a text before the prompt",
-    )
+    add_shared(parser, "--no-bos")
     parser.add_argument(
         "--specials",
         action="store_true",
         help="read <|…|> in the prompt as special tokens (default: as ordinary text)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
     add_writing_arguments(parser, "128, or what is left of the model's context")
     add_model_arguments(parser)
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def generate(arguments: argparse.Namespace) -> None:

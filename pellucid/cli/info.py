@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from pellucid.cli.common import add_shape_argument, console, print_json
+from pellucid.cli.arguments import add_shape_argument, add_shared
+from pellucid.cli.output import console, print_json
 from pellucid.cli.streams import can_encode
 from pellucid.files import check_output, write_whole
 
@@ -20,14 +21,14 @@ def info_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="count KV cache and FLOPs for N tokens (default: the model's whole context)",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--svg", type=Path, metavar="FILE", help="also draw the model's structure, as an SVG file"
     )
-    parser.add_argument(
+    group.add_argument(
         "--no-diagram", action="store_true", help="print the numbers without the diagram"
     )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
+    add_shared(group, "--json", "--force")
 
 
 def info(arguments: argparse.Namespace) -> None:

@@ -4,79 +4,38 @@ from __future__ import annotations
 
 import argparse
 
-from pellucid.cli.common import add_shape_argument, console, print_json
+from pellucid.cli.arguments import add_shape_argument, add_shared, add_value
+from pellucid.cli.output import console, print_json
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL, the cards and the work."""
     add_shape_argument(parser)
-    parser.add_argument(
-        "--cards",
-        type=int,
-        default=8,
-        metavar="N",
-        help="cards, one rank each (default 8)",
-    )
-    parser.add_argument(
-        "--gib", type=float, default=80, metavar="G", help="memory of one card in GiB (default 80)"
-    )
-    parser.add_argument(
-        "--context",
-        type=int,
-        metavar="T",
-        help="tokens in a row (default: the model's context, at most 2048)",
-    )
-    parser.add_argument(
-        "--micro-batch",
-        type=int,
-        default=1,
-        metavar="B",
-        help="rows in one pass on one card (default 1)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=int,
-        metavar="B",
-        help="rows of an optimiser step on all cards (default: those of one pass)",
-    )
-    parser.add_argument(
-        "--tensor",
-        type=int,
-        metavar="T",
-        help="cards that share each matrix, tensor parallelism (default: the most of 2, 4 and 8 "
-        "that the model divides into)",
-    )
-    _add_pace(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
-
-
-def _add_pace(parser: argparse.ArgumentParser) -> None:
+    add_value(parser, "--cards", "N", "GPUs, one rank each", default=8)
+    add_value(parser, "--gib", "G", "memory of one GPU in GiB", kind=float, default=80)
+    longest = "the model's context, at most 2048"
+    add_value(parser, "--context", "T", "tokens in a row", otherwise=longest)
+    add_value(parser, "--micro-batch", "B", "rows in one pass on one GPU", default=1)
+    one_pass = "those of one pass"
+    add_value(parser, "--batch", "B", "rows of an optimiser step on all GPUs", otherwise=one_pass)
+    most = "the most of 2, 4 and 8 that the model divides into"
+    shared = "GPUs that share each matrix, tensor parallelism"
+    add_value(parser, "--tensor", "T", shared, otherwise=most)
     parser.add_argument(
         "--precision",
         choices=("bfloat16", "float32"),
         default="bfloat16",
-        help="data type of matrix products (default bfloat16); weights and optimiser stay float32",
+        help="data type of matrix products, while weights and optimiser stay float32 "
+        "(default: bfloat16)",
     )
-    parser.add_argument(
-        "--peak",
-        type=float,
-        default=989,
-        metavar="TFLOPS",
-        help="TFLOP/s of one card in that data type (default 989: an H100 in bfloat16)",
-    )
-    parser.add_argument(
-        "--mfu",
-        type=float,
-        default=0.4,
-        metavar="SHARE",
-        help="share of the peak that is reached, model FLOP utilisation (default 0.4)",
-    )
-    parser.add_argument(
-        "--tokens",
-        type=float,
-        metavar="N",
-        help="tokens to train on (default: 20 per parameter)",
-    )
+    peak = "TFLOP/s of one GPU in the type of --precision"
+    h100 = ": an H100 in bfloat16"
+    add_value(parser, "--peak", "TFLOPS", peak, kind=float, default=989, otherwise=h100)
+    reached = "share of the peak that is reached, model FLOP utilisation"
+    add_value(parser, "--mfu", "SHARE", reached, kind=float, default=0.4)
+    per_parameter = "20 per parameter"
+    add_value(parser, "--tokens", "N", "tokens to train on", kind=float, otherwise=per_parameter)
+    add_shared(parser.add_argument_group("output"), "--json")
 
 
 def plan(arguments: argparse.Namespace) -> None:

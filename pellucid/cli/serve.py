@@ -5,30 +5,32 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.common import DTYPES, MODEL_HELP
-from pellucid.cli.writing import ENGINES
+from pellucid.cli.arguments import ENGINES, MODEL_HELP, add_shared
+from pellucid.cli.types import byte_size
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL …, where to listen and who may enter."""
+    """MODEL …, where to listen and which requests to accept."""
     parser.add_argument(
         "models", nargs="*", default=["demo"], metavar="MODEL",
-        help=f"models to serve, and no others: {MODEL_HELP} (default demo)",
+        help=f"models to serve, and no others: {MODEL_HELP} (default: demo)",
     )  # fmt: skip
-    door = parser.add_argument_group("door")
+    door = parser.add_argument_group("server")
     door.add_argument(
         "--host", default="127.0.0.1",
-        help="address to listen on (default 127.0.0.1: this machine only)",
+        help="address to listen on (default: 127.0.0.1: this machine only)",
     )  # fmt: skip
     door.add_argument(
         "--open", action="store_true", help="open the explorer in this machine's browser"
     )
-    door.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    door.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     door.add_argument(
         "--api-key", metavar="KEY", help="key that requests must carry as Authorization: Bearer KEY"
     )
     door.add_argument(
-        "--insecure", action="store_true", help="let everyone in on a --host that others can reach"
+        "--insecure",
+        action="store_true",
+        help="accept requests without a key on a --host that other machines can reach",
     )
     door.add_argument(
         "--allow-origin", action="append", default=[], metavar="URL",
@@ -36,15 +38,11 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "given several times (default: none)",
     )  # fmt: skip
     model = parser.add_argument_group("model")
+    add_shared(model, "--dtype", "--device", "--engine")
     model.add_argument(
-        "--dtype", choices=DTYPES, help="data type to compute in (default: that of the weights)"
-    )
-    model.add_argument(
-        "--device", default="cpu", help="device to compute on: cpu, cuda, cuda:1 … (default cpu)"
-    )
-    model.add_argument(
-        "--engine", choices=tuple(ENGINES), default="auto",
-        help="how to decode: plain (PyTorch), fast (in C), or auto: in C where that can be done",
+        "--memory", type=byte_size, default="1G", metavar="SIZE",
+        help="how much the explorer's runs may hold, such as 500M or 4G; what is dropped is "
+        "computed again (default: 1G)",
     )  # fmt: skip
 
 
@@ -64,6 +62,7 @@ def serve(arguments: argparse.Namespace) -> None:
         origins=arguments.allow_origin,
         fast=ENGINES[arguments.engine],
         show=arguments.open,
+        memory=arguments.memory,
         report=report,
         dtype=arguments.dtype,
         device=arguments.device,

@@ -40,7 +40,7 @@ def prepare_streams() -> None:
 
 
 def abandon_output() -> None:
-    """Point standard output at the null device: its reader has left, or its disk is full."""
+    """Point standard output at the null device: its pipe is closed, or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

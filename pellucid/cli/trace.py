@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
-from pellucid.cli.common import add_model_arguments, console, load_model, print_json, read_prompt
+from pellucid.cli.arguments import add_model_arguments, add_shared, load_model, read_prompt
+from pellucid.cli.output import print_report
 from pellucid.files import check_output
 
 
@@ -36,18 +38,19 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="after the prompt, generate N tokens and trace each decoding step too (default 0)",
+        help="after the prompt, generate N tokens and trace each decoding step too (default: 0)",
     )
-    parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
-    parser.add_argument(
+    add_model_arguments(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--all", action="store_true", help="list every tensor, not one line for all layers"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no text")
-    add_model_arguments(parser)
+    add_shared(group, "--json", "--force")
 
 
 def trace(arguments: argparse.Namespace) -> None:
     """Record a run into a trace file and list what is in it."""
+    from pellucid.models.finite import is_finite, why_not_finite
     from pellucid.show.trace_terminal import listing, trace_as_json
 
     target = arguments.output
@@ -57,17 +60,15 @@ def trace(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise ValueError("the prompt is empty: give some text")
-    recorded = load_model(arguments).trace(
-        prompt, only=arguments.only or "*", generate=arguments.generate
-    )
+    model = load_model(arguments)
+    recorded = model.trace(prompt, only=arguments.only or "*", generate=arguments.generate)
     if not recorded:
         globs = ", ".join(arguments.only or "*")
         raise ValueError(
             f"no tensor of this run is called {globs}: names look like layers.0.attn.q or logits"
         )
+    if "logits" in recorded and not is_finite(recorded["logits"]):
+        warnings.warn(f"the logits are not numbers: {why_not_finite(model.model)}", stacklevel=1)
     recorded.save(target)
-    if arguments.json:
-        print_json(trace_as_json(recorded, target))
-    else:
-        for line in listing(recorded, target, every=arguments.all):
-            console().print(line, markup=False, soft_wrap=True)
+    report, lines = trace_as_json(recorded, target), listing(recorded, target, every=arguments.all)
+    print_report(report, lines, as_json=arguments.json)

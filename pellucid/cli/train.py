@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import console, print_json, progress_bar
+from pellucid.cli.arguments import add_run_arguments, add_shared
 from pellucid.cli.flags import add_flags, given
+from pellucid.cli.output import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from pellucid.show.training_terminal import Display
-    from pellucid.train.entry import Request
+    from pellucid.train.entry import RunRequest
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +22,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
     from pellucid.train.settings import TrainSettings
 
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--out", type=Path, metavar="RUN", required=True, help="folder that the run is written to"
-    )
+    add_run_arguments(group)
     group.add_argument(
         "--preset", metavar="NAME", help="shipped recipe to begin from: book-gpt2, stories-15m …"
     )
@@ -31,21 +30,11 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FILE", help="TOML file of settings, which flags override"
     )
     group.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run from its last checkpoint, RUN/last, bit for bit",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace the run that RUN holds already"
-    )
-    group.add_argument(
         "--tokenise-only",
         action="store_true",
         help="write RUN/tokens and end; a later run reads the tokens from there",
     )
-    group.add_argument(
-        "--json", action="store_true", help="print a summary as one JSON object, no progress"
-    )
+    add_shared(group, "--json")
     add_flags(parser, TrainSettings)
 
 
@@ -68,7 +57,7 @@ def _display(arguments: argparse.Namespace) -> Display:
     return Display(console(stderr=quiet), quiet=quiet, work_bar=partial(progress_bar, quiet=quiet))
 
 
-def _request(arguments: argparse.Namespace) -> Request:
+def _request(arguments: argparse.Namespace) -> RunRequest:
     """What the arguments ask for; of several ranks only the first says what is wrong with it."""
     from pellucid.cli import USER_ERRORS
     from pellucid.train.entry import request

@@ -8,6 +8,11 @@ import re
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
+def words(text: str) -> tuple[str, ...]:
+    """``"a,b"`` -> ("a", "b")."""
+    return tuple(text.split(","))
+
+
 def token_rows(text: str) -> list[list[int]]:
     """``"1,2,3;4,5"`` -> [[1, 2, 3], [4, 5]]."""
     try:

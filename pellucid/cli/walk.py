@@ -8,13 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pellucid.cli.common import (
-    add_model_arguments,
-    add_output_arguments,
-    console,
-    print_json,
-    read_prompt,
-)
+from pellucid.cli.arguments import add_model_arguments, add_page_argument, add_shared, read_prompt
+from pellucid.cli.output import console, print_json
 from pellucid.files import check_output
 
 if TYPE_CHECKING:
@@ -34,10 +29,14 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("what is shown in full")
     group.add_argument(
-        "--layer", type=int, default=0, metavar="N", help="show layer N in full (default 0)"
+        "--layer", type=int, default=0, metavar="N", help="show layer N in full (default: 0)"
     )
     group.add_argument(
-        "--head", type=int, default=0, metavar="N", help="show attention head N in full (default 0)"
+        "--head",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show attention head N in full (default: 0)",
     )
     group.add_argument("--all", action="store_true", help="show every head of every layer")
     group.add_argument(
@@ -45,17 +44,14 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show under each step the lines of `pellucid code` that compute it",
     )
-    group.add_argument(
-        "--no-bos",
-        action="store_true",
-        help="do not put the token that begins a text before the prompt",
-    )
+    add_shared(parser, "--no-bos")
+    add_model_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--plots", type=Path, metavar="DIR", help="also draw the steps, as PNG files in DIR"
     )
-    add_output_arguments(group, "the walk")
-    add_model_arguments(parser)
+    add_page_argument(group, "the walk")
+    add_shared(group, "--json", "--force")
 
 
 def walk(arguments: argparse.Namespace) -> None:

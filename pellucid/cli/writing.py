@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
+
+from pellucid.cli.arguments import add_shared, add_value
 
 if TYPE_CHECKING:
     from pellucid.generate import Sampling
-
-ENGINES = {"auto": None, "fast": True, "plain": False}  # --engine -> `fast`
 
 
 def add_writing_arguments(parser: argparse.ArgumentParser, default_length: str) -> None:
@@ -36,60 +35,23 @@ def add_writing_arguments(parser: argparse.ArgumentParser, default_length: str) 
         "does",
     )
     _add_sampling_arguments(parser.add_argument_group("sampling"))
-    parser.add_argument_group("engine").add_argument(
-        "--engine",
-        choices=tuple(ENGINES),
-        default="auto",
-        help="plain: the model's own PyTorch code; fast: decoding in C, or as CUDA graphs on a "
-        "GPU; auto: fast on a CPU once the C code is compiled (default auto)",
-    )
+    add_shared(parser.add_argument_group("engine"), "--engine")
 
 
 def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        metavar="T",
-        help="divide the logits by T; 0: always take the likeliest token (default 0.8)",
-    )
-    group.add_argument(
-        "--top-k",
-        type=int,
-        default=0,
-        metavar="K",
-        help="draw from the K likeliest tokens only (default 0: from all)",
-    )
-    group.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="draw from the fewest likeliest tokens whose probabilities add up to P (default 1: "
-        "from all)",
-    )
-    group.add_argument(
-        "--min-p",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="draw from tokens that are at least P times as likely as the likeliest one (default "
-        "0: from all)",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="with R above 1, make tokens that occurred before less likely (default 1)",
-    )
-    group.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        help="seed of the random draws: the same seed gives the same text (default: another each "
-        "time)",
-    )
+    likeliest = "divide the logits by T; 0: always take the likeliest token"
+    add_value(group, "--temperature", "T", likeliest, kind=float, default=0.8)
+    from_all = ": from all"
+    most = "draw from the K likeliest tokens only"
+    add_value(group, "--top-k", "K", most, default=0, otherwise=from_all)
+    fewest = "draw from the fewest likeliest tokens whose probabilities add up to P"
+    add_value(group, "--top-p", "P", fewest, kind=float, default=1.0, otherwise=from_all)
+    least = "draw from tokens that are at least P times as likely as the likeliest one"
+    add_value(group, "--min-p", "P", least, kind=float, default=0.0, otherwise=from_all)
+    rarer = "with R above 1, make tokens that occurred before less likely"
+    add_value(group, "--repetition-penalty", "R", rarer, kind=float, default=1.0)
+    seed = "seed of the random draws: the same seed gives the same text"
+    add_value(group, "--seed", "N", seed, otherwise="another each time")
 
 
 def sampling(arguments: argparse.Namespace) -> Sampling:
@@ -103,9 +65,3 @@ def sampling(arguments: argparse.Namespace) -> Sampling:
         min_p=arguments.min_p,
         repetition_penalty=arguments.repetition_penalty,
     )
-
-
-def write_text(text: str) -> None:
-    """Text on standard output, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()

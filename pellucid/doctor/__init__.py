@@ -11,6 +11,6 @@ Each check compares with something independent of what it examines: Python's who
 float64, float64 for everything narrower, bits for conversions.
 """
 
-from pellucid.doctor.report import Report, examine_machine
+from pellucid.doctor.report import MachineReport, examine_machine
 
-__all__ = ["Report", "examine_machine"]
+__all__ = ["MachineReport", "examine_machine"]

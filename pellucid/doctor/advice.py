@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pellucid.doctor.arithmetic import numbers
-from pellucid.doctor.check import Check
+from pellucid.doctor.check import MachineCheck
 from pellucid.system import cores
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -30,7 +30,9 @@ def measure() -> dict[str, float]:
     return rates
 
 
-def advise(checks: list[Check], machine: dict[str, Any], rates: dict[str, float]) -> list[str]:
+def advise(
+    checks: list[MachineCheck], machine: dict[str, Any], rates: dict[str, float]
+) -> list[str]:
     """Sentences, each with the cause and what to do."""
     state = {check.name: check.state for check in checks}
     said = []

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pellucid.doctor.check import Check, compared
+from pellucid.doctor.check import MachineCheck, compared
 
 # Rows, inner size, columns: whole tiles of kernels, what is left over beside them, one row.
 SHAPES = ((1, 640, 96), (17, 33, 65), (128, 256, 192), (3, 1000, 50))
@@ -34,7 +34,7 @@ def rounding(a: Tensor, b: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
     return sums + (2 * _HALF[dtype] * exact.abs() if dtype != torch.float32 else 0)
 
 
-def whole_numbers() -> Check:
+def whole_numbers() -> MachineCheck:
     """float64 products of whole numbers, which are exact, against Python's own."""
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randint(-(2**20), 2**20, (9, 40), generator=generator) for _ in "ab")
@@ -43,7 +43,7 @@ def whole_numbers() -> Check:
     return compared("products, float64", [(computed, exact, torch.zeros(()))])
 
 
-def products(dtype: torch.dtype, device: str) -> Check:
+def products(dtype: torch.dtype, device: str) -> MachineCheck:
     """Products of matrices of `dtype` on a device against float64."""
     pairs = []
     for rows, inner, columns in SHAPES:
@@ -56,7 +56,7 @@ def products(dtype: torch.dtype, device: str) -> Check:
     return compared(_named("products", dtype, device), pairs)
 
 
-def attention(dtype: torch.dtype, device: str) -> Check:
+def attention(dtype: torch.dtype, device: str) -> MachineCheck:
     """PyTorch's attention kernel, causal, with fewer heads of keys, against the formula."""
     q, k, v = (numbers(2, heads, 70, 32, seed=heads, dtype=dtype) for heads in (6, 2, 3))
     v = v[:, :2]
@@ -79,7 +79,7 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (shares / shares.sum(-1, keepdim=True)) @ v
 
 
-def gradients(device: str) -> Check:
+def gradients(device: str) -> MachineCheck:
     """Gradients of a layer with SiLU and RMSNorm in float32 against float64."""
     found = {}
     for dtype in (torch.float32, torch.float64):
@@ -96,7 +96,7 @@ def gradients(device: str) -> Check:
     return compared(_named("gradients", torch.float32, device), pairs)
 
 
-def bfloat16_bits(device: str) -> Check:
+def bfloat16_bits(device: str) -> MachineCheck:
     """Every bfloat16 read and written again, and float32 rounded to the nearest, ties to even.
 
     The right bits are computed with whole numbers: bfloat16 is the upper half of a float32.
@@ -116,11 +116,13 @@ def bfloat16_bits(device: str) -> Check:
     wrong = int((written != rounded).sum()) + int((read[~nan] != (high << 16)[~nan]).sum())
     name = "bfloat16, every value" + ("" if device == "cpu" else f", {device}")
     if wrong:
-        return Check(name, "wrong", f"{wrong:,} of {len(written) + len(read):,} are other bits")
-    return Check(name, "right", f"{len(written) + len(read):,} conversions, bit for bit")
+        return MachineCheck(
+            name, "wrong", f"{wrong:,} of {len(written) + len(read):,} are other bits"
+        )
+    return MachineCheck(name, "right", f"{len(written) + len(read):,} conversions, bit for bit")
 
 
-def threads_agree(threads: int) -> Check:
+def threads_agree(threads: int) -> MachineCheck:
     """A large product with one thread and with all: both within rounding of float64."""
     a, b = numbers(96, 512, seed=8), numbers(512, 2048, seed=9)
     exact = a.double() @ b.double()
@@ -134,19 +136,19 @@ def threads_agree(threads: int) -> Check:
     return compared(f"products with 1 and {threads} threads", pairs)
 
 
-def kernels() -> list[Check]:
+def kernels() -> list[MachineCheck]:
     """The C decoder's products in every type it reads, and one whole step, against float64."""
     from pellucid.generate import native
 
     try:
         made = native.library()
     except native.NotBuilt as problem:
-        return [Check("C kernels", "note", f"not there: {problem}")]
+        return [MachineCheck("C kernels", "note", f"not there: {problem}")]
     name = made.pellucid_instructions().decode()
     return [_kernel_products(made, name), _kernel_step(made, name)]
 
 
-def _kernel_products(made: ctypes.CDLL, name: str) -> Check:
+def _kernel_products(made: ctypes.CDLL, name: str) -> MachineCheck:
     from pellucid.generate.native.decoder import multiply
     from pellucid.models.quantised import QuantisedLinear
 
@@ -170,9 +172,9 @@ def _kernel_products(made: ctypes.CDLL, name: str) -> Check:
     return compared(f"C kernels, {name}: products", pairs)
 
 
-def _kernel_step(made: ctypes.CDLL, name: str) -> Check:
+def _kernel_step(made: ctypes.CDLL, name: str) -> MachineCheck:
     """Logits of one decoding step after a prompt, the same model's in float64 beside them."""
-    from pellucid.generate.native import Decoder
+    from pellucid.generate.native import NativeDecoder
     from pellucid.models import Cache, ModelConfig, build
 
     config = ModelConfig(
@@ -188,7 +190,7 @@ def _kernel_step(made: ctypes.CDLL, name: str) -> Check:
     cache = Cache(config.n_layers)
     model(tokens[:, :-1], cache=cache)
     cache.reserve(32)
-    decoder = Decoder(made, model, length=32, threads=2)
+    decoder = NativeDecoder(made, model, length=32, threads=2)
     try:
         computed = decoder.step([tokens[0, -1:].tolist()], cache)
     finally:
@@ -198,7 +200,7 @@ def _kernel_step(made: ctypes.CDLL, name: str) -> Check:
     return compared(f"C kernels, {name}: a decoding step", [(computed, exact, allowed)])
 
 
-def timed(check: Callable[[], Check]) -> Check:
+def timed(check: Callable[[], MachineCheck]) -> MachineCheck:
     """A check with the seconds it took; what raises is wrong, and says what was raised."""
     import time
 

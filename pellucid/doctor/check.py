@@ -12,7 +12,7 @@ State = Literal["right", "wrong", "note", "absent"]
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     """What was examined and what was found.
 
     state    right; wrong: results cannot be relied on; note: slower or less than it could be;
@@ -28,7 +28,7 @@ class Check:
     seconds: float = 0.0
 
 
-def compared(name: str, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Check:
+def compared(name: str, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> MachineCheck:
     """A check of numbers: each pair is what was computed, the exact values, the error allowed.
 
     What is not finite is wrong, whatever is allowed.
@@ -38,5 +38,9 @@ def compared(name: str, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Check:
         share = (computed.double().cpu() - exact).abs() / (allowed.double() + 1e-300)
         worst = max(worst, float(torch.nan_to_num(share, nan=torch.inf).max()))
     if worst <= 1:
-        return Check(name, "right", f"{worst:.0%} of the rounding error that is allowed", worst)
-    return Check(name, "wrong", f"{worst:.3g} times the rounding error that is allowed", worst)
+        return MachineCheck(
+            name, "right", f"{worst:.0%} of the rounding error that is allowed", worst
+        )
+    return MachineCheck(
+        name, "wrong", f"{worst:.3g} times the rounding error that is allowed", worst
+    )

@@ -15,7 +15,7 @@ import torch
 
 from pellucid.bench.machine import describe, total_memory
 from pellucid.devices import free_memory
-from pellucid.doctor.check import Check
+from pellucid.doctor.check import MachineCheck
 from pellucid.system import cores
 
 _WRITTEN = 64 << 20  # bytes of memory and of disk that are written and read again
@@ -24,20 +24,20 @@ _PACKAGE = re.compile(r"[A-Za-z0-9_.-]+")
 _BOUND = re.compile(r"(>=|<)([0-9.]+)")
 
 
-def threads() -> Check:
+def threads() -> MachineCheck:
     """PyTorch's threads against the cores that this process may use."""
     used, able = torch.get_num_threads(), cores()
     found = f"{used} of PyTorch, {able} cores to use, {os.cpu_count()} in the machine"
-    return Check("threads", "note" if used > able else "right", found)
+    return MachineCheck("threads", "note" if used > able else "right", found)
 
 
-def compiler() -> Check:
+def compiler() -> MachineCheck:
     """The C compiler that the decoding step is compiled with."""
     said = describe()["compiler"]
-    return Check("C compiler", "right" if said else "note", said or "none: cc is not found")
+    return MachineCheck("C compiler", "right" if said else "note", said or "none: cc is not found")
 
 
-def memory() -> Check:
+def memory() -> MachineCheck:
     """Numbers written into memory and read again; how much is free."""
     free, total = free_memory(torch.device("cpu")), total_memory()
     count = min(_WRITTEN, free // 8) // 8
@@ -46,11 +46,11 @@ def memory() -> Check:
     wrong = int((again != written).sum()) + int((again ^ (again - written) != written).sum())
     found = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if wrong:
-        return Check("memory", "wrong", f"{wrong:,} numbers were read as others; {found}")
-    return Check("memory", "note" if free < _LITTLE else "right", found)
+        return MachineCheck("memory", "wrong", f"{wrong:,} numbers were read as others; {found}")
+    return MachineCheck("memory", "note" if free < _LITTLE else "right", found)
 
 
-def disk() -> Check:
+def disk() -> MachineCheck:
     """A file written to the folder of temporary files and read again; how much is free."""
     folder = Path(tempfile.gettempdir())
     block = os.urandom(1 << 20)
@@ -69,24 +69,26 @@ def disk() -> Check:
             same = hashlib.file_digest(file, "sha256").digest() == digest.digest()
         seconds = time.perf_counter() - begin
     except OSError as error:
-        return Check("disk", "wrong", f"{folder} cannot be written: {error}")
+        return MachineCheck("disk", "wrong", f"{folder} cannot be written: {error}")
     if not same:
-        return Check("disk", "wrong", f"a file in {folder} was read as another than was written")
+        return MachineCheck(
+            "disk", "wrong", f"a file in {folder} was read as another than was written"
+        )
     found = f"{free / 2**30:.1f} GiB free in {folder}"
-    return Check("disk", "note" if free < _LITTLE else "right", found, seconds=seconds)
+    return MachineCheck("disk", "note" if free < _LITTLE else "right", found, seconds=seconds)
 
 
-def gpu() -> Check:
+def gpu() -> MachineCheck:
     """The GPUs that PyTorch can use."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
-        return Check("GPU", "right", "; ".join(names))
+        return MachineCheck("GPU", "right", "; ".join(names))
     if shutil.which("nvidia-smi"):
-        return Check("GPU", "note", "there is a driver, but this PyTorch cannot use it")
-    return Check("GPU", "absent", "none")
+        return MachineCheck("GPU", "note", "there is a driver, but this PyTorch cannot use it")
+    return MachineCheck("GPU", "absent", "none")
 
 
-def packages() -> tuple[Check, dict[str, str | None]]:
+def packages() -> tuple[MachineCheck, dict[str, str | None]]:
     """Installed versions of what Pellucid needs, against the bounds that it states."""
     try:
         needed = [line for line in metadata.requires("pellucid") or [] if "extra" not in line]
@@ -105,8 +107,8 @@ def packages() -> tuple[Check, dict[str, str | None]]:
         if not version or not all(_within(version, *bound) for bound in _BOUND.findall(line)):
             wrong.append(f"{line.strip()}, found {version or 'none'}")
     if wrong:
-        return Check("packages", "wrong", f"needed: {'; '.join(wrong)}"), found
-    return Check("packages", "right", f"{len(found)} packages, as needed"), found
+        return MachineCheck("packages", "wrong", f"needed: {'; '.join(wrong)}"), found
+    return MachineCheck("packages", "right", f"{len(found)} packages, as needed"), found
 
 
 def _within(version: str, sign: str, bound: str) -> bool:

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 from pellucid.doctor import advice, arithmetic, machine
-from pellucid.doctor.check import Check
+from pellucid.doctor.check import MachineCheck
 
 
 @dataclass(frozen=True)
-class Report:
+class MachineReport:
     """Everything that was examined.
 
-    checks    in order, see `Check`
+    checks    in order, see `MachineCheck`
     advice    what would be faster with what
     rates     FLOP/s of products, bytes/s of reading memory
     machine   processor, cores, memory, system, compiler (as `pellucid bench` states them)
     versions  of the packages that Pellucid needs; None where one is missing
     """
 
-    checks: list[Check]
+    checks: list[MachineCheck]
     advice: list[str]
     rates: dict[str, float]
     machine: dict[str, Any]
@@ -40,29 +40,32 @@ class Report:
         return {"right": self.right, **asdict(self)}
 
 
-def examine_machine(progress: Callable[[str], None] = lambda name: None) -> Report:
+def examine_machine(progress: Callable[[str], None] = lambda name: None) -> MachineReport:
     """Examine this machine: a few seconds, more where the decoder in C has yet to be compiled.
 
-    `progress` is told what is examined next. Nothing is raised for what is wrong: a check that
-    fails says so, and the others go on.
+    progress  called with the name of each check before it runs
+
+    A check that fails is reported as wrong and raises nothing; the others still run.
     """
-    checks: list[Check] = []
+    checks: list[MachineCheck] = []
     versions: dict[str, str | None] = {}
     for name, look in _looks(versions):
         progress(name)
         checks += _safely(name, look)
     progress("rates")
     about, rates = machine.describe(), advice.measure()
-    return Report(checks, advice.advise(checks, about, rates), rates, about, versions)
+    return MachineReport(checks, advice.advise(checks, about, rates), rates, about, versions)
 
 
-def _looks(versions: dict[str, str | None]) -> Iterator[tuple[str, Callable[[], list[Check]]]]:
-    def packages() -> list[Check]:
+def _looks(
+    versions: dict[str, str | None],
+) -> Iterator[tuple[str, Callable[[], list[MachineCheck]]]]:
+    def packages() -> list[MachineCheck]:
         check, found = machine.packages()
         versions.update(found)
         return [check]
 
-    def one(look: Callable[[], Check]) -> Callable[[], list[Check]]:
+    def one(look: Callable[[], MachineCheck]) -> Callable[[], list[MachineCheck]]:
         return lambda: [arithmetic.timed(look)]
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -81,9 +84,9 @@ def _looks(versions: dict[str, str | None]) -> Iterator[tuple[str, Callable[[], 
     yield "packages", packages
 
 
-def _safely(name: str, look: Callable[[], list[Check]]) -> list[Check]:
+def _safely(name: str, look: Callable[[], list[MachineCheck]]) -> list[MachineCheck]:
     try:
         return look()
     except Exception as error:  # a machine that is ill fails in any way; it is said, and we go on
         told = " ".join(str(error).split())[:300]
-        return [Check(name, "wrong", f"{type(error).__name__}: {told}")]
+        return [MachineCheck(name, "wrong", f"{type(error).__name__}: {told}")]

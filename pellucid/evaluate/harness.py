@@ -118,8 +118,8 @@ class Answers:
         """What follows each (prompt, options) up to one of the strings ``options["until"]``.
 
         Greedy unless the options ask for a temperature. A prompt is never cut to make room for
-        the answer: the answer gets what the context leaves, and a warning says how often. Of a
-        prompt that fills the context alone its begin token and its last tokens are read.
+        the answer: the answer gets what the context leaves, and a warning says how often. A prompt
+        longer than the context is cut to its begin token and its last tokens.
         Raises ValueError for an option that is not known.
         """
         groups: dict[str, list[int]] = {}

@@ -15,11 +15,12 @@ import torch
 
 from pellucid import checkpoints, tokenizers
 from pellucid.evaluate import compare_models
+from pellucid.files import check_ordinary
 from pellucid.models import Model
 from pellucid.models.quantised import GROUP, Format
 from pellucid.models.quantised import quantise as quantise_model
 from pellucid.train import held_out_windows
-from pellucid.train.documents import decoded
+from pellucid.train.data.documents import decoded
 
 __all__ = ["Cost", "Format", "Quantisation", "quantisation_cost", "quantise", "quantise_checkpoint"]
 
@@ -127,5 +128,6 @@ def _tokens(checkpoint: checkpoints.Checkpoint, text: Sequence[str | Path]) -> l
     tokenizer = tokenizers.load(checkpoint.folder)
     tokens: list[int] = []
     for path in map(Path, text):
+        check_ordinary(path)
         tokens += tokenizer.encode(decoded(path.read_bytes(), path), bos=tokenizer.adds_bos)
     return tokens

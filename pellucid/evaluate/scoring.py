@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.evaluate.windows import Rows
+from pellucid.evaluate.windows import WindowRows
 from pellucid.models import Model
 from pellucid.models.finite import why_not_finite
 
@@ -44,7 +44,7 @@ def logits_alike(model: Model, hidden: Tensor) -> Iterator[Tensor]:
         yield wide_logits(model, filled)[: len(some)]
 
 
-def score_rows(model: Model, rows: Rows, *, alike: bool = False) -> tuple[Tensor, Tensor]:
+def score_rows(model: Model, rows: WindowRows, *, alike: bool = False) -> tuple[Tensor, Tensor]:
     """Of each scored target, row by row: −ln p in nats, and whether it was the likeliest; (N).
 
     alike  by `logits_alike`, for scores that must not depend on what else is asked for

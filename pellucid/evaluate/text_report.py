@@ -17,8 +17,8 @@ import torch
 
 from pellucid.evaluate.agreement import compare_models
 from pellucid.evaluate.text import Report, encode_texts, evaluate_texts
-from pellucid.train import Layout, held_out_windows, hold_out, read_documents, stdlib_documents
-from pellucid.train.documents import note_spelt_specials
+from pellucid.train import TextFormat, held_out_windows, hold_out, read_documents, stdlib_documents
+from pellucid.train.data.documents import note_spelt_specials
 
 if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel
@@ -27,7 +27,7 @@ LONGEST_DEFAULT = 2048  # tokens: a context of 131,072 is seldom meant, and cost
 
 
 def read_texts(
-    paths: Sequence[str | Path], *, layout: Layout | None = None, limit: int | None = None
+    paths: Sequence[str | Path], *, layout: TextFormat | None = None, limit: int | None = None
 ) -> list[str]:
     """The texts of files, of folders of files, and of the lines of JSON files.
 

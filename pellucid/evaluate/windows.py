@@ -34,7 +34,7 @@ class Window(NamedTuple):
     first: int
 
 
-class Rows(NamedTuple):
+class WindowRows(NamedTuple):
     """Windows side by side, B rows of T tokens, padded on the right where one is shorter.
 
     inputs, targets  (B, T) token ids, and the token after each
@@ -65,14 +65,14 @@ def sliding_windows(lengths: Sequence[int], context: int, stride: int) -> Iterat
 
 def batch_windows(
     texts: Sequence[Sequence[int]], windows: Iterable[Window], batch: int
-) -> Iterator[Rows]:
+) -> Iterator[WindowRows]:
     """Windows over `texts`, token ids each, `batch` of them at a time, longest first."""
     longest_first = sorted(windows, key=lambda window: window.start - window.stop)
     for begin in range(0, len(longest_first), batch):
         yield _rows(texts, longest_first[begin : begin + batch])
 
 
-def _rows(texts: Sequence[Sequence[int]], windows: Sequence[Window]) -> Rows:
+def _rows(texts: Sequence[Sequence[int]], windows: Sequence[Window]) -> WindowRows:
     shape = len(windows), windows[0].stop - windows[0].start
     inputs, targets = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     scored = torch.zeros(shape, dtype=torch.bool)
@@ -83,4 +83,4 @@ def _rows(texts: Sequence[Sequence[int]], windows: Sequence[Window]) -> Rows:
         inputs[row, :width], targets[row, :width] = ids[:-1], ids[1:]
         scored[row, first - start : width] = True
         places += [(text, place) for place in range(first + 1, stop + 1)]
-    return Rows(inputs, targets, scored, places)
+    return WindowRows(inputs, targets, scored, places)

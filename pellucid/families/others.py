@@ -1,4 +1,4 @@
-"""OLMo, Granite, Cohere, Ministral 3, StarCoder 2 and nanochat."""
+"""OLMo, Granite, Cohere, Ministral 3, StarCoder 2, Jais 2 and nanochat."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from pellucid.families.parts import (
     eps,
     factor,
     inverse,
+    norm_of_each_head,
     tied,
 )
 from pellucid.families.rope_keys import LayerRopes, Rope
@@ -171,7 +172,7 @@ COHERE = Family(
         tied(True),
         _ATTENTION_BIAS,
         _LOGIT_SCALE,
-        Only(values={"use_qk_norm": False}),  # a norm with weights of its own for each head
+        norm_of_each_head("use_qk_norm"),
     ),
     gguf=gguf_rows.COHERE,
 )
@@ -262,6 +263,24 @@ STARCODER2 = Family(
     gguf=gguf_rows.STARCODER2,
 )
 
+JAIS2 = Family(
+    model_type="jais2",
+    architecture="Jais2ForCausalLM",
+    source="models/jais2/modeling_jais2.py: Jais2MLP, Jais2DecoderLayer",
+    features={"norm": "layer", "norm_bias": True, "gated": False},
+    parts=(
+        Sizes(),
+        RELU2,
+        VOCABULARY,
+        context(8192),
+        eps(1e-5, "layer_norm_eps"),
+        Rope(),
+        tied(False),
+        Bias(key="attention_bias", products=("qkv", "o"), default=True),
+        Bias(key="mlp_bias", products=("mlp",), default=True),
+    ),
+)
+
 NANOCHAT = Family(
     model_type="nanochat",
     architecture="NanoChatForCausalLM",
@@ -298,5 +317,6 @@ ROWS = (
     COHERE2,
     MINISTRAL3,
     STARCODER2,
+    JAIS2,
     NANOCHAT,
 )

@@ -22,7 +22,7 @@ from pellucid.trace import Trace
 
 
 class FastSteps:
-    """Runs one-token steps of a generation in C, or says that it does not.
+    """Runs one-token steps of a generation in C; `step` gives None where it cannot.
 
     The library is compiled once per machine. Until it is there, and wherever it cannot run a model,
     steps stay with the model's own code, which gives the same logits up to rounding.
@@ -34,7 +34,7 @@ class FastSteps:
         ValueError where it is wanted and not possible, with the reason.
         """
         self._model, self._length = model, length
-        self._decoder: native.Decoder | None = None
+        self._decoder: native.NativeDecoder | None = None
         self._compiled: Any = None
         self._on_gpu, self._quantised = model.device.type == "cuda", is_quantised(model)
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
@@ -117,12 +117,12 @@ class FastSteps:
         self._settle(decoder, time.perf_counter() - begin)
         return found
 
-    def _ready_decoder(self) -> native.Decoder | None:
+    def _ready_decoder(self) -> native.NativeDecoder | None:
         if self._decoder is None and (made := native.building().ready()) is not None:
-            self._decoder = native.Decoder(made, self._model, length=self._length)
+            self._decoder = native.NativeDecoder(made, self._model, length=self._length)
         return self._decoder
 
-    def _settle(self, decoder: native.Decoder, seconds: float) -> None:
+    def _settle(self, decoder: native.NativeDecoder, seconds: float) -> None:
         """After a step that took so long: move matrices to large pages where it pays by now."""
         account, left = native.account(self._model), decoder.unsettled
         account.decoded(seconds)

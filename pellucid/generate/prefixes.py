@@ -24,7 +24,7 @@ class KeptCache:
         self.forget()
 
     def forget(self) -> None:
-        """Hold nothing."""
+        """Empty the cache."""
         self._cache: Cache | None = None
         self._tokens: Sequence[int] = ()  # the first `_length` of them are in the cache
         self._length = 0
@@ -41,7 +41,7 @@ class KeptCache:
     def hold(
         self, cache: Cache, tokens: Sequence[int], exact: int, logits: Tensor | None = None
     ) -> None:
-        """`cache` holds the first of `tokens`; said after a whole pass, not an interrupted one."""
+        """`cache` holds the first of `tokens`; called once a whole pass has ended."""
         self._cache, self._tokens, self._length = cache, tokens, cache.length
 
 

@@ -25,7 +25,7 @@ _WIDE = torch.float32  # of softmax, unless the dialect keeps it in x
 
 
 class Mask(NamedTuple):
-    """Who may look where: `allowed` (T, S) or (B, 1, T, S), True = may look.
+    """What each query may look at: `allowed` (T, S) or (B, 1, T, S), True = may look.
 
     `plain`: no padding and no window in sight, so that the fused kernel may use its own causal
     mask, or none for one row.

@@ -20,7 +20,7 @@ _GROUPS = {"embed": "embedding", "pos_embed": "embedding", "norm": "norm", "unem
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PartCount:
     """One module that holds parameters: its path, inside a block without ``layers.N.``."""
 
     path: str
@@ -45,7 +45,7 @@ class Group:
     """Parts that stand together, `repeats` times in a row: the blocks are one group."""
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[PartCount, ...]
     repeats: int = 1
 
     @property
@@ -120,7 +120,7 @@ class Census:
         """The group of the blocks."""
         return next(group for group in self.groups if group.name == BLOCKS)
 
-    def part(self, path: str) -> Part | None:
+    def part(self, path: str) -> PartCount | None:
         """The part with this path (``attn.q_proj``, ``embed``), None if the model has none."""
         parts = (part for group in self.groups for part in group.parts)
         return next((part for part in parts if part.path == path), None)
@@ -186,13 +186,13 @@ def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[Group]:
             yield Group(name=name, parts=tuple(_parts(members.items())))
 
 
-def _parts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[Part]:
+def _parts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[PartCount]:
     """Weight and bias of a module joined: paths ``attn.q_proj.weight``, ``attn.q_proj.bias``."""
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for path, shape in shapes:
         module, name = path.rsplit(".", 1)
         modules.setdefault(module, {})[name] = shape
-    return (Part(path=module, shapes=found) for module, found in modules.items())
+    return (PartCount(path=module, shapes=found) for module, found in modules.items())
 
 
 def check_tokens(config: Config, tokens: int) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pellucid.explore import Runs
+from pellucid.explore.runs import BUDGET
 from pellucid.language_model import LanguageModel, load
 from pellucid.serve.explorer import Explorer
 from pellucid.serve.fields import RequestError
@@ -29,12 +30,15 @@ from pellucid.serve.streams import as_request_error
 GET, POST = ["GET"], ["POST"]
 
 
-def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
+def build_app(engines: Sequence[Engine], rules: Rules | None = None, memory: int = BUDGET) -> Guard:
     """An ASGI application that serves these engines; it starts and stops their threads.
+
+    memory  bytes that the explorer's runs may hold together
 
     ValueError where a file of the page is missing.
     """
     rules, metrics, page = rules or Rules(), Metrics(), PageFiles()
+    runs = Runs({engine.name: engine.lm for engine in engines}, memory)
     routes = Routes({engine.name: engine for engine in engines}, rules, metrics)
     table: list[tuple[str, list[str], Handler]] = [
         ("/health", GET, routes.health),
@@ -50,7 +54,7 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/openapi.json", GET, Description(key=rules.key is not None).answer),
         ("/", GET, page.index),
         ("/page/{path:path}", GET, page.file),
-        *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),
+        *explorer_table(Explorer(routes.engines, rules, runs)),
     ]
 
     @asynccontextmanager

@@ -45,7 +45,7 @@ class Scale:
 
 
 def scale_of(values: np.ndarray) -> Scale:
-    """The scale of an array of any shape; infinities and NaN have no say."""
+    """The scale of an array of any shape; infinities and NaN are left out."""
     finite = values[np.isfinite(values)].astype(np.float64)
     if not finite.size:
         return Scale(limit=1.0, extreme=0.0, beyond=0, low=0.0)

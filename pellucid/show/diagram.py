@@ -16,13 +16,13 @@ from typing import Literal
 
 from pellucid import graph
 from pellucid.models import Config, RopeConfig
-from pellucid.models.census import Census, Part, census, check_tokens
+from pellucid.models.census import Census, PartCount, census, check_tokens
 
 Kind = Literal["input", "table", "norm", "linear", "operation"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class DiagramStep:
     """One box. `gives` is the leaf of the tensor that comes out of it, a row of `graph.ROWS`."""
 
     title: str
@@ -46,7 +46,7 @@ class Parallel:
     lanes: tuple[Node, ...]
 
 
-Node = Step | Series | Parallel
+Node = DiagramStep | Series | Parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,9 @@ class Structure:
     census: Census
     sizes: dict[str, str]
     shared: tuple[Shared, ...]
-    stem: tuple[Step | Branch, ...]
+    stem: tuple[DiagramStep | Branch, ...]
     block: tuple[Branch, ...]
-    tail: tuple[Step, ...]
+    tail: tuple[DiagramStep, ...]
     enters: str = "resid_pre"
 
     @property
@@ -129,7 +129,7 @@ class _Parts:
             leaf: sum(leaf in rows for rows in layers) for leaf in self.leaves - {*whole}
         }
 
-    def __getitem__(self, path: str) -> Part:
+    def __getitem__(self, path: str) -> PartCount:
         part = self.counted.part(path)
         assert part is not None, f"the model has no {path}"
         return part
@@ -138,13 +138,13 @@ class _Parts:
         """Whether some layer of the model, or the model, has a tensor of this name."""
         return leaf in self.leaves
 
-    def table(self, path: str) -> Step:
+    def table(self, path: str) -> DiagramStep:
         """An embedding: path and tensor have the same name."""
         part = self[path]
         facts = (f"table {part.written}",)
-        return Step(title=path, kind="table", gives=path, facts=facts, parameters=part.count)
+        return DiagramStep(title=path, kind="table", gives=path, facts=facts, parameters=part.count)
 
-    def norm(self, path: str, gives: str, *facts: str) -> Step:
+    def norm(self, path: str, gives: str, *facts: str) -> DiagramStep:
         part = self.counted.part(path)
         form = "RMSNorm" if self.config.norm == "rms" else "LayerNorm"
         form += f", eps {self.config.norm_eps:g}"
@@ -152,7 +152,7 @@ class _Parts:
             facts = ("no weight", *facts)
         elif self.config.norm_offset:
             facts = ("× (1 + weight)", *facts)
-        return Step(
+        return DiagramStep(
             title=path.removeprefix("attn."),
             kind="norm",
             gives=gives,
@@ -160,11 +160,11 @@ class _Parts:
             parameters=part.count if part else 0,
         )
 
-    def linear(self, path: str, gives: str, *facts: str) -> Step:
+    def linear(self, path: str, gives: str, *facts: str) -> DiagramStep:
         part = self[path]
         rows, columns = part.shapes["weight"]
         arrow = f"{columns:,} → {rows:,}" + (" + bias" if "bias" in part.shapes else "")
-        return Step(
+        return DiagramStep(
             title=path.rsplit(".", 1)[-1],
             kind="linear",
             gives=gives,
@@ -178,9 +178,11 @@ class _Parts:
         return "" if count == every else f"in {count} of {every} layers"
 
 
-def _operation(title: str, gives: str, *facts: str, parameters: int = 0) -> Step:
+def _operation(title: str, gives: str, *facts: str, parameters: int = 0) -> DiagramStep:
     facts = tuple(fact for fact in facts if fact)
-    return Step(title=title, kind="operation", gives=gives, facts=facts, parameters=parameters)
+    return DiagramStep(
+        title=title, kind="operation", gives=gives, facts=facts, parameters=parameters
+    )
 
 
 def _shared(config: Config) -> tuple[Shared, ...]:
@@ -211,11 +213,11 @@ def _of_rope(rope: RopeConfig) -> str:
     return f"theta {rope.theta:,.0f}, {scaling}"
 
 
-def _stem(parts: _Parts) -> tuple[Step | Branch, ...]:
+def _stem(parts: _Parts) -> tuple[DiagramStep | Branch, ...]:
     config = parts.config
     ids = f"ids 0 … {config.vocab_size - 1:,}"
-    stem: list[Step | Branch] = [
-        Step(title="tokens", kind="input", gives="tokens", facts=(ids,)),
+    stem: list[DiagramStep | Branch] = [
+        DiagramStep(title="tokens", kind="input", gives="tokens", facts=(ids,)),
         parts.table("embed"),
     ]
     if "pos_embed" in parts:
@@ -227,13 +229,13 @@ def _stem(parts: _Parts) -> tuple[Step | Branch, ...]:
     return tuple(stem)
 
 
-def _tail(parts: _Parts) -> tuple[Step, ...]:
+def _tail(parts: _Parts) -> tuple[DiagramStep, ...]:
     config = parts.config
     norm = parts.norm("norm", "final_norm")
     gives = "raw_logits" if "raw_logits" in parts else "logits"
     if config.tied:
         facts = (f"{config.width:,} → {config.vocab_size:,}", "tied: the embed table")
-        head = Step(title="unembed", kind="linear", gives=gives, facts=facts)
+        head = DiagramStep(title="unembed", kind="linear", gives=gives, facts=facts)
     else:
         head = parts.linear("unembed", gives)
     if gives == "logits":
@@ -312,7 +314,7 @@ def _clip(config: Config) -> tuple[str, ...]:
     return (f"cut to ± {config.qkv_clip:g}",) if config.qkv_clip else ()
 
 
-def _entry(parts: _Parts, path: str, stream: str) -> Step:
+def _entry(parts: _Parts, path: str, stream: str) -> DiagramStep:
     """What a branch begins with: its norm, the one of attention, or the stream as it is."""
     if path in parts:
         return parts.norm(path, path)
@@ -321,7 +323,7 @@ def _entry(parts: _Parts, path: str, stream: str) -> Step:
     return _operation("the stream as it is", stream, "its norm comes behind")
 
 
-def _finished(parts: _Parts, part: str, path: str) -> tuple[Step, ...]:
+def _finished(parts: _Parts, part: str, path: str) -> tuple[DiagramStep, ...]:
     """The last product of a branch, and the norm and factor behind it."""
     config, gives = parts.config, f"{part}_out"
     if f"{part}.out" not in parts:

@@ -16,16 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pellucid.show.diagram import Branch, Node, Parallel, Series, Step, Structure
+from pellucid.show.diagram import Branch, DiagramStep, Node, Parallel, Series, Structure
 
 Point = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metrics:
+class TextSizes:
     """Sizes of one medium, whole characters or pixels."""
 
-    size: Callable[[Step], tuple[int, int]]  # width, height of a box
+    size: Callable[[DiagramStep], tuple[int, int]]  # width, height of a box
     spine: Callable[[int], int]  # where a line enters something so wide
     lane_gap: int
     step_gap: int  # below a box whose line goes straight on
@@ -41,7 +41,7 @@ class Metrics:
 class Box:
     """A step in its place; the line leaves it at (`spine`, `y + height`)."""
 
-    step: Step
+    step: DiagramStep
     x: int
     y: int
     width: int
@@ -70,7 +70,7 @@ class Picture:
     """Everything placed. A wire is a line of points; it ends in an arrow head."""
 
     structure: Structure
-    metrics: Metrics
+    metrics: TextSizes
     boxes: list[Box] = field(default_factory=list)
     wires: list[list[Point]] = field(default_factory=list)
     taps: list[Tap] = field(default_factory=list)
@@ -122,12 +122,16 @@ class _Piece:
         )
 
 
-def arrange(structure: Structure, metrics: Metrics) -> Picture:
+def arrange(structure: Structure, metrics: TextSizes) -> Picture:
     """Place a whole structure."""
     picture = Picture(structure, metrics)
     y = 0
     for item in structure.stem:
-        y = _on_stream(picture, item, y) if isinstance(item, Step) else _beside(picture, item, y)
+        y = (
+            _on_stream(picture, item, y)
+            if isinstance(item, DiagramStep)
+            else _beside(picture, item, y)
+        )
     picture.frame_top = y
     y += metrics.frame_top
     for branch in structure.block:
@@ -142,7 +146,7 @@ def arrange(structure: Structure, metrics: Metrics) -> Picture:
     return picture
 
 
-def _on_stream(picture: Picture, step: Step, y: int) -> int:
+def _on_stream(picture: Picture, step: DiagramStep, y: int) -> int:
     width, height = picture.metrics.size(step)
     x = picture.metrics.stream - picture.metrics.spine(width)
     picture.boxes.append(Box(step, x, y, width, height, picture.metrics.stream))
@@ -181,7 +185,7 @@ def _join_stream(picture: Picture, branch: Branch, piece: _Piece, y: int) -> int
     return add + metrics.add_gap
 
 
-def _lay(node: Node, metrics: Metrics) -> _Piece:
+def _lay(node: Node, metrics: TextSizes) -> _Piece:
     if isinstance(node, Series):
         return _lay_series(node, metrics)
     if isinstance(node, Parallel):
@@ -191,7 +195,7 @@ def _lay(node: Node, metrics: Metrics) -> _Piece:
     return _Piece(width, height, [Box(node, 0, 0, width, height, x)], [], [(x, 0)], [(x, height)])
 
 
-def _lay_parallel(node: Parallel, metrics: Metrics) -> _Piece:
+def _lay_parallel(node: Parallel, metrics: TextSizes) -> _Piece:
     whole = _Piece(-metrics.lane_gap, 0, [], [], [], [])
     for lane in node.lanes:
         piece = _lay(lane, metrics).moved(whole.width + metrics.lane_gap, 0)
@@ -203,7 +207,7 @@ def _lay_parallel(node: Parallel, metrics: Metrics) -> _Piece:
     return whole
 
 
-def _lay_series(node: Series, metrics: Metrics) -> _Piece:
+def _lay_series(node: Series, metrics: TextSizes) -> _Piece:
     pieces = [_lay(part, metrics) for part in node.parts]
     width = max(piece.width for piece in pieces)
     whole = _Piece(width, 0, [], [], [], [])
@@ -228,7 +232,7 @@ def _add(whole: _Piece, piece: _Piece) -> None:
     whole.wires += piece.wires
 
 
-def _connect(exits: list[Point], entries: list[Point], metrics: Metrics) -> list[list[Point]]:
+def _connect(exits: list[Point], entries: list[Point], metrics: TextSizes) -> list[list[Point]]:
     """One line from every exit to every entry, turning on one level above the entries."""
     level = min(y for _, y in entries) - metrics.bend_gap + metrics.step_gap
     return [

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from pellucid.show.diagram import Step, Structure
-from pellucid.show.diagram_layout import Box, Metrics, Picture, Point, Tap, arrange
+from pellucid.show.diagram import DiagramStep, Structure
+from pellucid.show.diagram_layout import Box, Picture, Point, Tap, TextSizes, arrange
 
 _BOX = 196
 _ROUND = 10  # radius of a line's corner
@@ -18,11 +18,11 @@ _MARGIN = 24
 _PANEL = 44  # from a panel's edge to its tap
 
 
-def _size(step: Step) -> tuple[int, int]:
+def _size(step: DiagramStep) -> tuple[int, int]:
     return _BOX, 36 + 17 * len(step.facts)
 
 
-_METRICS = Metrics(
+_METRICS = TextSizes(
     size=_size,
     spine=lambda width: width // 2,
     lane_gap=40,

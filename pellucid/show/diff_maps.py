@@ -32,7 +32,7 @@ SMALLEST_DECADE, DECADES = -9, 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class MapPair:
     """R and B, reduced. reference, seen: (panels, rows, columns), float64, NaN beyond the edge.
 
     heads    which entries of the leading axes the panels are, as text
@@ -75,12 +75,12 @@ class Pair:
 
 @dataclass
 class Maps:
-    """Collects a `Pair` for every tensor a diff judges; `keep` is what the diff calls."""
+    """Collects a `MapPair` for every tensor a diff judges; `keep` is what the diff calls."""
 
-    pairs: dict[str, Pair] = field(default_factory=dict)
+    pairs: dict[str, MapPair] = field(default_factory=dict)
 
     def keep(self, name: str, reference: Tensor, seen: Tensor) -> None:
-        """Reduce and remember; nothing for two shapes that do not fit each other."""
+        """Reduce a pair of tensors and keep it; two shapes that do not broadcast are left out."""
         try:
             reference, seen = torch.broadcast_tensors(reference, seen)
         except RuntimeError:
@@ -93,7 +93,7 @@ class Maps:
             self.pairs[name] = reduced(reference, seen, dims, CELLS)
 
 
-def reduced(reference: Tensor, seen: Tensor, dims: Sequence[str], cells: int) -> Pair:
+def reduced(reference: Tensor, seen: Tensor, dims: Sequence[str], cells: int) -> MapPair:
     """A pair of at most about `cells` cells."""
     x, y = (_as_panels(tensor) for tensor in (reference, seen))
     heads, chosen = _panels(x, y, dims, seen.shape[:-2])
@@ -103,7 +103,7 @@ def reduced(reference: Tensor, seen: Tensor, dims: Sequence[str], cells: int) ->
     x, y = x[chosen], y[chosen]
     block = _block(x.shape[1], x.shape[2], max(64, cells // len(chosen)))
     x, y = _worst_of_blocks(x, y, block)
-    return Pair(
+    return MapPair(
         dims=tuple(dims),
         shape=tuple(seen.shape),
         heads=heads,
@@ -124,7 +124,7 @@ def _without_future(reference: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     return reference.masked_fill(off, float("-inf")), seen.masked_fill(off, float("-inf"))
 
 
-def smaller(pair: Pair, cells: int) -> Pair:
+def smaller(pair: MapPair, cells: int) -> MapPair:
     """The same with fewer cells."""
     panels, rows, columns = pair.seen.shape
     block = _block(rows, columns, max(64, cells // panels))
@@ -132,7 +132,7 @@ def smaller(pair: Pair, cells: int) -> Pair:
         return pair
     x, y = _worst_of_blocks(pair.reference, pair.seen, block)
     both = (pair.block[0] * block[0], pair.block[1] * block[1])
-    return Pair(**{**pair.__dict__, "reference": x, "seen": y, "block": both})
+    return MapPair(**{**pair.__dict__, "reference": x, "seen": y, "block": both})
 
 
 def _as_panels(tensor: Tensor) -> Tensor:

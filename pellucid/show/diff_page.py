@@ -14,8 +14,8 @@ from typing import Any
 
 from pellucid import graph
 from pellucid.show import colours
-from pellucid.show.diff_maps import FEW_CELLS, Pair, smaller
-from pellucid.show.diff_story import Line, by_cause, factor, facts, meaning, story
+from pellucid.show.diff_maps import FEW_CELLS, MapPair, smaller
+from pellucid.show.diff_story import StoryLine, by_cause, factor, facts, meaning, story
 from pellucid.show.diff_strip import WORDS, diverged_steps, strips
 from pellucid.show.folding import fold
 
@@ -48,7 +48,7 @@ _ERRORS = {
 }
 
 
-def page(report: Json, pairs: Mapping[str, Pair]) -> str:
+def page(report: Json, pairs: Mapping[str, MapPair]) -> str:
     """The page of a report's JSON and of the tensors kept for it (`Maps.pairs`)."""
     title = f"{report['a']} against {report['b']}: {_words(report['verdict'])}"
     body = "\n".join(
@@ -104,11 +104,11 @@ def _cells(texts: Iterable[str]) -> str:
 
 
 def _story(report: Json) -> str:
-    rows = "".join(_told(line) for line in story(report))
+    rows = "".join(_story_html(line) for line in story(report))
     return f'<section><h2>In short</h2><dl class="story">{rows}</dl></section>'
 
 
-def _told(line: Line) -> str:
+def _story_html(line: StoryLine) -> str:
     more = "".join(f"<p>{escape(part)}</p>" for part in line.more)
     sign = f'<span class="sign {line.mark or "plain"}">{_SIGNS[line.mark]}</span>'
     strong = ' class="first"' if line.label == "FIRST" else ""
@@ -280,7 +280,7 @@ def _legend() -> str:
 # Data for the script ------------------------------------------------------------------------------
 
 
-def _data(report: Json, pairs: Mapping[str, Pair]) -> str:
+def _data(report: Json, pairs: Mapping[str, MapPair]) -> str:
     drawn = _within_budget(report, pairs)
     tensors = {row["name"]: _entry(row, pairs.get(row["name"]), drawn) for row in report["tensors"]}
     first = report["first"]
@@ -296,7 +296,7 @@ def _data(report: Json, pairs: Mapping[str, Pair]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _within_budget(report: Json, pairs: Mapping[str, Pair]) -> dict[str, Json]:
+def _within_budget(report: Json, pairs: Mapping[str, MapPair]) -> dict[str, Json]:
     """The pictures that fit into the page, those that differ most first."""
     drawn, size = {}, 0
     for row in sorted(report["tensors"], key=_urgency):
@@ -321,7 +321,7 @@ def _urgency(row: Json) -> tuple[bool, float]:
     return row["verdict"] != "diverged", -ratio
 
 
-def _entry(row: Json, pair: Pair | None, drawn: Mapping[str, Json]) -> dict[str, Any]:
+def _entry(row: Json, pair: MapPair | None, drawn: Mapping[str, Json]) -> dict[str, Any]:
     entry = {key: row[key] for key in ("verdict", "error_a", "error_b", "ratio", "where", "note")}
     entry["factor"] = factor(row["ratio"])
     entry["sentence"] = graph.row(row["name"]).sentence if graph.known(row["name"]) else ""

@@ -24,7 +24,7 @@ _MEANING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StoryLine:
     """One row of the story: its label, a mark, the sentence and what stands below it."""
 
     label: str
@@ -33,7 +33,7 @@ class Line:
     more: tuple[str, ...] = ()
 
 
-def story(report: Json) -> list[Line]:
+def story(report: Json) -> list[StoryLine]:
     """tokens → weights → constants → forward → FIRST → cause → effect → also → not observed."""
     if "served" in report:
         return _served(report)
@@ -46,15 +46,17 @@ def story(report: Json) -> list[Line]:
         *_effect(report),
         *_also(report),
         *_not_observed(report),
-        *([Line(label="note", text=report["note"])] if report["note"] else []),
+        *([StoryLine(label="note", text=report["note"])] if report["note"] else []),
     ]
 
 
-def _served(report: Json) -> list[Line]:
+def _served(report: Json) -> list[StoryLine]:
     told = (served_story.tokens(report), served_story.logprobs(report),
             *served_story.first(report), served_story.effect(report))  # fmt: skip
-    lines = [Line(label=label, text=text, mark=mark, more=more) for label, text, mark, more in told]
-    return lines + ([Line(label="note", text=report["note"])] if report["note"] else [])
+    lines = [
+        StoryLine(label=label, text=text, mark=mark, more=more) for label, text, mark, more in told
+    ]
+    return lines + ([StoryLine(label="note", text=report["note"])] if report["note"] else [])
 
 
 def facts(side: Json) -> tuple[str, str, str]:
@@ -85,7 +87,7 @@ def factor(ratio: float | None) -> str:
     return f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.2g} ×"
 
 
-def _tokens(report: Json) -> Line:
+def _tokens(report: Json) -> StoryLine:
     rows = report["tokens"]
     lengths = sorted({len(row) for row in rows})
     size = "…".join(map(str, lengths[:: max(1, len(lengths) - 1)]))
@@ -94,22 +96,22 @@ def _tokens(report: Json) -> Line:
     if _of_stage(report, "tokens"):
         return _findings(report, "tokens", "")
     if report["encoded"]:
-        return Line(label="tokens", mark="good", text=f"{ran}, the same from both tokenizers")
-    return Line(label="tokens", mark="none", text=f"{ran}; encodings not compared")
+        return StoryLine(label="tokens", mark="good", text=f"{ran}, the same from both tokenizers")
+    return StoryLine(label="tokens", mark="none", text=f"{ran}; encodings not compared")
 
 
-def _weights(report: Json) -> Line:
+def _weights(report: Json) -> StoryLine:
     absent = _without(report, "parameters")
     if absent:
-        return Line(label="weights", mark="none", text=f"not compared: no weights {absent}")
+        return StoryLine(label="weights", mark="none", text=f"not compared: no weights {absent}")
     count = report["sides"][0]["parameters"]
     return _findings(report, "weights", f"{count:,} tensors, equal in every bit")
 
 
-def _constants(report: Json) -> Line:
+def _constants(report: Json) -> StoryLine:
     absent = _without(report, "family")
     if absent:
-        return Line(label="constants", mark="none", text=f"not compared: no config {absent}")
+        return StoryLine(label="constants", mark="none", text=f"not compared: no config {absent}")
     return _findings(report, "constants", "the two configs say the same")
 
 
@@ -123,11 +125,11 @@ def _of_stage(report: Json, stage: str) -> list[Json]:
     return [finding for finding in report["static"] if finding["stage"] == stage]
 
 
-def _findings(report: Json, stage: str, nothing: str) -> Line:
+def _findings(report: Json, stage: str, nothing: str) -> StoryLine:
     """What a static stage found, findings of one cause in one line."""
     found = _of_stage(report, stage)
     if not found:
-        return Line(label=stage, mark="good", text=nothing)
+        return StoryLine(label=stage, mark="good", text=nothing)
     groups: dict[tuple[str, str], list[Json]] = {}
     for finding in found:
         groups.setdefault((finding["cause"], finding["kind"]), []).append(finding)
@@ -141,10 +143,10 @@ def _findings(report: Json, stage: str, nothing: str) -> Line:
         told.append(f"{cause} ({example})" if where == stage else f"{where}: {cause} ({example})")
     bad = any(finding["kind"] == "fault" for finding in found)
     mark: Mark = "bad" if bad else "declared"
-    return Line(label=stage, mark=mark, text=told[0], more=tuple(told[1:]))
+    return StoryLine(label=stage, mark=mark, text=told[0], more=tuple(told[1:]))
 
 
-def _forward(report: Json) -> Line:
+def _forward(report: Json) -> StoryLine:
     tensors = report["tensors"]
     counts = dict.fromkeys(VERDICTS, 0)
     for row in tensors:
@@ -162,7 +164,7 @@ def _forward(report: Json) -> Line:
             more = (f"the worst, {worst['name']}: {_times_explained(worst)}",)
     bad = counts["diverged"] or faulty
     mark: Mark = "bad" if bad else "declared" if counts["explained"] else "good"
-    return Line(label="forward", mark=mark, text=text, more=more)
+    return StoryLine(label="forward", mark=mark, text=text, more=more)
 
 
 def _times_explained(row: Json) -> str:
@@ -171,19 +173,19 @@ def _times_explained(row: Json) -> str:
     return f"{factor(row['ratio'])} what rounding explains"
 
 
-def _first(report: Json) -> Iterator[Line]:
+def _first(report: Json) -> Iterator[StoryLine]:
     first = report["first"]
     if first is None:
         faults = [finding for finding in report["static"] if finding["kind"] == "fault"]
         if faults:
             name, found = faults[0]["name"], faults[0]["finding"]
-            yield Line(label="FIRST", mark="bad", text=name, more=(found,))
-            yield Line(label="cause", mark="bad", text=faults[0]["cause"])
+            yield StoryLine(label="FIRST", mark="bad", text=name, more=(found,))
+            yield StoryLine(label="cause", mark="bad", text=faults[0]["cause"])
         return
     where = f", {first['where']}" if first["where"] else ""
     side = " on side A" if first["side"] == "a" else ""
     step = f", decoding step {first['step']}" if first["step"] else ""
-    yield Line(
+    yield StoryLine(
         label="FIRST", mark="bad", text=f"{first['name']}{where}{step}{side}", more=_size(first)
     )
     yield _cause(report)
@@ -198,21 +200,21 @@ def _size(fault: Json) -> tuple[str, ...]:
     return (f"{errors}: {_times_explained(fault)}", *note)
 
 
-def _cause(report: Json) -> Line:
+def _cause(report: Json) -> StoryLine:
     cause, tried = report["cause"], len(report["first"]["tried"])
     if cause is not None:
-        return Line(label="cause", mark="bad", text=cause["name"], more=(cause["evidence"],))
+        return StoryLine(label="cause", mark="bad", text=cause["name"], more=(cause["evidence"],))
     if not tried:
-        return Line(label="cause", mark="none", text="nothing known could be tried on it")
-    return Line(
+        return StoryLine(label="cause", mark="none", text="nothing known could be tried on it")
+    return StoryLine(
         label="cause", mark="none", text=f"no known cause reproduces it; {tried} were tried"
     )
 
 
-def _effect(report: Json) -> Iterator[Line]:
+def _effect(report: Json) -> Iterator[StoryLine]:
     effect = report["effect"]
     if effect is None:
-        yield Line(label="effect", mark="none", text="unknown: the logits of both are needed")
+        yield StoryLine(label="effect", mark="none", text="unknown: the logits of both are needed")
         return
     mean, most = (
         "∞" if kl is None else f"{kl:.2g}" for kl in (effect["kl_mean"], effect["kl_max"])
@@ -222,10 +224,10 @@ def _effect(report: Json) -> Iterator[Line]:
     agree = (
         "everywhere" if top == 1 else f"after {100 * top:.3g} % of the tokens" if top else "nowhere"
     )
-    yield Line(label="effect", text=f"{kl}; the same likeliest next token {agree}")
+    yield StoryLine(label="effect", text=f"{kl}; the same likeliest next token {agree}")
 
 
-def _also(report: Json) -> Iterator[Line]:
+def _also(report: Json) -> Iterator[StoryLine]:
     """The faults after the first, in groups of one cause."""
     faults, everything = report["faults"], [row["name"] for row in report["tensors"]]
     told = []
@@ -234,7 +236,7 @@ def _also(report: Json) -> Iterator[Line]:
         where = " on side A" if side == "a" else ""
         told.append(f"{names}{where}: {_reason(report, side, cause, group)}")
     if told:
-        yield Line(label="also", mark="bad", text=told[0], more=tuple(told[1:]))
+        yield StoryLine(label="also", mark="bad", text=told[0], more=tuple(told[1:]))
 
 
 def by_cause(faults: Sequence[Json]) -> dict[tuple[str, str | None, bool], list[Json]]:
@@ -255,9 +257,9 @@ def _reason(report: Json, side: str, cause: str | None, group: Sequence[Json]) -
     return "the same cause" if same else cause
 
 
-def _not_observed(report: Json) -> Iterator[Line]:
+def _not_observed(report: Json) -> Iterator[StoryLine]:
     missing = report["not_observed"]
     if missing:
         everything = [*(row["name"] for row in report["tensors"]), *missing]
         folded = fold(missing, everything)
-        yield Line(label="not observed", mark="none", text=folded[0], more=tuple(folded[1:]))
+        yield StoryLine(label="not observed", mark="none", text=folded[0], more=tuple(folded[1:]))

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pellucid.show.diff_story import Json, Line, factor, facts, meaning, story
+from pellucid.show.diff_story import Json, StoryLine, factor, facts, meaning, story
 
 _LABEL = 14  # columns; "not observed" and a gap
 _MARKS = {
@@ -60,7 +60,7 @@ def _head(report: Json) -> list[Text]:
     return lines
 
 
-def _story_lines(line: Line, out: Console, every: bool) -> list[Text]:
+def _story_lines(line: StoryLine, out: Console, every: bool) -> list[Text]:
     """A line of the story: label, mark, sentence; what belongs to it below, indented."""
     sign, colour = _MARKS.get(line.mark, (" ", "default"))
     strong = line.label == "FIRST"

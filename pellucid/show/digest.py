@@ -21,7 +21,7 @@ ELEMENTS = 16_384  # kept for pictures: 128 × 128, or 17 tokens × 963 channels
 STRINGS = 512  # kept of a list of strings
 
 
-class Step(Protocol):
+class StepDigest(Protocol):
     """A step of the walk, as `pellucid.walk` yields them."""
 
     @property
@@ -83,7 +83,7 @@ class Digest:
         )
 
 
-def digest(step: Step | Digest, elements: int = ELEMENTS) -> Digest:
+def digest(step: StepDigest | Digest, elements: int = ELEMENTS) -> Digest:
     """What is shown of `step`, at most `elements` values of it; a digest stays as it is."""
     if isinstance(step, Digest):
         return step
@@ -108,7 +108,7 @@ def digest(step: Step | Digest, elements: int = ELEMENTS) -> Digest:
     )
 
 
-def sentence(step: Step) -> str:
+def sentence(step: StepDigest) -> str:
     """What the tensor is, in the vocabulary's words; "" for what is no name of it."""
     return graph.row(step.name).sentence if graph.known(step.name) else ""
 

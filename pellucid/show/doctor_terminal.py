@@ -11,12 +11,12 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pellucid.doctor import Report
+    from pellucid.doctor import MachineReport
 
 _STYLES = {"right": "green", "wrong": "bold red", "note": "yellow", "absent": "dim"}
 
 
-def print_doctor(out: Console, report: Report) -> None:
+def print_doctor(out: Console, report: MachineReport) -> None:
     """The machine, each check with what was found, advice, and the sum of it all."""
     about = report.machine
     out.print(Text(about["cpu"], "bold"), Text(f"  {about['system']}", "dim"))

@@ -29,7 +29,7 @@ def fold(some: Iterable[str], everything: Iterable[str] = ()) -> list[str]:
     return [
         f"{_steps(at, steps)}{_layers(found, layers)}{joined}"
         for (at, found), leaves in by_place.items()
-        for joined in _joined(leaves)
+        for joined in _in_braces(leaves)
     ]
 
 
@@ -66,7 +66,7 @@ def _range(places: Sequence[int | None], every: set[int]) -> str:
     )
 
 
-def _joined(leaves: Sequence[str]) -> list[str]:
+def _in_braces(leaves: Sequence[str]) -> list[str]:
     """Leaves of one part of the block in braces: ``attn.{q,k}``."""
     parts: dict[str, list[str]] = {}
     for leaf in leaves:

@@ -8,17 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pellucid.models.census import in_units
-from pellucid.train.plan_report import GIB, Plan
+from pellucid.train.plan_report import GIB, TrainingPlan
 
 
-def print_plan(out: Console, plan: Plan) -> None:
+def print_plan(out: Console, plan: TrainingPlan) -> None:
     """All of it, in three parts."""
     _print_work(out, plan)
     _print_memory(out, plan)
     _print_time(out, plan)
 
 
-def _print_work(out: Console, plan: Plan) -> None:
+def _print_work(out: Console, plan: TrainingPlan) -> None:
     work = plan.work
     out.print(Text(plan.title, "bold"), Text(f"  {plan.counted.total:,} parameters", "dim"))
     passes = f"{work.rows} row{'s' if work.rows > 1 else ''} of {work.context:,} tokens"
@@ -31,7 +31,7 @@ def _print_work(out: Console, plan: Plan) -> None:
     out.print()
 
 
-def _print_memory(out: Console, plan: Plan) -> None:
+def _print_memory(out: Console, plan: TrainingPlan) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     columns = ("parameters", "gradients", "optimizer", "gathered", "activations", "working")
     shown = ("weights", "gradients", "AdamW", "gathered", "activations", "working")
@@ -54,7 +54,7 @@ def _print_memory(out: Console, plan: Plan) -> None:
     out.print()
 
 
-def _print_time(out: Console, plan: Plan) -> None:
+def _print_time(out: Console, plan: TrainingPlan) -> None:
     work, pace, tokens = plan.work, plan.pace, plan.tokens
     flops = plan.counted.flops(work.context)
     out.print(

@@ -75,7 +75,7 @@ def first(report: Json) -> Iterator[Told]:
 
 
 def effect(report: Json) -> Told:
-    """What the gap means for who samples there and trains here."""
+    """What the gap means where samples of the server train this model."""
     served = report["served"]
     if served["kl"] is None or served["ratios"] is None:
         return "effect", "too few sampled tokens to estimate a divergence", "none", ()

@@ -57,7 +57,7 @@ class WalkPrinter:
         self._print(Text(f"  {step.formula}"))
         for line in self._lines(step.name) if self._lines and step.source else ():
             fits = cell_len(line) + 4 <= self.console.width
-            code = line if fits else line.partition("  # ")[0]  # its shape is told below
+            code = line if fits else line.partition("  # ")[0]  # its shape is printed below
             self._print(Text(f"    {code}", style="dim"))
         self._print(Text(f"  {_facts(step)}", style="dim"))
         for line in self._values(step):

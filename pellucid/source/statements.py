@@ -95,7 +95,7 @@ def replace_uses(block: Block, old: Variable, new: ast.expr) -> None:
 
 
 def without_dead(block: Block) -> None:
-    """Take out assignments whose values nobody uses."""
+    """Take out assignments whose values are not used."""
     while True:
         counted = uses(block)
         dead = [

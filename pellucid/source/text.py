@@ -72,16 +72,18 @@ def _stated(config: Config) -> str:
         if key not in _UNTOLD
     }
     return ", ".join(
-        f"{key} {_said(value)}" for key, value in keys.items() if value not in (None, False)
+        f"{key} {_shown_value(value)}" for key, value in keys.items() if value not in (None, False)
     )
 
 
-def _said(value: object) -> str:
+def _shown_value(value: object) -> str:
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_said(each)}" for key, each in value.items()) + ")"
+        return "(" + ", ".join(f"{key} {_shown_value(each)}" for key, each in value.items()) + ")"
     if isinstance(value, list):
         one = value[0] if value and all(each == value[0] for each in value) else None
-        return f"{len(value)} × {_said(one)}" if one is not None else f"a list of {len(value)}"
+        return (
+            f"{len(value)} × {_shown_value(one)}" if one is not None else f"a list of {len(value)}"
+        )
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -216,6 +218,7 @@ def _class_doc(name: str, config: Config) -> str:
         "GatedMLP": f"down({act}(gate(x)) × up(x)) (Shazeer, 2020).",
         "MLP": f"down({act}(up(x))).",
         "RMSNorm": f"x / sqrt(mean(x²) + eps){weight} over the last axis (Zhang & Sennrich, 2019).",
+        "HeadNorms": f"LayerNorm of each head{weight}, which each has of its own (Command R+).",
         "WholeNorm": "RMSNorm of all heads of a token together, as one row of numbers.",
         "LayerNorm": f"(x − mean) / sqrt(variance + eps){weight}{bias} (Ba et al., 2016).",
     }

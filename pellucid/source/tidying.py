@@ -1,4 +1,4 @@
-"""Resolved code made short: without what nobody uses, or what only passes through."""
+"""Resolved code made short: without unused values and without names for other names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BRIEF = 86  # how long a line may become by taking in the one before it
 
 
 def tidy(block: Block) -> None:
-    """Take out what nobody uses, and put what only passes through where it is used."""
+    """Take out unused values, and put a value that is used once where it is used."""
     without_dead(block)
     if len(block) > 1 and block[-1].kind == "return" and isinstance(block[-1].parts[0], ast.Tuple):
         made = [part.variable for part in block[-1].parts[0].elts if isinstance(part, Ref)]

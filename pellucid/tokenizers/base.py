@@ -23,12 +23,15 @@ Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant" | …, "
 # says.
 STOP_NAMES = frozenset({"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "</s>"})
 
+# Kinds of tokenizer.model: pieces with scores, or base64 ranks, as in the releases of Llama 3
+PIECES, RANKS = "sentencepiece", "llama3"
+
 
 class Tokenizer:
     """Text to token ids and back. One subclass per engine; `pellucid.tokenizers.load` makes them.
 
     Attributes:
-        kind: the format it was read from: "llama3", "sentencepiece", "gpt2" or "tokenizer.json".
+        kind: the format it was read from: RANKS, PIECES, "gpt2", "gguf" or "tokenizer.json".
         vocab_size: number of ids; valid ids are 0 … vocab_size - 1.
         bos_id, eos_id: the token that begins and that ends a text, or None where there is none.
         adds_bos: whether the model expects its prompts to begin with `bos_id` (Llama does, GPT-2

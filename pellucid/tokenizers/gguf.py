@@ -31,6 +31,7 @@ from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 
 T = TypeVar("T")
 _START = "tokenizer.ggml."
+_PIECES, _BYTE_LEVEL = "llama", "gpt2"  # llama.cpp's words for SentencePiece and byte-level BPE
 _USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # ids where a SentencePiece file states none
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
@@ -89,7 +90,7 @@ def from_keys(keys: Mapping[str, Any], name: str) -> Tokenizer:
     """As `from_file`; `name` is what errors call the file."""
     kind, tokens, types = _vocabulary(keys, name)
     roles = _roles(keys, tokens, types)
-    if kind == "llama":
+    if kind == _PIECES:
         engine = engine_of(sentence_piece_model(keys, name), name)
         return SentencePieceTokenizer(engine, roles=roles, stripping=_strips(keys))
     document = document_of(keys, name)
@@ -105,7 +106,7 @@ def files_of(path: Path) -> dict[str, bytes | dict[str, Any]]:
         return {}
     roles = _roles(keys, tokens, types)
     config: dict[str, Any] = {
-        "tokenizer_class": "LlamaTokenizer" if kind == "llama" else "PreTrainedTokenizerFast",
+        "tokenizer_class": "LlamaTokenizer" if kind == _PIECES else "PreTrainedTokenizerFast",
         "bos_token": None,
         "eos_token": None,
         **roles.template_values,
@@ -114,7 +115,7 @@ def files_of(path: Path) -> dict[str, bytes | dict[str, Any]]:
     if roles.chat_template is not None:
         config["chat_template"] = roles.chat_template
     files: dict[str, bytes | dict[str, Any]] = {"tokenizer_config.json": config}
-    if kind == "llama":
+    if kind == _PIECES:
         return files | {"tokenizer.model": sentence_piece_model(keys, str(path))}
     generation = {"eos_token_id": sorted(roles.stop_ids), "bos_token_id": roles.bos_id}
     document = document_of(keys, str(path))
@@ -126,8 +127,10 @@ def _vocabulary(keys: Mapping[str, Any], name: str) -> tuple[str, list[str], lis
     kind = keys.get(f"{_START}model", "none")
     if kind in ("none", "no_vocab"):
         raise FileNotFoundError(f"{name}: it has no tokenizer; give token ids")
-    if kind not in ("gpt2", "llama"):
-        raise ValueError(f"{name}: its tokenizer is of the kind {kind!r}; expected gpt2 or llama")
+    if kind not in (_BYTE_LEVEL, _PIECES):
+        raise ValueError(
+            f"{name}: its tokenizer is of the kind {kind!r}; expected {_BYTE_LEVEL} or {_PIECES}"
+        )
     tokens = keys.get(f"{_START}tokens")
     types = keys.get(f"{_START}token_type", [1] * len(tokens or ()))
     fit = _are(tokens, str) and _are(types, int) and len(tokens) == len(types)
@@ -141,7 +144,7 @@ def _are(values: Any, kind: type[T]) -> TypeGuard[list[T]]:
 
 
 def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Roles:
-    usual = _USUAL if keys.get(f"{_START}model") == "llama" else {}
+    usual = _USUAL if keys.get(f"{_START}model") == _PIECES else {}
     ids = {
         role: id
         for role in ("bos", "eos", "unknown", "padding", "eot", "eom")
@@ -151,7 +154,7 @@ def _roles(keys: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int])
     stops = {ids[role] for role in ("eos", "eot", "eom") if role in ids}
     marks = {id for id, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     stops |= {id for id in marks if tokens[id] in _STOPS}
-    begins = keys.get(f"{_START}model") == "llama" or _word(keys) in _BEGIN
+    begins = keys.get(f"{_START}model") == _PIECES or _word(keys) in _BEGIN
     names = {"unknown": "unk", "padding": "pad"}
     template = keys.get("tokenizer.chat_template")
     return Roles(

@@ -11,12 +11,14 @@ import binascii
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from pellucid import files
+from pellucid.tokenizers.base import RANKS
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer
 from pellucid.tokenizers.chat import Llama3Chat
 from pellucid.tokenizers.neighbours import read_json
 
 Version = Literal["3.0", "3.1"]
-RANKS = 128_000
+N_RANKS = 128_000
 SPECIALS = 256
 
 # Places among the 256 that have a use; all others are <|reserved_special_token_0|>, _1 … in order.
@@ -44,7 +46,7 @@ _NAMED: dict[Version, dict[int, str]] = {
 }
 
 
-def special_tokens(version: Version, first_id: int = RANKS) -> dict[str, int]:
+def special_tokens(version: Version, first_id: int = N_RANKS) -> dict[str, int]:
     """Name -> id of the 256 special tokens of Llama 3.0, or of 3.1 and later ("3.1")."""
     named = _NAMED[version]
     reserved = (f"<|reserved_special_token_{n}|>" for n in range(SPECIALS))
@@ -72,7 +74,7 @@ def from_ranks(ranks: dict[bytes, int], version: Version = "3.1") -> ByteLevelTo
         ranks,
         LLAMA3_SPLIT,
         specials,
-        kind="llama3",
+        kind=RANKS,
         bos_id=specials["<|begin_of_text|>"],
         eos_id=specials["<|end_of_text|>"],
         adds_bos=True,
@@ -92,9 +94,9 @@ def from_file(path: Path, version: Version | None = None) -> ByteLevelTokenizer:
         ValueError: not 128,000 well-formed ranks.
     """
     ranks = read_ranks(path)
-    if len(ranks) != RANKS:
+    if len(ranks) != N_RANKS:
         raise ValueError(
-            f"{path}: {len(ranks):,} ranks, but Llama 3 has {RANKS:,}; the file is cut off or "
+            f"{path}: {len(ranks):,} ranks, but Llama 3 has {N_RANKS:,}; the file is cut off or "
             f"belongs to another model (fetch it again, or use the model's tokenizer.json)"
         )
     return from_ranks(ranks, version or find_version(path.parent))
@@ -107,7 +109,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         ValueError: a malformed line, a token or rank that comes twice, ranks that are not 0 … n-1.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(files.read_bytes(path).splitlines(), 1):
         if not line:
             continue
         try:
@@ -144,7 +146,7 @@ def find_version(folder: Path) -> Version:
     for name in ("tokenizer_config.json", "tokenizer.json"):
         file = folder / name
         if file.is_file():
-            text = file.read_text("utf-8", "replace")
+            text = files.read_bytes(file).decode("utf-8", "replace")
             if "<|begin_of_text|>" in text:
                 return "3.1" if "<|eom_id|>" in text or "<|python_tag|>" in text else "3.0"
     params = read_json(folder / "params.json")

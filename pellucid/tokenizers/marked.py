@@ -1,4 +1,4 @@
-"""Text that knows, character by character, who wrote it: a chat template, a user, or the model.
+"""Text with its source marked for each character: the chat template, a message, or the model.
 
 A template joins its own words with those of messages, and only its own may become control tokens.
 So each character carries a mark through everything that templates do with text:

@@ -13,7 +13,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from pellucid.tokenizers.base import Tokenizer, check_ids, is_ordinary
+from pellucid import files
+from pellucid.tokenizers.base import PIECES, Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
 from pellucid.tokenizers.marked import Part
 from pellucid.tokenizers.neighbours import Roles, added_tokens, find_roles
@@ -62,7 +63,7 @@ class SentencePieceTokenizer(Tokenizer):
         last = max([size - 1, *(id for id, _ in added.values())])
         texts: dict[int, bytes] = {id: name.encode() for name, (id, _) in added.items()}
         super().__init__(
-            kind="sentencepiece",
+            kind=PIECES,
             table=[*table, *(texts.get(id) for id in range(size, last + 1))],
             specials=specials,
             bos_id=roles.bos_id,
@@ -171,7 +172,7 @@ def from_file(path: Path) -> SentencePieceTokenizer:
         ValueError: the file is no SentencePiece model, or tokens were added beside it that it
             cannot have.
     """
-    return SentencePieceTokenizer(engine_of(path.read_bytes(), str(path)), path.parent)
+    return SentencePieceTokenizer(engine_of(files.read_bytes(path), str(path)), path.parent)
 
 
 def engine_of(model: bytes, name: str) -> SentencePieceProcessor:

@@ -2,18 +2,18 @@
 
 | module | holds |
 |---|---|
-| documents.py | documents from files and folders, the held-out split, the token stream |
-| spans.py, shards.py | text of any size, tokenised once into files that are memory-mapped |
-| token_source.py | where batches take tokens from: a tensor, or those files |
-| batches.py, order.py | windows of the tokens, shuffled anew in each epoch |
-| start.py | the weights a run begins with |
+| data/documents.py | documents from files and folders, the held-out split, the token stream |
+| data/spans.py, shards.py | text of any size, tokenised once into files that are memory-mapped |
+| data/token_source.py | where batches take tokens from: a tensor, or those files |
+| data/batches.py, shuffle.py | windows of the tokens, shuffled anew in each epoch |
+| data/recipe_batches.py | the batch orders of other trainers |
+| initial_weights.py | the weights a run begins with |
 | optim.py | AdamW, what it decays, the learning rate of each step |
 | objective.py, cross_entropy.py | the loss, without ever holding all logits |
-| recipe_batches.py | the batch orders of other trainers |
 | entry.py | a whole run as one call |
 | settings.py, fields.py, presets/ | every setting, as TOML and as flags; recipes |
 | prepare.py, run.py, pretraining.py | what a run needs; the run itself |
-| listener.py | what a run tells while it goes on |
+| listener.py | what a run reports while it goes on |
 | run_folder.py | whole checkpoints, whatever happens |
 | events.py, loss_plot.py, utilisation.py | TensorBoard files, a picture, how busy the machine is |
 | config.py, loop.py | gradients, clipping, and the loop as a generator of steps |
@@ -40,41 +40,45 @@ from typing import TYPE_CHECKING, Any
 
 # Module -> names, resolved on first use, so that settings and ``--help`` do not wait for torch.
 _NAMES = {
-    "batches": "Batch Batches IGNORED held_out_windows",
+    "data.batches": "Batch Batches IGNORED held_out_windows",
     "config": "TrainConfig",
-    "documents": "Document Layout hold_out read_documents stdlib_documents stream_documents "
-    "token_stream",
+    "data.documents": "Document TextFormat hold_out read_documents stdlib_documents "
+    "stream_documents token_stream",
     "entry": "train_model",
     "evaluation": "bits_per_byte evaluate",
+    "initial_weights": "begin new_model",
     "listener": "Listener",
     "loop": "Progress TrainingDiverged train",
     "objective": "Objective next_token_objective plain_next_token_objective",
     "optim": "Schedule adamw parameter_groups",
     "pretraining": "Pretraining",
     "ranks": "Ranks",
-    "recipe_batches": "LoaderBatches RandomBatches",
+    "data.recipe_batches": "LoaderBatches RandomBatches",
     "settings": "TrainSettings",
-    "shards": "Corpus open_corpus tokenise",
-    "start": "begin new_model",
+    "data.shards": "Corpus open_corpus tokenise",
     "state": "TrainState",
-    "token_source": "TokenFiles TokenSource TokenTensor",
+    "data.token_source": "TokenFiles TokenSource TokenTensor",
 }
 _LAZY = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 if TYPE_CHECKING:
-    from pellucid.train.batches import IGNORED, Batch, Batches, held_out_windows
     from pellucid.train.config import TrainConfig
-    from pellucid.train.documents import (
+    from pellucid.train.data.batches import IGNORED, Batch, Batches, held_out_windows
+    from pellucid.train.data.documents import (
         Document,
-        Layout,
+        TextFormat,
         hold_out,
         read_documents,
         stdlib_documents,
         stream_documents,
         token_stream,
     )
+    from pellucid.train.data.recipe_batches import LoaderBatches, RandomBatches
+    from pellucid.train.data.shards import Corpus, open_corpus, tokenise
+    from pellucid.train.data.token_source import TokenFiles, TokenSource, TokenTensor
     from pellucid.train.entry import train_model
     from pellucid.train.evaluation import bits_per_byte, evaluate
+    from pellucid.train.initial_weights import begin, new_model
     from pellucid.train.listener import Listener
     from pellucid.train.loop import Progress, TrainingDiverged, train
     from pellucid.train.objective import (
@@ -85,12 +89,8 @@ if TYPE_CHECKING:
     from pellucid.train.optim import Schedule, adamw, parameter_groups
     from pellucid.train.pretraining import Pretraining
     from pellucid.train.ranks import Ranks
-    from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
     from pellucid.train.settings import TrainSettings
-    from pellucid.train.shards import Corpus, open_corpus, tokenise
-    from pellucid.train.start import begin, new_model
     from pellucid.train.state import TrainState
-    from pellucid.train.token_source import TokenFiles, TokenSource, TokenTensor
 
 __all__ = [
     "IGNORED",
@@ -98,7 +98,6 @@ __all__ = [
     "Batches",
     "Corpus",
     "Document",
-    "Layout",
     "Listener",
     "LoaderBatches",
     "Objective",
@@ -107,6 +106,7 @@ __all__ = [
     "RandomBatches",
     "Ranks",
     "Schedule",
+    "TextFormat",
     "TokenFiles",
     "TokenSource",
     "TokenTensor",

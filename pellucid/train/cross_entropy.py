@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.train.batches import IGNORED
+from pellucid.train.data.batches import IGNORED
 
 CHUNK_BYTES = 2**26  # of logits held at a time
 SLICE = 2**13  # rows of the weight whose gradient is added at a time

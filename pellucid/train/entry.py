@@ -28,7 +28,7 @@ from pellucid.train.state import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunRequest:
     """What is to be trained, and where."""
 
     settings: TrainSettings
@@ -73,7 +73,7 @@ def request(
     config: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-) -> Request:
+) -> RunRequest:
     """The settings of a run that is to begin or to go on, found and checked.
 
     Under torchrun also whether ranks can share it, before they meet.
@@ -91,10 +91,10 @@ def request(
         from pellucid.train.parallel.run import layout
 
         layout(settings, ranks_launched())
-    return Request(settings=settings, out=out, resume=resume, overwrite=overwrite)
+    return RunRequest(settings=settings, out=out, resume=resume, overwrite=overwrite)
 
 
-def carry_out(asked: Request, listener: Listener) -> Pretraining:
+def carry_out(asked: RunRequest, listener: Listener) -> Pretraining:
     """Train and save, in this process or with the others that torchrun started."""
     settings, out = asked.settings, asked.out
     if ranks_launched():
@@ -116,7 +116,7 @@ def carry_out(asked: Request, listener: Listener) -> Pretraining:
         return run
 
 
-def tokenise_only(asked: Request, listener: Listener) -> dict[str, Any]:
+def tokenise_only(asked: RunRequest, listener: Listener) -> dict[str, Any]:
     """Tokenise for a later run with the same text and tokenizer; counts of what there is then."""
     settings, out = asked.settings, asked.out
     if not (settings.data and settings.begin):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.models import Model, evaluating
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
 from pellucid.train.objective import next_token_objective
 from pellucid.train.precision import device_of, precision
 from pellucid.train.ranks import Ranks
@@ -26,7 +26,7 @@ def evaluate(
     """Mean next-token loss over windows (N, T + 1), in nats per token; the mode is put back.
 
     Each of `ranks` computes its share of the windows, `rows` at a time. All of them are given all
-    windows, and all return the loss over all of them; None: this process is alone.
+    windows, and all return the loss over all of them; None: one process.
     """
     ranks, device = ranks or Ranks(), device_of(model)
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of losses, count
@@ -56,5 +56,5 @@ def _share(windows: Tensor, ranks: Ranks, rows: int) -> Iterator[tuple[Tensor, T
 
 
 def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    """A loss in nats per token as bits per byte of text, which no tokenizer can flatter."""
+    """A loss in nats per token as bits per byte of text, comparable between tokenizers."""
     return loss * tokens / math.log(2) / text_bytes

@@ -35,7 +35,7 @@ def setting(
     section: str = "",
     group: str = "",
     flag: str | None = None,
-    metavar: str = "PATH",
+    metavar: str = "",
 ) -> Any:
     """A field of a dataclass of settings.
 
@@ -44,7 +44,7 @@ def setting(
     section    of the TOML file, which begins with this field
     group      of flags, which begins with this field; the section's name unless given
     flag       on the command line; made of the name unless given, "" for none
-    metavar    what a text of a list is called in the help
+    metavar    what a text is called in the help: TEXT, and PATH in a list, unless given
     """
     return field(
         default=default,
@@ -60,7 +60,7 @@ def setting(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SettingRow:
     """One setting: ``[section] name = …`` in a file, ``--name`` with dashes as a flag.
 
     kind     type of its value: bool, int, float, str, or list for a list of texts
@@ -88,7 +88,7 @@ class Row:
         elif self.kind is bool:
             said = "yes" if default else "no"
         else:
-            said = f"{default:g}" if self.kind in (int, float) else repr(default)
+            said = f"{default:g}" if self.kind in (int, float) else default
         return f"{self.help} (default: {said})"
 
     def checked(self, value: Any, where: str) -> Any:
@@ -125,7 +125,7 @@ def _is_sound(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def rows(kind: type) -> Iterator[Row]:
+def rows(kind: type) -> Iterator[SettingRow]:
     """The settings of a dataclass, in order."""
     hints, section, group = get_type_hints(kind), "", ""
     for each in fields(kind):
@@ -138,7 +138,7 @@ def rows(kind: type) -> Iterator[Row]:
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         assert each.default is not MISSING, f"{each.name} has a default"
         flag = flag_of(each.name) if about["flag"] is None else about["flag"]
-        yield Row(
+        yield SettingRow(
             section=section,
             group=group,
             name=each.name,

@@ -27,9 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from pellucid.models import Config, Model, build
-from pellucid.train.batches import Batch
+from pellucid.train.data.batches import Batch
 from pellucid.train.objective import Objective
-from pellucid.train.parallel.layout import Layout, split_axis
+from pellucid.train.parallel.layout import RankGrid, split_axis
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import training_precision
 
@@ -119,7 +119,7 @@ class Pass:
     rows: int
     context: int
     objective: Objective
-    layout: Layout
+    layout: RankGrid
     bfloat16: bool = False
     recompute: bool = False
 
@@ -174,7 +174,7 @@ def _to_bfloat16(model: Model) -> None:
             setattr(module, name, nn.Parameter(parameter.bfloat16()))
 
 
-def narrow(model: Model, layout: Layout) -> None:
+def narrow(model: Model, layout: RankGrid) -> None:
     """Give `model`, in place, the matrices that one tensor-parallel rank holds."""
     if layout.tensor == 1:
         return

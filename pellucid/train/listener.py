@@ -12,7 +12,7 @@ Report = Callable[[int, int], None]
 
 
 class Listener:
-    """Is told what a run does, in this order; this one does nothing about it.
+    """Receives what a run does, in this order; this base ignores all of it.
 
     shows_speed  whether the run is to measure the machine before its first step
     """
@@ -37,7 +37,7 @@ class Listener:
         """A sample, or measures of an evaluation, in a line or several."""
 
     def closing(self, summary: Mapping[str, Any]) -> None:
-        """How it ended."""
+        """The run has ended; `summary` is its result."""
 
 
 class Callback(Listener):

@@ -46,7 +46,7 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
 
 
 def smoothed(values: list[float], memory: float = 0.95) -> list[float]:
-    """A running mean that forgets by `memory` per value, freed of the pull of its start."""
+    """An exponential moving average; `memory` is the weight of the old mean, the start unbiased."""
     mean, weight, means = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.models import Model
-from pellucid.train.batches import IGNORED, Batch
 from pellucid.train.cross_entropy import linear_cross_entropy
+from pellucid.train.data.batches import IGNORED, Batch
 
 # (model, rows of a batch) -> (sum of the losses, a scalar with a gradient; their number)
 Objective = Callable[[Model, Batch], tuple[Tensor, int]]

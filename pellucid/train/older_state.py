@@ -23,7 +23,15 @@ from torch import Tensor
 
 from pellucid.checkpoints.files import SafetensorsFile
 from pellucid.files import read_json
-from pellucid.train.slices import DTYPES, Entry, Numbers, Slices, digest, plain_name, read_index
+from pellucid.train.slices import (
+    DTYPES,
+    Numbers,
+    SlicedTensor,
+    Slices,
+    digest,
+    plain_name,
+    read_index,
+)
 
 SHARDED, FACTS, METADATA = "sharded", "facts.json", ".metadata"
 ONE_PROCESS = "state.safetensors"
@@ -92,7 +100,9 @@ def one_process(folder: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], Sl
     index = {}
     if path.is_file():
         for name, stored in SafetensorsFile(path).entries.items():
-            index[name] = Entry(stored.shape, stored.dtype, {ONE_PROCESS: (0,) * len(stored.shape)})
+            index[name] = SlicedTensor(
+                stored.shape, stored.dtype, {ONE_PROCESS: (0,) * len(stored.shape)}
+            )
     by_name = Slices.in_folder(folder, index)
     renamed = {_random_of_rank(name): name for name in index}
     tensors = Slices(
@@ -154,7 +164,7 @@ def _facts(inside: Path) -> dict[str, Any]:
 class _Contents(NamedTuple):
     """The index of the tensors; where in its file each slice lies; and where other values do."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, SlicedTensor]
     places: dict[tuple[str, Numbers], tuple[int, int]]  # begin and length
     others: list[tuple[str, int, int]]  # file, begin and length
 

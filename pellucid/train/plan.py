@@ -18,7 +18,7 @@ import torch
 from pellucid.models import Config, build
 from pellucid.train.footprint import Footprint, Pass, footprint
 from pellucid.train.objective import Objective
-from pellucid.train.parallel.layout import Layout, Shape, local_shapes
+from pellucid.train.parallel.layout import RankGrid, Shape, local_shapes
 
 FLOAT32 = 4  # bytes
 ADAMW_STATES = 2  # the running means of the gradient and of its square
@@ -74,7 +74,7 @@ class Work:
         """Tokens of an optimiser step."""
         return self.batch * self.context
 
-    def check(self, layout: Layout) -> None:
+    def check(self, layout: RankGrid) -> None:
         """ValueError unless the batch divides into passes of `rows` on every data rank."""
         share = layout.data * self.rows
         if self.batch % share:
@@ -84,16 +84,16 @@ class Work:
             )
 
 
-def layouts(config: Config, cards: int, tensor: int | None = None) -> dict[str, Layout]:
+def layouts(config: Config, cards: int, tensor: int | None = None) -> dict[str, RankGrid]:
     """The ways to spread a model over `cards`, by the name ``train --parallel`` has for them.
 
     tensor  degree of tensor parallelism; None: the largest of 2, 4 and 8 that fits the heads
     """
     if cards == 1:
-        return {"one card": Layout()}
+        return {"one card": RankGrid()}
     found = {
-        "ddp": Layout(data=cards),
-        "fsdp": Layout(data=cards, sharded=True),
+        "ddp": RankGrid(data=cards),
+        "fsdp": RankGrid(data=cards, sharded=True),
     }
     if tensor is None:
         fitting = [ranks for ranks in (2, 4, 8) if cards % ranks == 0 and _splits(config, ranks)]
@@ -102,7 +102,7 @@ def layouts(config: Config, cards: int, tensor: int | None = None) -> dict[str, 
         if cards % tensor:
             raise ValueError(f"{cards} cards do not divide into groups of {tensor}")
         data = cards // tensor
-        layout = Layout(data=data, tensor=tensor, sharded=data > 1)
+        layout = RankGrid(data=data, tensor=tensor, sharded=data > 1)
         layout.check(config)
         found[f"tp {tensor}" if data == 1 else f"fsdp {data} × tp {tensor}"] = layout
     return found
@@ -113,7 +113,7 @@ def _splits(config: Config, ranks: int) -> bool:
 
 
 def memory(
-    config: Config, work: Work, layout: Layout, objective: Objective, *, recompute: bool
+    config: Config, work: Work, layout: RankGrid, objective: Objective, *, recompute: bool
 ) -> Memory:
     """Bytes per rank of a run; ValueError where the layout does not fit the model or the batch.
 
@@ -135,7 +135,7 @@ def memory(
 
 
 def measured(
-    config: Config, work: Work, layout: Layout, objective: Objective, *, recompute: bool
+    config: Config, work: Work, layout: RankGrid, objective: Objective, *, recompute: bool
 ) -> Footprint:
     """The footprint of one pass of `work` on one rank."""
     one = Pass(
@@ -149,9 +149,9 @@ def measured(
     return footprint(config, one)
 
 
-def _gathered(config: Config, layout: Layout, bfloat16: bool) -> int:
+def _gathered(config: Config, layout: RankGrid, bfloat16: bool) -> int:
     """Whole parameters and gradients at once: of two blocks and of the root (`parallelize`)."""
-    shapes = local_shapes(_shapes(config), Layout(tensor=layout.tensor))
+    shapes = local_shapes(_shapes(config), RankGrid(tensor=layout.tensor))
     block = {name: shape for name, shape in shapes.items() if name.startswith("layers.0.")}
     root = {name: shape for name, shape in shapes.items() if not name.startswith("layers.")}
     numbers = 2 * _numbers(block) + _numbers(root)

@@ -16,7 +16,7 @@ from pellucid.checkpoints.model_report import find_config
 from pellucid.models import Config
 from pellucid.models.census import Census, census, check_tokens
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.plan import Memory, Pace, Work, as_json, layouts, memory
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al., Training Compute-Optimal Large Language Models, 2022
@@ -30,14 +30,14 @@ class Spread(NamedTuple):
     """
 
     name: str
-    layout: Layout
+    layout: RankGrid
     kept: Memory
     recomputed: Memory
     full_logits: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """What `plan_training` found: `rows` of memory, and the `pace` at which `tokens` are read."""
 
     title: str
@@ -102,7 +102,7 @@ def plan_training(
     peak: float = 989,
     mfu: float = 0.4,
     tokens: float | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """What training a model of this shape takes on so many cards.
 
     source       a model, its config, or the name of a published shape
@@ -129,7 +129,7 @@ def plan_training(
         bfloat16=precision == "bfloat16",
     )
     counted = census(config)
-    return Plan(
+    return TrainingPlan(
         title=title,
         counted=counted,
         work=work,
@@ -140,7 +140,7 @@ def plan_training(
     )
 
 
-def _spread(config: Config, work: Work, name: str, layout: Layout) -> Spread:
+def _spread(config: Config, work: Work, name: str, layout: RankGrid) -> Spread:
     chunked, full = next_token_objective, plain_next_token_objective
     kept = memory(config, work, layout, chunked, recompute=False)
     recomputed = memory(config, work, layout, chunked, recompute=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,35 +16,36 @@ from pellucid.checkpoints.save import copy_tokenizer
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import run_folder, watch
-from pellucid.train.batches import Batches
 from pellucid.train.config import TrainConfig
-from pellucid.train.documents import (
+from pellucid.train.data.batches import Batches
+from pellucid.train.data.documents import (
     Document,
-    Layout,
+    TextFormat,
     begin_and_end,
     beginnings,
     hold_out,
     note_spelt_specials,
     read_documents,
-    stdlib_documents,
     token_stream,
 )
+from pellucid.train.data.recipe_batches import LoaderBatches, RandomBatches
+from pellucid.train.data.shards import tokenise
+from pellucid.train.data.spans import training_texts
+from pellucid.train.data.token_source import TokenSource, TokenTensor
+from pellucid.train.initial_weights import freeze_biases, new_model
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
+from pellucid.train.mixture import shipped_text
+from pellucid.train.new_vocabulary import with_vocabulary
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
 from pellucid.train.optim import Schedule
 from pellucid.train.parallel import ranks_launched
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.precision import has_bfloat16
 from pellucid.train.pretraining import Pretraining
-from pellucid.train.recipe_batches import LoaderBatches, RandomBatches
 from pellucid.train.run import EVENTS, LOG, PLOT
 from pellucid.train.settings import CONFIG, TrainSettings
-from pellucid.train.shards import tokenise
-from pellucid.train.spans import training_texts
-from pellucid.train.start import freeze_biases, new_model
 from pellucid.train.state import TrainState
-from pellucid.train.token_source import TokenSource, TokenTensor
 from pellucid.train.watch import check_only
 from pellucid.train.watch_plot import PICTURE
 
@@ -66,8 +68,12 @@ def prepare(settings: TrainSettings, out: Path, folder: Path, listener: Listener
     tokenizer = tokenizer_for(settings, folder)
     if settings.init is not None:
         checkpoint = checkpoints.open_checkpoint(settings.init)
-        model = build(checkpoint.config, "meta")
-        model.load_state_dict(dict(checkpoint.weights))  # in float32, and apart from its file
+        config, weights = checkpoint.config, dict(checkpoint.weights)
+        if settings.new_vocab:
+            spelt = tokenizers.load(checkpoint.folder)
+            config, weights = with_vocabulary(config, weights, spelt, tokenizer)
+        model = build(config, "meta")
+        model.load_state_dict(weights)  # in float32, and apart from its file
     else:
         config = model_config(settings, tokenizer.vocab_size)
         model = new_model(config, settings.seed, settings.start, settings.bias)
@@ -204,7 +210,7 @@ def read_text(settings: TrainSettings, tokenizer: Tokenizer, out: Path, listener
                 report=report,
             )
         return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
-    training, held_out = hold_out(_documents(settings), settings.hold_out)
+    training, held_out = _split_text(settings)
     return Text(
         TokenTensor(_stream(training, tokenizer, begin, end), begin),
         TokenTensor(_stream(held_out, tokenizer, begin, end), begin),
@@ -220,13 +226,20 @@ def _stream(
     return torch.cat([torch.tensor(tokenizer.encode(document.text)) for document in documents])
 
 
-def _layout(settings: TrainSettings) -> Layout:
-    return Layout(text_key=settings.text_key, separator=settings.separator)
+def _layout(settings: TrainSettings) -> TextFormat:
+    return TextFormat(text_key=settings.text_key, separator=settings.separator)
+
+
+def _split_text(settings: TrainSettings) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) documents."""
+    if not settings.data:
+        return shipped_text(settings.world, settings.hold_out)
+    return hold_out(_documents(settings), settings.hold_out)
 
 
 def _documents(settings: TrainSettings) -> list[Document]:
-    if settings.stdlib:
-        return stdlib_documents()
+    if not settings.data:
+        return [*chain(*_split_text(settings))]
     documents = read_documents(settings.data or [], _layout(settings))
     if not documents:
         given = " ".join(settings.data or [])
@@ -239,7 +252,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
 
     Its files go to `folder`.
     """
-    if settings.init is not None:
+    if settings.init is not None and not settings.new_vocab:
         copy_tokenizer(checkpoints.open_checkpoint(settings.init).folder, folder)
         return tokenizers.load(folder)
     if settings.tokenizer is not None and settings.tokenizer != "characters":
@@ -253,8 +266,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
     if settings.data:
         texts = training_texts(settings.data, _layout(settings), settings.hold_out)
     else:
-        training, _ = hold_out(_documents(settings), settings.hold_out)
-        texts = (document.text for document in training)
+        texts = (document.text for document in _split_text(settings)[0])
     return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 

@@ -15,17 +15,17 @@ from pellucid import checkpoints
 from pellucid.models import Model
 from pellucid.models.census import census
 from pellucid.train import run_folder, watch
-from pellucid.train.batches import Batch, held_out_windows
+from pellucid.train.data.batches import Batch, held_out_windows
+from pellucid.train.data.recipe_batches import LoaderBatches
+from pellucid.train.data.token_source import TokenSource
 from pellucid.train.evaluation import bits_per_byte, evaluate
 from pellucid.train.events import EventFile
 from pellucid.train.loop import Progress
 from pellucid.train.loss_plot import draw
 from pellucid.train.precision import keep_freed_memory
-from pellucid.train.recipe_batches import LoaderBatches
 from pellucid.train.run import EVENTS, LOG, PLOT, SAMPLE_TOKENS, Run, Stop, Weights, is_due
 from pellucid.train.settings import CONFIG, TrainSettings, dump
 from pellucid.train.step_log import Write
-from pellucid.train.token_source import TokenSource
 from pellucid.train.utilisation import measured_peak
 from pellucid.train.watch_plot import PICTURE, draw_watch
 
@@ -147,7 +147,7 @@ class Pretraining(Run):
         if isinstance(self.batches, LoaderBatches):
             sample = self.batches.evaluation_sample(self.step)
             if sample is not None:
-                losses = [evaluate(model, _joined(batch), ranks=ranks) for batch in sample]
+                losses = [evaluate(model, _windows_of(batch), ranks=ranks) for batch in sample]
                 self.training_sample_loss = sum(losses) / len(losses)
         windows = self._windows(self.settings.eval_windows or None)
         return evaluate(model, windows, bfloat16=self.config.bfloat16, ranks=ranks)
@@ -258,7 +258,7 @@ class Pretraining(Run):
         }
 
 
-def _joined(batch: Batch) -> torch.Tensor:
+def _windows_of(batch: Batch) -> torch.Tensor:
     """Inputs and the last target: windows (B, T + 1)."""
     return torch.cat((batch.inputs, batch.targets[:, -1:]), dim=1)
 

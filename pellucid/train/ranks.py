@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pellucid.models import Model
-from pellucid.train.batches import Batch
-from pellucid.train.slices import Held, whole
+from pellucid.train.data.batches import Batch
+from pellucid.train.slices import Slice, whole
 
 
 class Ranks:
@@ -60,7 +60,7 @@ class Ranks:
     def reshard(self, model: Model) -> None:
         """Let go of whole parameters that a forward pass left gathered: back to slices of them."""
 
-    def held(self, tensor: Tensor) -> Held:
+    def slice_of(self, tensor: Tensor) -> Slice:
         """What this process has of a parameter, or of a tensor that is spread like one."""
         return whole(tensor)
 

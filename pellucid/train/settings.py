@@ -47,17 +47,22 @@ class TrainSettings:
         None, "text to train on: files, JSON lines, folders of them", "none", section="text"
     )
     stdlib: bool = setting(False, "train on the standard library of this Python, code and prose")
-    text_key: str = setting("text", "key of the text in a record of JSON lines")
+    world: float = setting(
+        0.0,
+        "share of a small English world in the text, the rest is --stdlib; 1 is the world alone",
+    )
+    text_key: str = setting("text", "key of the text in a record of JSON lines", metavar="KEY")
     separator: str | None = setting(
-        None, "text that stands between two documents of one file", "none: a file is one document"
+        None, "text between two documents of a text file", "none: a file is one document"
     )
     tokenizer: str | None = setting(
         None,
         "folder or file of a tokenizer to use, or 'characters'",
         "a BPE is learnt from the text",
+        metavar="PATH",
     )
     tokens: str | None = setting(
-        None, "folder of tokenised text, which several runs may share", "RUN/tokens"
+        None, "folder of tokenised text, which several runs may share", "RUN/tokens", metavar="DIR"
     )
     vocab: int = setting(2048, "tokens in the byte-level BPE that is learnt")
     begin: bool = setting(True, "put the tokens that begin and end a text around each document")
@@ -78,6 +83,10 @@ class TrainSettings:
         "model to begin from, with its shape, weights and tokenizer",
         "random weights",
         section="model",
+        metavar="MODEL",
+    )
+    new_vocab: bool = setting(
+        False, "learn a new BPE of --vocab tokens for the model of --init, spelt with its old ones"
     )
     family: Literal["llama", "gpt2"] = setting("llama", "kind of model to build")
     width: int = setting(192, "width of the residual stream, d_model")
@@ -89,7 +98,7 @@ class TrainSettings:
     hidden: int | None = setting(
         None, "hidden width of the MLP", "8/3 of the width for llama, 4 times the width for gpt2"
     )
-    context: int = setting(256, "tokens in view, the length of a row")
+    context: int = setting(256, "tokens in a row, the most that the model sees")
     dropout: float = setting(
         0.0, "share of values that dropout sets to 0 while training, gpt2 only"
     )
@@ -156,12 +165,12 @@ class TrainSettings:
     loss: Literal["chunked", "plain"] = setting(
         "chunked", "compute logits in parts (chunked) or all of a batch at once (plain)"
     )
-    device: str = setting("cpu", "device to train on: cpu, cuda, cuda:1 …")
-    eval_every: int = setting(50, "steps between two evaluations on held-out text")
+    device: str = setting("cpu", "device to compute on: cpu, cuda, cuda:1 …", metavar="DEVICE")
+    eval_every: int = setting(50, "steps between two evaluations")
     eval_first: bool = setting(False, "evaluate after step 1 already")
     eval_windows: int = setting(32, "windows of held-out text in an evaluation; 0 takes all")
     patience: int = setting(
-        0, "evaluations without a better loss before training ends early; 0 never ends early"
+        0, "evaluations without a better result before training ends early; 0 never ends early"
     )
     save_every: int = setting(
         200, "steps between two checkpoints; 0 saves at the end only", section="output"
@@ -247,16 +256,31 @@ def resolve(
 
 
 def _check_exclusive(found: Mapping[str, Any]) -> None:
-    if bool(found.get("data")) == bool(found.get("stdlib")):
-        raise ValueError("what to train on: give either data, files and folders of text, or stdlib")
+    shipped = bool(found.get("stdlib") or found.get("world"))
+    if bool(found.get("data")) == shipped:
+        raise ValueError(
+            "what to train on: give either data, files and folders of text, or stdlib, or world"
+        )
+    _check_world(found.get("world", 0.0), bool(found.get("stdlib")))
     steps, epochs = found.get("steps"), found.get("epochs")
     if steps is not None and epochs is not None:
         raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")
+    if found.get("new_vocab") and found.get("init") is None:
+        raise ValueError("--new-vocab is for the model of --init: any other learns one anyway")
     if found.get("init") is not None:
         for name in FROM_INIT:
             if found.get(name) is not None:
                 flag = fields.flag_of(name)
                 raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
+
+
+def _check_world(world: float, stdlib: bool) -> None:
+    if not 0 <= world <= 1:
+        raise ValueError(f"--world {world:g}: expected a share, 0 to 1")
+    if stdlib and world == 1:
+        raise ValueError("--world 1 leaves no room for --stdlib: give a smaller share, or it alone")
+    if 0 < world < 1 and not stdlib:
+        raise ValueError(f"--world {world:g}: give --stdlib for the rest of the text, or --world 1")
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:

@@ -28,7 +28,7 @@ Numbers = tuple[int, ...]
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}  # "float32" -> it
 
 
-class Held(NamedTuple):
+class Slice(NamedTuple):
     """What one process has of a tensor: `values`, which begin at `offset` in the whole `shape`.
 
     writes  whether it is the one among the processes with the same slice that writes it
@@ -40,13 +40,13 @@ class Held(NamedTuple):
     writes: bool = True
 
 
-def whole(tensor: Tensor) -> Held:
+def whole(tensor: Tensor) -> Slice:
     """A tensor that a process has all of."""
-    return Held(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
+    return Slice(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
 
 
 @dataclass(frozen=True)
-class Entry:
+class SlicedTensor:
     """One tensor of the index: where in which file its slices begin."""
 
     shape: Numbers
@@ -59,15 +59,15 @@ class Entry:
         return {"shape": list(self.shape), "dtype": kind, "slices": self.offsets}
 
 
-class Written(NamedTuple):
+class WrittenSlices(NamedTuple):
     """What one process wrote: the name and SHA-256 of its file, and the index of what is in it."""
 
     file: str
     sha256: str
-    entries: dict[str, Entry]
+    entries: dict[str, SlicedTensor]
 
 
-def write_slices(file: Path, tensors: Mapping[str, Held]) -> Written:
+def write_slices(file: Path, tensors: Mapping[str, Slice]) -> WrittenSlices:
     """Write what this process is to write of its `tensors`. OSError where that fails."""
     mine = {n: held for n, held in tensors.items() if held.writes and held.values.numel()}
     values = {name: held.values.detach().cpu().contiguous() for name, held in mine.items()}
@@ -79,22 +79,24 @@ def write_slices(file: Path, tensors: Mapping[str, Held]) -> Written:
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(f"{file.name}: {error}") from None
     index = {
-        name: Entry(held.shape, held.values.dtype, {file.name: held.offset})
+        name: SlicedTensor(held.shape, held.values.dtype, {file.name: held.offset})
         for name, held in mine.items()
     }
-    return Written(file.name, digest(file), index)
+    return WrittenSlices(file.name, digest(file), index)
 
 
-def joined_index(parts: list[Written]) -> dict[str, Entry]:
+def joined_index(parts: list[WrittenSlices]) -> dict[str, SlicedTensor]:
     """The index of all processes' files."""
-    index: dict[str, Entry] = {}
+    index: dict[str, SlicedTensor] = {}
     for part in parts:
         for name, entry in part.entries.items():
-            index.setdefault(name, Entry(entry.shape, entry.dtype)).offsets.update(entry.offsets)
+            index.setdefault(name, SlicedTensor(entry.shape, entry.dtype)).offsets.update(
+                entry.offsets
+            )
     return index
 
 
-def read_index(found: Any, where: str) -> dict[str, Entry]:
+def read_index(found: Any, where: str) -> dict[str, SlicedTensor]:
     """The index from JSON; ValueError, in one line, for what is none."""
     try:
         return {name: _entry(stored) for name, stored in found.items()}
@@ -102,12 +104,12 @@ def read_index(found: Any, where: str) -> dict[str, Entry]:
         raise ValueError(f"{where} is damaged: {error} in its index of tensors") from None
 
 
-def _entry(stored: Any) -> Entry:
+def _entry(stored: Any) -> SlicedTensor:
     dtype, shape = DTYPES[stored["dtype"]], _numbers(stored["shape"])
     offsets = {plain_name(file): _numbers(begin) for file, begin in stored["slices"].items()}
     if any(len(begin) != len(shape) for begin in offsets.values()):
         raise ValueError(f"a slice of another number of axes than {list(shape)}")
-    return Entry(shape, dtype, offsets)
+    return SlicedTensor(shape, dtype, offsets)
 
 
 def _numbers(found: Any) -> Numbers:
@@ -130,12 +132,12 @@ class Slices(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, index: Mapping[str, Entry], read_file: Callable[[str, str, Numbers], Tensor]
+        self, index: Mapping[str, SlicedTensor], read_file: Callable[[str, str, Numbers], Tensor]
     ) -> None:
         self.index, self._read_file = index, read_file
 
     @classmethod
-    def in_folder(cls, folder: Path, index: Mapping[str, Entry]) -> Slices:
+    def in_folder(cls, folder: Path, index: Mapping[str, SlicedTensor]) -> Slices:
         """Of safetensors files, which are memory-mapped when the first slice of them is read."""
         opened: dict[str, SafetensorsFile] = {}
 

@@ -32,9 +32,9 @@ from pellucid.train.config import TrainConfig
 from pellucid.train.precision import device_of
 from pellucid.train.ranks import Ranks
 from pellucid.train.slices import (
-    Held,
+    Slice,
     Slices,
-    Written,
+    WrittenSlices,
     digest,
     joined_index,
     read_index,
@@ -61,7 +61,7 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of the facts that a state is made of
 class TrainState:
     """Steps done, the optimiser, the state of the random numbers, and the best loss so far.
 
-    extra  whatever else the driver wants back: plain JSON
+    extra  values of the caller, saved and restored with the rest: plain JSON
     """
 
     optimizer: torch.optim.Optimizer
@@ -116,14 +116,14 @@ class TrainState:
         written = self.write_tensors(folder, model, Ranks())
         self.write_facts(folder, model, written, settings=settings)
 
-    def write_tensors(self, folder: str | Path, model: Model, ranks: Ranks) -> list[Written]:
+    def write_tensors(self, folder: str | Path, model: Model, ranks: Ranks) -> list[WrittenSlices]:
         """All processes together: the slices that each has. What all of them wrote.
 
         Raises OSError, on all of them, where one could not.
         """
         return write_together(Path(folder) / FOLDER, self._tensors(model, ranks), ranks)
 
-    def _tensors(self, model: Model, ranks: Ranks) -> dict[str, Held]:
+    def _tensors(self, model: Model, ranks: Ranks) -> dict[str, Slice]:
         ranks.reshard(model)
         tensors = {
             f"random.{ranks.rank}.{kind}": whole(numbers)._replace(writes=ranks.writes_rank)
@@ -132,14 +132,14 @@ class TrainState:
         for name, parameter in model.named_parameters():
             for key in _MEANS:
                 if key in (held := self.optimizer.state.get(parameter, {})):
-                    tensors[f"{key}.{name}"] = ranks.held(held[key])
+                    tensors[f"{key}.{name}"] = ranks.slice_of(held[key])
         return tensors
 
     def write_facts(
         self,
         folder: str | Path,
         model: Model,
-        written: list[Written],
+        written: list[WrittenSlices],
         *,
         data_ranks: int = 1,
         settings: Path | None = None,
@@ -190,7 +190,7 @@ class TrainState:
         if unknown:
             raise ValueError(f"{folder}: its training state has {min(unknown)}, this model not")
         for name, step in steps.items():
-            held = _held(tensors, name, parameters[name], ranks)
+            held = _read_means(tensors, name, parameters[name], ranks)
             device = parameters[name].device if config.fused else "cpu"
             state.optimizer.state[parameters[name]] = {
                 "step": torch.tensor(float(step), device=device),
@@ -209,7 +209,7 @@ class TrainState:
         return state
 
 
-def _held(tensors: Slices, name: str, parameter: Tensor, ranks: Ranks) -> dict[str, Tensor]:
+def _read_means(tensors: Slices, name: str, parameter: Tensor, ranks: Ranks) -> dict[str, Tensor]:
     """AdamW's two means of one parameter, as far as this process has it, on its device."""
     found = {}
     for key in _MEANS:
@@ -221,12 +221,12 @@ def _held(tensors: Slices, name: str, parameter: Tensor, ranks: Ranks) -> dict[s
                 f"the model {tuple(parameter.shape)}"
             )
         found[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        mine = ranks.held(found[key])
+        mine = ranks.slice_of(found[key])
         mine.values.copy_(tensors.read(f"{key}.{name}", mine.offset, tuple(mine.values.shape)))
     return found
 
 
-def write_together(inside: Path, tensors: Mapping[str, Held], ranks: Ranks) -> list[Written]:
+def write_together(inside: Path, tensors: Mapping[str, Slice], ranks: Ranks) -> list[WrittenSlices]:
     """All processes together: write into one folder what each has; what all of them wrote.
 
     Raises OSError, on all of them and in one line, where one could not.
@@ -236,7 +236,7 @@ def write_together(inside: Path, tensors: Mapping[str, Held], ranks: Ranks) -> l
         name = f"state-{ranks.process + 1:05}-of-{ranks.processes:05}.safetensors"
     try:
         inside.mkdir(parents=True, exist_ok=True)
-        found: Written | str = write_slices(inside / name, tensors)
+        found: WrittenSlices | str = write_slices(inside / name, tensors)
     except OSError as error:
         if ranks.processes == 1:
             raise

@@ -28,7 +28,7 @@ from pellucid import step_recording as training_step
 from pellucid.models import Model
 from pellucid.models.description import describe
 from pellucid.trace import Trace, trace
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
 from pellucid.train.objective import document_starts
 
 TABLE, FOLDER = "trace.csv", "traces"

@@ -70,10 +70,13 @@ def _normed(how: str, last: bool) -> When:
 
 
 def head_norm(x: str, variable: str, last: bool) -> Script:
-    """The norm of each head on its own (Qwen 3), of `x`, before RoPE or, `last`, after it."""
+    """The norm of each head on its own, of `x`, before RoPE or, `last`, after it.
+
+    All heads have one weight (Qwen 3), or each has its own (Command R+).
+    """
     script = Script()
-    script.include(
-        norm_of(
+    for how, weight in (("head", ""), ("each", "q_norm_weight_head")):
+        one = norm_of(
             x,
             variable,
             "head",
@@ -81,9 +84,9 @@ def head_norm(x: str, variable: str, last: bool) -> Script:
             module="layers.N.attn.q_norm",
             title="Queries of head {head}, with every token scaled to the same size",
             layer="Queries of head {head}, with every token centred and of spread 1",
-        ),
-        when=_normed("head", last),
-    )
+            weight=weight,
+        )
+        script.include(one, when=_normed(how, last))
     return script
 
 
@@ -289,7 +292,7 @@ def q_scaled(q_normed_last, factors):
 
 
 def _whose(config):
-    """Whose keys a title speaks of: where every query head has its own, simply the head's."""
+    """What a title calls a head of keys; where every query head has its own, just "head"."""
     return "head" if config.n_kv_heads == config.n_heads else "key/value head"
 
 
@@ -299,7 +302,7 @@ def same_for(letter: str, parts: Iterable[Script]) -> Script:
     for part in parts:
         words = {word: _reworded(word, letter) for word in part.words()}
         words |= {"head": "kv_head", "n_heads": "n_kv_heads", "H": "Hkv", "H·D": "Hkv·D"}
-        titles = {title: _retold(title, letter) for title in part.titles()}
+        titles = {title: _title_for(title, letter) for title in part.titles()}
         script.include(part, words, titles)
     return script
 
@@ -309,7 +312,7 @@ def _reworded(word: str, letter: str) -> str:
     return re.sub(r"^([wb]?)q(?=_|$)", rf"\g<1>{letter}", word)
 
 
-def _retold(title: str, letter: str) -> Words:
+def _title_for(title: str, letter: str) -> Words:
     """A title of queries, told of keys or values."""
     plural, why = {"k": ("Keys", "can be found by"), "v": ("Values", "hands over")}[letter]
     title = title.replace("wq", f"w{letter}").replace("looks for", why)

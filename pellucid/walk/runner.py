@@ -1,4 +1,4 @@
-"""Runs the steps of the walk over one model, and tells what each of them did."""
+"""Runs the steps of the walk over one model and yields what each of them computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pellucid.numerics import Dialect
 from pellucid.walk.steps import Line, Picture, Scope, Script, Step, Words, renamed
 
 
-class Held(NamedTuple):
+class NamedValue(NamedTuple):
     """A value in the namespace, the step that shows it, and what later steps call their input."""
 
     value: Any
@@ -24,7 +24,7 @@ class Held(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-class Block(NamedTuple):
+class LayerSteps(NamedTuple):
     """The steps of a kind of layer: before its heads, of each head, after them.
 
     expiring   variable of a line -> the values that no later line names
@@ -38,7 +38,7 @@ class Block(NamedTuple):
     stands_in: Mapping[str, str]
 
 
-class Runner:
+class WalkRunner:
     """A namespace per scope (once, RoPE, layer, key/value head, head) and functions to fill it.
 
     A value lives until the last step that names it, a weight for the one call that asks for it.
@@ -83,13 +83,13 @@ class Runner:
             **values,
         }
         steps = {line.name for line in script.lines}  # tokens: given, and shown as a step
-        self.scopes: dict[Scope, dict[str, Held]] = {
+        self.scopes: dict[Scope, dict[str, NamedValue]] = {
             "head": {},
             "kv_head": {},
             "layer": {},
             "rope": {},
             "once": {
-                name: Held(value, labels=(name,) if name in steps else ())
+                name: NamedValue(value, labels=(name,) if name in steps else ())
                 for name, value in fixed.items()
             },
         }
@@ -97,13 +97,13 @@ class Runner:
         self.rope = ""  # of the layer at work
         self.told: set[str] = set()  # addresses: what is computed once is shown once
 
-    def _block(self, lines: Sequence[Line], kind: Layer) -> Block:
+    def _block(self, lines: Sequence[Line], kind: Layer) -> LayerSteps:
         needed = _needed(lines, self.config, kind)
         stands_in = self.outside | stand_ins(lines, self.config, kind)
         first, last = _span(needed, ("kv_head", "head"))
         expiring = _expiring(needed, first, last, stands_in)
         parts = needed[:first], needed[first:last], needed[last:]
-        return Block(*parts, expiring, stands_in)
+        return LayerSteps(*parts, expiring, stands_in)
 
     def walk(self, layers: Collection[int], heads: Sequence[int]) -> Iterator[Step]:
         """Every step, in order: `heads` of `layers` in full, every other layer as one step."""
@@ -117,7 +117,7 @@ class Runner:
     def part(self, layer: int, head: int, stream: Tensor) -> Iterator[Step]:
         """The steps before all layers, then those of one that takes in `stream`, or of the end."""
         yield from self._run(self.before)
-        self.scopes["once"]["stream"] = Held(stream)
+        self.scopes["once"]["stream"] = NamedValue(stream)
         last = layer == self.config.n_layers
         yield from self._run(self.after) if last else self._layer(layer, [head])
 
@@ -128,16 +128,18 @@ class Runner:
         kind = self.config.layer(layer)
         self.block, self.rope = self.kinds[kind], kind.rope
         self.scopes["rope"] = self.ropes[kind.rope]
-        self.scopes["layer"] = {"layer": Held(layer)}
+        self.scopes["layer"] = {"layer": NamedValue(layer)}
         yield from self._run(self.block.opening, show)
-        z: dict[int, Held] = {}
+        z: dict[int, NamedValue] = {}
         for head in sorted(range(self.config.n_heads), key=lambda head: head not in heads):
             self._enter_head(head)
             yield from self._run(self.block.of_a_head, show and head in heads)
             z[head] = self.scopes["head"]["z"]
         self.scopes["head"], self.scopes["kv_head"] = {}, {}
         labels = tuple(label for head in sorted(heads) for label in z[head].labels)
-        self.scopes["layer"]["z_of_heads"] = Held([z[h].value for h in sorted(z)], None, labels)
+        self.scopes["layer"]["z_of_heads"] = NamedValue(
+            [z[h].value for h in sorted(z)], None, labels
+        )
         yield from self._run(self.block.closing, show)
         leaving = self.scopes["layer"][self.block.closing[-1].variable]
         self.scopes["layer"] = {}
@@ -149,8 +151,8 @@ class Runner:
         kv_head = head // self.scopes["once"]["group"].value
         current = self.scopes["kv_head"].get("kv_head")
         if current is None or current.value != kv_head:
-            self.scopes["kv_head"] = {"kv_head": Held(kv_head)}
-        self.scopes["head"] = {"head": Held(head)}
+            self.scopes["kv_head"] = {"kv_head": NamedValue(kv_head)}
+        self.scopes["head"] = {"head": NamedValue(head)}
 
     def _run(self, lines: Sequence[Line], show: bool = True) -> Iterator[Step]:
         """Compute each line that its scope has not yet; yield what is to be shown now."""
@@ -173,7 +175,7 @@ class Runner:
             held = step = None  # the caller may take long over a step: hold nothing meanwhile
 
     @torch.no_grad()
-    def _compute(self, line: Line) -> Held | None:
+    def _compute(self, line: Line) -> NamedValue | None:
         """Call the function of a line; None where what it asks for was not given to the walk."""
         inputs = {
             argument: self._look_up(self.block.stands_in.get(argument, argument))
@@ -184,35 +186,35 @@ class Runner:
         value = line.function(**{argument: held.value for argument, held in inputs.items()})
         labels = tuple(dict.fromkeys(label for held in inputs.values() for label in held.labels))
         if not line.name:
-            return Held(value, None, labels)
+            return NamedValue(value, None, labels)
         step = self._step(line, value, inputs, labels)
-        return Held(value, step, (step.address,) if line.title else labels)
+        return NamedValue(value, step, (step.address,) if line.title else labels)
 
-    def _look_up(self, name: str) -> Held:
+    def _look_up(self, name: str) -> NamedValue:
         """A step's value, a name of the runner, a weight, a bias or a field of the config."""
         for scope in self.scopes.values():
             if name in scope:
                 return scope[name]
         weight = name.removesuffix("_stored").removesuffix("_head")
         if weight not in self.weight_names:
-            return Held(getattr(self.config, name))
+            return NamedValue(getattr(self.config, name))
         full = self._numbered(self.weight_names[weight])
         if full not in self.weights:
             absent = 0 if full.endswith("bias") else 1  # added to nothing, or multiplying nothing
             if absent and (self.config.norm_weight or not full.endswith("norm.weight")):
                 raise ValueError(f"the walk needs the weight {full}: the checkpoint has none")
-            return Held(absent)
+            return NamedValue(absent)
         tensor = self.weights[full].detach()
         if name.endswith("_stored"):
-            return Held(tensor, labels=(full,))
+            return NamedValue(tensor, labels=(full,))
         if name.endswith("_head"):
             heads = tensor.unflatten(0, (-1, self.config.head_dim))
             at = "head" if len(heads) == self.config.n_heads else "kv_head"
             tensor = heads[self._look_up(at).value]
-        return Held(tensor.to(self.dtype), labels=(full,))
+        return NamedValue(tensor.to(self.dtype), labels=(full,))
 
     def _step(
-        self, line: Line, value: Any, inputs: Mapping[str, Held], labels: tuple[str, ...]
+        self, line: Line, value: Any, inputs: Mapping[str, NamedValue], labels: tuple[str, ...]
     ) -> Step:
         at = self._look_up(line.index).value if line.index else None
         name, index = self._numbered(line.name), (at,) if isinstance(at, int) else ()
@@ -237,7 +239,7 @@ class Runner:
         kind = None if layer is None else self.config.layer(layer.value)
         return words if isinstance(words, str) else words(self.config, kind)
 
-    def _formula(self, line: Line, value: Any, inputs: Mapping[str, Held]) -> str:
+    def _formula(self, line: Line, value: Any, inputs: Mapping[str, NamedValue]) -> str:
         """The line's formula with shapes; a weight or bias that is absent leaves no trace."""
 
         def with_shape(found: re.Match[str]) -> str:
@@ -265,11 +267,11 @@ class Runner:
         return name if layer is None else name.replace("layers.N.", f"layers.{layer.value}.")
 
 
-def _of_rope(config: Config, name: str) -> dict[str, Held]:
+def _of_rope(config: Config, name: str) -> dict[str, NamedValue]:
     """What the steps of a RoPE find under their names, at first."""
     rope = getattr(config, name) if name else None
     pairs = config.rotary_width(rope) // 2 if rope else 0
-    return {"rope": Held(rope), "pairs": Held(pairs)} if rope else {}
+    return {"rope": NamedValue(rope), "pairs": NamedValue(pairs)} if rope else {}
 
 
 def _needed(lines: Sequence[Line], config: Config, kind: Layer | None) -> list[Line]:
@@ -310,7 +312,7 @@ def picture_of(value: Any, dims: tuple[str, ...]) -> Picture | None:
     return "heatmap" if dims == ("H", "T", "D") or (len(dims) == 2 and dims[0] == "T") else None
 
 
-def _folded(last: Step, layer: int, stream: Held) -> Step:
+def _folded(last: Step, layer: int, stream: NamedValue) -> Step:
     """A layer as one step: what leaves it."""
     return replace(
         last,

@@ -179,7 +179,7 @@ class Line:
     when: When = lambda config, layer: True
     otherwise: str = ""
     index: str | None = None
-    needed: bool = True  # False: only to be shown, no other step wants it
+    needed: bool = True  # False: it is only shown, no other step reads it
     chapter: str = ""
 
     @property

@@ -12,7 +12,7 @@ from tiny import LLAMA, random_model
 
 from pellucid.bench import candidates, crew, worker
 from pellucid.bench.engines import make, specs
-from pellucid.bench.rounds import QUICK, Plan
+from pellucid.bench.rounds import QUICK, BenchPlan
 from pellucid.bench.shapes import RandomWeights, hf_folder, model_home
 from pellucid.checkpoints import open_checkpoint
 from pellucid.generate import Sampling, generate_plain
@@ -80,9 +80,9 @@ class Pretended:
         self._log.append(f"-{self.name}")
 
 
-def pretended(budget: int) -> tuple[crew.Crew, list[str]]:
+def pretended(budget: int) -> tuple[crew.Workers, list[str]]:
     log: list[str] = []
-    return crew.Crew(lambda name: Pretended(name, log), dict.fromkeys("abc", 4), budget), log
+    return crew.Workers(lambda name: Pretended(name, log), dict.fromkeys("abc", 4), budget), log
 
 
 def test_workers_that_fit_are_kept():
@@ -130,14 +130,14 @@ def test_what_is_not_installed_is_left_out_with_the_reason():
 
 
 def test_a_plan_is_cut_to_the_context():
-    plan = Plan(threads=1).fitted(LLAMA)  # 64 tokens
+    plan = BenchPlan(threads=1).fitted(LLAMA)  # 64 tokens
     assert plan.prompt + plan.new < 64
     assert plan.prefill + 2 < 64
     assert plan.batch_new <= plan.new
-    assert Plan(threads=3).threads == 3
+    assert BenchPlan(threads=3).threads == 3
     assert QUICK.threads >= 1
     with pytest.raises(ValueError, match="rounds is 0"):
-        Plan(rounds=0)
+        BenchPlan(rounds=0)
 
 
 def test_random_weights_are_the_same_at_every_asking_and_in_every_file(tmp_path):

@@ -31,7 +31,7 @@ import torch._dynamo  # what optimisers import on first use
 
 from pellucid import checkpoints, tokenizers
 from pellucid.cli import main as pellucid
-from pellucid.train.shards import open_corpus, tokenise
+from pellucid.train.data.shards import open_corpus, tokenise
 
 SHAPE = ["--family=llama", "--vocab=300", "--width=16", "--layers=1", "--heads=2", "--context=32"]
 QUIET = ["--sample-every=0", "--no-tensorboard", "--no-plot", "--json"]

@@ -12,10 +12,11 @@ import pytest
 
 import pellucid
 from pellucid import cli
+from pellucid.cli.arguments import SHARED
 from pellucid.cli.parser import VerbParser
 
 PACKAGE = Path(pellucid.__file__).parent
-LINES = 150
+LINES = 140
 # What each verb is from Python.
 CALLS = {
     "walk": "walk_prompt",
@@ -91,15 +92,37 @@ def test_the_calls_of_the_front_door_are_listed():
         assert getattr(pellucid, name) is not None
 
 
+def flags_of(verb: str) -> list[argparse.Action]:
+    """The arguments of a verb, but ``--help``."""
+    parser = VerbParser("pellucid", "")
+    getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
+    return [each for each in parser._actions if not isinstance(each, argparse._HelpAction)]
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_a_line_of_help_is_read_without_its_neighbours(verb):
     """No line is a fragment of the flag's name, such as "of JSON lines" or "(as stored)"."""
-    parser = VerbParser("pellucid", "")
-    getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
-    for action in parser._actions:
-        if isinstance(action, argparse._HelpAction):
-            continue
+    for action in flags_of(verb):
         words = (action.help or "").split()
         assert len(words) >= 3, action.option_strings
         assert words[0] not in ("of", "default:", "which", "where", "more"), action.help
         assert not action.help.startswith("("), action.help
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_states_every_default(verb):
+    for action in flags_of(verb):
+        quiet = (None, False, [], [""], argparse.SUPPRESS)  # nothing is taken unless given
+        assert action.default in quiet or "(default: " in action.help, action.option_strings
+        assert "(default " not in action.help, action.option_strings
+
+
+def test_a_flag_of_several_verbs_has_one_sentence():
+    one = {"-m", "--out", *SHARED}
+    another = {"--dtype"}  # train, finetune and convert: of weights that are written
+    said: dict[str, set[str]] = {}
+    for action in (action for verb in cli.VERBS for action in flags_of(verb)):
+        for flag in one.intersection(action.option_strings) - another:
+            said.setdefault(flag, set()).add(action.help)
+    assert len(said) > 8
+    assert not {flag: lines for flag, lines in said.items() if len(lines) > 1}

@@ -21,9 +21,9 @@ from torch.fx import GraphModule
 from pellucid import checkpoints
 from pellucid.models import Config, Model
 from pellucid.train import Ranks, Schedule, TrainConfig, TrainState, next_token_objective, train
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
 from pellucid.train.parallel import checkpoint
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.parallel.parallelize import parallelize
 from pellucid.train.parallel.ranks import DistributedRanks
 
@@ -34,12 +34,12 @@ SHAPES: dict[str, Config] = {
     "llama-4": replace(LLAMA, n_kv_heads=4),
 }
 LAYOUTS = {
-    "alone": Layout(),
-    "ddp": Layout(data=2),
-    "fsdp": Layout(data=2, sharded=True),
-    "tp": Layout(tensor=2),
-    "fsdp4": Layout(data=4, sharded=True),
-    "fsdp2tp2": Layout(data=2, tensor=2, sharded=True),
+    "alone": RankGrid(),
+    "ddp": RankGrid(data=2),
+    "fsdp": RankGrid(data=2, sharded=True),
+    "tp": RankGrid(tensor=2),
+    "fsdp4": RankGrid(data=4, sharded=True),
+    "fsdp2tp2": RankGrid(data=2, tensor=2, sharded=True),
 }
 
 

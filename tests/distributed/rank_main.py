@@ -18,12 +18,12 @@ import jobs  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from pellucid.train.parallel.ranks import joined  # noqa: E402
+from pellucid.train.parallel.ranks import joined_ranks  # noqa: E402
 
 
 def main(folder: Path, wanted: list[dict]) -> None:
     """Do the jobs, then lose a rank."""
-    with joined(timeout=120):
+    with joined_ranks(timeout=120):
         found = [jobs.run(jobs.Job(**fields), folder) for fields in wanted]
         jobs.write(found, folder)
         dist.barrier()

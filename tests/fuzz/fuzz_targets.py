@@ -128,11 +128,11 @@ def talks(folder: Path, draw: random.Random) -> None:
 
 
 def documents(folder: Path, draw: random.Random) -> None:
-    from pellucid.train import Layout, read_documents
+    from pellucid.train import TextFormat, read_documents
 
-    for layout in (Layout(), Layout(separator="return")):
+    for layout in (TextFormat(), TextFormat(separator="return")):
         read_documents([folder / "text.py"], layout)
-    read_documents([folder / "lines.jsonl"], Layout())
+    read_documents([folder / "lines.jsonl"], TextFormat())
 
 
 def settings(folder: Path, draw: random.Random) -> None:
@@ -149,7 +149,7 @@ def resume(folder: Path, draw: random.Random) -> None:
 
 def corpus(folder: Path, draw: random.Random) -> None:
     from pellucid import tokenizers
-    from pellucid.train.shards import open_corpus
+    from pellucid.train.data.shards import open_corpus
 
     source = open_corpus(folder / "run" / "tokens", tokenizers.load(folder / "hf"))
     source.training.read(0, 4)

@@ -36,8 +36,10 @@ def test_local_completions_gives_the_adapters_numbers_to_the_last_digit():
         ]
         found = model.loglikelihood(asked, disable_tqdm=True)
         pairs = [model._encode_pair(*pair) for pair in CONTEXTS[:3]]
-        texts = [instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
-                 for text in ("import os\nimport sys\n", "def f(x):\n    return x\n" * 4)]  # fmt: skip
+        texts = [
+            instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
+            for text in ("import os\nimport sys\n", "def f(x):\n    return x\n" * 4)
+        ]
         rolled = model.loglikelihood_rolling(texts, disable_tqdm=True)
     assert found == answers.continuations(pairs)
     assert rolled == answers.whole_texts([text.args[0] for text in texts])

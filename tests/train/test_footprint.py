@@ -10,16 +10,16 @@ from tiny import CONFIGS, GPT, LLAMA, random_tokens
 from torch.profiler import ProfilerActivity, profile
 
 from pellucid.models import build
-from pellucid.train.batches import Batch
+from pellucid.train.data.batches import Batch
 from pellucid.train.footprint import Pass, footprint, peaks
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 
 ROWS, CONTEXT = 3, 32
 
 
 def work(**changes) -> Pass:
-    plain = Pass(rows=ROWS, context=CONTEXT, objective=next_token_objective, layout=Layout())
+    plain = Pass(rows=ROWS, context=CONTEXT, objective=next_token_objective, layout=RankGrid())
     return replace(plain, **changes)
 
 
@@ -32,7 +32,7 @@ def work(**changes) -> Pass:
 def test_the_line_through_two_depths_is_what_a_deep_model_allocates(
     kind, objective, bfloat16, sharded, recompute
 ):
-    layout = Layout(sharded=sharded)
+    layout = RankGrid(sharded=sharded)
     one = work(objective=objective, bfloat16=bfloat16, recompute=recompute, layout=layout)
     deep = replace(CONFIGS[kind], n_layers=5)
     assert footprint(deep, one).total(5) == max(peaks(deep, one, fake=False))

@@ -7,10 +7,10 @@ import torch
 from tiny import CONFIGS, random_model, random_tokens
 
 from pellucid.trace import trace
-from pellucid.train.batches import Batch
+from pellucid.train.data.batches import Batch
 from pellucid.train.objective import next_token_objective
 from pellucid.train.parallel import ranks_launched
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.parallel.parallelize import check
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.parallel.run import layout
@@ -59,10 +59,10 @@ def settings(**given):
 
 
 def test_settings_make_a_layout():
-    assert layout(settings(), 4) == Layout(data=4)
-    assert layout(settings(parallel="fsdp"), 2) == Layout(data=2, sharded=True)
-    assert layout(settings(parallel="tp"), 4) == Layout(tensor=4)
-    wide = Layout(data=2, tensor=2, sharded=True)
+    assert layout(settings(), 4) == RankGrid(data=4)
+    assert layout(settings(parallel="fsdp"), 2) == RankGrid(data=2, sharded=True)
+    assert layout(settings(parallel="tp"), 4) == RankGrid(tensor=4)
+    wide = RankGrid(data=2, tensor=2, sharded=True)
     assert layout(settings(parallel="fsdp", tensor=2), 4) == wide
 
 
@@ -83,10 +83,10 @@ def test_settings_that_do_not_divide(given, ranks, message):
 
 def test_cut_matrices_are_not_compiled():
     with pytest.raises(ValueError, match="train tensor-parallel without compile"):
-        check(CONFIGS["llama-gqa"], Layout(tensor=2), compile=True)
+        check(CONFIGS["llama-gqa"], RankGrid(tensor=2), compile=True)
     with pytest.raises(ValueError, match="key/value heads 2 do not divide among 4"):
-        check(CONFIGS["llama-gqa"], Layout(tensor=4), compile=False)
-    check(CONFIGS["llama-gqa"], Layout(data=4, sharded=True), compile=True)
+        check(CONFIGS["llama-gqa"], RankGrid(tensor=4), compile=False)
+    check(CONFIGS["llama-gqa"], RankGrid(data=4, sharded=True), compile=True)
 
 
 def test_without_torchrun_there_are_no_ranks():

@@ -17,7 +17,7 @@ from pellucid.train import (
     next_token_objective,
     tokenise,
 )
-from pellucid.train.batches import copy_passage
+from pellucid.train.data.batches import copy_passage
 
 
 def test_targets_are_inputs_one_token_later():

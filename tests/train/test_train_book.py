@@ -28,7 +28,7 @@ from pellucid.train import (
     plain_next_token_objective,
     train,
 )
-from pellucid.train.token_source import TokenTensor
+from pellucid.train.data.token_source import TokenTensor
 
 CONTEXT, WIDTH, LAYERS, HEADS, DROPOUT = 8, 16, 2, 2, 0.1
 

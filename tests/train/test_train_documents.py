@@ -12,7 +12,7 @@ from pellucid import tokenizers
 from pellucid.generate import encode_prompt
 from pellucid.train import (
     Document,
-    Layout,
+    TextFormat,
     TrainSettings,
     held_out_windows,
     hold_out,
@@ -21,8 +21,8 @@ from pellucid.train import (
     token_stream,
     tokenise,
 )
-from pellucid.train.documents import begin_and_end, decoded, note_spelt_specials
-from pellucid.train.finetune.tasks import Options, text_task
+from pellucid.train.data.documents import begin_and_end, decoded, note_spelt_specials
+from pellucid.train.finetune.tasks import TaskOptions, text_task
 from pellucid.train.prepare import around_texts
 
 
@@ -97,7 +97,7 @@ def test_a_text_begins_in_training_as_in_generation(family, assets: Path, tmp_pa
     documents = [Document("", text) for text in texts]
     around = around_texts(TrainSettings(), tokenizer)  # train
     assert token_stream(documents, tokenizer.encode, *around).tolist() == expected
-    task = text_task(documents, documents, tokenizer, Options(context=2, batch=1))  # finetune
+    task = text_task(documents, documents, tokenizer, TaskOptions(context=2, batch=1))  # finetune
     assert task.facts["training_tokens"] == len(expected)
     batch = next(iter(held_out_windows(torch.tensor(expected), 2)))
     assert task.batches.stream.read(0, 3).tolist() == batch.tolist()
@@ -125,7 +125,7 @@ def test_lines_of_json_and_separated_texts_are_documents_with_a_place(tmp_path: 
         '{"n": 1, "body": "one"}\n\n{"body": "two"}', encoding="utf-8"
     )
     (tmp_path / "b.txt").write_text("x\n---\ny\n---\n", encoding="utf-8")
-    found = read_documents([tmp_path], Layout(text_key="body", separator="---"))
+    found = read_documents([tmp_path], TextFormat(text_key="body", separator="---"))
     assert [document.text for document in found] == ["one", "two", "x", "y"]
     assert [document.name.rpartition("/")[2] for document in found] == [
         "a.jsonl:1",
@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     text, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
     text.write_bytes(b"\xef\xbb\xbfone---two")
     lines.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
-    assert [d.text for d in read_documents([text], Layout(separator="---"))] == ["one", "two"]
+    assert [d.text for d in read_documents([text], TextFormat(separator="---"))] == ["one", "two"]
     assert [d.text for d in read_documents([text, lines])] == ["one---two", "one"]
     assert decoded(b"\xef\xbb\xbf\xef\xbb\xbfa", "f") == "\ufeffa"  # one of them, at byte 0
     with pytest.raises(ValueError, match=r"f is not UTF-8 text \(byte 4\)"):

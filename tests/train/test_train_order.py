@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pellucid.train.order import Shuffle, mix
+from pellucid.train.data.shuffle import Shuffle, mix
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 4095, 4096, 4097, 9999])

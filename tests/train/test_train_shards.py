@@ -13,7 +13,7 @@ import torch
 from pellucid import tokenizers
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import (
-    Layout,
+    TextFormat,
     hold_out,
     open_corpus,
     read_documents,
@@ -21,8 +21,8 @@ from pellucid.train import (
     token_stream,
     tokenise,
 )
-from pellucid.train.shards import tokenizer_digest
-from pellucid.train.token_source import TokenFiles, token_dtype
+from pellucid.train.data.shards import tokenizer_digest
+from pellucid.train.data.token_source import TokenFiles, token_dtype
 
 DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
 
@@ -48,7 +48,9 @@ def all_of(source: TokenFiles) -> list[int]:
     return source.read(0, len(source)).tolist()
 
 
-def in_memory(paths, tokenizer: Tokenizer, layout: Layout | None = None, every: int = 40, end=None):
+def in_memory(
+    paths, tokenizer: Tokenizer, layout: TextFormat | None = None, every: int = 40, end=None
+):
     sides = hold_out(read_documents(paths, layout), every)
     return [token_stream(side, tokenizer.encode, 0, end).tolist() for side in sides]
 
@@ -94,14 +96,14 @@ def test_document_starts_are_where_the_begin_tokens_are(
 
 
 def test_a_long_document_is_cut_where_the_tokenizer_cuts(tokenizer: Tokenizer, tmp_path: Path):
-    from pellucid.train.documents import find_files
-    from pellucid.train.spans import plan
+    from pellucid.train.data.documents import find_files
+    from pellucid.train.data.spans import plan_spans
 
     book = "\n".join(document.text for document in stdlib_documents()[:25])
     chinese = "汉字 。\u3000\n\n  测试\n文本 中文\n" * 500
     for name, text in [("book.txt", book), ("chinese.txt", chinese), ("dense.txt", "é" * 999)]:
         (tmp_path / name).write_text(text, encoding="utf-8")
-        planned = plan(find_files([tmp_path / name]), Layout(), 0, span_bytes=1000)
+        planned = plan_spans(find_files([tmp_path / name]), TextFormat(), 0, span_bytes=1000)
         pieces = [piece for span in planned.spans for piece in planned.pieces(span)]
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.begins for piece in pieces] == [True] + [False] * (len(pieces) - 1)
@@ -117,7 +119,7 @@ def test_of_few_documents_the_last_tenth_is_held_out_of_each(tokenizer: Tokenize
     files.mkdir()
     (files / "a.txt").write_text("é one two\n" * 321, encoding="utf-8")
     (files / "b.jsonl").write_text('{"body": "äöü 123"}\n\n{"body": "second"}', encoding="utf-8")
-    layout = Layout(text_key="body")
+    layout = TextFormat(text_key="body")
     for end, shard_bytes in ((None, 64 << 20), (1, 64 << 20), (1, 100)):
         folder = tmp_path / f"{end}-{shard_bytes}"
         options = {"end": end, "layout": layout, "workers": 1, "shard_bytes": shard_bytes}
@@ -133,28 +135,28 @@ def test_documents_apart_by_a_separator(tokenizer: Tokenizer, tmp_path: Path):
     file = tmp_path / "stories.txt"
     stories = [f"Story {number}.\nIt ends." for number in range(50)]
     file.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
-    layout = Layout(separator="<|endoftext|>")
+    layout = TextFormat(separator="<|endoftext|>")
     assert [document.text for document in read_documents([file], layout)] == stories
     corpus = tokenise([file], tokenizer, tmp_path / "t", begin=0, layout=layout, hold_out=7)
     training, held_out = in_memory([file], tokenizer, layout, 7)
     assert (all_of(corpus.training), all_of(corpus.held_out)) == (training, held_out)
     with pytest.raises(ValueError, match="expected something that can be seen"):
-        Layout(separator="\n")
+        TextFormat(separator="\n")
 
 
 def test_a_vocabulary_is_learnt_from_pieces_as_from_whole_documents(text: Path, tmp_path: Path):
-    from pellucid.train.spans import plan, training_texts
+    from pellucid.train.data.spans import plan_spans, training_texts
 
     documents, _ = hold_out(read_documents([text]))
     tokenizers.train_bpe((document.text for document in documents), 500, tmp_path / "documents")
-    tokenizers.train_bpe(training_texts([text], Layout(), 40), 500, tmp_path / "pieces")
+    tokenizers.train_bpe(training_texts([text], TextFormat(), 40), 500, tmp_path / "pieces")
     learnt = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("documents", "pieces")]
     assert learnt[0] == learnt[1]
-    some = sum(len(piece.encode()) for piece in training_texts([text], Layout(), 40, 200_000))
+    some = sum(len(piece.encode()) for piece in training_texts([text], TextFormat(), 40, 200_000))
     whole = sum(file.stat().st_size for file in text.iterdir())
     assert whole > 800_000
     assert 100_000 < some < 300_000
-    assert len(plan([], Layout(), 40).spans) == 0
+    assert len(plan_spans([], TextFormat(), 40).spans) == 0
 
 
 def test_nothing_is_held_out_with_0(text: Path, tokenizer: Tokenizer, tmp_path: Path):

@@ -7,7 +7,7 @@ import torch
 
 from pellucid.models import GPTConfig, LlamaConfig, build
 from pellucid.train import begin
-from pellucid.train.start import sinusoids
+from pellucid.train.initial_weights import sinusoids
 
 GPT2 = GPTConfig(vocab_size=500, context_length=64, width=48, n_layers=2, n_heads=4)
 LLAMA = LlamaConfig(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 
-class Engine(Protocol):
+class TimedEngine(Protocol):
     """What a worker drives."""
 
     def prepare(self) -> dict[str, Any]:
@@ -32,7 +32,7 @@ class Engine(Protocol):
         ...
 
     def settle(self) -> None:
-        """Come to the state of a process that has run for long, where that takes a while."""
+        """Do now what a long-running process has done already, such as moving to large pages."""
         ...
 
     def prefill(self, rows: Sequence[Sequence[int]], new: int) -> list[int]:
@@ -128,7 +128,7 @@ def specs() -> dict[str, Spec]:
     return {spec.name: spec for spec in _specs()}
 
 
-def make(name: str, path: Path, threads: int) -> Engine:
+def make(name: str, path: Path, threads: int) -> TimedEngine:
     """The engine called `name`, not yet prepared; imports what it needs.
 
     The torch of this process is set to `threads` threads.

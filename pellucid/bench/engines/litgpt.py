@@ -26,10 +26,10 @@ class Runner:
         self._sized = (0, 0)
 
     def prepare(self) -> dict[str, Any]:
-        """Build the model; ValueError for a family that LitGPT does not have."""
+        """Build the model; ValueError for one with another MLP or other norms than a Llama."""
         stated = json.loads((self._path / "config.json").read_text("utf-8"))
-        if stated["model_type"] != "llama":
-            raise ValueError(f"LitGPT has no {stated['model_type']}")
+        if stated.get("hidden_act") != "silu" or "rms_norm_eps" not in stated:
+            raise ValueError(f"LitGPT's arguments here are a Llama's, not {stated['model_type']}'s")
         config = self._library.Config(
             name="bench",
             block_size=stated["max_position_embeddings"],

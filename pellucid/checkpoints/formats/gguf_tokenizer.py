@@ -15,6 +15,7 @@ from pellucid.checkpoints.tokenizer_documents import llama3_document
 from pellucid.files import read_json
 from pellucid.gguf_file import read_header
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.base import PIECES, RANKS
 from pellucid.tokenizers.chat import TemplateChat
 from pellucid.tokenizers.gguf import PRE, document_of, from_keys
 from pellucid.tokenizers.gpt2 import document_in
@@ -57,7 +58,7 @@ def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -
         keys = read_header(source).keys
         kept = ("tokenizer.", "general.name")
         return {key: value for key, value in keys.items() if key.startswith(kept)}
-    if tokenizer.kind == "sentencepiece" or _has_pieces(tokenizer, source):
+    if tokenizer.kind == PIECES or _has_pieces(tokenizer, source):
         return _sentence_piece_keys(tokenizer, source, vocab_size)
     base = _of_document(_document(tokenizer, source), vocab_size) | _roles(tokenizer)
     for word in _words(base, source):
@@ -112,7 +113,7 @@ def _words(base: dict[str, Any], source: Path) -> Iterator[str]:
 
 
 def _document(tokenizer: Tokenizer, source: Path) -> dict[str, Any]:
-    if tokenizer.kind == "llama3":
+    if tokenizer.kind == RANKS:
         return llama3_document(read_ranks(source / "tokenizer.model"), tokenizer.specials)
     path = source / "tokenizer.json"
     document = read_json(path) if tokenizer.kind == "tokenizer.json" else document_in(source)

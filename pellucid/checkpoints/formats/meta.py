@@ -66,7 +66,7 @@ _LAYER = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class MetaEntry:
     """One stored tensor, its parameter, and how shards are joined (`dim` None: they are copies).
 
     heads  number of heads whose rows stand in Meta's interleaved order; 0: no such rows
@@ -78,29 +78,30 @@ class Entry:
     heads: int = 0
 
 
-def is_plain_llama(config: Config) -> bool:
-    """Whether a model is a Llama as Meta's code computes one: nothing but sizes and RoPE differ."""
+def beyond_meta(config: Config) -> list[str]:
+    """The fields of a config that Meta's code has no argument for; [] for a Llama by any name."""
     own = ("vocab_size", "context_length", "width", "n_layers", "n_heads", "n_kv_heads")
     more = ("head_dim", "hidden_width", "norm_eps", "rope", "tied", "biases", "family", "rounding")
     stated: dict[str, Any] = {name: getattr(config, name) for name in (*own, *more)}
-    return config.rope is not None and config == ModelConfig(**stated)
+    plain = ModelConfig(**stated) if config.rope else None
+    return [n for n, value in vars(config).items() if plain is None or value != getattr(plain, n)]
 
 
-def table(config: Config, embed_dim: int) -> Iterator[Entry]:
+def table(config: Config, embed_dim: int) -> Iterator[MetaEntry]:
     """Every stored tensor of a model with `config`; `embed_dim` is how the embedding is split."""
-    yield Entry(stored=EMBED, parameter="embed.weight", dim=embed_dim)
+    yield MetaEntry(stored=EMBED, parameter="embed.weight", dim=embed_dim)
     heads = {"attn.q_proj.weight": config.n_heads, "attn.k_proj.weight": config.n_kv_heads}
     for layer in range(config.n_layers):
         for theirs, (ours, dim) in _LAYER.items():
-            yield Entry(
+            yield MetaEntry(
                 stored=f"layers.{layer}.{theirs}",
                 parameter=f"layers.{layer}.{ours}",
                 dim=dim,
                 heads=heads.get(ours, 0),
             )
-    yield Entry(stored="norm.weight", parameter="norm.weight", dim=None)
+    yield MetaEntry(stored="norm.weight", parameter="norm.weight", dim=None)
     if not config.tied:
-        yield Entry(stored=HEAD, parameter="unembed.weight", dim=0)
+        yield MetaEntry(stored=HEAD, parameter="unembed.weight", dim=0)
 
 
 def half_split(weight: Tensor, heads: int) -> Tensor:
@@ -150,7 +151,7 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
 class _Join:
     """One parameter from its shards: joined, and its heads' rows put in half-split order."""
 
-    entry: Entry
+    entry: MetaEntry
     where: str
     said: list[str]
 
@@ -318,7 +319,7 @@ def _embed_dim(config: Config, shards: Sequence[Mapping[str, Stored]]) -> int:
     return 0 if found is None or found.shape[1:] == (config.width,) else 1
 
 
-def _shard_shapes(entry: Entry, shape: Shape, shards: int, folder: Path) -> tuple[Shape, ...]:
+def _shard_shapes(entry: MetaEntry, shape: Shape, shards: int, folder: Path) -> tuple[Shape, ...]:
     if entry.dim is None:
         return (shape,) * shards
     if shape[entry.dim] % shards:

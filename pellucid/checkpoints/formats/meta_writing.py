@@ -20,10 +20,10 @@ from pellucid.checkpoints.files import Shape, Stored
 from pellucid.checkpoints.formats.meta import (
     EMBED,
     HEAD,
-    Entry,
+    MetaEntry,
+    beyond_meta,
     hidden_width,
     interleaved,
-    is_plain_llama,
     rope,
     table,
 )
@@ -44,23 +44,27 @@ class MetaFiles:
     shards   how many there are
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[MetaEntry, ...]
     parts: dict[str, Stored]
     same: dict[str, str]
     shards: int
 
 
-def write_params(config: Config, llama3: bool) -> dict[str, Any]:
+def write_params(config: Config, newer: bool) -> dict[str, Any]:
     """``params.json`` of a config, in the keys that Meta's ``ModelArgs`` has.
 
-    `llama3`: for the loader of Llama 3, which takes theta to be 500,000 where it is not stated; the
+    `newer`: for the loader of Llama 3, which takes theta to be 500,000 where it is not stated; the
     one of Llama 1 and 2 has no ``rope_theta`` and refuses keys it does not know. No loader lets the
     file state the context length: it is an argument of theirs.
 
     ValueError, with the reason, for a model that the format cannot state.
     """
-    if not is_plain_llama(config):
-        raise ValueError(f"Meta's layout knows Llama only, and this is a {config.family} model")
+    beyond = beyond_meta(config)
+    if beyond:
+        raise ValueError(
+            f"Meta's layout states the sizes and the RoPE of a Llama; this {config.family} model "
+            f"has other features ({', '.join(beyond)}): convert it to hf"
+        )
     scaled = _scaled(config)
     if config.head_dim * config.n_heads != config.width:
         raise ValueError(
@@ -78,12 +82,12 @@ def write_params(config: Config, llama3: bool) -> dict[str, Any]:
     if multiplier is not None:
         params["ffn_dim_multiplier"] = multiplier
     params |= {"multiple_of": multiple_of, "n_heads": config.n_heads}
-    if llama3 or config.n_kv_heads != config.n_heads:
+    if newer or config.n_kv_heads != config.n_heads:
         params["n_kv_heads"] = config.n_kv_heads
     params |= {"n_layers": config.n_layers, "norm_eps": config.norm_eps}
-    if llama3 or config.rope.theta != 10000.0:
+    if newer or config.rope.theta != 10000.0:
         params["rope_theta"] = config.rope.theta
-    if llama3:
+    if newer:
         params["use_scaled_rope"] = scaled
     return params | {"vocab_size": config.vocab_size}
 
@@ -133,24 +137,24 @@ def _hidden(width: int, hidden: int) -> tuple[int, float | None]:
 
 
 def meta_files(
-    config: Config, dtypes: Mapping[str, torch.dtype], shards: int, llama3: bool
+    config: Config, dtypes: Mapping[str, torch.dtype], shards: int, newer: bool
 ) -> MetaFiles:
     """What each of `shards` files holds.
 
     dtypes  parameter name -> the dtype it is written in
-    llama3  split the embedding by rows, over the vocabulary; Llama 1 and 2 split it over the width
+    newer   split the embedding by rows, over the vocabulary; Llama 1 and 2 split it over the width
 
     Meta's model has a head of its own even where the head is the embedding, so a tied head is
     written out. It takes no room where it can be a second name for the embedding's values.
 
     ValueError where heads, widths or vocabulary do not divide into `shards`.
     """
-    embed_dim = 0 if llama3 or shards == 1 else 1
+    embed_dim = 0 if newer or shards == 1 else 1
     entries, same = list(table(config, embed_dim)), {}
     if config.tied and embed_dim == 0:
         same[HEAD] = EMBED
     elif config.tied:
-        entries.append(Entry(stored=HEAD, parameter="embed.weight", dim=0))
+        entries.append(MetaEntry(stored=HEAD, parameter="embed.weight", dim=0))
     if shards < 1:
         raise ValueError(f"{shards} shards: expected 1 or more")
     for what, count in (
@@ -193,7 +197,7 @@ def write_shards(folder: Path, files: MetaFiles, read: Callable[[str], Tensor]) 
                 writer.write(entry.stored, part)
 
 
-def _parts(entry: Entry, shards: int, read: Callable[[str], Tensor]) -> Iterator[Tensor]:
+def _parts(entry: MetaEntry, shards: int, read: Callable[[str], Tensor]) -> Iterator[Tensor]:
     """One parameter, shard by shard."""
     whole = read(entry.parameter)
     if entry.heads:

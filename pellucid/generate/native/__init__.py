@@ -13,13 +13,13 @@
 """
 
 from pellucid.generate.native.build import NotBuilt, building, instruction_sets, library
-from pellucid.generate.native.decoder import MOST, Decoder, settle, unsupported
+from pellucid.generate.native.decoder import MOST, NativeDecoder, settle, unsupported
 from pellucid.generate.native.pages import account
 from pellucid.generate.native.recording import Recording
 
 __all__ = [
     "MOST",
-    "Decoder",
+    "NativeDecoder",
     "NotBuilt",
     "Recording",
     "account",

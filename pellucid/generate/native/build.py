@@ -23,7 +23,7 @@ from pellucid.generate.native.kept import Damaged, KeptLibrary, load_content
 
 SOURCES = ("kernels.h", "decode.c")
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
-# Best first: what the compiler is told, and what the processor must have for it.
+# Best first: name -> the compiler's flags, which are features that the processor must have.
 FLAGS = {
     "avx512-bf16": (*_AVX512, "avx512vnni", "avx512bf16", "fma", "f16c"),
     "avx512": (*_AVX512, "fma", "f16c"),
@@ -96,7 +96,7 @@ def _kept(kept: KeptLibrary) -> ctypes.CDLL | None:
         return None
 
 
-def _made(kept: KeptLibrary, recipe: Recipe) -> ctypes.CDLL:
+def _made(kept: KeptLibrary, recipe: BuildRecipe) -> ctypes.CDLL:
     """Compile, keep and load, unless another process has done it meanwhile."""
     with kept.locked():
         try:
@@ -129,7 +129,7 @@ def _loaded(content: bytes) -> ctypes.CDLL:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BuildRecipe:
     """How a library is made: the compiler (None where there is none) and its flags."""
 
     compiler: str | None
@@ -162,7 +162,7 @@ class Recipe:
                 ) from None
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> BuildRecipe:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     folder = Path(__file__).parent
     flags = [*_OPTIMISE, *(f"-m{flag}" for flag in FLAGS[name])]
@@ -170,7 +170,7 @@ def _recipe(name: str) -> Recipe:
     # "sha256": before checksums stood beside libraries, their names were made without it.
     given = f"{compiler} {flags} {platform.machine()} sha256".encode("utf-8", "surrogateescape")
     key = hashlib.sha256(sources + given).hexdigest()
-    return Recipe(compiler, tuple(flags), f"decode-{name}-{key[:16]}.so")
+    return BuildRecipe(compiler, tuple(flags), f"decode-{name}-{key[:16]}.so")
 
 
 def _first_line(output: bytes) -> str:
@@ -193,7 +193,7 @@ def _declared(made: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class Building:
-    """The library while it may still be in the making: asking never waits."""
+    """The library while a thread may still compile it; `ready` never waits."""
 
     def __init__(self) -> None:
         self._made: ctypes.CDLL | None = None
@@ -214,7 +214,7 @@ class Building:
             self._problem = f"{type(problem).__name__}: {problem}"
 
     def ready(self) -> ctypes.CDLL | None:
-        """The library, or None: not yet, or never. Why never is said once, as a RuntimeWarning."""
+        """The library, or None: not yet, or never; a RuntimeWarning gives the reason once."""
         if self._problem is not None:
             problem, self._problem = " ".join(self._problem.split()), None
             warnings.warn(

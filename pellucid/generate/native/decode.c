@@ -48,7 +48,7 @@ typedef struct {
 typedef struct {
     Matrix q, k, v, o, gate, up, down;            /* without weights in `gate`: down(act(up)) */
     const Norm *attn_norm, *attn_out_norm, *mlp_norm, *mlp_out_norm; /* before and after, or NULL */
-    const Norm *q_norm, *k_norm;                  /* or NULL */
+    const Norm *q_norm, *k_norm;                  /* one, or one for each head, or NULL */
     const Rope *rope;                             /* NULL: queries and keys are not turned */
     const float *sinks;                           /* (n_heads) or NULL */
     int64_t window;                               /* tokens in view, itself included; 0: all */
@@ -59,6 +59,7 @@ typedef struct {
     int32_t dtype, activation;
     int32_t rope_in_x;                   /* RoPE rounds each product to dtype */
     int32_t qk_norm_whole, qk_norm_last; /* all heads together; after RoPE */
+    int32_t qk_norm_each;                /* a Norm for each head, in their order */
     int32_t parallel;                    /* attention and MLP read the same normed stream */
     float norm_eps, qkv_clip, score_scale, score_cap;              /* clip, caps: 0 for none */
     float embed_scale, residual_scale, logit_scale, logit_cap;     /* scales: 1 for none */
@@ -358,7 +359,8 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
     int64_t width = (int64_t)(kind == QUERIES ? m->n_heads : m->n_kv_heads) * D, place = (int64_t)head * D;
     for (int last = 0; last < 2; last++) { /* the norm before RoPE, or after it */
         if (norm && m->qk_norm_last == last) {
-            for (int i = 0; i < n; i += normed) normalise(m, norm, normed, x + i, x + i);
+            for (int i = 0; i < n; i += normed)
+                normalise(m, norm + (m->qk_norm_each ? head + i / D : 0), normed, x + i, x + i);
             record(d, kind == QUERIES ? Q_NORMED : K_NORMED, layer, width, b, place, x, n);
         }
         if (l->rope && last == 0) {

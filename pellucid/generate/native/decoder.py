@@ -55,7 +55,7 @@ def _unknown(name: str, module: nn.Module, dtype: torch.dtype) -> str | None:
     return None
 
 
-class Decoder:
+class NativeDecoder:
     """Decoding steps of one model; holds its tensors, reads them in place, and has threads.
 
     unsettled  bytes of matrices that `settle` has still to move onto large pages
@@ -213,12 +213,13 @@ def _places(
 def settle(model: Model) -> None:
     """Move all large matrices of a model onto large pages now, before its first step.
 
-    For who will write for long: seconds now (0.2 to 2 per gigabyte) for faster steps from the first
-    one on; generations do it by themselves later. Nothing happens where the C decoder cannot run
-    the model, or the system has no large pages. Raises NotBuilt where the decoder is not there.
+    Worth it before a long text: it takes 0.2 to 2 seconds per gigabyte, and every step is faster
+    from the first one on. Without it a generation moves them a part at a time, later. Nothing
+    happens where the C decoder cannot run the model, or the system has no large pages. Raises
+    NotBuilt where the decoder is not there.
     """
     if unsupported(model) is None:
-        decoder = Decoder(library(), model, length=1, threads=1)
+        decoder = NativeDecoder(library(), model, length=1, threads=1)
         while decoder.settle():
             pass
         decoder.close()

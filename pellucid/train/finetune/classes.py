@@ -1,4 +1,4 @@
-"""How well a model tells classes apart: what was taken for what."""
+"""How well a model classifies: counts of true and predicted classes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pellucid.files import read_json
 from pellucid.models import Model, evaluating
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import Cut, Example
 from pellucid.train.precision import device_of, precision

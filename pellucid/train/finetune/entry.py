@@ -45,7 +45,7 @@ def finetune(
 def carry_out(
     given: Mapping[str, Any], out: Path, listener: Listener, *, resume: bool, overwrite: bool
 ) -> Finetuning:
-    """Fine-tune and save, telling `listener`; the run when it has ended."""
+    """Fine-tune and save, reporting to `listener`; gives the run when it has ended."""
     settings = resumed(out, given) if resume else resolve(given)
     if resume:
         check_settings(out / run_folder.LAST, out / CONFIG)

@@ -153,9 +153,9 @@ def _is_answer(message: Message) -> bool:
 
 
 def examples(records: Iterable[Record], chat: ChatFormat, *, plain: bool) -> Iterator[Example]:
-    """Every conversation in tokens, its answers wanted; one without an answer wants nothing.
+    """Every conversation in tokens, its answers marked as what the model learns to write.
 
-    A prompt and a completion that are texts are one text, whose part after the prompt is wanted.
+    A prompt and a completion that are texts are one text, marked from the end of the prompt.
     Raises ValueError, naming the example, for one that cannot be read or written.
     """
     for number, record in enumerate(records, start=1):
@@ -188,7 +188,7 @@ def tools_of(record: Record) -> list[dict[str, Any]] | None:
 
 
 def continued(prompt: str, answer: str, tokenizer: Tokenizer) -> Example:
-    """A text whose part after the prompt is wanted, its end token included."""
+    """A text; the loss counts its part after the prompt, with the end token."""
     bos = tokenizer.adds_bos or (prompt == "" and tokenizer.bos_id is not None)
     before = tokenizer.encode(prompt, bos=bos)
     whole = tokenizer.encode(prompt + answer, bos=bos, eos=tokenizer.eos_id is not None)
@@ -200,7 +200,7 @@ def continued(prompt: str, answer: str, tokenizer: Tokenizer) -> Example:
 def answered(
     said: Sequence[Message], chat: ChatFormat, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> list[Example]:
-    """A conversation in tokens, every answer in it wanted, with the token that ends it.
+    """A conversation in tokens; the loss counts every answer, with the token that ends it.
 
     Where a template writes earlier turns differently once later ones follow, the conversation
     becomes several examples, each as it stands when the model has to answer.
@@ -223,7 +223,7 @@ def answered(
 def last_answer(
     said: Sequence[Message], chat: ChatFormat, tools: Sequence[Mapping[str, Any]] | None = None
 ) -> Example:
-    """A conversation in tokens, the last message wanted, with the token that ends it.
+    """A conversation in tokens; the loss counts the last message, with the token that ends it.
 
     Nothing follows that token, whatever the format writes there: a line break, the next header.
     A format that ends a turn only where another begins gets the token it would write then.
@@ -254,7 +254,7 @@ def _check_calls(said: Sequence[Message], whole: list[int], chat: ChatFormat, to
 def _end_of_turn(said: Sequence[Message], whole: list[int], chat: ChatFormat, tools: Any) -> int:
     """The stop token that a format writes once a message follows, else the one that ends a text."""
     follows = [*said, {"role": "user", "content": "."}]
-    with contextlib.suppress(ValueError):  # not every format lets a user speak here
+    with contextlib.suppress(ValueError):  # not every format allows a user's message here
         longer = chat.encode(follows, add_generation_prompt=False, tools=tools)
         if len(longer) > len(whole) and longer[: len(whole)] == whole:
             following = longer[len(whole)]

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 
 from pellucid.tokenizers import ChatFormat, Tokenizer
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
 from pellucid.train.finetune.instructions import continued, last_answer, messages_of
 from pellucid.train.finetune.records import Record, place_of, text_of
 from pellucid.train.finetune.rows import PADDING, Cut, Example, ShuffledRows
 
 
-class Pair(NamedTuple):
-    """A prompt with each of its two answers; the answers are wanted."""
+class AnswerPair(NamedTuple):
+    """A prompt with each of its two answers; the loss counts the answers."""
 
     chosen: Example
     rejected: Example
@@ -29,7 +29,7 @@ class Pair(NamedTuple):
 
 def pairs(
     records: Iterable[Record], tokenizer: Tokenizer, chat: ChatFormat | None
-) -> Iterator[Pair]:
+) -> Iterator[AnswerPair]:
     """The pairs in tokens.
 
     Texts are taken as they are, an end token after each answer; messages are written in the chat
@@ -40,17 +40,18 @@ def pairs(
         where = place_of(record, number)
         if isinstance(record.get("chosen"), list):
             assert chat is not None, "messages need a chat format"
-            both = [_talk(record, key, chat, where) for key in Pair._fields]
+            both = [_talk(record, key, chat, where) for key in AnswerPair._fields]
         else:
             prompt = text_of(record, "prompt", where, "")
             both = [
-                continued(prompt, text_of(record, key, where), tokenizer) for key in Pair._fields
+                continued(prompt, text_of(record, key, where), tokenizer)
+                for key in AnswerPair._fields
             ]
-        yield Pair(*both)
+        yield AnswerPair(*both)
 
 
 def _talk(record: Record, key: str, chat: ChatFormat, where: str) -> Example:
-    """Messages whose last answer is wanted; the answer may have the whole conversation in it."""
+    """A conversation; the loss counts its last answer, which may hold the conversation too."""
     prompt, answer = record.get("prompt") or [], record[key]
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -66,15 +67,17 @@ def _talk(record: Record, key: str, chat: ChatFormat, where: str) -> Example:
         raise ValueError(f"{where}: {key!r}: {error}") from None
 
 
-def fitted_pairs(found: Iterable[Pair], context: int) -> tuple[list[Pair], Cut]:
+def fitted_pairs(found: Iterable[AnswerPair], context: int) -> tuple[list[AnswerPair], Cut]:
     """Pairs whose texts have at most `context` inputs: longer ones lose their end, and are counted.
 
     A pair of which an answer is gone, or whose answers are the same by then, is refused.
     """
-    kept: list[Pair] = []
+    kept: list[AnswerPair] = []
     truncated = refused = equal = 0
     for pair in found:
-        short = Pair(*(Example(ids[: context + 1], want[: context + 1]) for ids, want in pair))
+        short = AnswerPair(
+            *(Example(ids[: context + 1], want[: context + 1]) for ids, want in pair)
+        )
         empty = any(not want[1:].any() for _, want in short)
         if empty or torch.equal(short.chosen.ids, short.rejected.ids):
             refused += 1
@@ -93,7 +96,7 @@ class PairRows(ShuffledRows):
     `documents` numbers the halves over the whole data: 2 · pair, and 2 · pair + 1.
     """
 
-    def __init__(self, found: Sequence[Pair], *, batch: int, seed: int) -> None:
+    def __init__(self, found: Sequence[AnswerPair], *, batch: int, seed: int) -> None:
         if not found:
             raise ValueError("no pairs to train on: every one was refused, or there were none")
         self.pairs, self.batch, self.seed = found, batch, seed

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.models import Model, evaluating
-from pellucid.train.batches import Batch
 from pellucid.train.cross_entropy import linear_cross_entropy
+from pellucid.train.data.batches import Batch
 from pellucid.train.finetune.pairs import PairRows
 from pellucid.train.loop import rows_to
 from pellucid.train.objective import Objective, head_weight

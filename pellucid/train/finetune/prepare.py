@@ -12,21 +12,21 @@ import torch
 
 from pellucid import checkpoints, tokenizers
 from pellucid.checkpoints.formats.hf import table
-from pellucid.checkpoints.formats.peft import apply_adapter, module_names, speak_template
+from pellucid.checkpoints.formats.peft import apply_adapter, module_names, use_template
 from pellucid.checkpoints.formats.quantised import QuantisedWeights
 from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
 from pellucid.tokenizers import Tokenizer
-from pellucid.train import documents
 from pellucid.train.config import TrainConfig
-from pellucid.train.documents import Document
+from pellucid.train.data import documents
+from pellucid.train.data.documents import Document
 from pellucid.train.finetune import classify, freeze, tasks
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import kind_of, read_records, text_of
 from pellucid.train.finetune.run import Finetuning
 from pellucid.train.finetune.settings import FinetuneSettings
-from pellucid.train.finetune.tasks import Options, Task
+from pellucid.train.finetune.tasks import Task, TaskOptions
 from pellucid.train.listener import Listener
 from pellucid.train.optim import Schedule
 from pellucid.train.prepare import bfloat16
@@ -50,7 +50,7 @@ def prepare(settings: FinetuneSettings, out: Path, listener: Listener) -> Finetu
     )
     if settings.adapter is not None:
         settings = _continue(settings, settings.adapter, model, tokenizer)
-    options = Options(
+    options = TaskOptions(
         context=settings.context or min(model.config.context_length, MOST_CONTEXT),
         batch=settings.batch,
         seed=settings.seed,
@@ -90,7 +90,7 @@ def _continue(
     than theirs.
     """
     made = apply_adapter(model, folder, module_names(table(model.config))).values()
-    speak_template(tokenizer, folder)
+    use_template(tokenizer, folder)
     for flag, given, there in (
         ("--lora", settings.lora, {adapter.rank for adapter in made}),
         ("--alpha", settings.alpha, {adapter.alpha for adapter in made}),
@@ -125,7 +125,7 @@ def _choose_trained(settings: FinetuneSettings, model: Model) -> None:
         raise ValueError("--last-blocks 0 leaves nothing to train: only a classifier has a head")
 
 
-def _train_config(settings: FinetuneSettings, task: Task, options: Options) -> TrainConfig:
+def _train_config(settings: FinetuneSettings, task: Task, options: TaskOptions) -> TrainConfig:
     steps = settings.steps
     if steps is None:
         if not settings.epochs > 0:
@@ -147,7 +147,7 @@ def _train_config(settings: FinetuneSettings, task: Task, options: Options) -> T
 
 
 def default_rate(settings: FinetuneSettings) -> float:
-    """A learning rate for models of some billion parameters; small ones bear ten times as much."""
+    """A learning rate for models of some billion parameters; small ones take ten times as much."""
     rate = 2e-4 if settings.lora else 1e-3 if settings.last_blocks == 0 else 2e-5
     return rate / 10 if settings.kind == "preferences" else rate
 
@@ -166,7 +166,7 @@ def kind_of_data(settings: FinetuneSettings) -> Any:
 
 
 def make_task(
-    settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, options: Options
+    settings: FinetuneSettings, model: Model, tokenizer: Tokenizer, options: TaskOptions
 ) -> Task:
     """Read and split the data, and give the model its head if it is to have one."""
     kind = settings.kind
@@ -196,7 +196,7 @@ def _documents(
     settings: FinetuneSettings, tokenizer: Tokenizer
 ) -> tuple[list[Document], list[Document]]:
     data = settings.data or []
-    layout = documents.Layout(separator=settings.separator)
+    layout = documents.TextFormat(separator=settings.separator)
     read = list(_texts(data, layout))
     texts = (document.text for document in read)
     documents.note_spelt_specials(texts, tokenizer, settings.separator)
@@ -207,7 +207,7 @@ def _documents(
     return tasks.split_texts(read, settings.hold_out, settings.seed)
 
 
-def _texts(paths: Sequence[str], layout: documents.Layout) -> Iterator[Document]:
+def _texts(paths: Sequence[str], layout: documents.TextFormat) -> Iterator[Document]:
     """The documents of files and folders; in JSON and CSV a text is an example's, not the file."""
     for path in map(Path, paths):
         if path.suffix not in (".json", ".csv") or path.is_dir():

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.files import parse_json
-from pellucid.train.documents import decoded
+from pellucid.train.data.documents import decoded
 
 Record = Mapping[str, Any]
 
 
 class Located(dict[str, Any]):
-    """An example that knows where it stands, such as ``FILE, line 12``."""
+    """An example with its place in a file, such as ``FILE, line 12``."""
 
     def __init__(self, fields: Mapping[str, Any], where: str) -> None:
         super().__init__(fields)

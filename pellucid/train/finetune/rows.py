@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from pellucid.models import Model, evaluating
-from pellucid.train.batches import IGNORED, Batch
+from pellucid.train.data.batches import IGNORED, Batch
+from pellucid.train.data.shuffle import Shuffle
 from pellucid.train.loop import rows_to
 from pellucid.train.objective import Objective
-from pellucid.train.order import Shuffle
 from pellucid.train.precision import device_of, precision
 
 PADDING = 0  # any token: nothing that counts can look at it
@@ -98,7 +98,7 @@ class ShuffledRows:
             yield self.rows_of(range(first, min(first + rows, len(self))))
 
 
-class Rows(ShuffledRows):
+class ExampleRows(ShuffledRows):
     """Rows of examples.
 
     packed  several examples in a row of `context` tokens, none of which sees another; else one

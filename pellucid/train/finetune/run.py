@@ -1,6 +1,6 @@
 """A fine-tuning run: what it writes, how it is judged, and what comes of it.
 
-OUT/
+RUN/
   config.toml     the resolved settings
   log.csv         a line for every step
   last, best      the newest checkpoint, with what it takes to go on, and the best one
@@ -33,7 +33,7 @@ from pellucid.checkpoints.formats.peft import (
 from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.train import run_folder
-from pellucid.train.documents import find_files
+from pellucid.train.data.documents import find_files
 from pellucid.train.finetune import classify, freeze
 from pellucid.train.finetune.settings import CONFIG, FinetuneSettings, dump
 from pellucid.train.finetune.tasks import Task
@@ -76,7 +76,7 @@ class Finetuning(Run):
         super().begin()
 
     def restore(self) -> None:
-        """Go on from ``OUT/last``; ValueError, OSError where that cannot be, or with other data."""
+        """Go on from ``RUN/last``; ValueError, OSError where that cannot be, or with other data."""
         with run_folder.reading_last(self.folder) as last:
             self._load_weights(last)
             self.state = TrainState.load(last, self.model, self.config)

@@ -55,7 +55,9 @@ class FinetuneSettings:
     alpha: float | None = setting(
         None, "scale of the adapters: they count alpha / rank times", "2 × rank"
     )
-    adapter: str | None = setting(None, "folder of a LoRA adapter to go on from", "none")
+    adapter: str | None = setting(
+        None, "folder of a LoRA adapter to go on from", "none", metavar="DIR"
+    )
     lora_dropout: float | None = setting(
         None, "share of the adapters' inputs that dropout sets to 0", "0, or the adapter's own"
     )
@@ -63,7 +65,7 @@ class FinetuneSettings:
         None,
         "matrices that get adapters: attention, mlp, all, or globs of module names",
         "all",
-        metavar="TEXT",
+        metavar="GLOB",
     )
     last_blocks: int | None = setting(
         None, "train the last N blocks only; 0 trains a new head alone", "all blocks"
@@ -102,13 +104,13 @@ class FinetuneSettings:
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
         None, "data type of the weights that adapters leave as they are", "as stored"
     )
-    device: str = setting("cpu", "device to train on: cpu, cuda, cuda:1 …")
+    device: str = setting("cpu", "device to compute on: cpu, cuda, cuda:1 …", metavar="DEVICE")
     eval_every: int | None = setting(None, "steps between two evaluations", "10 evaluations in all")
     patience: int = setting(
         0, "evaluations without a better result before training ends early; 0 never ends early"
     )
     save_every: int = setting(200, "steps between two checkpoints; 0 saves at the end only")
-    merge: bool = setting(False, "also write the model with its adapters merged into OUT/merged")
+    merge: bool = setting(False, "also write the model with its adapters merged into RUN/merged")
 
 
 def dump(settings: FinetuneSettings) -> str:
@@ -150,7 +152,7 @@ def _absolute(given: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(given)
     for name in found.keys() & {"data", "eval_data"}:
         found[name] = [str(Path(path).resolve()) for path in found[name] or ()] or None
-    if found.get("adapter") is not None:  # links stay: OUT/adapter leads to the best checkpoint
+    if found.get("adapter") is not None:  # links stay: RUN/adapter leads to the best checkpoint
         found["adapter"] = str(Path(found["adapter"]).absolute())
     if "model" in found and Path(found["model"]).is_dir():
         found["model"] = str(Path(found["model"]).resolve())

@@ -18,14 +18,14 @@ import torch
 
 from pellucid.models import Model
 from pellucid.tokenizers import TemplateChat, Tokenizer
-from pellucid.train.batches import Batches, held_out_windows
-from pellucid.train.documents import Document, begin_and_end, token_stream
+from pellucid.train.data.batches import Batches, held_out_windows
+from pellucid.train.data.documents import Document, begin_and_end, token_stream
 from pellucid.train.evaluation import evaluate
 from pellucid.train.finetune import classify, instructions, pairs, preferences
 from pellucid.train.finetune.classes import class_report
 from pellucid.train.finetune.preferences import DPO
 from pellucid.train.finetune.records import Record
-from pellucid.train.finetune.rows import Cut, Rows, fitted, mean_loss
+from pellucid.train.finetune.rows import Cut, ExampleRows, fitted, mean_loss
 from pellucid.train.loop import Data
 from pellucid.train.objective import Objective, next_token_objective
 
@@ -38,7 +38,7 @@ UNITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class TaskOptions:
     """How examples become batches.
 
     context  most inputs of a row
@@ -87,7 +87,7 @@ def text_task(
     training: Sequence[Document],
     held_out: Sequence[Document],
     tokenizer: Tokenizer,
-    options: Options,
+    options: TaskOptions,
 ) -> Task:
     """Plain text, as in pretraining; documents begin and end as the tokenizer's models expect."""
     around = begin_and_end(tokenizer)
@@ -110,7 +110,10 @@ def text_task(
 
 
 def instruction_task(
-    training: Sequence[Record], held_out: Sequence[Record], tokenizer: Tokenizer, options: Options
+    training: Sequence[Record],
+    held_out: Sequence[Record],
+    tokenizer: Tokenizer,
+    options: TaskOptions,
 ) -> Task:
     """Conversations in the tokenizer's chat format, or in a plain one where it has none."""
     chat, plain = instructions.chat_of(tokenizer)
@@ -139,7 +142,7 @@ def classification_task(
     held_out: Sequence[Record],
     labels: Mapping[str, int],
     tokenizer: Tokenizer,
-    options: Options,
+    options: TaskOptions,
 ) -> Task:
     """Texts with labels, as `classify.balance` counts them. The model needs its head."""
     names = list(labels)
@@ -171,7 +174,7 @@ def preference_task(
     training: Sequence[Record],
     held_out: Sequence[Record],
     tokenizer: Tokenizer,
-    options: Options,
+    options: TaskOptions,
     settings: DPO,
     model: Model,
 ) -> Task:
@@ -211,8 +214,8 @@ def preference_task(
     )
 
 
-def _rows(examples: Sequence[Any], options: Options) -> Rows:
-    return Rows(
+def _rows(examples: Sequence[Any], options: TaskOptions) -> ExampleRows:
+    return ExampleRows(
         examples,
         context=options.context,
         batch=options.batch,
@@ -221,7 +224,7 @@ def _rows(examples: Sequence[Any], options: Options) -> Rows:
     )
 
 
-def _check_some_left(cut: Cut, options: Options) -> None:
+def _check_some_left(cut: Cut, options: TaskOptions) -> None:
     if not cut.kept and cut.equal:
         raise ValueError(f"the two answers of {cut.equal:,} examples are equal: nothing to prefer")
     if not cut.kept:
@@ -231,7 +234,9 @@ def _check_some_left(cut: Cut, options: Options) -> None:
         )
 
 
-def _loss(model: Model, rows: Rows | pairs.PairRows, objective: Objective, o: Options) -> float:
+def _loss(
+    model: Model, rows: ExampleRows | pairs.PairRows, objective: Objective, o: TaskOptions
+) -> float:
     return mean_loss(model, rows.in_order(), objective, bfloat16=o.bfloat16)
 
 

@@ -49,7 +49,7 @@ def save_weights(folder: Path, model: Model, ranks: Ranks, save_model: SaveModel
     """
     aside = folder.with_name(f"{folder.name}.weights")
     ranks.reshard(model)
-    held = {name: ranks.held(parameter) for name, parameter in model.named_parameters()}
+    held = {name: ranks.slice_of(parameter) for name, parameter in model.named_parameters()}
     written = write_together(aside, held, ranks)
     if ranks.process == 0:
         save_model(folder, Slices.in_folder(aside, joined_index(written)))

@@ -28,7 +28,7 @@ BY_VOCABULARY = ("embed", "unembed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class RankGrid:
     """The grid of ranks, and whether the ranks of one column share parameters.
 
     data     ranks over which rows of the batch are split
@@ -82,7 +82,7 @@ def split_axis(parameter: str) -> int | None:
     return 1 if inside in BY_INPUT and kind == "weight" else None
 
 
-def local_shapes(shapes: Mapping[str, Shape], layout: Layout) -> dict[str, Shape]:
+def local_shapes(shapes: Mapping[str, Shape], layout: RankGrid) -> dict[str, Shape]:
     """The shape of each parameter on rank 0, which holds the most where a cut is uneven.
 
     First the tensor-parallel cut, then FSDP2's, which is always along axis 0.
@@ -90,7 +90,7 @@ def local_shapes(shapes: Mapping[str, Shape], layout: Layout) -> dict[str, Shape
     return {name: _local(name, shape, layout) for name, shape in shapes.items()}
 
 
-def _local(name: str, shape: Shape, layout: Layout) -> Shape:
+def _local(name: str, shape: Shape, layout: RankGrid) -> Shape:
     sizes = list(shape)
     axis = split_axis(name)
     if axis is not None:

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import (
 from torch.nn.parallel import DistributedDataParallel
 
 from pellucid.models import Config, Model
-from pellucid.train.batches import Batch
+from pellucid.train.data.batches import Batch
 from pellucid.train.objective import Objective
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.parallel.ranks import DistributedRanks
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.parallel.tensor import split_matrices
@@ -83,7 +83,7 @@ def parallelize(
     return objective
 
 
-def check(config: Config, layout: Layout, *, compile: bool) -> None:
+def check(config: Config, layout: RankGrid, *, compile: bool) -> None:
     """ValueError for what cannot be spread like that."""
     layout.check(config)
     if compile and layout.tensor > 1:

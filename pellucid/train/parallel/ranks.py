@@ -30,9 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pellucid.models import Model
 from pellucid.train.parallel import ranks_launched
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.ranks import Ranks
-from pellucid.train.slices import Held, whole
+from pellucid.train.slices import Slice, whole
 
 TIMEOUT = 600.0  # seconds to wait for another rank in a step
 PATIENCE = timedelta(days=7)  # for the one that tokenises or writes for all
@@ -73,16 +73,16 @@ def restarted() -> bool:
 
 
 @contextmanager
-def joined(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
-    """Join the ranks that torchrun started; a process alone joins itself.
+def joined_ranks(device: str = "cpu", timeout: float = TIMEOUT) -> Iterator[Joined]:
+    """Join the ranks that torchrun started; a single process is a group of one.
 
     device   "cpu" (gloo), or "cuda" (nccl), where each rank takes the card of its local number
     timeout  seconds that a rank waits for another before it gives up
 
     Raises ConnectionError, in one line, when another rank is lost on the way: torchrun then stops
     the others, and starts all of them again if it has ``--max-restarts``. Of all ranks that fail,
-    with a ValueError or an OSError, the first raises it and the others leave with SystemExit: one
-    cause is told once.
+    with a ValueError or an OSError, the first raises it and the others leave with SystemExit, so
+    that a cause is printed once.
     """
     if timeout <= 0:
         raise ValueError(f"ranks wait {timeout:g} seconds for each other: expected more than 0")
@@ -176,7 +176,7 @@ class DistributedRanks(Ranks):
     `rank` and `world` count data ranks: the tensor-parallel ranks of a group compute the same rows.
     """
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: RankGrid, device: torch.device) -> None:
         if layout.ranks != dist.get_world_size():
             raise ValueError(
                 f"{layout.data} × {layout.tensor} ranks are asked for, but "
@@ -226,7 +226,7 @@ class DistributedRanks(Ranks):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def held(self, tensor: Tensor) -> Held:
+    def slice_of(self, tensor: Tensor) -> Slice:
         """What this process has of a parameter, or of a tensor that is spread like one."""
         if not isinstance(tensor, DTensor):
             return whole(tensor)._replace(writes=self.process == 0)
@@ -238,7 +238,7 @@ class DistributedRanks(Ranks):
         assert place is not None, "this process is on the mesh of its parameters"
         axes = zip(placements, place, strict=True)
         writes = all(number == 0 for axis, number in axes if axis.is_replicate())
-        return Held(local, tuple(offset), tuple(tensor.shape), writes)
+        return Slice(local, tuple(offset), tuple(tensor.shape), writes)
 
     def gathered(self, found: Any) -> list[Any]:
         """What each process found, in their order; all of them call this together."""

@@ -1,4 +1,4 @@
-"""``torchrun … -m pellucid train``: the same run on several ranks, the first of which speaks."""
+"""``torchrun … -m pellucid train``: the same run on several ranks; the first one prints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pellucid.models import Model
 from pellucid.train import run_folder
 from pellucid.train.listener import Listener
 from pellucid.train.parallel import checkpoint
-from pellucid.train.parallel.layout import Layout
+from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.parallel.parallelize import parallelize
-from pellucid.train.parallel.ranks import DistributedRanks, Joined, joined, restarted
+from pellucid.train.parallel.ranks import DistributedRanks, Joined, joined_ranks, restarted
 from pellucid.train.prepare import bfloat16, clear, go_on, make_room, prepare
 from pellucid.train.pretraining import Pretraining
 from pellucid.train.run import Crew, stopping
@@ -26,7 +26,7 @@ from pellucid.train.settings import TrainSettings
 from pellucid.train.state import TrainState
 
 
-def layout(settings: TrainSettings, ranks: int) -> Layout:
+def layout(settings: TrainSettings, ranks: int) -> RankGrid:
     """How `ranks` share the work, as the settings say.
 
     ValueError where they do not divide, or the rows of a batch among them.
@@ -34,7 +34,7 @@ def layout(settings: TrainSettings, ranks: int) -> Layout:
     tensor = ranks if settings.parallel == "tp" else settings.tensor
     if tensor < 1 or ranks % tensor:
         raise ValueError(f"--tensor {tensor}: expected a divisor of {ranks}, the number of ranks")
-    found = Layout(
+    found = RankGrid(
         data=ranks // tensor,
         tensor=tensor,
         sharded=settings.parallel == "fsdp" and ranks > tensor,
@@ -78,7 +78,7 @@ def train_on_ranks(
     Each of them has its part of it afterwards; `Pretraining.crew.first` says which one wrote.
     """
     with (
-        joined(settings.device, settings.rank_timeout) as together,
+        joined_ranks(settings.device, settings.rank_timeout) as together,
         run_folder.locked(out) if together.first else nullcontext(),
         TemporaryDirectory() as folder,
     ):
@@ -105,7 +105,7 @@ def train_on_ranks(
         return run
 
 
-def spread(run: Pretraining, layout: Layout, together: Joined, *, resume: bool) -> Pretraining:
+def spread(run: Pretraining, layout: RankGrid, together: Joined, *, resume: bool) -> Pretraining:
     """Shard `run` over all ranks, and read its state if it goes on; do not use `run` afterwards."""
     model, settings = run.model, run.settings
     ranks = DistributedRanks(layout, together.device)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pellucid.train.batches import IGNORED
+from pellucid.train.data.batches import IGNORED
 
 
 def split_linear_cross_entropy(

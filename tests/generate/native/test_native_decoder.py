@@ -12,7 +12,14 @@ from tiny import CONFIGS, random_model, random_tokens
 
 import pellucid
 from pellucid.generate import Sampling, fast, generate_tokens, native
-from pellucid.generate.native import Decoder, instruction_sets, library, pages, settle, unsupported
+from pellucid.generate.native import (
+    NativeDecoder,
+    instruction_sets,
+    library,
+    pages,
+    settle,
+    unsupported,
+)
 from pellucid.models import Cache
 from pellucid.models.quantised import Format, quantise
 from pellucid.trace import trace
@@ -30,7 +37,7 @@ def logits_of_steps(made, model, tokens, first: int, threads: int) -> torch.Tens
     with torch.no_grad():
         model(tokens[:, :first], cache=cache)
     cache.reserve(tokens.shape[1])
-    decoder = Decoder(made, model, length=tokens.shape[1], threads=threads)
+    decoder = NativeDecoder(made, model, length=tokens.shape[1], threads=threads)
     steps = [decoder.step(column[:, None].tolist(), cache) for column in tokens[:, first:].T]
     decoder.close()
     return torch.stack(steps, dim=1)
@@ -216,11 +223,11 @@ def test_without_a_compiler_the_plain_path_writes_the_same(monkeypatch, tmp_path
 def test_threads_end_with_the_decoder():
     model = random_model(CONFIGS["llama-gqa"], torch.float32)
     made, before = library(), _threads_of_process()
-    decoder = Decoder(made, model, length=8, threads=3)
+    decoder = NativeDecoder(made, model, length=8, threads=3)
     assert _threads_of_process() == before + 2
     decoder.close()
     assert _threads_of_process() == before
-    decoder = Decoder(made, model, length=8, threads=3)
+    decoder = NativeDecoder(made, model, length=8, threads=3)
     del decoder
     gc.collect()
     assert _threads_of_process() == before
@@ -254,7 +261,7 @@ def test_matrices_move_to_large_pages_without_a_difference(tmp_path):
         with torch.no_grad():
             model(tokens[:, :4], cache=cache)
         cache.reserve(40)
-        decoder = Decoder(library(), model, length=40, threads=2)
+        decoder = NativeDecoder(library(), model, length=40, threads=2)
         for column in tokens[0, 4:].tolist():
             logits.append(decoder.step([[column]], cache))
             if model is moved:

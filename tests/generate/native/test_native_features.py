@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid import graph
 from pellucid.generate import Sampling, fast, generate_plain, generate_tokens
-from pellucid.generate.native import Decoder, instruction_sets, library, unsupported
+from pellucid.generate.native import NativeDecoder, instruction_sets, library, unsupported
 from pellucid.generate.native.recording import LEAVES
 from pellucid.models import Cache, Model
 from pellucid.models.quantised import Format, quantise
@@ -57,7 +57,7 @@ def decoded(
     after  what `first_pass` gave, which stays as it is; None: it is made here
     """
     cache = deepcopy(after) if after else first_pass(model, tokens, starts)
-    decoder = Decoder(made, model, length=LENGTH, threads=threads)
+    decoder = NativeDecoder(made, model, length=LENGTH, threads=threads)
     columns = tokens[:, FIRST:].T
     logits = [decoder.step(column[:, None].tolist(), cache, starts) for column in columns]
     decoder.close()

@@ -8,7 +8,7 @@ from test_native_decoder import DECODABLE
 from tiny import CONFIGS, random_model, random_tokens
 from torch import nn
 
-from pellucid.generate.native import Decoder, instruction_sets, library
+from pellucid.generate.native import NativeDecoder, instruction_sets, library
 from pellucid.generate.native.decoder import MOST, multiply
 from pellucid.models import Cache
 from pellucid.models.quantised import Format, QuantisedMatrix, quantise
@@ -55,7 +55,7 @@ def test_texts_of_any_length_share_a_step(kind, numbers):
     texts = [row[: sum(part)].tolist() for row, part in zip(tokens, parts, strict=True)]
     made = library()
     for threads in (1, 2):
-        decoder = Decoder(made, model, length=16, threads=threads)
+        decoder = NativeDecoder(made, model, length=16, threads=threads)
         found = []
         for together in (False, True):
             caches = []
@@ -87,7 +87,7 @@ def empty_cache(model, room: int) -> Cache:
 def test_a_step_of_as_many_rows_as_there_can_be():
     model = random_model(CONFIGS["llama-gqa"], torch.float32)
     ids = random_tokens(model.config, 1, MOST)[0].tolist()
-    decoder = Decoder(library(), model, length=2)
+    decoder = NativeDecoder(library(), model, length=2)
     caches = [empty_cache(model, 1) for _ in range(2 * MOST)]
     together = decoder.step([[id] for id in ids], caches[:MOST])
     alone = [decoder.step([[id]], cache) for id, cache in zip(ids, caches[MOST:], strict=True)]

@@ -23,7 +23,7 @@ from pellucid.train.finetune.classify import (
     save_head,
 )
 from pellucid.train.finetune.freeze import train_last_blocks, trainable
-from pellucid.train.finetune.rows import Rows, mean_loss
+from pellucid.train.finetune.rows import ExampleRows, mean_loss
 
 TEXTS = [random_tokens(LLAMA, 3 + 4 * n, seed=n).tolist() for n in range(4)]
 
@@ -43,7 +43,7 @@ def test_the_score_is_of_the_last_token_of_each_text_alone(config, packed):
     records = [{"text": str(n), "label": record["label"]} for n, record in enumerate(records)]
     found, cut = labelled(records, ["0", "1", "2"], lambda text: texts[int(text)], 64)
     assert (cut.kept, cut.truncated) == (4, 0)
-    rows = Rows(found, context=30, batch=2, seed=0, packed=packed)
+    rows = ExampleRows(found, context=30, batch=2, seed=0, packed=packed)
     loss = mean_loss(model, rows.in_order(2), classification_objective)
     assert loss == pytest.approx(F.cross_entropy(alone, wanted).item(), abs=1e-11)
 
@@ -128,7 +128,7 @@ def test_a_small_task_is_learnt_saved_and_loaded(how, tmp_path: Path):
     lines = {str(n): ids for n, ids in enumerate(texts.tolist())}
     records = [{"text": str(n), "label": "ab"[wanted[n]]} for n in range(48)]
     found, _ = labelled(records, ["a", "b"], lambda text: lines[text], 64)
-    rows = Rows(found, context=64, batch=16, seed=0, packed=False)
+    rows = ExampleRows(found, context=64, batch=16, seed=0, packed=False)
     before = model.embed.weight.clone()
     schedule = Schedule(peak=2e-2, final=2e-3, warmup=2, steps=40)
     config = TrainConfig(schedule=schedule, batch=16, micro_batch=16, weight_decay=0.0)

@@ -14,7 +14,7 @@ from pellucid import tokenizers
 from pellucid.models import adapters as lora
 from pellucid.train import Schedule, TrainConfig, train
 from pellucid.train.finetune.instructions import plain_chat
-from pellucid.train.finetune.pairs import Pair, PairRows, fitted_pairs, pairs
+from pellucid.train.finetune.pairs import AnswerPair, PairRows, fitted_pairs, pairs
 from pellucid.train.finetune.preferences import (
     DPO,
     dpo_objective,
@@ -22,16 +22,16 @@ from pellucid.train.finetune.preferences import (
     reference,
 )
 from pellucid.train.finetune.rows import Example, mean_loss
-from pellucid.train.finetune.tasks import Options, preference_task
+from pellucid.train.finetune.tasks import TaskOptions, preference_task
 
 DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
 
 
-def pair(seed: int, prompt: int, chosen: int, rejected: int) -> Pair:
+def pair(seed: int, prompt: int, chosen: int, rejected: int) -> AnswerPair:
     """Random tokens: a prompt and two answers of these lengths."""
     ids = random_tokens(LLAMA, prompt + chosen + rejected, seed=seed)
     start, better, worse = ids.split([prompt, chosen, rejected])
-    return Pair(
+    return AnswerPair(
         *(
             Example(torch.cat([start, answer]), torch.arange(prompt + len(answer)) >= prompt)
             for answer in (better, worse)
@@ -187,7 +187,7 @@ def test_what_cannot_be_read(record, said, tokenizer):
 
 
 def test_long_pairs_are_cut_and_counted():
-    same = Pair(PAIRS[0].chosen, PAIRS[0].chosen)
+    same = AnswerPair(PAIRS[0].chosen, PAIRS[0].chosen)
     kept, cut = fitted_pairs([*PAIRS, pair(3, 9, 2, 2), same], 7)
     # of the third pair an answer token is left, of the fourth none; the last has no better answer
     assert (cut.kept, cut.truncated, cut.refused) == (3, 2, 2)
@@ -208,7 +208,7 @@ def test_settings_out_of_range(settings, said):
 def test_texts_need_neither_a_chat_format_nor_a_token_that_ends_them(tmp_path: Path):
     letters = tokenizers.train_characters(["abcd"], tmp_path)
     records = [{"prompt": "ab", "chosen": "c", "rejected": "d"}] * 3
-    options = Options(context=8, batch=2)
+    options = TaskOptions(context=8, batch=2)
     model = random_model(LLAMA, torch.float32)
     task = preference_task(records, records[:1], letters, options, DPO(), model)
     assert task.template is None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, LLAMA, random_model, random_tokens
 
 from pellucid.train import IGNORED, next_token_objective
-from pellucid.train.finetune.rows import Example, Rows, filled, fitted, mean_loss
+from pellucid.train.finetune.rows import Example, ExampleRows, filled, fitted, mean_loss
 
 
 def example(length: int, answer: int, seed: int = 0) -> Example:
@@ -24,7 +24,7 @@ EXAMPLES = [example(5 + 3 * n, 1 + n, seed=n) for n in range(5)]
 def test_a_row_apart():
     ids, wanted = torch.tensor([7, 8, 9, 10]), torch.tensor([False, False, True, True])
     other = Example(torch.tensor([3, 4]), torch.tensor([False, True]))
-    rows = Rows([Example(ids, wanted), other], context=8, batch=2, seed=0, packed=False)
+    rows = ExampleRows([Example(ids, wanted), other], context=8, batch=2, seed=0, packed=False)
     (batch,) = rows.in_order(2)
     assert batch.inputs[:, 0].tolist() == [7, 3]
     assert batch.inputs[0].tolist() == [7, 8, 9]
@@ -36,7 +36,7 @@ def test_a_packed_row():
     first = Example(torch.tensor([1, 2, 3]), torch.tensor([False, True, True]))
     second = Example(torch.tensor([4, 5, 6]), torch.tensor([False, False, True]))
     long = Example(torch.arange(6), torch.ones(6, dtype=torch.bool))
-    rows = Rows([first, second, long], context=5, batch=1, seed=0)
+    rows = ExampleRows([first, second, long], context=5, batch=1, seed=0)
     whole, both = rows.in_order(1)
     assert whole.inputs.tolist() == [[0, 1, 2, 3, 4]]
     assert both.inputs.tolist() == [[1, 2, 4, 5, 0]]
@@ -55,18 +55,18 @@ def test_the_loss_is_that_of_each_example_alone(config, packed):
         losses = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none")
         total += losses[wanted[1:]].sum().item()
         number += int(wanted.sum())
-    rows = Rows(EXAMPLES, context=30, batch=2, seed=0, packed=packed)
+    rows = ExampleRows(EXAMPLES, context=30, batch=2, seed=0, packed=packed)
     assert (len(rows) < len(EXAMPLES)) == packed
     found = mean_loss(model, rows.in_order(2), next_token_objective)
     assert found == pytest.approx(total / number, abs=1e-12)
 
 
 def test_every_epoch_has_every_row_once_in_another_order():
-    rows = Rows(EXAMPLES, context=30, batch=5, seed=3, packed=False)
+    rows = ExampleRows(EXAMPLES, context=30, batch=5, seed=3, packed=False)
     epochs = [[int((row != IGNORED).sum()) for row in rows.at(step).targets] for step in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [[1, 2, 3, 4, 5]] * 3
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    again = Rows(EXAMPLES, context=30, batch=5, seed=3, packed=False)
+    again = ExampleRows(EXAMPLES, context=30, batch=5, seed=3, packed=False)
     assert torch.equal(again.at(2).inputs, rows.at(2).inputs)  # no history
 
 
@@ -81,7 +81,7 @@ def test_long_examples_are_cut_and_counted():
 
 def test_without_examples():
     with pytest.raises(ValueError, match="no examples to train on"):
-        Rows([], context=8, batch=1, seed=0)
+        ExampleRows([], context=8, batch=1, seed=0)
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60))

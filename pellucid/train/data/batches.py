@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pellucid.train.order import Shuffle, mix
-from pellucid.train.token_source import TokenSource, TokenTensor
+from pellucid.train.data.shuffle import Shuffle, mix
+from pellucid.train.data.token_source import TokenSource, TokenTensor
 
 IGNORED = -100  # a target where nothing is to be predicted, as cross_entropy's ignore_index
 SHORTEST_COPY = 16  # tokens, where a row is long enough

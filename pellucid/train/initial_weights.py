@@ -26,10 +26,7 @@ def new_model(config: Config, seed: int, start: Start = "sinusoids", bias: bool 
         model = build(config, "meta")
     else:
         model = build(config, "meta")
-        if start == "gpt2":
-            initialise(model, torch.Generator().manual_seed(seed))
-        else:
-            begin(model, seed)
+        _BEGINNINGS[start](model, seed)
     if not bias:
         for parameter in freeze_biases(model):
             nn.init.zeros_(parameter)
@@ -44,6 +41,11 @@ def freeze_biases(model: Model) -> list[nn.Parameter]:
     return biases
 
 
+def begin_as_drawn(model: Model, seed: int) -> None:
+    """Random weights, the same for the same seed, positions as well."""
+    initialise(model, torch.Generator().manual_seed(seed))
+
+
 def begin(model: Model, seed: int) -> None:
     """Random weights, the same for the same seed; GPT-2's positions begin as sinusoids.
 
@@ -51,11 +53,14 @@ def begin(model: Model, seed: int) -> None:
     must learn one answer for each position; between sinusoids one rotation answers for all of them
     (Vaswani et al., 2017, section 3.5). They are the size of random ones, and trained like them.
     """
-    initialise(model, torch.Generator().manual_seed(seed))
+    begin_as_drawn(model, seed)
     if model.config.rope is None:
         with torch.no_grad():
             table = sinusoids(*model.pos_embed.weight.shape)
             model.pos_embed.weight.copy_(0.02 * 2**0.5 * table)  # the RMS of a sine is 1/√2
+
+
+_BEGINNINGS = {"sinusoids": begin, "gpt2": begin_as_drawn}
 
 
 def sinusoids(context: int, width: int) -> Tensor:

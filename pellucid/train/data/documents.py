@@ -42,7 +42,7 @@ class Document(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class TextFormat:
     """How documents lie in files.
 
     text_key   the key of the text in each object of a ``.jsonl`` file
@@ -137,13 +137,13 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def stream_documents(
-    paths: Iterable[str | Path], layout: Layout | None = None
+    paths: Iterable[str | Path], layout: TextFormat | None = None
 ) -> Iterator[Document]:
     """The documents of all files, one at a time; those without any text are left out.
 
     Raises OSError for a path that is not there and ValueError for what is not text.
     """
-    layout = layout or Layout()
+    layout = layout or TextFormat()
     for file in find_files(paths):
         delimiter = layout.delimiter(file)
         records = [(0, file.read_bytes())] if delimiter is None else _records(file, delimiter)
@@ -167,7 +167,7 @@ def _records(file: Path, delimiter: bytes) -> Iterator[tuple[int, bytes]]:
         where += len(record) + len(delimiter)
 
 
-def read_documents(paths: Iterable[str | Path], layout: Layout | None = None) -> list[Document]:
+def read_documents(paths: Iterable[str | Path], layout: TextFormat | None = None) -> list[Document]:
     """All of `stream_documents` in memory."""
     return list(stream_documents(paths, layout))
 
@@ -241,7 +241,7 @@ def token_stream(
     begin: int,
     end: int | None = None,
 ) -> Tensor:
-    """All documents as one line of token ids (N), each behind `begin` and before `end`, if any."""
+    """All documents in one row of token ids (N), each behind `begin` and before `end`, if any."""
     behind = [] if end is None else [end]
     pieces = [torch.tensor([begin, *encode(document.text), *behind]) for document in documents]
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)

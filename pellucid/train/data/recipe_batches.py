@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.train.batches import Batch, check_length
-from pellucid.train.token_source import TokenSource
+from pellucid.train.data.batches import Batch, check_length
+from pellucid.train.data.token_source import TokenSource
 
 
 class RandomBatches:
@@ -77,7 +77,7 @@ class LoaderBatches:
         return {"order": self._order, "next": self._next, "evaluated": self._evaluated}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where `state` was taken."""
+        """Continue where `state` was taken."""
         self._order, self._next = state["order"], state["next"]
         self._evaluated = state["evaluated"]
 

@@ -35,9 +35,17 @@ import numpy as np
 from pellucid.files import read_json
 from pellucid.system import cores
 from pellucid.tokenizers import Tokenizer
-from pellucid.train.documents import Layout, find_files
-from pellucid.train.spans import HELD_OUT, SPAN_BYTES, TRAINING, Plan, Span, plan, shards
-from pellucid.train.token_source import TokenFile, TokenFiles, token_dtype
+from pellucid.train.data.documents import TextFormat, find_files
+from pellucid.train.data.spans import (
+    HELD_OUT,
+    SPAN_BYTES,
+    TRAINING,
+    Span,
+    SpanPlan,
+    plan_spans,
+    shards,
+)
+from pellucid.train.data.token_source import TokenFile, TokenFiles, token_dtype
 
 FORMAT = 1
 INDEX = "index.json"
@@ -60,7 +68,7 @@ class Corpus(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TokeniseRequest:
     """What the shards of a folder hold; the index keeps it, and another request is refused."""
 
     format: int
@@ -82,7 +90,7 @@ def tokenise(
     *,
     begin: int,
     end: int | None = None,
-    layout: Layout | None = None,
+    layout: TextFormat | None = None,
     hold_out: int = 40,
     workers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -102,9 +110,9 @@ def tokenise(
     Raises ValueError where the folder holds something else (another tokenizer, changed text) or a
     damaged shard, for no text at all and text that is not UTF-8; OSError for a full disk.
     """
-    layout, folder = layout or Layout(), Path(folder)
+    layout, folder = layout or TextFormat(), Path(folder)
     files = find_files(paths)
-    request = Request(
+    request = TokeniseRequest(
         format=FORMAT,
         tokenizer=tokenizer_digest(tokenizer),
         vocab_size=tokenizer.vocab_size,
@@ -120,7 +128,7 @@ def tokenise(
     if index is not None:
         _check_same(folder, index, asdict(request))
     if index is None or not _whole(folder, index["shards"]):
-        planned = plan(files, layout, hold_out, min(SPAN_BYTES, shard_bytes))
+        planned = plan_spans(files, layout, hold_out, min(SPAN_BYTES, shard_bytes))
         groups = shards(planned.spans, shard_bytes)
         if not groups:
             raise ValueError("no text to train on: expected files with text in them")
@@ -186,7 +194,7 @@ class Writer:
     tokenizer: Tokenizer
     begin: int
     end: int | None
-    plan: Plan
+    plan: SpanPlan
 
     def write(self, number: int, spans: list[Span]) -> int:
         """Tokenise the spans of one shard into its files; returns their bytes of text."""
@@ -222,7 +230,7 @@ class _Side:
         self.tokens = self.text_bytes = 0
 
     def add(self, ids: list[int], text_bytes: int, begins: bool) -> None:
-        """Append the tokens of a text; the list is taken over."""
+        """Append the tokens of a text; the list is kept and must not change."""
         if begins:
             self._starts.append(self.tokens)
             ids.insert(0, self.begin)
@@ -387,7 +395,7 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def _settle(file: BinaryIO, temporary: Path, path: Path) -> None:
-    """Bytes to the disk, then the name: after a power cut the name never stands for half a file."""
+    """Flush a file, then rename it: after a power cut no file of that name is cut short."""
     file.flush()
     os.fsync(file.fileno())
     file.close()

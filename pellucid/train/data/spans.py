@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pellucid.train.documents import Layout, find_files, tenth_from_end
+from pellucid.train.data.documents import TextFormat, find_files, tenth_from_end
 
 SPAN_BYTES = 1 << 20
 LEARN_BYTES = 256 << 20
@@ -45,7 +45,7 @@ class Span(NamedTuple):
     split: str | None
 
 
-class Piece(NamedTuple):
+class FilePiece(NamedTuple):
     """Text for one side of the split; `begins`, `ends`: whether a document does so there."""
 
     split: str
@@ -54,20 +54,20 @@ class Piece(NamedTuple):
     text: str
 
 
-class Plan(NamedTuple):
+class SpanPlan(NamedTuple):
     """All spans in order, how many documents they hold, and the settings that cut them."""
 
     spans: list[Span]
     documents: int
     hold_out: int
-    layout: Layout
+    layout: TextFormat
 
     @property
     def few(self) -> bool:
         """Whether there are too few documents to hold out whole ones."""
         return 0 < self.documents < self.hold_out
 
-    def pieces(self, span: Span) -> Iterator[Piece]:
+    def pieces(self, span: Span) -> Iterator[FilePiece]:
         """The text of a span; documents without any are left out."""
         with open(span.file, "rb") as file:
             file.seek(span.start)
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
             text = self.layout.text(data, span.file, span.start)
             if text.strip() or not span.begins:
                 split = span.split or self._split(span.document)
-                yield Piece(split, span.begins, span.ends, text)
+                yield FilePiece(split, span.begins, span.ends, text)
             return
         where = span.start
         for number, record in enumerate(data.split(delimiter), start=span.document):
@@ -87,19 +87,19 @@ class Plan(NamedTuple):
                 continue
             if self.few:
                 cut = tenth_from_end(len(text))
-                yield Piece(TRAINING, True, True, text[:cut])
-                yield Piece(HELD_OUT, True, True, text[cut:])
+                yield FilePiece(TRAINING, True, True, text[:cut])
+                yield FilePiece(HELD_OUT, True, True, text[cut:])
             else:
-                yield Piece(self._split(number), True, True, text)
+                yield FilePiece(self._split(number), True, True, text)
 
     def _split(self, document: int) -> str:
         every = self.hold_out
         return HELD_OUT if every and document % every == every - 1 else TRAINING
 
 
-def plan(
-    files: Iterable[Path], layout: Layout, hold_out: int, span_bytes: int = SPAN_BYTES
-) -> Plan:
+def plan_spans(
+    files: Iterable[Path], layout: TextFormat, hold_out: int, span_bytes: int = SPAN_BYTES
+) -> SpanPlan:
     """How to read `files`; each `hold_out`-th document is held out whole, none with 0.
 
     With fewer documents than that, the last tenth of each is cut off and held out. Reads files that
@@ -114,21 +114,21 @@ def plan(
         found, count = _spans_of(file, layout.delimiter(file), documents, span_bytes)
         spans += found
         documents += count
-    planned = Plan(spans, documents, hold_out, layout)
+    planned = SpanPlan(spans, documents, hold_out, layout)
     if planned.few:
         return planned._replace(spans=_split_each(spans, layout, span_bytes))
     return planned
 
 
 def training_texts(
-    paths: Iterable[str | Path], layout: Layout, hold_out: int, limit: int = LEARN_BYTES
+    paths: Iterable[str | Path], layout: TextFormat, hold_out: int, limit: int = LEARN_BYTES
 ) -> Iterator[str]:
     """The training side of the text in pieces, for a tokenizer to learn from.
 
     Of more than `limit` bytes only some spans are read, evenly spread over all of it: a vocabulary
     needs no more, and learning one holds every distinct word in memory.
     """
-    planned = plan(find_files(paths), layout, hold_out)
+    planned = plan_spans(find_files(paths), layout, hold_out)
     total = sum(span.stop - span.start for span in planned.spans)
     for span in planned.spans[:: max(1, -(-total // limit))]:
         for piece in planned.pieces(span):
@@ -205,7 +205,7 @@ def _character(data: mmap.mmap, place: int) -> int:
     return place
 
 
-def _split_each(spans: list[Span], layout: Layout, span_bytes: int) -> list[Span]:
+def _split_each(spans: list[Span], layout: TextFormat, span_bytes: int) -> list[Span]:
     """Documents that are whole files, cut where their last tenth begins."""
     cut: list[Span] = []
     places: dict[str, int] = {}

@@ -19,7 +19,7 @@ _STARTS_DTYPE = np.dtype("<u8")
 
 
 class TokenSource(Protocol):
-    """One long line of token ids, N = len(source)."""
+    """One long row of token ids, N = len(source)."""
 
     def __len__(self) -> int: ...
 
@@ -53,7 +53,7 @@ class TokenTensor:
 
 
 class TokenFile(NamedTuple):
-    """A file of raw little-endian token ids, and its neighbour that says where documents begin.
+    """A file of raw little-endian token ids, and a file of the places where documents begin.
 
     ``train-00000.bin`` holds `tokens` ids, ``train-00000.starts`` one unsigned 64-bit place for
     each of its `documents`; `sha256` is that of the first followed by the second.
@@ -102,7 +102,7 @@ class TokenFile(NamedTuple):
 
 
 class TokenFiles:
-    """Memory-mapped token files, read as one line; what is not asked for stays on disk."""
+    """Memory-mapped token files, read as one row; only what is asked for is read from the disk."""
 
     def __init__(self, files: Sequence[TokenFile], dtype: np.dtype) -> None:
         self.files = [file for file in files if file.tokens]
