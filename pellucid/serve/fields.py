@@ -105,8 +105,7 @@ def number(low: float, high: float = math.inf) -> Read:
             raise refuse(name, value, f"a number from {low:g} {upper}")
         return float(value)
 
-    upper = {} if high == math.inf else {"maximum": high}
-    return Read(read, {"type": "number", "minimum": low, **upper})
+    return Read(read, {"type": "number", "minimum": low, "maximum": min(high, 1e300)})
 
 
 @takes({"type": "boolean"})

@@ -30,6 +30,7 @@ from pellucid.serve.fields import (
 MOST_ROWS = 128  # choices of one request: prompts times n
 MOST_STOPS = 16
 MOST_TOP = 20  # alternatives of a token
+_ID = {"type": "integer", "minimum": 0}
 
 
 @takes(
@@ -50,7 +51,7 @@ def stops(name: str, value: Any) -> list[str]:
     return found
 
 
-@takes(list_of({"type": "integer"}))
+@takes(list_of(_ID))
 def token_ids(name: str, value: Any) -> list[int]:
     """A list of token ids."""
     if not isinstance(value, list) or not all(type(one) is int for one in value):
@@ -58,7 +59,7 @@ def token_ids(name: str, value: Any) -> list[int]:
     return value
 
 
-_IDS = list_of({"type": "integer"}, 1)
+_IDS = list_of(_ID, 1)
 
 
 @takes({"anyOf": [{"type": "string"}, _IDS, list_of({"type": "string"}, 1), list_of(_IDS, 1)]})
@@ -194,16 +195,17 @@ def conversation(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 _COUNT = whole(0, 2**31)
+_SHARE = Read(number(0, 1).read, {"type": "number", "exclusiveMinimum": 0, "maximum": 1})
 _WRITING = {
     "model": Field(text),
     "temperature": Field(number(0), 1.0),
-    "top_p": Field(number(0, 1), 1.0),
+    "top_p": Field(_SHARE, 1.0),
     "stream": Field(flag, False),
 }
 _CHOOSING = {
     "top_k": Field(_COUNT, 0),
     "min_p": Field(number(0, 1), 0.0),
-    "repetition_penalty": Field(number(0), 1.0),
+    "repetition_penalty": Field(number(1e-30, 1e30), 1.0),
     "n": Field(whole(1, MOST_ROWS), 1),
     "seed": Field(whole(0, 2**63 - 1)),
     "stop": Field(stops, ()),
