@@ -31,8 +31,8 @@ class ModelConfig:
     norm_weight, norm_bias, norm_offset
                   whether norms have a weight and a bias; they multiply by 1 + weight (Gemma)
     norm_places   where a block normalises: before attention and MLP (Llama), after (OLMo 2), both
-    qk_norm       queries and keys are normalised: each head (Qwen 3), each head with a weight of its
-                  own and no bias (Command R+), all heads together (OLMo 2)
+    qk_norm       queries and keys are normalised: each head (Qwen 3), each head with a weight of
+                  its own and no bias (Command R+), all heads together (OLMo 2)
     qk_norm_last  after RoPE instead of before (Hunyuan)
     biases        which products have one: of "qkv", "o", "mlp", "head"
     qkv_clip      queries, keys and values are cut to ± this (OLMo); 0: not
@@ -110,8 +110,8 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share, 0 to 1")
         if self.qk_norm == "each" and self.norm != "layer":
             raise ValueError(
-                f"qk_norm is 'each' and norm is {self.norm!r}: heads with a weight of their own are "
-                "normalised by LayerNorm"
+                f"qk_norm is 'each' and norm is {self.norm!r}: heads with a weight of their own "
+                "are normalised by LayerNorm"
             )
         self._check_layers()
 
