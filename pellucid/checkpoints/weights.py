@@ -25,7 +25,8 @@ class Recipe:
     more    further tensors of its shape that follow it in the parameter
     shape   of the parameter
     shapes  of the stored tensor, file by file
-    make    from the tensors, file by file, and `more` after `stored`, to the parameter; a view of them where that is possible
+    make    from the tensors, file by file, and `more` after `stored`, to the parameter; a view of
+            them where that is possible
     dim     along which several files' tensors are joined, where that is all that `make` does
     """
 
