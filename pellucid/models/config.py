@@ -110,8 +110,8 @@ class ModelConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share, 0 to 1")
         if self.qk_norm == "each" and self.norm != "layer":
             raise ValueError(
-                f"qk_norm is 'each' and norm is {self.norm!r}: heads with weights of their own are "
-                "normalised by LayerNorm"
+                f"qk_norm is 'each' and norm is {self.norm!r}: heads with a weight of their own "
+                "are normalised by LayerNorm"
             )
         self._check_layers()
 
