@@ -91,9 +91,10 @@ class GroupedBlock(nn.Module):
         first, second = x.chunk(2, dim=-1)
         if self.wrong in ("pairs", "written"):
             first, second = x[..., ::2], x[..., 1::2]
+        sign = -1 if self.wrong == "sign" else 1
         turned = (
             first * angles.cos() - second * angles.sin(),
-            second * angles.cos() + first * angles.sin(),
+            second * angles.cos() + sign * first * angles.sin(),
         )
         if self.wrong == "pairs":
             return torch.stack(turned, -1).flatten(-2)

@@ -74,6 +74,7 @@ FAULTS = {
     ("grouped", "clamped"): ("layers.0.attn.q_rotated", "other positions"),
     ("bare", "constant"): ("layers.0.mlp.act", "GELU constants"),
     ("by head", "scale"): ("layers.0.attn.z", "attention scale"),
+    ("grouped", "sign"): ("layers.0.attn.q_rotated", "RoPE direction"),
     ("grouped", "written"): ("layers.0.attn.q_rotated", "RoPE pairing"),
     ("by head", "q"): ("layers.0.attn.q", "reordered values"),
 }

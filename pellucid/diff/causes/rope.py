@@ -306,6 +306,17 @@ def _last_turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((rest, rotate(last, cos, sin, s.dialect)), dim=-1)
 
 
+def _one_sign(sign: int) -> Callable[..., Tensor]:
+    """(x cos + s y sin, y cos + s x sin): no rotation, one of its two signs is wrong."""
+
+    def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        parts = (first * cos + sign * second * sin, second * cos + sign * first * sin)
+        return torch.cat(parts, -1).to(s.dtype)
+
+    return _partly(turned)
+
+
 # Wrong ways to turn queries and keys: cause, evidence, function(setting, x, cos, sin).
 _TURNED_WRONGLY: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
     ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
@@ -329,6 +340,8 @@ _TURNED_WRONGLY: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
         "rotated twice",
         lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
     ),
+    ("RoPE direction", "the sign of the first component's sin", _one_sign(1)),
+    ("RoPE direction", "the sign of the second component's sin", _one_sign(-1)),
     ("RoPE on the last components", "the first stay as they are", _last_turned),
     (
         "heads split wrongly",

@@ -240,6 +240,10 @@ def logits(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
         return replay.setting.linear(head, x)
 
     yield Hypothesis("final norm missing", "the head reads the residual stream", without_norm)
+    if config.logit_cap:
+        cap = config.logit_cap
+        early = given(lambda s, x: s.linear(head, cap * torch.tanh(x / cap)))
+        yield Hypothesis("logit cap before the head", f"what the head reads, up to ±{cap:g}", early)
     if not config.tied:
         tied = given(lambda s, x: s.linear("embed", x))
         yield Hypothesis("head tied", "the embedding for the head", tied)

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pellucid import graph, names
 from pellucid.diff.sides.foreign_attention import AttentionNames
-from pellucid.diff.sides.foreign_layouts import same_values
+from pellucid.diff.sides.foreign_layouts import mark, same_values
 from pellucid.diff.sides.foreign_reading import FLAT
 from pellucid.diff.sides.layouts import Layout
 from pellucid.diff.sides.maps import NameMap, Target
@@ -107,14 +106,13 @@ class _Names(AttentionNames):
 
     def _streams(self) -> None:
         """What a block is given is the stream, where that came out of a module before it."""
-        made = [self.seen[call["output"]] for call in self.calls if call["op"] == "module"]
+        made = {mark(self.seen[c["output"]]) for c in self.calls if c["op"] == "module"}
         for call in self.calls:
             place = self.matched.place(call["name"])
-            if place.index is not None and place.rest == "" and call["inputs"]:
-                x = self.seen[call["inputs"][0]]
-                if any(y.shape == x.shape and same_values(x, y) for y in made):
-                    block = f"layers.{self.matched.layers[place.index]}"
-                    self._take(f"{block}.resid_pre", call["inputs"][0], FLAT)
+            is_block = place.index is not None and place.rest == "" and call["inputs"]
+            if is_block and mark(self.seen[call["inputs"][0]]) in made:
+                block = f"layers.{self.matched.layers[place.index]}"
+                self._take(f"{block}.resid_pre", call["inputs"][0], FLAT)
 
     def _ends(self) -> None:
         """Blocks as a whole, positions, and what the module returns."""
@@ -184,17 +182,12 @@ class _Names(AttentionNames):
     def unmapped(self) -> list[str]:
         """Real tensors of the first pass that are none of ours and no second name of one."""
         mapped = {foreign for foreign, _ in self._rows()} | self.products_of_q_and_k
-        values = {_mark(self.seen[name]) for name in mapped}
+        values = {mark(self.seen[name]) for name in mapped}
         parts = (self._value(ours) for _, held in self._rows() for ours, _ in held)
-        values |= {_mark(x) for x in parts if x is not None}
+        values |= {mark(x) for x in parts if x is not None}
         return [
             name
             for name, x in self.seen.items()
             if not name.startswith((WEIGHTS, "step.")) and name not in mapped
-            if x.is_floating_point() and x.numel() > 1 and _mark(x) not in values
+            if x.is_floating_point() and x.numel() > 1 and mark(x) not in values
         ]
-
-
-def _mark(x: Tensor) -> tuple[int, int]:
-    """The same for the same values in any order."""
-    return x.numel(), int(x.float().contiguous().view(torch.int32).sum(dtype=torch.int64))

@@ -6,13 +6,13 @@ the weight was put into the wrong place, and what is compared is the place.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from pellucid.diff.sides.foreign_layouts import same_values
+from pellucid.diff.sides.foreign_layouts import mark
 from pellucid.diff.sides.foreign_weights import Matched, Parts, sum_of_bits
 from pellucid.trace import Trace
 
@@ -65,13 +65,20 @@ def by_use(matched: Matched, calls: Sequence[Call], seen: Trace) -> None:
     """
     held = {pattern: parts for pattern, parts in matched.parts.items() if _norm_of(parts)}
     votes: dict[str, Counter[str]] = {pattern: Counter() for pattern in held}
-    products = [call for call in calls if _module_of(matched, call)]
+    read_by: dict[tuple[int, int], set[str]] = defaultdict(set)
+    given_by: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for call in calls:
+        module = _module_of(matched, call)
+        if module in _READ_BY and call["inputs"] and seen[call["inputs"][0]].is_floating_point():
+            read_by[mark(seen[call["inputs"][0]])].add(_READ_BY[module])
+        elif module in _GIVEN_BY:
+            given_by[mark(seen[call["output"]])].add(_GIVEN_BY[module])
     for call in calls:
         for name in call["reads"]:
             pattern = matched.place(name).pattern
             if pattern in held and len(call["inputs"]) == 1:
-                for use in _uses(matched, call, products, seen):
-                    votes[pattern][use] += 1
+                made, given = mark(seen[call["output"]]), mark(seen[call["inputs"][0]])
+                votes[pattern].update(read_by[made] | given_by[given])
     used = {pattern: list(counted) for pattern, counted in votes.items()}
     new = {
         pattern: uses[0] if len(uses) == 1 else _norm_of(held[pattern])
@@ -96,20 +103,3 @@ def _module_of(matched: Matched, call: Call) -> str:
     parts = [matched.parts.get(matched.place(name).pattern, ()) for name in call["reads"]]
     stems = {part[0].rpartition(".")[0] for part in parts if part}
     return stems.pop() if len(stems) == 1 else ""
-
-
-def _uses(matched: Matched, norm: Call, products: Sequence[Call], seen: Trace) -> set[str]:
-    """Places of ours that a norm has by its neighbours."""
-    given, made = seen[norm["inputs"][0]], seen[norm["output"]]
-    found = set()
-    for call in products:
-        module = _module_of(matched, call)
-        if module in _READ_BY and call["inputs"]:
-            x = seen[call["inputs"][0]]
-            if x.shape == made.shape and same_values(x, made):
-                found.add(_READ_BY[module])
-        elif module in _GIVEN_BY:
-            x = seen[call["output"]]
-            if x.shape == given.shape and same_values(x, given):
-                found.add(_GIVEN_BY[module])
-    return found
