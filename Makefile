@@ -7,7 +7,7 @@ PROMPT ?= if not isinstance(value, str
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo test test-long test-peers fuzz chaos mutants bench-train train-demos lint types-page format clean
+.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train gpu-check train-demos lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,11 @@ demo: venv  ## walk a real prompt through the shipped model: a page and figures 
 	@echo
 	@echo "The page:    $(CURDIR)/demo-out/walk.html"
 	@echo "The figures: $(CURDIR)/demo-out/figures"
+
+docs: venv  ## the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python -m doctest docs/_site/aligned_docstrings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: venv lint  ## what CI runs: style, types, tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not peers and not long"
@@ -62,6 +67,9 @@ train-demos: venv  ## train models like the two that ship (docs/demos.md), into 
 	$(TRAIN) --stdlib --init runs/gpt2-stage2/last --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
 
+gpu-check: venv  ## a GPU in eight minutes: every family right on it, speed and memory; JSON
+	$(BIN)/python benchmarks/gpu_check.py --out gpu-check.json
+
 lint: venv  ## ruff and pyright
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --check .
@@ -75,5 +83,5 @@ format: venv  ## write the code the way ruff wants it
 	$(BIN)/ruff format .
 
 clean:  ## forget everything that was made here
-	rm -rf .venv demo-out build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-out site build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

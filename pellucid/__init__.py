@@ -19,8 +19,10 @@ _LAZY = {
     "convert": "pellucid.checkpoints",
     "examine_machine": "pellucid.doctor",
     "diff_steps": "pellucid.diff.training.record",
+    "direct_logit_attribution": "pellucid.interpret",
     "fetch": "pellucid.checkpoints",
     "finetune": "pellucid.train.finetune.entry",
+    "head_jobs": "pellucid.interpret",
     "label_report": "pellucid.evaluate.labels",
     "load": "pellucid.language_model",
     "logit_lens": "pellucid.interpret",
@@ -47,9 +49,11 @@ __all__ = [
     "convert",
     "diff",
     "diff_steps",
+    "direct_logit_attribution",
     "examine_machine",
     "fetch",
     "finetune",
+    "head_jobs",
     "label_report",
     "load",
     "logit_lens",
@@ -80,7 +84,13 @@ if TYPE_CHECKING:
     from pellucid.evaluate.labels import label_report
     from pellucid.evaluate.quantise import quantise_checkpoint
     from pellucid.evaluate.text_report import text_report
-    from pellucid.interpret import logit_lens, patch, steer
+    from pellucid.interpret import (
+        direct_logit_attribution,
+        head_jobs,
+        logit_lens,
+        patch,
+        steer,
+    )
     from pellucid.language_model import LanguageModel, load
     from pellucid.prompt_walk import walk_prompt
     from pellucid.serve import serve_models

@@ -16,12 +16,13 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LARGEST_TEXT = 200_000_000  # bytes; the largest tokenizer.json of a release has 35 million
 MOST_DIGITS = 100  # of a whole number; transformers writes 10^30 for "no limit"
@@ -31,6 +32,7 @@ _MODEL_FILE = re.compile(
     r"|model\.safetensors\.index|adapter_config)\.json|merges\.txt|vocab\.bpe|chat_template\.jinja"
     r"|(model(-\d+-of-\d+)?|adapter_model|consolidated)\.safetensors"
 )
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
@@ -75,6 +77,8 @@ def check_output(path: Path, force: bool, flag: str) -> None:
     A file that is there needs `force`; one that a model consists of is never replaced. Devices and
     pipes are written into. `flag` begins the message.
     """
+    if _stream(path) is not None:
+        return
     real = path.resolve()
     if path.is_dir() or not real.parent.is_dir():
         why = "it is a folder" if path.is_dir() else f"there is no folder {real.parent}"
@@ -101,22 +105,39 @@ def file_beside(path: Path) -> Iterator[Path]:
     """A new hidden file to write into, which takes the place of `path` once it is whole.
 
     It follows links and gets the mode of the file it replaces, else what the umask leaves. What is
-    no ordinary file, such as ``/dev/stdout`` or a pipe, is written into instead.
+    no ordinary file, such as a pipe, is written into instead; ``/dev/stdout`` always is, also where
+    a shell has opened a file as standard output.
     """
-    path = path.resolve()
-    ordinary = path.is_file() or not path.exists()
+    stream = _stream(path)
+    path = path.resolve() if stream is None else path
+    ordinary = stream is None and (path.is_file() or not path.exists())
     parent = path.parent if ordinary else Path(tempfile.gettempdir())
     beside = parent / f".{secrets.token_hex(4)}.part.{path.name}"
     try:
         yield beside
         if not ordinary:
-            with beside.open("rb") as written, path.open("wb") as out:
+            with beside.open("rb") as written, _opened(path, stream) as out:
                 shutil.copyfileobj(written, out)
         else:
             beside.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
             beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _stream(path: Path) -> int | None:
+    """The number of the open file that a path such as ``/dev/stdout`` stands for; None: none."""
+    if str(path) in _STREAMS:
+        return _STREAMS[str(path)]
+    open_file = str(path.parent) in ("/dev/fd", "/proc/self/fd") and path.name.isdecimal()
+    return int(path.name) if open_file and path.exists() else None
+
+
+def _opened(path: Path, stream: int | None) -> BinaryIO:
+    if stream is None:
+        return path.open("wb")
+    sys.stdout.flush()  # what was printed before comes before
+    return open(os.dup(stream), "wb")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -278,20 +299,29 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def read_text(path: Path) -> str:
-    """The text of a settings or tokenizer file, without a byte order mark.
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a settings or tokenizer file.
 
     ValueError, before anything is read, for what is no ordinary file (a pipe would be waited for,
-    a device never ends) and for one larger than any such file is; and for what is not UTF-8.
+    a device never ends) and for one larger than any such file is.
     """
+    size = check_ordinary(path)
+    if size > LARGEST_TEXT:
+        raise ValueError(f"{path}: {size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer")
+    return path.read_bytes()
+
+
+def check_ordinary(path: Path) -> int:
+    """The bytes in an ordinary file; ValueError for a folder, a pipe or a device."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
         raise ValueError(f"{path}: not a file; expected one with text in it")
-    if about.st_size > LARGEST_TEXT:
-        raise ValueError(
-            f"{path}: {about.st_size:,} bytes of text; expected {LARGEST_TEXT:,} or fewer"
-        )
+    return about.st_size
+
+
+def read_text(path: Path) -> str:
+    """A file's text without a byte order mark; ValueError as `read_bytes`, or if not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None

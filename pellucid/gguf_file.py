@@ -17,6 +17,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pellucid.files import check_ordinary
+
 MAGIC, ALIGNMENT = b"GGUF", 32
 _VERSIONS = (2, 3)
 # ggml's number of a tensor's type -> its name, values in a block, bytes of a block (ggml.c)
@@ -74,7 +76,7 @@ def read_header(path: Path) -> GGUFHeader:
     """
     import mmap
 
-    size = path.stat().st_size
+    size = check_ordinary(path)
     with path.open("rb") as file:
         if file.read(4) != MAGIC:
             raise ValueError(f"{path}: not a GGUF file (it does not begin with GGUF)")

@@ -3,21 +3,26 @@
     pellucid.patch(lm, clean, corrupted, metric=(" Mary", " John"))
     pellucid.logit_lens(lm, prompt).top(3)
     lm.generate(prompt, edit=pellucid.steer("layers.4.resid_post", direction, 6))
+    pellucid.direct_logit_attribution(lm, prompt, " Mary", against=" John").top(5)
+    pellucid.head_jobs(lm, [(prompt, " Mary", " John")]).strongest()
 
 Each is a few lines over `lm.trace` and its edits, so that what it computes can be read here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pellucid import graph
 from pellucid.edits import Edit
+from pellucid.evaluate.heads import head_scores, strongest
+from pellucid.explore.attribution import contributions
+from pellucid.explore.runs import Run, Runs
 from pellucid.language_model import LanguageModel
 from pellucid.names import layer_of
 from pellucid.prompts import Prompt
@@ -225,3 +230,133 @@ def steer(name: str, direction: Tensor, scale: float = 1.0) -> dict[str, Edit]:
         return x + scale * direction.to(device=x.device, dtype=x.dtype)
 
     return {name: add}
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The parts that add up to a logit, or to the difference of two.
+
+    names   "embedding", ``layers.L.attn.head.H``, ``layers.L.mlp``, biases
+    values  (parts), float64
+    total   the logit, or the difference, that the model computed
+    """
+
+    names: list[str]
+    values: Tensor
+    total: float
+    of: str
+
+    def top(self, count: int = 5) -> dict[str, float]:
+        """The parts that count most, whichever their sign."""
+        order = self.values.abs().topk(min(count, len(self.names))).indices.tolist()
+        return {self.names[part]: float(self.values[part]) for part in order}
+
+    @property
+    def heads(self) -> Tensor:
+        """What each head adds, (layers, heads)."""
+        heads = [place for place, name in enumerate(self.names) if ".head." in name]
+        layers = len({layer_of(self.names[place]) for place in heads})
+        return self.values[heads].unflatten(0, (layers, -1))
+
+    def __repr__(self) -> str:
+        return f"Attribution({self.of}: {len(self.names)} parts, together {self.total:.4g})"
+
+    def __str__(self) -> str:
+        lines = [f"  {name:<22}{value:>8.3f}" for name, value in self.top(10).items()]
+        return "\n".join([repr(self), *lines])
+
+
+def direct_logit_attribution(
+    lm: LanguageModel,
+    prompt: Prompt,
+    token: str | int | None = None,
+    against: str | int | None = None,
+    row: int = -1,
+) -> Attribution:
+    """What each head, each MLP, the embedding and the biases add to a token's logit at a row.
+
+    token    text of one token, or its id; None: the likeliest
+    against  the parts of ``logit of token − logit of against`` instead
+
+    The final norm's size is held fixed, so that the parts add up (Elhage et al., 2021; as
+    TransformerLens's ``cache.stack_head_results`` with ``apply_ln``); a cap on logits is left out.
+    Raises ValueError for a text that is not one token, IndexError for a row the prompt has not.
+    """
+    run = _run(lm, prompt)
+    row = range(len(run.ids))[row]
+    token = int(run.logits(row).argmax()) if token is None else _token(lm, token)
+    first = _last(contributions(run, row, token))
+    values = torch.tensor([part["value"] for part in first["parts"]], dtype=torch.float64)
+    total, of = first["logit"], f"logit of {lm.tokenizer.token_string(token)!r}"
+    if against is not None:
+        other = _token(lm, against)
+        second = _last(contributions(run, row, other))
+        values = values - torch.tensor([part["value"] for part in second["parts"]])
+        total, of = total - second["logit"], f"{of} − {lm.tokenizer.token_string(other)!r}"
+    return Attribution([part["name"] for part in first["parts"]], values, total, of)
+
+
+def _run(lm: LanguageModel, prompt: Prompt) -> Run:
+    return Runs({lm.name: lm}).run(lm.name, prompt)
+
+
+def _last(steps: Iterator[Any]) -> Any:
+    """The answer of work that goes layer by layer."""
+    *_, answer = steps
+    return answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadJobs:
+    """What heads do, a number for each: all (layers, heads).
+
+    previous    mean attention to the token before, on random tokens that are repeated
+    induction   mean attention to what followed a token's first occurrence, on the same
+    name_mover  mean of what the head adds to ``logit of answer − logit of the other name``
+    to_answer   mean attention from the last token to the answer's place in the prompt
+
+    A name mover (Wang et al., 2022) has both of the last two; they are None without prompts.
+    """
+
+    previous: Tensor
+    induction: Tensor
+    name_mover: Tensor | None = None
+    to_answer: Tensor | None = None
+
+    def strongest(self) -> dict[str, tuple[int, int, float]]:
+        """Of each job the head that does it most: (layer, head, its number)."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            name: (*strongest(scores), float(scores.max()))
+            for name, scores in found.items()
+            if scores is not None
+        }
+
+
+def head_jobs(lm: LanguageModel, prompts: Sequence[tuple[str, str, str]] = ()) -> HeadJobs:
+    """Previous-token, induction and name-mover scores of every head.
+
+    prompts  (prompt, answer, other) each: two names stand in the prompt, the answer comes next, as
+             in ("When Mary and John went to the store, John gave a drink to", " Mary", " John")
+
+    Raises ValueError where an answer is not one token, or does not stand in its prompt.
+    """
+    length = min(64, (lm.config.context_length - 1) // 2)
+    begin = [token for token in (lm.tokenizer.bos_id, lm.tokenizer.eos_id) if token is not None]
+    scores = head_scores(lm.model, begin=begin[:1], length=length)
+    moved, looked = [], []
+    for prompt, answer, other in prompts:
+        run = _run(lm, prompt)
+        name = _token(lm, answer)
+        if name not in run.ids:
+            raise ValueError(f"the answer {answer!r} does not stand in {prompt!r}")
+        place = len(run.ids) - 1 - run.ids[::-1].index(name)
+        moved.append(direct_logit_attribution(lm, prompt, name, other).heads)
+        patterns = [run[f"layers.{layer}.attn.pattern"] for layer in range(lm.config.n_layers)]
+        looked.append(torch.stack([pattern[0, :, -1, place] for pattern in patterns]).float())
+    return HeadJobs(
+        previous=scores.previous,
+        induction=scores.induction,
+        name_mover=torch.stack(moved).mean(0) if moved else None,
+        to_answer=torch.stack(looked).mean(0) if looked else None,
+    )

@@ -31,6 +31,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
+def folded(parts: Iterable[tuple[str, str]]) -> str:
+    """Titles that unfold to the HTML beside them."""
+    lines = (
+        f"<details><summary>{escape(title)}</summary>{inside}</details>" for title, inside in parts
+    )
+    return "".join(lines)
+
+
 def _row(kind: str, cells: Sequence[object], align: str = "") -> str:
     def cell(value: object) -> str:
         number = isinstance(value, int | float)

@@ -10,6 +10,7 @@ This is what ``pellucid walk`` runs. For a model that is in memory there is ``La
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ from pellucid import checkpoints, numerics, tokenizers
 from pellucid.devices import as_device, as_dtype, check_room
 from pellucid.generate import encode_prompt
 from pellucid.language_model import load
+from pellucid.models.finite import is_finite
 from pellucid.prompts import check_tokens
 from pellucid.trace_plan import estimated_bytes
-from pellucid.walk import Step, walk
+from pellucid.walk import Step, Walk, walk
 
 if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
@@ -68,6 +70,9 @@ class PromptWalk:
             self.result.update(outcome(step, self._tokenizer))
             yield step
             del step  # its tensor may be large, and the next step needs room
+
+    def _repr_html_(self) -> str:
+        return self.steps._repr_html_() if isinstance(self.steps, Walk) else repr(self)
 
     def to_json(self, steps: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
         """The object that ``pellucid walk --json`` prints; `steps` as `Step.to_json` gives them."""
@@ -147,6 +152,12 @@ def example_prompt(checkpoint: Checkpoint) -> str:
 def outcome(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the last two steps add to a walk's result; nothing for the steps before them."""
     if step.name == "logits":
+        if not is_finite(step.value):
+            warnings.warn(
+                "the logits are not numbers (NaN, or infinite): the file is damaged, or the dtype "
+                "too narrow; the first step above that has none says where",
+                stacklevel=2,
+            )
         shares = step.value.double().softmax(-1)  # of the last token: its row (V)
         likeliest = shares.topk(min(TOP, len(shares)))
         return {

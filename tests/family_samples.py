@@ -218,6 +218,14 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "logit_scale": 0.25,
         "attention_bias": True,
     },
+    "cohere with q/k norms": {
+        "model_type": "cohere",
+        **_SIZES,
+        "layer_norm_eps": 1e-5,
+        **_rope(),
+        "logit_scale": 0.5,
+        "use_qk_norm": True,
+    },
     "cohere2": {
         "model_type": "cohere2",
         **_SIZES,
@@ -278,6 +286,11 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "stablelm parallel": {
         **_STABLELM,
         "use_parallel_residual": True,
+    },
+    "stablelm with q/k norms": {
+        **_STABLELM,
+        "use_parallel_residual": True,
+        "qk_layernorm": True,
     },
     "gpt2": _GPT2,
     "gpt2 tanh in one kernel": {

@@ -13,10 +13,13 @@ import io
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
+import pellucid
 from pellucid.cli import main
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,3 +99,21 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_page_stands_in_the_sites_navigation():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    listed = [page for entry in site["nav"] for page in _pages(entry)]
+    there = sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
+    assert sorted(listed) == there
+
+
+def _pages(entry: Any) -> list[str]:
+    """The pages of one entry: it maps a title to a page or to further entries."""
+    (below,) = entry.values()
+    return [below] if isinstance(below, str) else [page for one in below for page in _pages(one)]
+
+
+def test_every_public_name_stands_in_the_reference():
+    text = "".join(p.read_text("utf-8") for p in (ROOT / "docs" / "reference").glob("*.md"))
+    assert sorted(re.findall(r"^::: pellucid\.(\w+)$", text, re.M)) == sorted(pellucid.__all__)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.checkpoints.formats.hf import table
-from pellucid.checkpoints.formats.peft import module_names, save_adapter
+from pellucid.checkpoints.formats.peft import TENSORS, module_names, save_adapter
+from pellucid.checkpoints.formats.peft_config import CONFIG, read_config
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
 
@@ -87,3 +91,44 @@ def test_a_chat_template_beside_the_adapter_is_spoken(folders, tmp_path: Path):
     assert pellucid.load("demo", adapter=tmp_path).tokenizer.chat is None
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert pellucid.load("demo", adapter=tmp_path).tokenizer.chat is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"lora_alpha": "x"}, "lora_alpha: expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: expected a number"),
+        ({"lora_dropout": [0.1]}, "lora_dropout: expected a number"),
+        ({"r": True}, "r: expected a number"),
+        ({"rank_pattern": {"q_proj": "3"}}, "rank_pattern: q_proj: expected a number"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern: expected a number for each pattern"),
+        ({"use_rslora": "yes"}, "use_rslora: expected true or false"),
+    ],
+)
+def test_numbers_of_an_adapters_config_are_numbers(folders, tmp_path, change, told):
+    stated = json.loads((folders["demo"] / CONFIG).read_text()) | change
+    (tmp_path / CONFIG).write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=told):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ranks", ['{"model.layers.0.mlp.up_proj": "x"}', "[1]", "{", '{"a": [-1]}']
+)
+def test_joined_ranks_of_a_file_are_lists_of_ranks(folders, tmp_path, ranks):
+    shutil.copytree(folders["demo-gpt2"], tmp_path / "a")
+    file = tmp_path / "a" / TENSORS
+    save_file(load_file(file), file, {"format": "pt", "pellucid.ranks": ranks})
+    with pytest.raises(ValueError, match="ranks"):
+        pellucid.load("demo-gpt2", adapter=tmp_path / "a")
+
+
+def test_a_number_of_an_adapter_that_is_none_is_named(folders, tmp_path):
+    shutil.copytree(folders["demo"], tmp_path / "a")
+    file = tmp_path / "a" / TENSORS
+    tensors = load_file(file)
+    name = sorted(tensors)[5]
+    tensors[name].view(-1)[1] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name} has 1 values that are not numbers"):
+        pellucid.load("demo", adapter=tmp_path / "a")

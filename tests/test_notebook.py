@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from tiny import GPT, LLAMA
 
 from pellucid.notebook import ROWS, picture
+from pellucid.show import figures
 
 
 def test_a_trace_is_a_table_of_its_names():
@@ -35,6 +36,24 @@ def test_every_step_of_a_walk_shows_itself():
         assert "<script" not in html
         pictures += "<img" in html
     assert pictures > 10
+
+
+def test_a_whole_walk_shows_itself_and_loses_no_step():
+    walked = language_model(LLAMA).walk([5, 7, 9])
+    first = next(walked)
+    html = walked._repr_html_()
+    rest = list(walked)
+    assert html.count("<details>") == 1 + len(rest)
+    assert first.address in html and rest[-1].address in html and "<script" not in html
+
+
+def test_a_figure_of_all_heads_is_a_picture_with_its_tokens():
+    pattern = language_model(LLAMA).trace([5, 7, 9])["layers.0.attn.pattern"][0]
+    drawn = figures.attention(pattern, ["one", "two", "three"])
+    assert drawn._repr_png_().startswith(b"\x89PNG")
+    labels = [label.get_text() for label in drawn.axes.get_yticklabels()]
+    assert labels[:3] == ["one", "two", "three"] and len(labels) % 4 == 3
+    assert labels[:3] == [label.get_text() for label in drawn.axes.get_xticklabels()][:3]
 
 
 def test_a_pixel_is_a_number():

@@ -217,6 +217,47 @@ def test_the_lens_ends_in_the_models_own_logits(lm):
     assert 0 < share < 1
 
 
+def test_the_parts_of_a_logit_are_what_each_head_writes(lm):
+    token, other = 11, 400
+    found = pellucid.direct_logit_attribution(lm, IDS, token, other)
+    seen = lm.trace(IDS)
+    difference = float(seen["logits"][0, -1, token] - seen["logits"][0, -1, other])
+    assert found.total == pytest.approx(difference, abs=1e-4)
+    assert float(found.values.sum()) == pytest.approx(difference, abs=1e-3)
+    weights, stream = lm.weights(), seen["layers.3.resid_post"][0, -1].double()
+    size = (stream.square().mean() + lm.config.norm_eps).sqrt()
+    direction = (weights["embed.weight"][token] - weights["embed.weight"][other]).double()
+    direction = direction * weights["norm.weight"].double() / size
+    columns = weights["layers.2.attn.o_proj.weight"].double().unflatten(1, (lm.config.n_heads, -1))
+    by_hand = (columns[:, 3] @ seen["layers.2.attn.z"][0, 3, -1].double()) @ direction
+    assert float(found.heads[2, 3]) == pytest.approx(float(by_hand), abs=1e-5)
+    assert list(found.top(1).values()) == [pytest.approx(float(v)) for v in found.values
+                                           if abs(v) == found.values.abs().max()]  # fmt: skip
+    assert "logit of" in str(found) and next(iter(found.top(1))) in str(found)
+    best = pellucid.direct_logit_attribution(lm, IDS)
+    assert best.total == pytest.approx(float(seen["logits"][0, -1].max()), abs=1e-4)
+
+
+def test_the_jobs_of_heads(lm):
+    prompt = "def f(value, other):\n    return other"
+    jobs = pellucid.head_jobs(lm, [(prompt, " other", " return")])
+    alone = pellucid.direct_logit_attribution(lm, prompt, " other", " return")
+    assert jobs.name_mover is not None and jobs.to_answer is not None
+    torch.testing.assert_close(jobs.name_mover, alone.heads)
+    ids = lm.encode(prompt)
+    place = len(ids) - 1 - ids[::-1].index(lm.tokenizer.encode(" other")[0])
+    pattern = lm.trace(prompt)["layers.3.attn.pattern"]
+    torch.testing.assert_close(jobs.to_answer[3], pattern[0, :, -1, place])
+    layer, head, score = jobs.strongest()["previous"]
+    assert score == float(jobs.previous[layer, head]) == float(jobs.previous.max())
+    plain = pellucid.head_jobs(lm)
+    assert plain.name_mover is None and set(plain.strongest()) == {"previous", "induction"}
+    with pytest.raises(ValueError, match="does not stand in"):
+        pellucid.head_jobs(lm, [(prompt, " class", " return")])
+    with pytest.raises(ValueError, match="tokens: give one"):
+        pellucid.direct_logit_attribution(lm, prompt, "no token")
+
+
 def test_steering_adds_a_direction(lm):
     direction = torch.randn(lm.config.width, generator=torch.Generator().manual_seed(0))
     edit = pellucid.steer("layers.1.resid_post", direction, 3.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -51,6 +51,10 @@ FEATURES: dict[str, Config] = {
     "qk norm of heads, last": replace(_SMALL, qk_norm="head", qk_norm_last=True),
     "qk norm of all, last": replace(_SMALL, qk_norm="whole", qk_norm_last=True),
     "qk LayerNorm of heads": replace(_SMALL_GPT, qk_norm="head"),
+    "qk LayerNorm, a weight for each head": replace(_SMALL, norm="layer", qk_norm="each"),
+    "the same, last, with biases and offsets": replace(
+        _SMALL_GPT, qk_norm="each", qk_norm_last=True, norm_offset=True
+    ),
     "norms after": replace(_SMALL, norm_places="after"),
     "norms both": replace(_SMALL, norm_places="both"),
     "norms after, LayerNorm": replace(_SMALL_GPT, norm_places="after"),
@@ -162,6 +166,9 @@ FEATURES: dict[str, Config] = {
         layers=(Layer(window=True), Layer(rope="")),
         tied=True,
     ),
+    "like command r+": replace(
+        _SMALL, norm="layer", qk_norm="each", parallel=True, logit_scale=0.25, tied=True
+    ),
     "like granite": replace(
         _SMALL, embed_scale=12.0, residual_scale=0.22, logit_scale=0.125, score_scale=0.015625
     ),
@@ -204,20 +211,44 @@ FEATURES: dict[str, Config] = {
 }
 
 
-def in_turn(names: Iterable[str], *axes: Sequence[Any]) -> list[Any]:
-    """Every name with every value of the axes, as cases; all but a share of them are `long`.
+def _traits(config: Config) -> set[tuple[str, Any]]:
+    """What a config switches on, by field; of a number only that it is not the plain one."""
+    found: set[tuple[str, Any]] = set()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("biases", "layers"):
+            found |= {(field.name, one) for one in value}
+        elif isinstance(value, RopeConfig):
+            found.add((field.name, (value.type, value.share != 1)))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.add((field.name, value != getattr(_SMALL, field.name)))
+        else:
+            found.add((field.name, value))
+    return found
 
-    Of one axis each name keeps one value, the next name another. Of two axes each name keeps each
-    value of the longer one, with a value of the other that changes from name to name.
+
+def few_features() -> list[Any]:
+    """The names of FEATURES as cases: all but a few are `long`, and those few have every trait."""
+    traits = {name: _traits(config) for name, config in FEATURES.items()}
+    left, few = set().union(*traits.values()), set()
+    while left:
+        best = max(traits, key=lambda name: len(traits[name] & left))
+        few.add(best)
+        left -= traits[best]
+    marks = {name: [] if name in few else [pytest.mark.long] for name in FEATURES}
+    return [pytest.param(name, marks=marks[name], id=name) for name in FEATURES]
+
+
+def in_turn(names: Iterable[str], *axes: Sequence[Any]) -> list[Any]:
+    """Every name with every combination of the axes, as cases; all but one a name are `long`.
+
+    The one that a name keeps is the one after that of the name before.
     """
-    longest = max(map(len, axes))
-    cases = []
+    every, cases = list(product(*axes)), []
     for number, name in enumerate(names):
-        for places in product(*map(range, map(len, axes))):
-            values = [axis[place] for axis, place in zip(axes, places, strict=True)]
-            rest = (number + sum(places)) % longest != 0
+        for place, values in enumerate(every):
             words = "-".join(str(value).removeprefix("torch.") for value in (name, *values))
-            marks = [pytest.mark.long] if rest else []
+            marks = [pytest.mark.long] if number % len(every) != place else []
             cases.append(pytest.param(name, *values, marks=marks, id=words))
     return cases
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pellucid import files
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, byte_characters
 from pellucid.tokenizers.hf import PLAIN_BPE, PLAIN_TOKEN
 
@@ -44,7 +45,7 @@ def sentence_piece_document(path: Path) -> dict[str, Any]:
     from sentencepiece import SentencePieceProcessor
 
     engine = SentencePieceProcessor()
-    engine.LoadFromSerializedProto(path.read_bytes())
+    engine.LoadFromSerializedProto(files.read_bytes(path))
     ids = range(engine.vocab_size())
     vocab = {engine.id_to_piece(id): id for id in ids}
     specials = {piece: id for piece, id in vocab.items() if engine.is_control(id)}

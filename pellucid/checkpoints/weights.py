@@ -22,9 +22,11 @@ class Recipe:
     """How one parameter is made of one tensor per file.
 
     stored  name of the tensor in the files
+    more    further tensors of its shape that follow it in the parameter
     shape   of the parameter
     shapes  of the stored tensor, file by file
-    make    from the tensors, file by file, to the parameter; a view of them where that is possible
+    make    from the tensors, file by file, and `more` after `stored`, to the parameter; a view of
+            them where that is possible
     dim     along which several files' tensors are joined, where that is all that `make` does
     """
 
@@ -33,6 +35,11 @@ class Recipe:
     shapes: tuple[Shape, ...]
     make: Callable[[Sequence[Tensor]], Tensor]
     dim: int | None = None
+    more: tuple[str, ...] = ()
+
+    def read(self, files: Sequence[TensorFile]) -> list[Tensor]:
+        """The stored tensors, mapped."""
+        return [file.read(name) for file in files for name in (self.stored, *self.more)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         recipe = self._recipe(name)
-        return recipe.make([file.read(recipe.stored) for file in self._files])
+        return recipe.make(recipe.read(self._files))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._recipes)
@@ -115,7 +122,8 @@ class Weights(Mapping[str, Tensor]):
     @property
     def stored(self) -> tuple[str, ...]:
         """Names in the files of the tensors that the parameters come from."""
-        return tuple(dict.fromkeys(recipe.stored for recipe in self._recipes.values()))
+        recipes = self._recipes.values()
+        return tuple(dict.fromkeys(name for r in recipes for name in (r.stored, *r.more)))
 
     def forget(self, name: str, rows: slice | None = None) -> None:
         """Hand back the memory that reading a parameter took; nothing may have written into it."""
@@ -133,7 +141,7 @@ class Weights(Mapping[str, Tensor]):
         Memory that has been used before is written three times as fast as fresh memory.
         """
         recipe = self._recipe(name)
-        parts = [file.read(recipe.stored) for file in self._files]
+        parts = recipe.read(self._files)
         if len(parts) == 1 or recipe.dim is None:
             return recipe.make(parts)
         return torch.cat(parts, dim=recipe.dim, out=room)
@@ -163,7 +171,7 @@ class Weights(Mapping[str, Tensor]):
     def _parts(self, name: str, rows: slice | None) -> list[Tensor]:
         """What the files hold of a parameter, mapped; of `rows`, what `make` would join."""
         recipe = self._recipe(name)
-        stored = [file.read(recipe.stored) for file in self._files]
+        stored = recipe.read(self._files)
         if rows is None:
             return stored
         if len(stored) == 1:
@@ -240,7 +248,7 @@ def accounted(
     has no floating-point dtype, or is there although nothing asks for it.
     """
     missing, wrong, extra = [], [], []
-    wanted = {recipe.stored: recipe.shapes for recipe in recipes.values()}
+    wanted = {n: r.shapes for r in recipes.values() for n in (r.stored, *r.more)}
     for number, file in enumerate(files):
         place = f" (shard {number})" if len(files) > 1 else ""
         for name, shapes in wanted.items():

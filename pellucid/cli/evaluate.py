@@ -40,6 +40,11 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
         help="perplexity on the 1/40 of Python's standard library that `train --stdlib` leaves out",
     )
     source.add_argument(
+        "--world",
+        action="store_true",
+        help="perplexity and an exam on the small English world that `train --world` trains on",
+    )
+    source.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
@@ -80,6 +85,7 @@ def eval(arguments: argparse.Namespace) -> None:
     if arguments.batch < 1 or (arguments.limit is not None and arguments.limit < 1):
         raise ValueError("--batch and --limit: expected 1 or more")
     kind = _on_tasks if arguments.tasks else _on_labels if arguments.labels else _on_text
+    kind = _on_world if arguments.world else kind
     report, lines = kind(arguments)
     print_report(report, lines, as_json=arguments.json)
 
@@ -109,6 +115,16 @@ def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[st
             progress=progress,
         )
     return report, text_lines(report)
+
+
+def _on_world(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
+    from pellucid.evaluate.world import world_report
+    from pellucid.show.eval_terminal import exam_lines, text_lines
+
+    windows = {name: getattr(arguments, name) for name in ("limit", "context", "stride", "batch")}
+    with progress_bar("tokens", quiet=arguments.json) as progress:
+        report = world_report(load_model(arguments), progress=progress, **windows)
+    return report, [*text_lines(report), *exam_lines(report)]
 
 
 def _on_labels(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from pellucid.cli.arguments import ENGINES, MODEL_HELP, add_shared
+from pellucid.cli.types import byte_size
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,13 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="let pages of this origin call from a browser, such as https://example.org; may be "
         "given several times (default: none)",
     )  # fmt: skip
-    add_shared(parser.add_argument_group("model"), "--dtype", "--device", "--engine")
+    model = parser.add_argument_group("model")
+    add_shared(model, "--dtype", "--device", "--engine")
+    model.add_argument(
+        "--memory", type=byte_size, default="1G", metavar="SIZE",
+        help="how much the explorer's runs may hold, such as 500M or 4G; what is dropped is "
+        "computed again (default: 1G)",
+    )  # fmt: skip
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -55,6 +62,7 @@ def serve(arguments: argparse.Namespace) -> None:
         origins=arguments.allow_origin,
         fast=ENGINES[arguments.engine],
         show=arguments.open,
+        memory=arguments.memory,
         report=report,
         dtype=arguments.dtype,
         device=arguments.device,

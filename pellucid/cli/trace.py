@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from pellucid.cli.arguments import add_model_arguments, add_shared, load_model, read_prompt
@@ -49,6 +50,7 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
 
 def trace(arguments: argparse.Namespace) -> None:
     """Record a run into a trace file and list what is in it."""
+    from pellucid.models.finite import is_finite, why_not_finite
     from pellucid.show.trace_terminal import listing, trace_as_json
 
     target = arguments.output
@@ -58,14 +60,15 @@ def trace(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise ValueError("the prompt is empty: give some text")
-    recorded = load_model(arguments).trace(
-        prompt, only=arguments.only or "*", generate=arguments.generate
-    )
+    model = load_model(arguments)
+    recorded = model.trace(prompt, only=arguments.only or "*", generate=arguments.generate)
     if not recorded:
         globs = ", ".join(arguments.only or "*")
         raise ValueError(
             f"no tensor of this run is called {globs}: names look like layers.0.attn.q or logits"
         )
+    if "logits" in recorded and not is_finite(recorded["logits"]):
+        warnings.warn(f"the logits are not numbers: {why_not_finite(model.model)}", stacklevel=1)
     recorded.save(target)
     report, lines = trace_as_json(recorded, target), listing(recorded, target, every=arguments.all)
     print_report(report, lines, as_json=arguments.json)

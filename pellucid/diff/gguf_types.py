@@ -2,8 +2,9 @@
 
 The type says how many values share a scale and which levels there are, so nothing has to be found.
 Where there is one way to choose a scale, A's rows are quantised by the same rule. Where a quantiser
-may choose (K-quants, an importance matrix), the blocks in the file say which levels it chose, and
-each of A's values must have gone to the nearest.
+may choose (K-quants), the blocks in the file say which levels it chose, and each of A's values must
+have gone to the nearest; an importance matrix fits the scales of the other types to their codes
+afterwards, and then one scale must have rounded A's values to these codes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pellucid.checkpoints.formats.gguf import dequantised
 from pellucid.gguf_file import TYPES
 
 _RULES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # one usual way to choose the scale of a block
+_ZERO = {"Q4_0": 8, "Q5_0": 16}  # code of 0 where blocks have no offset
+_ADJUSTED = 1.25  # times by which a scale may be moved after its codes were chosen
+_OFFSET = 1.5  # steps by which its offset may be
+_MEDIAN = 0.03  # by which the scales of a whole tensor may be off, in the middle
 _FAULTY = 0.25  # share of groups up to which others are damage
 _CLIPPED = 1.5  # steps by which a value beyond the last level may be farther off than half a step
 _CLIPPED_SHARE = 0.25  # of a group's values that may be farther off
@@ -82,9 +87,14 @@ def declared_type(
     def nearest(x: Tensor, y: Tensor, kind: str) -> Tensor:
         return _nearest(x, kind, raw)
 
-    found = _explained(a, b, kind, head_dim, nearest, "on the nearest of their own levels")
-    # an importance matrix moves the scales of these types after their codes are chosen
-    return None if kind in _RULES and found and found[2] == "fault" else found
+    def rounded(x: Tensor, y: Tensor, kind: str) -> Tensor:
+        return _rounded(x, kind, raw)
+
+    if kind not in _RULES:
+        return _explained(a, b, kind, head_dim, nearest, "on the nearest of their own levels")
+    if kind == "Q8_0":
+        return None  # it has no other way to choose a scale
+    return _explained(a, b, kind, head_dim, rounded, "with codes that one scale rounds them to")
 
 
 def _explained(
@@ -162,6 +172,60 @@ def _nearest(a: Tensor, kind: str, raw: Tensor) -> Tensor:
         few = clipped.sum(2) <= _CLIPPED_SHARE * how.group
         found.append((right | clipped).all(2) & few)
     return torch.cat(found)
+
+
+def _rounded(a: Tensor, kind: str, raw: Tensor) -> Tensor:
+    """(rows, groups) whether some scale, and offset, rounds A's values to the codes of B's block.
+
+    With an importance matrix the codes are chosen by one scale, and then the scale is fitted to
+    them: the stored one may round values to other codes, but is near the one that chose them. The
+    price: one group with a scale a little wrong, or an offset by one level, can pass.
+    """
+    how, found, ratios, offsets = _BLOCKS[kind], [], [], []
+    rows = max(1, _PIECE // 16 // a.shape[1])
+    for x, blocks in zip(a.float().split(rows), raw.split(rows), strict=True):
+        x = x.unflatten(1, (-1, how.group))  # (rows, groups, values)
+        value = dequantised(blocks, kind, torch.float32).view(x.shape)
+        low, high = (_ends(blocks, kind, end).view(x.shape)[..., :1] for end in how.ends)
+        step = (high - low) / (how.levels - 1)
+        empty = (step == 0).squeeze(2)
+        step = torch.where(step == 0, 1.0, step)
+        code, here = ((value - low) / step).round(), (x - low) / step  # in steps from the lowest
+        zero = _ZERO.get(kind)
+        middle = code.mean(2, keepdim=True) if zero is None else zero
+        off = code - middle
+        ratios.append(((here - middle) * off).sum(2) / off.square().sum(2).clamp(min=1e-9))
+        offsets.append((here - code).mean(2))
+        least = torch.where(code > 0, code - 0.501, float("-inf"))
+        most = torch.where(code < how.levels - 1, code + 0.501, float("inf"))
+        fits = _one_factor(here, least, most) if zero is None else _factor(here, least, most, zero)
+        found.append(torch.where(empty, (x == value).all(2), fits))
+    scale, offset = (torch.cat(each).flatten().median() for each in (ratios, offsets))
+    return torch.cat(found) & bool((scale - 1).abs() <= _MEDIAN and offset.abs() <= 0.25)
+
+
+def _factor(here: Tensor, least: Tensor, most: Tensor, zero: int) -> Tensor:
+    """Whether some factor about `zero` puts every place between its bounds."""
+    x = here - zero
+    one, other = (least - zero) / x, (most - zero) / x
+    first = torch.where(x > 0, one, other).amax(2).clamp(min=1 / _ADJUSTED)
+    last = torch.where(x > 0, other, one).amin(2).clamp(max=_ADJUSTED)
+    return first <= last
+
+
+def _one_factor(here: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Whether some factor with some offset does.
+
+    An offset fits a factor where no two places ask for more: least i − most j ≤ factor · (i − j).
+    """
+    apart = here.unsqueeze(3) - here.unsqueeze(2)  # (rows, groups, i, j)
+    bound = (least.unsqueeze(3) - most.unsqueeze(2)) / apart
+    none = torch.full_like(bound, float("inf"))
+    first = torch.where(apart > 0, bound, -none).amax((2, 3)).clamp(min=1 / _ADJUSTED)
+    last = torch.where(apart < 0, bound, none).amin((2, 3)).clamp(max=_ADJUSTED)
+    factor = torch.maximum(first, torch.minimum(last, torch.ones_like(last))).unsqueeze(2)
+    lowest, highest = (least - factor * here).amax(2), (most - factor * here).amin(2)
+    return (first <= last) & (lowest <= _OFFSET) & (highest >= -_OFFSET)
 
 
 def _ends(raw: Tensor, kind: str, code: int) -> Tensor:

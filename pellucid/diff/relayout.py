@@ -184,6 +184,10 @@ def _from_siblings(
         counts.append(f"{inside} of {stem.removesuffix('_proj')}")
         if inside == len(order) and f".{name}".endswith(f".{stem}.weight"):
             return  # its own rows in another order: no split went wrong
+        if inside == len(order):
+            said = f"B's rows are A's {block}.{stem}.weight's, in another order"
+            yield "swapped weights", said, "fault", torch.cat(held)[order]
+            return
         first += len(part)
     said = f"B's rows are, by their values, {', '.join(counts)}; the first are rows {order[:6]} …"
     cause = "fused qkv split wrongly" if len(stems) == 3 else "gate and up split wrongly"

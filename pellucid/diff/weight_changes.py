@@ -72,6 +72,8 @@ def _whole(a: Tensor, b: Tensor, unit: float) -> Iterator[Change]:
         yield "shifted weights", f"B's values are A's plus {shift:.4g}"
     yield from _by_lines(a, b, tolerance, unit)
     yield from _reordered(a, b)
+    if torch.equal(a.flatten().sort().values, b.flatten().sort().values):
+        yield "reordered values", "B has A's values in another order (reshaped for transposed?)"
     for places in range(1, 7):
         cut = (a * 10**places).round() / 10**places
         if 10.0**-places > 8 * least and _agree(cut, b, tolerance):

@@ -9,6 +9,7 @@
 | text.py | loss, perplexity, bits per byte |
 | agreement.py | two models over the same windows: KL divergence, top-1 agreement |
 | text_report.py | files of text to one report: ``pellucid eval --text`` |
+| world.py | the small English world: held-out pages and an exam: ``pellucid eval --world`` |
 | labels.py | a fine-tuned classifier over labelled texts: ``pellucid eval --labels`` |
 | quantise.py | weight-only quantisation and what it costs in predictions |
 | heads.py | how much each attention head copies and looks back |

@@ -15,6 +15,7 @@ import torch
 
 from pellucid import checkpoints, tokenizers
 from pellucid.evaluate import compare_models
+from pellucid.files import check_ordinary
 from pellucid.models import Model
 from pellucid.models.quantised import GROUP, Format
 from pellucid.models.quantised import quantise as quantise_model
@@ -127,5 +128,6 @@ def _tokens(checkpoint: checkpoints.Checkpoint, text: Sequence[str | Path]) -> l
     tokenizer = tokenizers.load(checkpoint.folder)
     tokens: list[int] = []
     for path in map(Path, text):
+        check_ordinary(path)
         tokens += tokenizer.encode(decoded(path.read_bytes(), path), bos=tokenizer.adds_bos)
     return tokens

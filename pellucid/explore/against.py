@@ -18,6 +18,7 @@ from pellucid import graph
 from pellucid.diff.replay.operations import SOURCES
 from pellucid.diff.replay.replay import Replay
 from pellucid.explore.attribution import change_of_predictions
+from pellucid.explore.packing import without_batch
 from pellucid.explore.runs import Run
 
 
@@ -28,6 +29,8 @@ def against(run: Run, other: Run, row: int = -1) -> Generator[Any, None, None]:
                the arithmetic of the first run's model; not-judged where the models differ in shape
     largest    largest distance of the two runs; relative to the largest number of the first
     identical  to the bit
+    only       names that one of the two has alone: run, other
+    python     what makes both runs
     """
     setting = run.loaded.setting()
     same_shape = run.loaded.config == other.loaded.config
@@ -44,8 +47,42 @@ def against(run: Run, other: Run, row: int = -1) -> Generator[Any, None, None]:
         "rows": rows,
         "first": moved[0] if moved else None,
         "first_diverged": diverged[0] if diverged else None,
+        "only": [[name for name in one if name not in two] for one, two in _both_ways(run, other)],
         "probabilities": change_of_predictions(run, other, row),
+        "python": python(run, other),
     }
+
+
+def _both_ways(run: Run, other: Run) -> tuple[tuple[Run, Run], tuple[Run, Run]]:
+    return (run, other), (other, run)
+
+
+def python(run: Run, other: Run) -> str:
+    """Python that makes both runs, as `first` and `second`, and a function `apart` of a name."""
+    known: set[str] = set()
+    lines = [run.python("first", known)]
+    if other.loaded is not run.loaded:
+        lines += ["", other.loaded.python()]
+    return "\n".join([*lines, other.python("second", known), "", *_APART])
+
+
+_APART = (
+    "def apart(address):",
+    "    return second[address].double() - first[address].double()",
+)
+
+
+def difference(run: Run, other: Run, address: str) -> Tensor:
+    """`other` minus `run` at an address, in float64; −inf where both are masked.
+
+    ValueError where the two have different shapes there.
+    """
+    one, two = (without_batch(each, address) for each in (run, other))
+    if one.shape != two.shape:
+        said = " and ".join("×".join(map(str, each.shape)) for each in (one, two))
+        raise ValueError(f"{address} has the shapes {said}: nothing to subtract")
+    closed = (one < -1e30) & (two < -1e30) if one.is_floating_point() else torch.zeros_like(one) > 0
+    return (two.double() - one.double()).masked_fill(closed, -torch.inf)
 
 
 def _verdict(replay: Replay, name: str, other: Run) -> str:

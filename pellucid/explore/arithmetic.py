@@ -265,10 +265,13 @@ def grown(p: Place) -> Sum:
 # ── Norms ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def norm(p: Place, where: str, module: str, place: int, factor: float = 1.0) -> Sum:
+def norm(
+    p: Place, where: str, module: str, place: int, factor: float = 1.0, own: int | None = None
+) -> Sum:
     """A number of a row, by the size of the row, times a weight (and a factor behind it).
 
-    where   index of the row in what is read; place   of the number in it
+    where   index of the row in what is read; place   of the number in it; own   of its weight,
+            where that is another
     """
     config, source = p.config, p.reads[0]
     x = p.read("x", f"{source}{where}")
@@ -286,7 +289,10 @@ def norm(p: Place, where: str, module: str, place: int, factor: float = 1.0) -> 
         f"(x.{'var(correction=0)' if centred else 'square().mean()'} + {config.norm_eps!r}).sqrt()"
     )
     if config.norm_weight:
-        weight = float(p.weight("w", f"{module}.weight", place)[0]) + config.norm_offset
+        weight = (
+            float(p.weight("w", f"{module}.weight", place if own is None else own)[0])
+            + config.norm_offset
+        )
         exact, python = exact * weight, f"{python} * (w[0] + {int(config.norm_offset)})"
         then.append((f"× weight {weight:.6g}", float(exact)))
     if config.norm == "layer" and config.norm_bias:
@@ -310,9 +316,11 @@ def stream_norm(p: Place) -> Sum:
 
 def heads_norm(p: Place) -> Sum:
     """The norm of a query or key: of its head, or of all heads of the token together."""
-    if p.config.qk_norm == "head":
-        return norm(p, f"[{p.head},{p.t}]", p.module, p.at["D"])
-    return norm(p, f"[:,{p.t}]", p.module, p.head * p.config.head_dim + p.at["D"])
+    place, among_all = p.at["D"], p.head * p.config.head_dim + p.at["D"]
+    if p.config.qk_norm == "whole":
+        return norm(p, f"[:,{p.t}]", p.module, among_all)
+    own = among_all if p.config.qk_norm == "each" else place
+    return norm(p, f"[{p.head},{p.t}]", p.module, place, own=own)
 
 
 def joined(p: Place) -> Sum:

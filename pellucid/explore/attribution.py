@@ -17,34 +17,63 @@ from torch import Tensor
 from pellucid import graph
 from pellucid.evaluate.heads import previous_token_score
 from pellucid.explore.arithmetic import angle_of
-from pellucid.explore.predictions import likeliest, text_of, wide
+from pellucid.explore.predictions import likeliest_of_rows, wide
 from pellucid.explore.runs import Run
 
 Answer = Generator[Any, None, None]
 LENS_ROWS = 128  # tokens, where none are asked for
+LENS_CELLS = 1 << 24  # logits at a time
 
 
-def lens(run: Run, top: int, first: int = 0, last: int | None = None) -> Answer:
+def lens(
+    run: Run, top: int, first: int = 0, last: int | None = None, at: range | None = None
+) -> Answer:
     """The `top` likeliest tokens of each layer's stream, as if it were the last; per token.
 
     The stream that enters each layer, and what leaves the last one, which is the model's own
-    output. first, last  tokens, the last one excluded; None: `LENS_ROWS` of them
+    output. Points share one product with the head, as many as `LENS_CELLS` holds.
+    first, last  tokens, the last one excluded; None: `LENS_ROWS` of them
+    at           numbers of `points`, one after the other; None: all
     """
-    count = len(run.ids)
+    count, every = len(run.ids), points(run)
     last = count if last is None else last
     if not 0 <= first < last <= count:
         raise IndexError(f"tokens {first} to {last}: this run has {count}")
     first = max(first, last - LENS_ROWS)
-    names, cells = [], []
-    for point, stream in points(run):
-        if stream is run.stream[-1]:
-            logits = torch.stack([run.logits(row) for row in range(first, last)])
-        else:
-            logits = run.end(stream[:, first:last], edited=False)["logits"][0]
-        names.append(point)
-        cells.append([{"top": likeliest(run.loaded.lm, row, top)} for row in logits])
+    at = range(len(every)) if at is None else at
+    if not 0 <= at.start < at.stop <= len(every):
+        raise IndexError(f"points {at.start} to {at.stop}: this model has 0 to {len(every)}")
+    wanted, rows = [every[place] for place in at], last - first
+    step = max(1, LENS_CELLS // (rows * run.loaded.config.vocab_size))
+    cells: list[list[dict[str, Any]]] = []
+    while len(cells) < len(wanted):
+        part = [stream for _, stream in wanted[len(cells) : len(cells) + step]]
+        for logits in _as_if_last(run, part, first, last).split(rows):
+            found = likeliest_of_rows(run.loaded.lm, logits, top)
+            cells.append([{"top": best} for best in found])
         yield None
-    yield {"layers": names, "first": first, "tokens": run.tokens[first:last], "cells": cells}
+    names = [name for name, _ in wanted]
+    tokens = run.tokens[first:last]
+    yield {"layers": names, "from": at.start, "first": first, "tokens": tokens, "cells": cells}
+
+
+def lens_below(run: Run, below: int) -> range:
+    """The points of the lens below one that a single product holds; at the top one alone."""
+    rows = min(len(run.ids), LENS_ROWS)
+    count = max(1, LENS_CELLS // (rows * run.loaded.config.vocab_size))
+    return range(below - 1 if below > len(run.stream) - 1 else max(0, below - count), below)
+
+
+def _as_if_last(run: Run, streams: list[Tensor], first: int, last: int) -> Tensor:
+    """Logits (rows of each stream in turn, V); of what leaves the model, its own."""
+    own = streams[-1] is run.stream[-1]
+    found = []
+    if len(streams) > own:
+        inner = torch.cat([each[:, first:last] for each in streams[: len(streams) - own]], dim=1)
+        found.append(run.end(inner, edited=False)["logits"][0])
+    if own:
+        found += [run.logits(row)[None] for row in range(first, last)]
+    return torch.cat(found)
 
 
 def points(run: Run) -> list[tuple[str, Tensor]]:
@@ -229,21 +258,32 @@ def rope(run: Run, layer: int, head: int, of: str, token: int) -> dict[str, Any]
 
 
 def change_of_predictions(run: Run, other: Run, row: int, top: int = 10) -> list[dict[str, Any]]:
-    """The likeliest next tokens of both runs at a row, with their probability before and after."""
-    logits = [wide(each.logits(row)) for each in (run, other)]
-    if logits[0].shape != logits[1].shape:
-        return []
-    shares = [each.softmax(-1) for each in logits]
-    count = min(top, len(shares[0]))
-    best = dict.fromkeys(id for each in shares for id in each.topk(count).indices.tolist())
-    lm = run.loaded.lm
+    """The likeliest next tokens of both runs at a row, with their probability before and after.
+
+    Models with different tokenizers meet in a token's text; None where it is no single token.
+    """
+    shares = [wide(each.logits(row)).softmax(-1) for each in (run, other)]
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for here, (one, two) in enumerate(((run, other), (other, run))):
+        for id in shares[here].topk(min(top, len(shares[here]))).indices.tolist():
+            text, there = one.loaded.text(id), _same_token(one, two, id)
+            found.setdefault(text, (id, there) if one is run else (there, id))
     rows = [
         {
-            "id": id,
-            "text": text_of(lm, id),
-            "before": float(shares[0][id]),
-            "after": float(shares[1][id]),
+            "id": first if first is not None else second,
+            "text": text,
+            "before": None if first is None else float(shares[0][first]),
+            "after": None if second is None else float(shares[1][second]),
         }
-        for id in best
+        for text, (first, second) in found.items()
     ]
-    return sorted(rows, key=lambda entry: -max(entry["before"], entry["after"]))
+    return sorted(rows, key=lambda entry: -max(entry["before"] or 0, entry["after"] or 0))
+
+
+def _same_token(run: Run, other: Run, id: int) -> int | None:
+    """The id in the other run's vocabulary of the token with the same text."""
+    text = run.loaded.text(id)
+    if id < other.loaded.config.vocab_size and other.loaded.text(id) == text:
+        return id
+    alone = other.loaded.lm.tokenizer.encode(text)
+    return alone[0] if len(alone) == 1 and other.loaded.text(alone[0]) == text else None

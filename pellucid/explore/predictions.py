@@ -25,17 +25,21 @@ def wide(logits: Tensor) -> Tensor:
 
 def likeliest(lm: LanguageModel, logits: Tensor, top: int) -> list[dict[str, Any]]:
     """The `top` likeliest tokens of logits (V), with text, logit and probability."""
+    return likeliest_of_rows(lm, logits[None], top)[0]
+
+
+def likeliest_of_rows(lm: LanguageModel, logits: Tensor, top: int) -> list[list[dict[str, Any]]]:
+    """`likeliest` of each row of logits (rows, V), most of the work done for all rows at once."""
     logits = wide(logits)
-    shares = logits.softmax(-1)
-    best = logits.topk(max(0, min(top, len(logits)))).indices
+    best = logits.topk(max(0, min(top, logits.shape[-1])))
+    shares = logits.softmax(-1).gather(-1, best.indices)
+    texts = {id: text_of(lm, id) for id in set(best.indices.flatten().tolist())}
     return [
-        {
-            "id": id,
-            "text": text_of(lm, id),
-            "logit": float(logits[id]),
-            "probability": float(shares[id]),
-        }
-        for id in best.tolist()
+        [
+            {"id": id, "text": texts[id], "logit": logit, "probability": share}
+            for id, logit, share in zip(*row, strict=True)
+        ]
+        for row in zip(*(t.tolist() for t in (best.indices, best.values, shares)), strict=True)
     ]
 
 

@@ -18,6 +18,7 @@ from pellucid.explore.runs import Run
 
 Answers = dict[str, tuple[dict[str, str], bytes]]  # path with query -> headers, body
 ROOM = 24 << 20  # bytes of tensors in a recording
+LENS_TOP = 8  # guesses of a cell of the lens, as the page asks for
 CARDS = 250  # steps; of a longer run the first layer's stand for all
 
 
@@ -42,9 +43,12 @@ def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
     add("/api/models", {"models": [describe_model(run.loaded)]})
     add(path, describe_run(run))
     add(f"{path}/norms", attribution.norms(run))
-    for top in (5, 8):
-        found = yield from _last_of(attribution.lens(run, top))
-        add(f"{path}/lens?top={top}", found)
+    below = len(run.stream)
+    while below:
+        at = attribution.lens_below(run, below)
+        found = yield from _last_of(attribution.lens(run, LENS_TOP, at=at))
+        add(f"{path}/lens?top={LENS_TOP}&below={below}", found)
+        below = at.start
     last = len(run.ids) - 1
     for row in range(last + 1):
         logits = run.logits(row)

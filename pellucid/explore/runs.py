@@ -27,7 +27,7 @@ from pellucid import graph, names
 from pellucid.devices import free_memory
 from pellucid.explore.edits import Edit, as_functions, read
 from pellucid.explore.loaded import Loaded
-from pellucid.generate.engine import context_limit
+from pellucid.generate import context_limit
 from pellucid.language_model import LanguageModel, Prompt
 from pellucid.models.attention import Mask, positions_and_mask
 from pellucid.models.decoder import PlacesOf

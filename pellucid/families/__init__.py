@@ -12,7 +12,7 @@ from pellucid.families.gguf_config import (
     rope_tensors,
     write_gguf_config,
 )
-from pellucid.families.names import Entry, Names, Order, Shape, joined, split, stored_shape
+from pellucid.families.names import Entry, Names, Order, Shape, as_ours, joined, split, stored_shape
 from pellucid.families.row import Family
 from pellucid.families.rows import FAMILIES
 from pellucid.families.table import known_buffers, left_out_prefix, table
@@ -25,6 +25,7 @@ __all__ = [
     "Names",
     "Order",
     "Shape",
+    "as_ours",
     "family_of",
     "gguf_of",
     "gguf_table",

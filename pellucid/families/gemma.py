@@ -93,7 +93,7 @@ GEMMA2 = Family(
         LayerTypes(window=4096, windowed=one_in(2)),
     ),
     names=_NAMES,
-    ignored=_IGNORED,
+    ignored=_IGNORED | {"sliding_window_size"},  # sliding_window again, which no class reads
     gguf=gguf_rows.GEMMA2,
 )
 

@@ -144,7 +144,7 @@ def _stated(
         each = values["head_dim"] = width // heads
     if own.pop("attention.value_length", each) != each:
         own["attention.value_length"] = "another than attention.key_length"
-    for tensor, flag in gguf.biases.items():
+    for tensor, flag in gguf.flags.items():
         values[flag] = f"blk.0.{tensor}" in shapes
     if gguf.scale_key and each:
         values[gguf.scale_key] = width // heads if layers == gguf.wide_at else each

@@ -75,7 +75,7 @@ class Gguf:
     keys          key after the architecture's name -> key of config.json
     assumed       config.json's keys where no key of the file states them, as llama.cpp assumes
     fixed         keys that llama.cpp needs and that always have this value
-    biases        a tensor of block 0 -> the flag of config.json that its presence is
+    flags         a tensor of block 0 -> the flag of config.json that its presence is
     names         of the tensors
     pairs         where the files keep the two rows that RoPE turns together, see `Order`
     share         config.json's key for the share of a head that RoPE turns
@@ -97,7 +97,7 @@ class Gguf:
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    biases: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
     names: Names = field(default_factory=gguf_names)
     pairs: Pairs = "halves"
     share: str = ""

@@ -30,16 +30,16 @@ def _layer_norm(eps: str) -> dict[str, str]:
     return {**keys, "attention.layer_norm_epsilon": eps}
 
 
-LLAMA = Gguf(architecture="llama", biases=_QK_BIAS | _MLP_BIAS, pairs="neighbours")
+LLAMA = Gguf(architecture="llama", flags=_QK_BIAS | _MLP_BIAS, pairs="neighbours")
 MISTRAL = replace(LLAMA, comes_back="llama")
 MINISTRAL3 = Gguf(architecture="mistral3", pairs="neighbours", growth=True)
 SMOLLM3 = replace(LLAMA, architecture="smollm3", names=gguf_names(reorders_all=True))
-ARCEE = replace(LLAMA, architecture="arcee", biases={})
+ARCEE = replace(LLAMA, architecture="arcee", flags={})
 QWEN2 = Gguf(architecture="qwen2")
-QWEN3 = Gguf(architecture="qwen3", biases=_QK_BIAS)
+QWEN3 = Gguf(architecture="qwen3", flags=_QK_BIAS)
 SEED_OSS = Gguf(
     architecture="seed_oss",
-    biases=_QK_BIAS,
+    flags=_QK_BIAS,
     names=gguf_names({"post_attention_norm": "mlp_norm"}),
 )
 HUNYUAN = Gguf(architecture="hunyuan-dense")
@@ -73,7 +73,7 @@ GRANITE = Gguf(
         "residual_scale": "residual_multiplier",
         "logit_scale": "logits_scaling",
     },
-    biases=_QK_BIAS | _MLP_BIAS,
+    flags=_QK_BIAS | _MLP_BIAS,
     pairs="neighbours",
 )
 GRANITE_SWA = replace(
@@ -87,15 +87,18 @@ GRANITE_SWA = replace(
 _LOGITS = {"logit_scale": "logit_scale"}
 COHERE = Gguf(
     architecture="command-r",
+    flags={"attn_q_norm.weight": "use_qk_norm"},
     keys={**_layer_norm("layer_norm_eps"), **_LOGITS},
     fixed={"rope.scaling.type": "none"},
     pairs="neighbours",
     head="tied",
 )
-COHERE2 = replace(COHERE, architecture="cohere2", keys={**COHERE.keys, **_WINDOW}, period=4)
+COHERE2 = replace(
+    COHERE, architecture="cohere2", keys={**COHERE.keys, **_WINDOW}, flags={}, period=4
+)
 GLM = Gguf(
     architecture="chatglm",
-    biases=_QK_BIAS,
+    flags=_QK_BIAS,
     names=gguf_names(_GATE_UP),
     pairs="neighbours",
     share=_SHARE,
@@ -138,14 +141,14 @@ STABLELM = Gguf(
         **_layer_norm("layer_norm_eps"),
         "use_parallel_residual": "use_parallel_residual",
     },
-    biases={"attn_q.bias": "use_qkv_bias"},
+    flags={"attn_q.bias": "use_qkv_bias", "attn_q_norm.weight": "qk_layernorm"},
     share=_SHARE,
     head="own",
 )
 NEMOTRON = Gguf(
     architecture="nemotron",
     keys=_layer_norm("norm_eps"),
-    biases=_QK_BIAS | _MLP_BIAS,
+    flags=_QK_BIAS | _MLP_BIAS,
     names=gguf_names(plus_one=NORMS),
     share=_SHARE,
     head="own",
@@ -153,7 +156,7 @@ NEMOTRON = Gguf(
 STARCODER2 = Gguf(
     architecture="starcoder2",
     keys=_layer_norm("norm_epsilon"),
-    biases={"attn_q.bias": "use_bias"},
+    flags={"attn_q.bias": "use_bias"},
 )
 GPT2 = Gguf(
     architecture="gpt2",

@@ -23,6 +23,7 @@ from torch import Tensor
 from pellucid.models import ModelConfig, empty_model
 
 Shape = tuple[int, ...]
+_HEAD_NORMS = ("attn.q_norm", "attn.k_norm")
 Pairs = Literal["halves", "neighbours", "backwards"]
 
 # transformers' names inside a block -> ours; a line counts where the model has the module
@@ -62,6 +63,9 @@ class Names:
     plus_one    modules whose weight is stored as 1 + weight (llama.cpp's norms of Gemma)
     reorders_all
                 rows of q and k are in the files' order in layers that RoPE does not turn, too
+    norm_per_head
+                a norm of queries or keys with a weight for each head is a tensor for each, with
+                the head's number at the end of its name; else all are one tensor (heads, D)
     buffers     tensors inside a block that old files hold and that say nothing new, with their
                 shape as ``D/2`` or, where any will do, None
     """
@@ -76,6 +80,7 @@ class Names:
     reorders_all: bool = False
     transposed: frozenset[str] = frozenset()
     zero_bias: frozenset[str] = frozenset()
+    norm_per_head: bool = False
     # RoPE frequencies, in files of transformers < 4.32; the config states them
     buffers: Mapping[str, str | None] = field(
         default_factory=lambda: {"self_attn.rotary_emb.inv_freq": "D/2"}
@@ -124,6 +129,8 @@ class Entry:
     zeros       holds no parameter: a bias of this shape that the model does not have
     order       its rows are those of q or k, in another order than ours
     plus_one    stored as 1 + parameter
+    heads       stored (heads, D), which the parameter is flat; 0: stored as it is
+    head        of so many heads only this one's D numbers are stored here; None: all
     """
 
     stored: str
@@ -132,6 +139,8 @@ class Entry:
     zeros: Shape | None = None
     order: Order | None = None
     plus_one: bool = False
+    heads: int = 0
+    head: int | None = None
 
 
 @lru_cache(maxsize=8)
@@ -172,7 +181,7 @@ def _all_entries(
         order = Order(pairs=pairs, head_dim=config.head_dim, turned=turned)
         reordered = turned > 0 and pairs != "halves"
         for stored, ours in names.layer.items():
-            yield from _lines(
+            lines = _lines(
                 f"{names.prefix}{names.blocks}.{number}.{stored}",
                 [f"layers.{number}.{leaf}" for leaf in ours.split("|")],
                 shapes,
@@ -180,6 +189,8 @@ def _all_entries(
                 zero_bias=stored in names.zero_bias,
                 order=order if reordered and ours in _order_matters(config) else None,
             )
+            each = config.qk_norm == "each" and ours in _HEAD_NORMS
+            yield from _of_heads(config, names, shapes, lines) if each else lines
     for stored, ours in names.after.items():
         yield from _lines(f"{names.prefix}{stored}", (ours,), shapes)
     yield from _lines(names.head, ("unembed",), shapes)
@@ -187,8 +198,21 @@ def _all_entries(
 
 def _order_matters(config: ModelConfig) -> tuple[str, ...]:
     """Modules whose rows are a head's components."""
-    normed = ("attn.q_norm", "attn.k_norm") if config.qk_norm else ()
-    return ("attn.q_proj", "attn.k_proj", *normed)
+    return ("attn.q_proj", "attn.k_proj", *(_HEAD_NORMS if config.qk_norm else ()))
+
+
+def _of_heads(
+    config: ModelConfig, names: Names, shapes: Mapping[str, Shape], lines: Iterable[Entry]
+) -> Iterator[Entry]:
+    """Norms with a weight for each head: one tensor (heads, D), or a tensor (D) for each."""
+    for line in lines:
+        heads = shapes[line.parameters[0]][0] // config.head_dim
+        if not names.norm_per_head:
+            yield replace(line, heads=heads)
+            continue
+        module, _, part = line.stored.rpartition(".")
+        for head in range(heads):
+            yield replace(line, stored=f"{module}.{head}.{part}", heads=heads, head=head)
 
 
 def _lines(
@@ -222,6 +246,9 @@ def joined(entry: Entry, parts: Sequence[Tensor]) -> Tensor:
     whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
     whole = whole if entry.order is None else entry.order.theirs(whole)
     whole = whole.float() + 1 if entry.plus_one else whole
+    if entry.heads:
+        whole = whole.unflatten(0, (entry.heads, -1))
+        whole = whole if entry.head is None else whole[entry.head]
     return (whole.t() if entry.transposed else whole).contiguous()
 
 
@@ -231,13 +258,27 @@ def stored_shape(entry: Entry, shapes: Mapping[str, Shape]) -> Shape:
         return entry.zeros
     first = shapes[entry.parameters[0]]
     whole = (sum(shapes[name][0] for name in entry.parameters), *first[1:])
+    if entry.heads:
+        each = whole[0] // entry.heads
+        return (entry.heads, each) if entry.head is None else (each,)
     return whole[::-1] if entry.transposed else whole
 
 
-def split(entry: Entry, stored: Tensor, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
-    """The parameters in a stored tensor: the way in. Views, unless rows are put in order."""
+def as_ours(entry: Entry, stored: Tensor) -> Tensor:
+    """A stored tensor turned upright, flat where heads are its rows, rows in our order."""
     upright = stored.t() if entry.transposed else stored
-    upright = upright if entry.order is None else entry.order.ours(upright)
+    upright = upright.flatten() if entry.heads else upright
+    return upright if entry.order is None else entry.order.ours(upright)
+
+
+def split(entry: Entry, stored: Tensor, shapes: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """The parameters in a stored tensor: the way in. Views, unless rows are put in order.
+
+    Of a norm whose heads are stored apart, the part that this tensor is.
+    """
+    upright = as_ours(entry, stored)
+    if entry.heads:
+        return {entry.parameters[0]: upright}
     rows = [shapes[name][0] for name in entry.parameters]
     return dict(zip(entry.parameters, upright.split(rows), strict=True)) if rows else {}
 

@@ -26,6 +26,7 @@ from pellucid.families.parts import (
     eps,
     factor,
     inverse,
+    norm_of_each_head,
     tied,
 )
 from pellucid.families.rope_keys import LayerRopes, Rope
@@ -171,7 +172,7 @@ COHERE = Family(
         tied(True),
         _ATTENTION_BIAS,
         _LOGIT_SCALE,
-        Only(values={"use_qk_norm": False}),  # a norm with weights of its own for each head
+        norm_of_each_head("use_qk_norm"),
     ),
     gguf=gguf_rows.COHERE,
 )

@@ -258,6 +258,18 @@ def factor(theirs: str, ours: str, default: float = 1.0) -> Key:
     return Key(theirs=theirs, ours=ours, kind="number", default=default)
 
 
+def norm_of_each_head(theirs: str) -> Key:
+    """Whether queries and keys are normalised, each head with a weight of its own."""
+    return Key(
+        theirs=theirs,
+        ours="qk_norm",
+        kind="flag",
+        default=False,
+        into=lambda there: "each" if there else "",
+        back=bool,
+    )
+
+
 def cap(theirs: str, ours: str, default: float | None) -> Key:
     """A soft cap, where null is none."""
     return Key(

@@ -16,6 +16,7 @@ from pellucid.families.parts import (
     Sizes,
     context,
     eps,
+    norm_of_each_head,
     tied,
 )
 from pellucid.families.rope_keys import Rope
@@ -119,7 +120,16 @@ STABLELM = Family(
         tied(False),
         Bias(key="use_qkv_bias", products=("qkv",)),
         Key(theirs="use_parallel_residual", ours="parallel", kind="flag", default=False),
-        Only(values={"qk_layernorm": False}),  # a norm with weights of its own for each head
+        norm_of_each_head("qk_layernorm"),
+    ),
+    names=Names(
+        layer=llama_layer(
+            {
+                "self_attn.q_layernorm.norms": "attn.q_norm",
+                "self_attn.k_layernorm.norms": "attn.k_norm",
+            }
+        ),
+        norm_per_head=True,
     ),
     ignored=frozenset({"hidden_dropout", "rotary_scaling_factor"}),
     gguf=gguf_rows.STABLELM,

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pellucid.generate.chat import Conversation
 from pellucid.generate.engine import (
     Generation,
-    KeptCache,
-    context_limit,
-    default_length,
     generate_plain,
     generate_tokens,
 )
+from pellucid.generate.limits import context_limit, default_length
+from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import (
     Completion,
@@ -18,6 +17,7 @@ from pellucid.generate.text import (
     encode_prompt,
     stream_text,
 )
+from pellucid.generate.together import Together
 
 __all__ = [
     "Completion",
@@ -26,6 +26,7 @@ __all__ = [
     "KeptCache",
     "Sampling",
     "TextStream",
+    "Together",
     "context_limit",
     "default_length",
     "encode_prompt",

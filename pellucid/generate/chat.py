@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 
-from pellucid.generate.engine import KeptCache, context_limit
+from pellucid.generate.limits import context_limit
+from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling, row_seed
 from pellucid.generate.text import stream_text
 from pellucid.models import Model

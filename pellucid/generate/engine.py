@@ -9,6 +9,10 @@ Prompts of different length stand in one batch, padded on the left so that all r
 A model's window is its context length. A row that outgrows it keeps its last tokens, as the loop of
 "Build an LLM from scratch" does (``idx[:, -context:]``). Every token then stands at a new position,
 so keys and values in the cache no longer hold: each further step runs the whole window again.
+
+A row of its own reads a long prompt in passes that end at multiples of PIECE tokens. A server gives
+others their steps between two of them. What a piece computes depends on nothing after it, so that
+prompts that begin alike share it bit for bit.
 """
 
 from __future__ import annotations
@@ -21,31 +25,13 @@ from torch import Tensor
 
 from pellucid import trace
 from pellucid.generate.fast import FastSteps
+from pellucid.generate.limits import check_prompts, context_limit, excluded_ids, room_of
+from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
 from pellucid.generate.sample import NotFinite, Sampling, next_tokens, row_generators
-from pellucid.models import Cache, Config, Model, RopeConfig
+from pellucid.models import Cache, Model, RopeConfig
 from pellucid.models.finite import why_not_finite
 
-MAX_NEW_TOKENS = 128  # the default number
 _FILL = 0  # stands for padding and for rows that have finished; nothing looks at it
-
-
-def context_limit(config: Config) -> int:
-    """Tokens a model can have in view; dynamic RoPE stretches its original context by `factor`."""
-    if config.rope is not None and config.rope.type == "dynamic":
-        original = config.rope.original_context or config.context_length
-        return max(config.context_length, int(original * config.rope.factor))
-    return config.context_length
-
-
-def default_length(config: Config, prompts: Sequence[Sequence[int]], *, slide: bool = False) -> int:
-    """Default number of new tokens: `MAX_NEW_TOKENS`, or what the context has room for.
-
-    At least one, so that a prompt that fills the context is refused with the numbers.
-    """
-    if slide or config.rope is None:  # the context slides
-        return MAX_NEW_TOKENS
-    room = context_limit(config) - max(map(len, prompts), default=0)
-    return max(1, min(MAX_NEW_TOKENS, room))
 
 
 def generate_plain(
@@ -90,38 +76,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class KeptCache:
-    """The KV cache of one row, kept from one generation to the next of the same model.
-
-    A prompt that begins like the tokens it holds is run only from where they part. Each turn of a
-    chat repeats the whole conversation: with this it costs only what is new.
-    """
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Empty the cache."""
-        self._cache: Cache | None = None
-        self._tokens: Sequence[int] = ()  # the first `_length` of them are in the cache
-        self._length = 0
-
-    def begin(self, prompt: Sequence[int], n_layers: int) -> Cache:
-        """The cache, cropped to what `prompt` shares with it; its last token is left to run."""
-        shared, most = 0, min(self._length, len(prompt) - 1)
-        while shared < most and self._tokens[shared] == prompt[shared]:
-            shared += 1
-        if self._cache is None or shared == 0:
-            return Cache(n_layers)
-        self._length = shared
-        self._cache.crop(shared)
-        return self._cache
-
-    def hold(self, cache: Cache, tokens: Sequence[int]) -> None:
-        """`cache` holds the first of `tokens`; called once a whole pass has ended."""
-        self._cache, self._tokens, self._length = cache, tokens, cache.length
-
-
 class Generation(Iterator[list[int | None]]):
     """Rows of tokens being continued; `generate_tokens` makes one.
 
@@ -143,8 +97,8 @@ class Generation(Iterator[list[int | None]]):
         generators: list[torch.Generator],
         stop_ids: frozenset[int],
         excluded: Tensor | None,
-        kept: KeptCache | None,
-        fast: bool | None,
+        kept: KeptCache | PrefixStore | None,
+        fast: bool | FastSteps | None,
     ) -> None:
         """`rows` are the prompts, and grow; `room` is the number of tokens each may still get;
         excluded (V) bool: ids that are never chosen."""
@@ -157,10 +111,17 @@ class Generation(Iterator[list[int | None]]):
         self._seen = self._first_seen() if sampling.repetition_penalty != 1 else None
         self._step = 0
         longest = max((len(row) + left for row, left in zip(rows, room, strict=True)), default=0)
-        self._fast = FastSteps(model, min(longest, self._window), fast)
+        self._fast = (
+            fast
+            if isinstance(fast, FastSteps)
+            else FastSteps(model, min(longest, self._window), fast)
+        )
         self._align()
-        if kept is not None:
-            self._cache = kept.begin(rows[0], model.config.n_layers)
+        self._begun, self._prompt = kept is None, len(rows[0])
+        self._reading = False  # between two pieces of a prompt
+        self._exact = 0  # leading places of the cache that are the bits any other would compute
+        self._ready: Tensor | None = None  # logits (B, V) of a step that is not taken yet
+        self._failure: Exception | None = None
 
     def is_live(self, row: int) -> bool:
         """Whether `row` gets another token in the next step."""
@@ -201,32 +162,126 @@ class Generation(Iterator[list[int | None]]):
                 self._live.remove(row)
         return new
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next step has been computed and only chooses its tokens."""
+        return self._ready is not None or self._failure is not None
+
+    @property
+    def unread(self) -> int:
+        """Tokens of a single row that the cache does not hold."""
+        return len(self._rows[0]) - self._cache.length
+
+    def advance(self) -> None:
+        """One pass nearer to the next step; several where a long prompt has yet to be read."""
+        if self.ready:
+            return
+        if not self._begun:
+            assert self._kept is not None, "only a kept cache is begun from"
+            self._cache, self._ready = self._kept.begin(self._rows[0], len(self._cache.layers))
+            held = self.cached = self._cache.length
+            self._begun = True
+            self._exact = held if self._fast.reads_prompts else held - held % PIECE
+            if self._ready is not None:
+                return
+        if not self._reading:
+            if self._overflows() or self._stale():
+                self._align()
+                self._exact = 0
+            self.cached = self._cache.length
+        first = self._live[0]
+        columns = self._padding[first] + min(len(self._rows[first]), self._window)
+        end = (self._cache.length // PIECE + 1) * PIECE if self._in_pieces() else columns
+        self._reading = end < columns
+        logits = self._pass(min(end, columns))
+        if not self._reading:
+            self._give(logits)
+
+    def fail(self, error: Exception) -> None:
+        """End with `error`, which the next step raises."""
+        self._failure = error
+
+    def next_token(self) -> tuple[int, Cache] | None:
+        """A row's latest token and the cache of those before it, if its next pass is that token's.
+
+        Whoever computes the pass, its cache a token longer, gives the logits to `take`.
+        """
+        if not self._begun or self._reading or self.ready or len(self._rows) > 1 or not self._live:
+            return None
+        held = len(self._rows[0]) - 1
+        if self._cache.length != held or held == 0 or self._overflows() or self._stale():
+            return None
+        return self._rows[0][-1], self._cache
+
+    def take(self, logits: Tensor) -> None:
+        """The logits (1, V) of a pass of `next_token`'s that was computed with those of others."""
+        self.cached = self._cache.length - 1
+        self._count_exact(self.cached, by_c=True)
+        self._give(logits)
+
+    def _give(self, logits: Tensor) -> None:
+        self._ready = logits
+        if self._kept is None:
+            return
+        if self._longer_than_trained() or self._overflows():
+            self._kept.forget()
+        else:
+            of_prompt = logits if len(self._rows[0]) == self._prompt else None
+            self._kept.hold(self._cache, self._rows[0], self._exact, of_prompt)
+
     def _forward(self) -> Tensor:
         """Run what the cache does not hold yet; logits of each row's next token, (B, V)."""
-        if self._overflows() or self._stale():
-            self._align()
-        held, first = self._cache.length, self._live[0]
-        self.cached = held
-        columns = self._padding[first] + min(len(self._rows[first]), self._window)
+        while not self.ready:
+            self.advance()
+        if self._failure is not None:
+            raise self._failure
+        logits, self._ready = self._ready, None
+        assert logits is not None, "a step that is ready has logits"
+        return logits
+
+    def _in_pieces(self) -> bool:
+        """Whether what is left of the prompt may be read in several passes.
+
+        Not while a trace is open, which names passes by their step, and not where the angles of
+        RoPE follow the length of the whole text.
+        """
+        alone = len(self._rows) == 1 and not self._overflows()
+        return alone and not trace.is_open() and not self._ropes_by_length()
+
+    def _pass(self, columns: int) -> Tensor:
+        """Run the cache's places up to `columns`; logits of the last one's next token, (B, V)."""
+        held = self._cache.length
         feed = [[_FILL] * (columns - held) for _ in self._rows]
         for row in self._live:
             padding, tokens = self._padding[row], self._rows[row]
             start = max(len(tokens) - self._window, held - padding, 0)
             feed[row] = [_FILL] * max(padding - held, 0) + tokens[start:]
+            feed[row] = feed[row][: columns - held]
         logits = self._fast.step(feed, self._cache, self._padding)
-        if logits is not None:
-            self._keep()
-            return logits
-        # Only a trace that asks for gradients leaves them on; it has then been opened around us.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trace.is_open()):
-            logits = self._model(
-                torch.tensor(feed, device=self._device),  # (B, T)
-                cache=self._cache,
-                starts=self._starts,
-                last=True,
-            )
-        self._keep()
-        return logits.detach()[:, -1]
+        by_c = logits is not None
+        if logits is None:
+            # Only a trace that asks for gradients leaves them on; it was opened around us then.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trace.is_open()):
+                logits = self._model(
+                    torch.tensor(feed, device=self._device),  # (B, T)
+                    cache=self._cache,
+                    starts=self._starts,
+                    last=True,
+                )
+            logits = logits.detach()[:, -1]
+        self._count_exact(held, by_c=by_c)
+        return logits
+
+    def _count_exact(self, held: int, *, by_c: bool) -> None:
+        """After a pass over places from `held` on: would any other compute these bits?
+
+        In C a token's bits are its own. PyTorch's are those of a whole piece.
+        """
+        end = self._cache.length
+        whole = end - held == PIECE and held % PIECE == 0 and not self._ropes_by_length()
+        own = by_c if self._fast.reads_prompts else whole and not by_c
+        if self._exact == held and own:
+            self._exact = end
 
     def _overflows(self) -> bool:
         """Whether this pass ends outside the window. All live rows end in the same column."""
@@ -259,14 +314,6 @@ class Generation(Iterator[list[int | None]]):
         ropes = (config.rope, config.second_rope)
         return [rope for rope in ropes if rope is not None and rope.follows_length]
 
-    def _keep(self) -> None:
-        if self._kept is None:
-            return
-        if self._longer_than_trained() or self._overflows():
-            self._kept.forget()
-        else:
-            self._kept.hold(self._cache, self._rows[0])
-
     def _first_seen(self) -> Tensor:
         """(B, V) bool: the tokens of each row's prompt."""
         seen = torch.zeros(len(self._rows), self._model.config.vocab_size, dtype=torch.bool)
@@ -296,10 +343,10 @@ def generate_tokens(
     stop_ids: Collection[int] = (),
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
-    kept: KeptCache | None = None,
+    kept: KeptCache | PrefixStore | None = None,
     vocab_size: int | None = None,
     unused_ids: Collection[int] = (),
-    fast: bool | None = None,
+    fast: bool | FastSteps | None = None,
 ) -> Generation:
     """Continue each prompt: an iterator of one token per row and step, None for finished rows.
 
@@ -316,13 +363,14 @@ def generate_tokens(
     vocab_size      never choose ids from here on (embeddings are often padded beyond the tokenizer)
     unused_ids      never choose these either (gaps inside a vocabulary)
     fast            decode in C: None wherever it can and as soon as it is compiled, True or an
-                    error, False never. The logits are the same up to rounding
+                    error, False never. The logits are the same up to rounding. Or the steps that
+                    several generations share
 
     Raises ValueError, at once: an empty prompt, an id outside the vocabulary, a Llama whose prompt
     and new tokens exceed its context without `slide`, a model in training mode, `fast` where that
     cannot be.
     """
-    _check_prompts(prompts, model.config.vocab_size)
+    check_prompts(prompts, model.config.vocab_size)
     if model.training:
         raise ValueError("the model is in training mode (dropout acts): call model.eval()")
     if kept is not None and len(prompts) != 1:
@@ -331,68 +379,11 @@ def generate_tokens(
     return Generation(
         model,
         [list(prompt) for prompt in prompts],
-        room=_room(prompts, max_new_tokens, context_limit(model.config), crops),
+        room=room_of(prompts, max_new_tokens, context_limit(model.config), crops),
         sampling=sampling,
         generators=row_generators(seed, len(prompts)),
         stop_ids=frozenset(stop_ids),
-        excluded=_excluded(model, vocab_size, unused_ids),
+        excluded=excluded_ids(model, vocab_size, unused_ids),
         kept=kept,
         fast=fast,
     )
-
-
-def _excluded(model: Model, vocab_size: int | None, unused_ids: Collection[int]) -> Tensor | None:
-    """(V) bool: ids of the model that no token of the tokenizer has; None where it has them all."""
-    size = model.config.vocab_size
-    last = size if vocab_size is None else vocab_size
-    inside = [id for id in unused_ids if 0 <= id < size]
-    if last >= size and not inside:
-        return None
-    excluded = torch.arange(size) >= last
-    excluded[inside] = True
-    return excluded.to(next(model.parameters()).device)
-
-
-def _check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
-    if not prompts:
-        raise ValueError("no prompts: expected at least one")
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(
-                f"prompt {row} has no tokens, and a model needs one to go on from: begin it with "
-                "the tokenizer's bos token"
-            )
-        for token in prompt:
-            if not 0 <= token < vocab_size:
-                raise ValueError(
-                    f"prompt {row} holds token id {token}, but the model's ids are 0 … "
-                    f"{vocab_size - 1}: do the model and the tokenizer belong together?"
-                )
-
-
-def _room(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int | None, window: int, crops: bool
-) -> list[int]:
-    """New tokens each row may get; ValueError where that is more than the context holds."""
-    if max_new_tokens is not None and not isinstance(max_new_tokens, int):
-        raise ValueError(f"max_new_tokens is {max_new_tokens!r}: expected a whole number")
-    if max_new_tokens is not None and max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
-    for row, prompt in enumerate(prompts):
-        wanted = 1 if max_new_tokens is None else max_new_tokens
-        if len(prompt) + wanted <= window or (crops and max_new_tokens is not None):
-            continue
-        if max_new_tokens is None:
-            raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens, which leaves no room in the context of "
-                f"{window}: shorten it, or say how many tokens to write (max_new_tokens) and let "
-                "the context slide (slide=True, --slide)"
-            )
-        raise ValueError(
-            f"prompt {row} ({len(prompt)} tokens) and {max_new_tokens} new tokens make "
-            f"{len(prompt) + max_new_tokens}, but the context is {window}: ask for at most "
-            f"{max(window - len(prompt), 0)}, or let it slide (slide=True, --slide)"
-        )
-    if max_new_tokens is None:
-        return [window - len(prompt) for prompt in prompts]
-    return [max_new_tokens] * len(prompts)

@@ -36,7 +36,7 @@ class FastSteps:
         self._model, self._length = model, length
         self._decoder: native.NativeDecoder | None = None
         self._compiled: Any = None
-        self._on_gpu = model.device.type == "cuda"
+        self._on_gpu, self._quantised = model.device.type == "cuda", is_quantised(model)
         self._possible = bool(wanted) if self._on_gpu else wanted is not False
         if not self._possible or self._on_gpu:
             return
@@ -70,25 +70,57 @@ class FastSteps:
             return (
                 self._on_gpu_step(tokens, cache, starts) if length == 1 and cache.length else None
             )
-        if rows > native.MOST or (length > 1 and not is_quantised(self._model)):
+        if rows > native.MOST or (length > 1 and not self._quantised):
             return None
         end = cache.length + length
         if turned_anew(self._model.config, end - min(starts, default=0)):
             return None
-        if self._decoder is None:
-            made = native.building().ready()
-            if made is None:
-                return None
-            self._decoder = native.NativeDecoder(made, self._model, length=self._length)
-        room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
-        self._begin(cache, rows, room)
+        decoder = self._ready_decoder()
+        if decoder is None:
+            return None
+        self._begin(cache, rows, length)
         logits, at_once, begin = None, native.MOST // rows, time.perf_counter()
         for first in range(0, length, at_once):
             some = [row[first : first + at_once] for row in tokens]
             last = first + at_once >= length
-            logits = self._decoder.step(some, cache, starts, recording, wanted=last, end=end)
-        self._settle(self._decoder, time.perf_counter() - begin)
+            logits = decoder.step(some, cache, starts, recording, wanted=last, end=end)
+        self._settle(decoder, time.perf_counter() - begin)
         return logits
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether prompts of several tokens go through C as well."""
+        return self._possible and self._quantised and not self._on_gpu
+
+    def joins(self, cache: Cache) -> bool:
+        """Whether the next token after what `cache` holds can be a row of `step_each`."""
+        if not self._possible or self._on_gpu or trace.is_open():
+            return False
+        end = cache.length + 1
+        return end <= self._length and not turned_anew(self._model.config, end)
+
+    def step_each(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Tensor] | None:
+        """One token after what each of several caches holds -> logits (1, V) of each, or None.
+
+        One pass over the weights for all; each row's bits are those it has alone.
+        """
+        decoder = self._ready_decoder()
+        if decoder is None:
+            return None
+        found, begin = [], time.perf_counter()
+        for first in range(0, len(tokens), native.MOST):
+            some = caches[first : first + native.MOST]
+            for cache in some:
+                self._begin(cache, 1, 1)
+            logits = decoder.step([[id] for id in tokens[first : first + len(some)]], some)
+            found += [row.clone() for row in logits.split(1)]
+        self._settle(decoder, time.perf_counter() - begin)
+        return found
+
+    def _ready_decoder(self) -> native.NativeDecoder | None:
+        if self._decoder is None and (made := native.building().ready()) is not None:
+            self._decoder = native.NativeDecoder(made, self._model, length=self._length)
+        return self._decoder
 
     def _settle(self, decoder: native.NativeDecoder, seconds: float) -> None:
         """After a step that took so long: move matrices to large pages where it pays by now."""
@@ -99,9 +131,10 @@ class FastSteps:
             moved = left - decoder.settle()
             account.moved(moved, time.perf_counter() - begin)
 
-    def _begin(self, cache: Cache, rows: int, room: int) -> None:
-        """Room in the cache, also of one that holds nothing yet."""
+    def _begin(self, cache: Cache, rows: int, length: int) -> None:
+        """Room for `length` more tokens in the cache, also of one that holds nothing yet."""
         config = self._model.config
+        room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
         for layer in cache.layers:
             if layer.k is None:
                 like = torch.empty(0, dtype=self._model.dtype, device=self._model.device)

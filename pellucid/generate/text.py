@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pellucid.generate.engine import Generation, KeptCache, generate_tokens
+from pellucid.generate.engine import Generation, generate_tokens
+from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
@@ -47,7 +48,7 @@ class StopStrings:
             end, self.found = min(ends, key=lambda found: found[0])
             self._held = ""
             return held[: end - len(self.found)]
-        waiting = max((_overlap(held, stop) for stop in self._strings), default=0)
+        waiting = max((overlap(held, stop) for stop in self._strings), default=0)
         self._held = held[len(held) - waiting :]
         return held[: len(held) - waiting]
 
@@ -57,7 +58,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with, all of `stop` excepted."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -31,7 +31,8 @@ class ModelConfig:
     norm_weight, norm_bias, norm_offset
                   whether norms have a weight and a bias; they multiply by 1 + weight (Gemma)
     norm_places   where a block normalises: before attention and MLP (Llama), after (OLMo 2), both
-    qk_norm       queries and keys are normalised: each head (Qwen 3), all heads together (OLMo 2)
+    qk_norm       queries and keys are normalised: each head (Qwen 3), each head with a weight of
+                  its own and no bias (Command R+), all heads together (OLMo 2)
     qk_norm_last  after RoPE instead of before (Hunyuan)
     biases        which products have one: of "qkv", "o", "mlp", "head"
     qkv_clip      queries, keys and values are cut to ± this (OLMo); 0: not
@@ -70,7 +71,7 @@ class ModelConfig:
     norm_bias: bool = False
     norm_offset: bool = False
     norm_places: Literal["before", "after", "both"] = "before"
-    qk_norm: Literal["", "head", "whole"] = ""
+    qk_norm: Literal["", "head", "each", "whole"] = ""
     qk_norm_last: bool = False
     biases: tuple[str, ...] = ()
     qkv_clip: float = 0.0
@@ -107,6 +108,11 @@ class ModelConfig:
         for name in ("embed_dropout", "attn_dropout", "resid_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected a share, 0 to 1")
+        if self.qk_norm == "each" and self.norm != "layer":
+            raise ValueError(
+                f"qk_norm is 'each' and norm is {self.norm!r}: heads with weights of their own are "
+                "normalised by LayerNorm"
+            )
         self._check_layers()
 
     def _check_layers(self) -> None:

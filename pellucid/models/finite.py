@@ -31,9 +31,15 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 @torch.no_grad()
-def why_not_finite(model: nn.Module) -> str:
-    """Why a model's logits are not numbers: the first weight that is none, else its range."""
+def damaged_weight(model: nn.Module) -> str | None:
+    """That the first weight which is no number is none; None where all are numbers."""
     for name, tensor in model.state_dict().items():
         if not is_finite(tensor):
             return f"the weight {name} has NaN or infinity in it: the file is damaged"
-    return "the dtype is too narrow for this model; try another dtype"
+    return None
+
+
+def why_not_finite(model: nn.Module) -> str:
+    """Why a model's logits are not numbers: the first weight that is none, else its range."""
+    narrow = "the dtype is too narrow for this model; try another dtype"
+    return damaged_weight(model) or narrow

@@ -25,10 +25,12 @@ def norm(config: ModelConfig, dialect: Dialect, width: int = 0) -> Norm:
     )
 
 
-def head_norm(config: ModelConfig, dialect: Dialect, heads: int) -> Norm | None:
+def head_norm(config: ModelConfig, dialect: Dialect, heads: int) -> Norm | HeadNorms | None:
     """The norm of queries or keys of so many heads; None where they have none."""
     if not config.qk_norm:
         return None
+    if config.qk_norm == "each":
+        return HeadNorms(config, heads * config.head_dim)
     if config.qk_norm == "whole":
         return WholeNorm(config, heads * config.head_dim, dialect)
     return norm(config, dialect, config.head_dim)
@@ -82,6 +84,22 @@ class LayerNorm(nn.Module):
         """x (…, C) -> (…, C)."""
         weight = self.weight if self.weight is None or not self.offset else 1.0 + self.weight
         return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
+
+
+class HeadNorms(nn.Module):
+    """LayerNorm of each head with a weight of its own and no bias (Command R+, StableLM 2)."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))  # head after head
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, T, D) -> (B, H, T, D)."""
+        weight = 1.0 + self.weight if self.offset else self.weight
+        heads, own = x.unbind(1), weight.chunk(x.shape[1])  # (B, T, D) and (D) each
+        y = [F.layer_norm(h, w.shape, w, None, self.eps) for h, w in zip(heads, own, strict=True)]
+        return torch.stack(y, dim=1)
 
 
 def rotary(config: ModelConfig, name: str, dialect: Dialect) -> RotaryEmbedding:

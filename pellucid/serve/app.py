@@ -14,26 +14,31 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pellucid.explore import Runs
+from pellucid.explore.runs import BUDGET
 from pellucid.language_model import LanguageModel, load
 from pellucid.serve.explorer import Explorer
+from pellucid.serve.fields import RequestError
 from pellucid.serve.metrics import Metrics
+from pellucid.serve.openapi import Description
 from pellucid.serve.page_files import PageFiles
 from pellucid.serve.queue import Engine
 from pellucid.serve.responses import Responses
 from pellucid.serve.routes import Handler, Routes
-from pellucid.serve.schemas import RequestError
 from pellucid.serve.security import Guard, Rules
 from pellucid.serve.streams import as_request_error
 
 GET, POST = ["GET"], ["POST"]
 
 
-def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
+def build_app(engines: Sequence[Engine], rules: Rules | None = None, memory: int = BUDGET) -> Guard:
     """An ASGI application that serves these engines; it starts and stops their threads.
+
+    memory  bytes that the explorer's runs may hold together
 
     ValueError where a file of the page is missing.
     """
     rules, metrics, page = rules or Rules(), Metrics(), PageFiles()
+    runs = Runs({engine.name: engine.lm for engine in engines}, memory)
     routes = Routes({engine.name: engine for engine in engines}, rules, metrics)
     table: list[tuple[str, list[str], Handler]] = [
         ("/health", GET, routes.health),
@@ -46,9 +51,10 @@ def build_app(engines: Sequence[Engine], rules: Rules | None = None) -> Guard:
         ("/tokenize", POST, routes.tokenize),
         ("/detokenize", POST, routes.detokenize),
         ("/tokenizer_info", GET, routes.tokenizer_info),
+        ("/openapi.json", GET, Description(key=rules.key is not None).answer),
         ("/", GET, page.index),
         ("/page/{path:path}", GET, page.file),
-        *explorer_table(Explorer(routes.engines, rules, Runs({e.name: e.lm for e in engines}))),
+        *explorer_table(Explorer(routes.engines, rules, runs)),
     ]
 
     @asynccontextmanager

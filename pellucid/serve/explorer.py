@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pellucid.explore import Gone, Run, Runs, attribution, cell
-from pellucid.explore.against import against
+from pellucid.explore.against import against, difference
 from pellucid.explore.cards import card
 from pellucid.explore.edits import parse_edit
 from pellucid.explore.generation import generation
@@ -25,8 +25,8 @@ from pellucid.explore.recording import record
 from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
 from pellucid.generate import Sampling
+from pellucid.serve.fields import RequestError, read_json, refuse
 from pellucid.serve.queue import Engine
-from pellucid.serve.schemas import RequestError, read_json, refuse
 from pellucid.serve.security import Rules, read_body
 from pellucid.serve.streams import streaming, until_gone
 from pellucid.serve.wire import event
@@ -70,15 +70,18 @@ class Explorer:
         return _plain(describe_run(self.run(request)))
 
     async def tensor(self, request: Request) -> Response:
-        """GET /api/runs/{run}/tensor: its bytes, little endian, or tiles of it."""
+        """GET /api/runs/{run}/tensor: its bytes, little endian, or tiles of it; `minus` a run."""
         run, address = self.run(request), _wanted(request, "at")
         how, size = request.query_params.get("reduce"), request.query_params.get("to", "512,512")
-        headers = {"Cache-Control": KEPT, "ETag": _etag(run.id, address, how, size)}
+        minus = request.query_params.get("minus")
+        other = self.get(minus) if minus else None
+        headers = {"Cache-Control": KEPT, "ETag": _etag(run.id, minus, address, how, size)}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
 
         def read() -> tuple[bytes, dict[str, str]]:
-            return packed(without_batch(run, address), how, _size(size))
+            found = difference(other, run, address) if other else without_batch(run, address)
+            return packed(found, how, _size(size))
 
         data, more = await self.once(request, run, read)
         return Response(data, media_type="application/octet-stream", headers=headers | more)
@@ -116,8 +119,10 @@ class Explorer:
     async def lens(self, request: Request) -> Response:
         """GET /api/runs/{run}/lens."""
         run, top = self.run(request), whole(request, "top", 5)
-        first, last = whole(request, "first", 0), whole(request, "last", len(self.run(request).ids))
-        return await self.last_of(request, run, attribution.lens(run, top, first, last))
+        first, last = whole(request, "first", 0), whole(request, "last", len(run.ids))
+        below = whole(request, "below", 0)
+        at = attribution.lens_below(run, below) if "below" in request.query_params else None
+        return await self.last_of(request, run, attribution.lens(run, top, first, last, at))
 
     async def contributions(self, request: Request) -> Response:
         """GET /api/runs/{run}/contributions."""

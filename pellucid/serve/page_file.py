@@ -27,6 +27,17 @@ def single_file(answers: Recorded, page: PageFiles | None = None) -> str:
 
     answers: what GET of a path (with its query, as the page asks it) would say.
     """
+    recording = _script("application/json", json.dumps(_plain(answers)), ' id="recording"')
+    return _alone(recording, page)
+
+
+def bridged_page(hash: str = "") -> str:
+    """HTML of the page for a frame in a notebook, opened at a place: it asks the frame's parent."""
+    return _alone(_script("application/json", json.dumps(hash), ' id="bridge"'))
+
+
+def _alone(told: str, page: PageFiles | None = None) -> str:
+    """The page with its modules and styles inside, and `told` in its head."""
     held = (page or PageFiles()).held
     modules = {name: data.decode() for name, data in held.items() if name.endswith(".js")}
     named = {f"page/{name}": _data_url(_renamed(name, text)) for name, text in modules.items()}
@@ -35,7 +46,7 @@ def single_file(answers: Recorded, page: PageFiles | None = None) -> str:
         (
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             f"<style>\n{styles}</style>",
-            _script("application/json", json.dumps(_plain(answers)), ' id="recording"'),
+            told,
             _script("importmap", json.dumps({"imports": named})),
         )
     )

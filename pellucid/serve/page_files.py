@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pellucid.serve.schemas import RequestError
+from pellucid.serve.fields import RequestError
 
 INDEX = "index.html"
 # Said here: a machine's own table of types may call a module something that browsers refuse to run.

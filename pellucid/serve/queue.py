@@ -1,8 +1,9 @@
 """One thread per model, in which requests take turns.
 
-What a request wants done is an iterator: each `next` is one turn, for a generation one step. The
-thread gives each live request a turn, round after round, so that a long answer holds up nobody, and
-each answer is the one the model gives alone. Further requests wait; too many are refused.
+What a request wants done is an iterator: each `next` is one turn. The thread gives each live
+request a turn, round after round, so that a long answer holds up nobody. Before each round, one
+step of `Together` computes the next tokens of all that is written, which turns then hand out.
+Further requests wait; too many are refused.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
+from pellucid.generate import Together
 from pellucid.language_model import LanguageModel
-from pellucid.serve.schemas import RequestError
+from pellucid.serve.fields import RequestError
 
 LOG = logging.getLogger("pellucid.serve")
 Work = Generator[Any, None, None]
@@ -54,8 +56,9 @@ class _Task:
 class Engine:
     """A model and the one thread that runs it.
 
-    live     requests that take turns; waiting  requests that wait for a place among them
-    fast     decode in C, as for `generate_tokens`
+    live      requests that take turns; waiting  requests that wait for a place among them
+    fast      decode in C, as for `generate_tokens`
+    together  what is written, in shared steps
     """
 
     def __init__(
@@ -63,11 +66,12 @@ class Engine:
         lm: LanguageModel,
         name: str,
         *,
-        live: int = 8,
-        waiting: int = 32,
+        live: int = 16,
+        waiting: int = 128,
         fast: bool | None = None,
     ) -> None:
         self.lm, self.name, self.fast = lm, name, fast
+        self.together = Together(lm.model, fast=fast)
         self._most_live, self._most_waiting = live, waiting
         self._waiting: deque[_Task] = deque()
         self._live: deque[_Task] = deque()
@@ -122,6 +126,7 @@ class Engine:
 
     def _work(self) -> None:
         while self._admit():
+            self.together.step()
             for _ in range(len(self._live)):
                 task = self._live[0]
                 more = task.turn()

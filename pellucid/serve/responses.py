@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from pellucid.serve import schemas
 from pellucid.serve.queue import Engine
 from pellucid.serve.routes import Routes, chat_row
-from pellucid.serve.schemas import require
 from pellucid.serve.streams import start, streaming
 from pellucid.serve.wire import event
 from pellucid.serve.writing import Choice, write
@@ -29,7 +28,6 @@ class Responses:
     async def answer(self, request: Request) -> Response:
         """POST /v1/responses."""
         given, engine = await self._routes.read(request, schemas.RESPONSE)
-        require(given, "input")
         messages = given["input"]
         if given["instructions"] is not None:
             messages = [{"role": "system", "content": given["instructions"]}, *messages]

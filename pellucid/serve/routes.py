@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -14,15 +13,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from pellucid.evaluate.harness import Answers
 from pellucid.generate import Sampling
 from pellucid.serve import schemas, wire
+from pellucid.serve.chat import Chat
 from pellucid.serve.completions import Completions
+from pellucid.serve.fields import Field, RequestError, parse, read_json
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.queue import Engine
-from pellucid.serve.schemas import RequestError, parse, read_json, require
 from pellucid.serve.security import Rules, read_body
 from pellucid.serve.streams import start, streaming, until_gone
+from pellucid.serve.tools import check_tools
 from pellucid.serve.writing import Choice, Order, Piece, check_rows, embed, write
 
-Fields = Mapping[str, schemas.Field]
+Fields = Mapping[str, Field]
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -64,7 +65,6 @@ class Routes:
     async def embeddings(self, request: Request) -> Response:
         """POST /v1/embeddings."""
         given, engine = await self.read(request, schemas.EMBEDDING)
-        require(given, "input")
         rows = prompt_rows(engine, given["input"], "input")
         vectors = await until_gone(request, engine.run(embed(engine.lm, rows)))
         packed = given["encoding_format"] == "base64"
@@ -80,7 +80,6 @@ class Routes:
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: the ids that lm-evaluation-harness's adapter makes of a text."""
         given, engine = await self.read(request, schemas.TOKENIZE)
-        require(given, "prompt")
         tokenizer, bos = engine.lm.tokenizer, None if given["add_special_tokens"] else False
         if given["parse_special"]:
             ids = Answers(engine.lm).encode(given["prompt"], bos)
@@ -95,7 +94,6 @@ class Routes:
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize."""
         given, engine = await self.read(request, schemas.DETOKENIZE)
-        require(given, "tokens")
         try:
             return JSONResponse({"prompt": engine.lm.tokenizer.decode(given["tokens"])})
         except ValueError as error:
@@ -124,7 +122,6 @@ class Routes:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         given, engine = await self.read(request, schemas.COMPLETION)
-        require(given, "prompt")
         check_stream_options(given)
         rows = prompt_rows(engine, given["prompt"], "prompt")
         order = self.order(engine, given, rows, given["max_tokens"], given["logprobs"])
@@ -136,51 +133,19 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         given, engine = await self.read(request, schemas.CHAT)
-        require(given, "messages")
         check_stream_options(given)
         length = one_length(given)
         if given["top_logprobs"] is not None and not given["logprobs"]:
             raise RequestError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         top = (given["top_logprobs"] or 0) if given["logprobs"] else None
-        row = chat_row(engine, given["messages"], "messages")
+        form = check_tools(engine.lm.tokenizer.chat, given)
+        told = given["tools"] if given["tool_choice"] != "none" else None
+        row = chat_row(engine, given["messages"], "messages", told)
         order = self.order(engine, given, [row], length, top)
-        choices = start(engine, order)
-        answer = wire.Answer(
-            kind="chat.completion", model=engine.name, tokenizer=engine.lm.tokenizer,
-            usage_chunk=bool(given["stream_options"]),
-        )  # fmt: skip
+        job = Chat(self.used, engine, given, row, start(engine, order), form)
         if given["stream"]:
-            return await streaming(
-                request, self._chat_stream(engine, answer, choices, len(row), top)
-            )
-        pieces = await self.written(request, engine, choices)
-        shown = [
-            wire.chat_choice(answer, [p for p in pieces if p.index == i], i, top is not None)
-            for i in range(len(choices))
-        ]
-        return JSONResponse(answer.whole(shown, self.used(engine, [row], choices)))
-
-    async def _chat_stream(
-        self, engine: Engine, answer: wire.Answer, choices: list[Choice], read: int, top: int | None
-    ) -> AsyncGenerator[str, None]:
-        begun = False
-        async with aclosing(engine.run(write(choices))) as events:
-            async for pieces in events:
-                if not begun:
-                    for choice in choices:
-                        delta = {"role": "assistant", "content": None}
-                        yield answer.chunk(
-                            [{"index": choice.index, "delta": delta, "logprobs": None,
-                              "finish_reason": None}]
-                        )  # fmt: skip
-                begun = True
-                for piece in pieces:
-                    for chunk in wire.chat_chunks(answer, piece, top is not None):
-                        yield chunk
-        used = self.used(engine, [[0] * read], choices)
-        if answer.usage_chunk:
-            yield answer.chunk([], used)
-        yield wire.DONE
+            return await streaming(request, job.stream())
+        return JSONResponse(await job.whole(request))
 
     def order(
         self, engine: Engine, given: dict[str, Any], rows: list[list[int]], length: int | None,
@@ -193,7 +158,7 @@ class Routes:
             raise RequestError(400, said, "n")
         return Order(
             rows=rows, sampling=sampling(given), length=length, stop=given["stop"],
-            seed=given["seed"], top=top, fast=engine.fast,
+            seed=given["seed"], top=top,
         )  # fmt: skip
 
     async def written(self, request: Request, engine: Engine, choices: list[Choice]) -> list[Piece]:
@@ -247,14 +212,16 @@ def prompt_rows(engine: Engine, given: list[str | list[int]], param: str) -> lis
     return rows
 
 
-def chat_row(engine: Engine, messages: list[dict[str, str]], param: str) -> list[int]:
+def chat_row(
+    engine: Engine, messages: list[dict[str, Any]], param: str, tools: list[Any] | None = None
+) -> list[int]:
     """A conversation in token ids; RequestError where the model has no format for it."""
     chat = engine.lm.tokenizer.chat
     if chat is None:
         said = f"{engine.name} has no chat format (it was not trained on conversations): use "
         raise RequestError(400, said + "/v1/completions", "model")
     try:
-        row = chat.encode(messages)
+        row = chat.encode(messages, tools=tools)
         check_rows(engine.lm, [row])
     except ValueError as error:
         raise RequestError(400, f"{param}: {error}", param) from None

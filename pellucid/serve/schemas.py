@@ -9,101 +9,37 @@ Nothing that is accepted is ignored. Fields and their meaning follow OpenAI's re
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from pellucid.serve.fields import (
+    Field,
+    Read,
+    as_object,
+    flag,
+    list_of,
+    number,
+    only,
+    parse,
+    refuse,
+    schema_of,
+    takes,
+    text,
+    whole,
+)
 
 MOST_ROWS = 128  # choices of one request: prompts times n
 MOST_STOPS = 16
 MOST_TOP = 20  # alternatives of a token
 
 
-class RequestError(Exception):
-    """A request that cannot be answered: status, one line, the field that is to blame."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param = status, message, param
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The error as OpenAI's clients read it."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.status}
-        return {"error": error}
-
-
-def refuse(param: str, value: Any, expected: str) -> RequestError:
-    """Status 400 for a field: what was given and what was expected."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
-    return RequestError(400, f"{param} is {shown}: expected {expected}", param)
-
-
-Read = Callable[[str, Any], Any]  # of a field's name and its value; raises RequestError
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field: how its value is read, and what holds where it is absent or null."""
-
-    read: Read
-    default: Any = None
-
-
-def whole(low: int, high: int) -> Read:
-    """A whole number from `low` to `high`."""
-
-    def read(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise refuse(name, value, f"a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-def number(low: float, high: float = math.inf) -> Read:
-    """A finite number from `low` to `high`."""
-
-    def read(name: str, value: Any) -> float:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        if not real or not low <= value <= high or not abs(value) < 1e300:
-            upper = "up" if high == math.inf else f"to {high:g}"
-            raise refuse(name, value, f"a number from {low:g} {upper}")
-        return float(value)
-
-    return read
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or false."""
-    if not isinstance(value, bool):
-        raise refuse(name, value, "true or false")
-    return value
-
-
-def text(name: str, value: Any) -> str:
-    """Any text."""
-    if not isinstance(value, str):
-        raise refuse(name, value, "text")
-    return value
-
-
-def only(*values: Any) -> Read:
-    """One of a few values: the others are not served."""
-
-    def read(name: str, value: Any) -> Any:
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool)
-                   for one in values):  # fmt: skip
-            allowed = " or ".join(json.dumps(one) for one in values)
-            raise refuse(name, value, f"{allowed}; nothing else is served here")
-        return value
-
-    return read
-
-
+@takes(
+    {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            list_of({"type": "string", "minLength": 1}) | {"maxItems": MOST_STOPS},
+        ]
+    }
+)
 def stops(name: str, value: Any) -> list[str]:
     """One stop string or several."""
     found = [value] if isinstance(value, str) else value
@@ -114,6 +50,7 @@ def stops(name: str, value: Any) -> list[str]:
     return found
 
 
+@takes(list_of({"type": "integer"}))
 def token_ids(name: str, value: Any) -> list[int]:
     """A list of token ids."""
     if not isinstance(value, list) or not all(type(one) is int for one in value):
@@ -121,6 +58,10 @@ def token_ids(name: str, value: Any) -> list[int]:
     return value
 
 
+_IDS = list_of({"type": "integer"}, 1)
+
+
+@takes({"anyOf": [{"type": "string"}, _IDS, list_of({"type": "string"}, 1), list_of(_IDS, 1)]})
 def prompts(name: str, value: Any) -> list[str | list[int]]:
     """A prompt as text or token ids, or a list of either -> a list of prompts."""
     if isinstance(value, str):
@@ -135,69 +76,121 @@ def prompts(name: str, value: Any) -> list[str | list[int]]:
     raise refuse(name, value, "text, token ids, or a list of texts or of lists of token ids")
 
 
+_OPTIONS = {"include_usage": Field(flag, False)}
+
+
+@takes(schema_of(_OPTIONS))
 def stream_options(name: str, value: Any) -> bool:
     """Whether a stream ends with a chunk of usage."""
-    fields = {"include_usage": Field(flag, False)}
-    return parse(as_object(name, value), fields, f"{name}.")["include_usage"]
+    return parse(as_object(name, value), _OPTIONS, f"{name}.")["include_usage"]
 
 
-def messages(name: str, value: Any) -> list[dict[str, str]]:
-    """A conversation: role and content of each message; parts of text are joined."""
-    if not isinstance(value, list) or not value:
-        raise refuse(name, value, "a list of one message or more")
-    found = []
-    for place, message in enumerate(value):
-        where = f"{name}[{place}]"
-        fields = {
-            "role": Field(text),
-            "content": Field(content_text),
-            "type": Field(only("message")),
-        }
-        given = parse(as_object(where, message), fields, f"{where}.")
-        for key in ("role", "content"):
-            if given[key] is None:
-                raise refuse(f"{where}.{key}", None, "text")
-        found.append({"role": given["role"], "content": given["content"]})
-    return found
+_PART = {
+    "type": Field(only("text", "input_text", "output_text")),
+    "text": Field(text, ""),
+}
 
 
+@takes({"anyOf": [{"type": "string"}, list_of(schema_of(_PART))]})
 def content_text(name: str, value: Any) -> str:
     """The text of a message: as it is, or a list of parts of text."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise refuse(name, value, "text or a list of parts of text")
-    kinds = ("text", "input_text", "output_text")
-    fields = {"type": Field(only(*kinds)), "text": Field(text, "")}
-    parts = (parse(as_object(f"{name}[{i}]", part), fields, f"{name}[{i}].")
+    parts = (parse(as_object(f"{name}[{i}]", part), _PART, f"{name}[{i}].")
              for i, part in enumerate(value))  # fmt: skip
     return "".join(part["text"] for part in parts)
 
 
-def conversation(name: str, value: Any) -> list[dict[str, str]]:
-    """The input of a response: text, which is the user's message, or messages."""
-    return [{"role": "user", "content": value}] if isinstance(value, str) else messages(name, value)
+_CALLED = {"name": Field(text, needed=True), "arguments": Field(text, "{}")}
+_CALL = {
+    "id": Field(text, needed=True),
+    "type": Field(only("function")),
+    "function": Field(Read(as_object, schema_of(_CALLED)), needed=True),
+}
 
 
-def as_object(name: str, value: Any) -> dict[str, Any]:
-    """A JSON object."""
-    if not isinstance(value, dict):
-        raise refuse(name, value, "a JSON object")
+@takes(list_of(schema_of(_CALL)))
+def tool_calls(name: str, value: Any) -> list[dict[str, Any]]:
+    """Calls in a message of the assistant; their arguments become what their JSON says."""
+    if not isinstance(value, list):
+        raise refuse(name, value, "a list of calls")
+    found = []
+    for place, call in enumerate(value):
+        where = f"{name}[{place}]"
+        given = parse(as_object(where, call), _CALL, f"{where}.")
+        function = parse(given["function"], _CALLED, f"{where}.function.")
+        try:
+            arguments = json.loads(function["arguments"])
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise refuse(f"{where}.function.arguments", function["arguments"], "a JSON object")
+        function = {"name": function["name"], "arguments": arguments}
+        found.append({"id": given["id"], "type": "function", "function": function})
+    return found
+
+
+_MESSAGE = {
+    "role": Field(text, needed=True),
+    "content": Field(content_text),
+    "type": Field(only("message")),
+    "tool_calls": Field(tool_calls),
+    "tool_call_id": Field(text),
+}
+
+
+@takes(list_of(schema_of(_MESSAGE), 1))
+def messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """A conversation: role and content of each message; parts of text are joined."""
+    if not isinstance(value, list) or not value:
+        raise refuse(name, value, "a list of one message or more")
+    found = []
+    for place, message in enumerate(value):
+        where = f"{name}[{place}]"
+        given = parse(as_object(where, message), _MESSAGE, f"{where}.")
+        if given["tool_calls"] and given["role"] == "assistant":
+            given["content"] = given["content"] or ""
+        elif given["tool_calls"]:
+            raise refuse(f"{where}.tool_calls", given["tool_calls"], "none but the assistant's")
+        if given["tool_call_id"] is not None and given["role"] != "tool":
+            raise refuse(f"{where}.tool_call_id", given["tool_call_id"], "none but a tool's")
+        if given["content"] is None:
+            raise refuse(f"{where}.content", None, "text")
+        told = ("role", "content", "tool_calls", "tool_call_id")
+        found.append({key: given[key] for key in told if given[key] is not None})
+    return found
+
+
+_FUNCTION = {
+    "name": Field(text, needed=True),
+    "description": Field(text),
+    "parameters": Field(as_object),
+    "strict": Field(only(False)),
+}
+_TOOL = {
+    "type": Field(only("function"), needed=True),
+    "function": Field(Read(as_object, schema_of(_FUNCTION)), needed=True),
+}
+
+
+@takes(list_of(schema_of(_TOOL)))
+def tools(name: str, value: Any) -> list[dict[str, Any]]:
+    """Functions that the assistant may call, as the chat template is told them."""
+    if not isinstance(value, list):
+        raise refuse(name, value, "a list of tools")
+    for place, tool in enumerate(value):
+        where = f"{name}[{place}]"
+        given = parse(as_object(where, tool), _TOOL, f"{where}.")
+        parse(given["function"], _FUNCTION, f"{where}.function.")
     return value
 
 
-def parse(body: Mapping[str, Any], fields: Mapping[str, Field], prefix: str = "") -> dict[str, Any]:
-    """A request's fields, checked, all of the table; RequestError names a field."""
-    for name in body:
-        if name not in fields:
-            from pellucid.spelling import suggestion
-
-            said = f"{prefix}{name}: no such field is served here{suggestion(name, list(fields))}"
-            raise RequestError(400, said, f"{prefix}{name}")
-    return {
-        name: field.default if body.get(name) is None else field.read(prefix + name, body[name])
-        for name, field in fields.items()
-    }
+@takes({"anyOf": [{"type": "string"}, messages.schema]})
+def conversation(name: str, value: Any) -> list[dict[str, Any]]:
+    """The input of a response: text, which is the user's message, or messages."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else messages(name, value)
 
 
 _COUNT = whole(0, 2**31)
@@ -222,7 +215,7 @@ _CHOOSING = {
 COMPLETION = {
     **_WRITING,
     **_CHOOSING,
-    "prompt": Field(prompts),
+    "prompt": Field(prompts, needed=True),
     "max_tokens": Field(_COUNT, 16),
     "echo": Field(flag, False),
     "logprobs": Field(whole(0, MOST_TOP)),
@@ -231,18 +224,19 @@ COMPLETION = {
 CHAT = {
     **_WRITING,
     **_CHOOSING,
-    "messages": Field(messages),
+    "messages": Field(messages, needed=True),
     "max_tokens": Field(_COUNT),
     "max_completion_tokens": Field(_COUNT),
     "logprobs": Field(flag, False),
     "top_logprobs": Field(whole(0, MOST_TOP)),
     "response_format": Field(only({"type": "text"})),
-    "tools": Field(only([])),
-    "tool_choice": Field(only("none", "auto")),
+    "tools": Field(tools, []),
+    "tool_choice": Field(only("none", "auto"), "auto"),
+    "parallel_tool_calls": Field(only(True)),
 }
 RESPONSE = {
     **_WRITING,
-    "input": Field(conversation),
+    "input": Field(conversation, needed=True),
     "instructions": Field(text),
     "max_output_tokens": Field(whole(1, 2**31)),
     "store": Field(only(False)),
@@ -251,44 +245,14 @@ RESPONSE = {
 }
 EMBEDDING = {
     "model": Field(text),
-    "input": Field(prompts),
+    "input": Field(prompts, needed=True),
     "encoding_format": Field(only("float", "base64"), "float"),
 }
 TOKENIZE = {
     "model": Field(text),
-    "prompt": Field(text),
+    "prompt": Field(text, needed=True),
     "add_special_tokens": Field(flag, True),
     "parse_special": Field(flag, True),
     "return_token_strs": Field(flag, False),
 }
-DETOKENIZE = {"model": Field(text), "tokens": Field(token_ids)}
-
-
-def require(given: Mapping[str, Any], *names: str) -> None:
-    """RequestError for a field that must be there."""
-    for name in names:
-        if given[name] is None:
-            raise RequestError(400, f"{name} is missing", name)
-
-
-def read_json(data: bytes) -> dict[str, Any]:
-    """The JSON object of a request's body; RequestError for anything else, however deep."""
-
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
-    def without_twins(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise ValueError("a field stands in it twice")
-        return found
-
-    try:
-        body = json.loads(
-            data.decode("utf-8"), parse_constant=refuse_constant, object_pairs_hook=without_twins
-        )
-    except RecursionError:
-        raise RequestError(400, "the body is nested too deeply") from None
-    except ValueError as error:  # of UTF-8, of JSON, of a number with thousands of digits
-        raise RequestError(400, f"the body is no JSON: {error}") from None
-    return as_object("the body", body)
+DETOKENIZE = {"model": Field(text), "tokens": Field(token_ids, needed=True)}

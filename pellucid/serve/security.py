@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pellucid.serve.schemas import RequestError
+from pellucid.serve.fields import RequestError
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 OPEN = ("/health", "/")  # without a key, as the page's files

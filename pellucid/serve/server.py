@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pellucid.explore.runs import BUDGET
 from pellucid.serve.app import build_app, open_engines
 from pellucid.serve.page_files import PageFiles
 from pellucid.serve.queue import Engine
@@ -78,6 +79,7 @@ def serve_models(
     origins: Sequence[str] = (),
     fast: bool | None = None,
     show: bool = False,
+    memory: int = BUDGET,
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> None:
@@ -87,6 +89,7 @@ def serve_models(
     host      another than this machine's own needs `key`, or `insecure` to let everyone in
     origins   pages elsewhere that may call, such as https://example.org
     show      open the explorer in this machine's browser
+    memory    bytes that the explorer's runs may hold together
     report    called with what happens, a line each
     options   those of `pellucid.load`: dtype, device, dialect, stream, adapter
 
@@ -106,7 +109,7 @@ def serve_models(
         if report:
             names = ", ".join(engine.name for engine in engines)
             report(f"{names} at {url} (API: /v1); Ctrl-C stops")
-        server = http_server(build_app(engines, rules))
+        server = http_server(build_app(engines, rules, memory))
         if show:
             threading.Thread(target=_show, args=(server, url), daemon=True).start()
         server.run(sockets=[bound])

@@ -11,8 +11,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from pellucid.serve.fields import RequestError
 from pellucid.serve.queue import Engine
-from pellucid.serve.schemas import RequestError
 from pellucid.serve.wire import event
 from pellucid.serve.writing import Choice, Order
 
@@ -57,7 +57,9 @@ def as_request_error(error: Exception) -> RequestError:
 def start(engine: Engine, order: Order) -> list[Choice]:
     """The choices of an order; RequestError for what the model cannot take."""
     try:
-        return [Choice(engine.lm, order, index) for index in range(len(order.rows))]
+        return [
+            Choice(engine.lm, engine.together, order, index) for index in range(len(order.rows))
+        ]
     except ValueError as error:
         raise RequestError(400, str(error)) from None
 

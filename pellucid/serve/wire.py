@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pellucid.serve.writing import Piece, Scored
+from pellucid.serve.writing import Scored
 from pellucid.tokenizers import Tokenizer
 from pellucid.tokenizers.base import StreamDecoder
 
@@ -123,29 +123,3 @@ def event(body: Any, name: str = "") -> str:
 
 
 DONE = "data: [DONE]\n\n"
-
-
-def chat_choice(
-    answer: Answer, pieces: Sequence[Piece], index: int, scored: bool
-) -> dict[str, Any]:
-    """A choice of a whole chat answer from all its pieces."""
-    tokens = [token for piece in pieces for token in piece.tokens]
-    return {
-        "index": index,
-        "message": {"role": "assistant", "content": "".join(piece.text for piece in pieces)},
-        "logprobs": answer.chat_logprobs(tokens) if scored else None,
-        "finish_reason": pieces[-1].finish_reason,
-    }
-
-
-def chat_chunks(answer: Answer, piece: Piece, scored: bool) -> list[str]:
-    """The chunks of one piece: its text, then an empty delta with the reason, if it has one."""
-    chunks = []
-    if piece.text or piece.tokens:
-        logprobs = answer.chat_logprobs(piece.tokens) if scored else None
-        chunks.append(
-            {"delta": {"content": piece.text}, "logprobs": logprobs, "finish_reason": None}
-        )
-    if piece.finish_reason:
-        chunks.append({"delta": {}, "logprobs": None, "finish_reason": piece.finish_reason})
-    return [answer.chunk([{"index": piece.index, **chunk}]) for chunk in chunks]

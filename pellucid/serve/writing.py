@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.evaluate.scoring import hidden_of, logits_alike
-from pellucid.generate import Completion, Sampling, TextStream, generate_tokens, row_seed
+from pellucid.generate import Completion, Sampling, TextStream, Together, row_seed
 from pellucid.language_model import LanguageModel
 from pellucid.models import evaluating
+
+AT_ONCE = 4  # choices of one request that are written together
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,6 @@ class Order:
     stop: Sequence[str] = ()
     seed: int | None = None
     top: int | None = None
-    fast: bool | None = None
-    done: list[Completion] = field(default_factory=list)
 
 
 def score_logits(logits: Tensor, ids: Sequence[int], top: int) -> list[Scored]:
@@ -79,20 +80,19 @@ def score_logits(logits: Tensor, ids: Sequence[int], top: int) -> list[Scored]:
 class Choice:
     """One row of an order while it is written."""
 
-    def __init__(self, lm: LanguageModel, order: Order, index: int) -> None:
+    def __init__(self, lm: LanguageModel, together: Together, order: Order, index: int) -> None:
         """ValueError, at once, for a prompt that the model cannot take or that is too long."""
         ids = lm.tokenizer.stop_ids
         self.index, self._order, self._stop_ids = index, order, ids
-        self.generation = generate_tokens(
-            lm.model,
-            [order.rows[index]],
+        self.together = together
+        self.generation = together.generate(
+            order.rows[index],
             sampling=order.sampling,
             max_new_tokens=order.length,
             stop_ids=ids,
             seed=None if order.seed is None else row_seed(order.seed, index),
             vocab_size=lm.tokenizer.vocab_size,
             unused_ids=lm.tokenizer.unused_ids,
-            fast=order.fast,
         )
         self.completion = Completion(prompt=order.rows[index])
         self._stream = TextStream(
@@ -106,7 +106,7 @@ class Choice:
         return self.completion.finish_reason is not None
 
     def step(self) -> Piece:
-        """Write one token."""
+        """Write one token, from logits that are there."""
         (text,) = next(self._stream)
         token, top = self.completion.tokens[-1], self._order.top
         if top is not None and token not in self._stop_ids:
@@ -120,14 +120,31 @@ class Choice:
 
 
 def write(choices: Sequence[Choice]) -> Generator[list[Piece], None, None]:
-    """All choices of a request in turn, one step of one of them per turn of the request."""
+    """Choices in steps that they share with other requests: what each turn adds to them.
+
+    Only a few are written at a time, so that a request for many does not slow down the others.
+    """
+    waiting: deque[Choice] = deque()
     for choice in choices:
         if choice.ended:  # no token was asked for
             yield [Piece(choice.index, finish_reason="length")]
-    while live := [choice for choice in choices if not choice.ended]:
+        else:
+            waiting.append(choice)
+    live: list[Choice] = []
+    try:
+        while waiting or live:
+            while waiting and len(live) < AT_ONCE:
+                live.append(waiting.popleft())
+                live[-1].together.join(live[-1].generation)
+            pieces = [choice.step() for choice in live if choice.generation.ready]
+            for choice in live:
+                if choice.ended:
+                    choice.together.leave(choice.generation)
+            live = [choice for choice in live if not choice.ended]
+            yield [piece for piece in pieces if piece.text or piece.tokens or piece.finish_reason]
+    finally:
         for choice in live:
-            piece = choice.step()
-            yield [piece] if piece.text or piece.tokens or piece.finish_reason else []
+            choice.together.leave(choice.generation)
 
 
 def score_prompt(lm: LanguageModel, ids: Sequence[int], top: int) -> list[Scored | None]:

@@ -7,14 +7,15 @@ them, so that lines that meet or cross join by themselves.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from textwrap import wrap
 
 from pellucid.show.diagram import DiagramStep, Structure
 from pellucid.show.diagram_layout import Box, Picture, Point, TextSizes, arrange
 
 WIDTH = 100
-_BOX = 28
-_INSIDE = _BOX - 4
+NARROW = 80  # with narrower boxes, in which counts and facts take more lines
 
 _UP, _RIGHT, _DOWN, _LEFT, _STREAM = 1, 2, 4, 8, 16
 _STEPS = {_UP: (0, -1), _RIGHT: (1, 0), _DOWN: (0, 1), _LEFT: (-1, 0)}
@@ -26,22 +27,62 @@ _ASCII = " |-+||++-+-++++++"
 _TO_ASCII = str.maketrans("▼◀⊕×→·ᵀ√−∞…", "v<+x>.T/-~.")
 
 
-def text(structure: Structure, *, ascii_only: bool = False) -> list[list[tuple[str, str]]]:
-    """The diagram as lines of (piece, role), no line wider than `WIDTH`.
+@dataclass(frozen=True)
+class _Form:
+    """How wide the diagram and its boxes are: three beside each other fill it."""
+
+    width: int
+
+    @property
+    def inside(self) -> int:
+        """Characters between the walls of a box."""
+        return (self.width - 16) // 3 - 4
+
+    def lines(self, step: DiagramStep) -> list[str]:
+        """Title with the count at the right edge, then the facts; one line where all fits."""
+        if not step.parameters:
+            joined = "  ".join((step.title, *step.facts))
+            if len(joined) <= self.inside:
+                return [joined]
+            return [step.title, *self._folded(step.facts)]
+        count = f"{step.parameters:,}"
+        head = [f"{step.title}{count:>{self.inside - len(step.title)}}"]
+        if len(head[0]) > self.inside or head[0] == step.title + count:
+            head = [step.title, f"{count:>{self.inside}}"]
+        return [*head, *self._folded(step.facts)]
+
+    def _folded(self, facts: tuple[str, ...]) -> list[str]:
+        if self.width >= WIDTH:
+            return list(facts)
+        return [line for fact in facts for line in wrap(fact, self.inside)]
+
+    def metrics(self) -> TextSizes:
+        """The distances of the drawing."""
+        box = self.inside + 4
+        return replace(_METRICS, size=lambda step: (box, 2 + len(self.lines(step))))
+
+
+def text(
+    structure: Structure, *, ascii_only: bool = False, width: int = WIDTH
+) -> list[list[tuple[str, str]]]:
+    """The diagram as lines of (piece, role), no line wider than `WIDTH`, or `NARROW`.
+
+    width  how much room there is; below `WIDTH` the narrow form
 
     Roles: "line", "stream", "title", "name", "shape", "count", "fact". Joined without the roles the
     pieces are the plain text.
     """
-    picture = arrange(structure, _METRICS)
-    canvas = _Canvas(WIDTH, picture.height + 1, ascii_only)
+    form = _Form(WIDTH if width >= WIDTH else NARROW)
+    picture = arrange(structure, form.metrics())
+    canvas = _Canvas(form.width, picture.height + 1, ascii_only)
     _draw_frame(canvas, picture)
     for box in picture.boxes:
-        _draw_box(canvas, box, entered=picture.entered(box))
+        _draw_box(canvas, box, form, entered=picture.entered(box))
     for wire in picture.wires:
         canvas.line(wire)
     for top, bottom in picture.stream:
-        canvas.line([(_METRICS.stream, top), (_METRICS.stream, bottom)], stream=True)
-    canvas.write(_METRICS.stream, picture.height, "▼", "stream")
+        canvas.line([(_STREAM_AT, top), (_STREAM_AT, bottom)], stream=True)
+    canvas.write(_STREAM_AT, picture.height, "▼", "stream")
     _draw_labels(canvas, picture)
     _draw_shared(canvas, picture)
     return list(canvas.rows())
@@ -53,61 +94,51 @@ def plain(structure: Structure, *, ascii_only: bool = False) -> str:
     return "\n".join("".join(piece for piece, _ in row) for row in rows)
 
 
-def _size(step: DiagramStep) -> tuple[int, int]:
-    return _BOX, 2 + len(_lines(step))
-
-
-def _lines(step: DiagramStep) -> list[str]:
-    """Title with the count at the right edge, then the facts; one line where all fits."""
-    if not step.parameters:
-        joined = "  ".join((step.title, *step.facts))
-        return [joined] if len(joined) <= _INSIDE else [step.title, *step.facts]
-    count = f"{step.parameters:,}"
-    return [f"{step.title}{count:>{_INSIDE - len(step.title)}}", *step.facts]
-
-
+_STREAM_AT, _BRANCH_AT, _SPINE_AT = 5, 8, 3
 _METRICS = TextSizes(
-    size=_size,
-    spine=lambda width: 3,
+    size=lambda step: (0, 0),  # the form's
+    spine=lambda width: _SPINE_AT,
     lane_gap=3,
     step_gap=1,
     bend_gap=2,
     add_gap=2,
-    stream=5,
-    branch=8,
+    stream=_STREAM_AT,
+    branch=_BRANCH_AT,
     frame_top=2,
     frame_pad=1,
 )
 
 
 def _draw_frame(canvas: _Canvas, picture: Picture) -> None:
-    top, bottom, right = picture.frame_top, picture.frame_bottom, WIDTH - 1
+    top, bottom, right = picture.frame_top, picture.frame_bottom, canvas.width - 1
     canvas.line([(0, top), (right, top), (right, bottom), (0, bottom), (0, top)])
     structure = picture.structure
     each = f" {structure.census.block.each:,} parameters each "
     canvas.write(right - 2 - len(each), top, each, "count")
     last = f"layers.{structure.repeats - 1}"
     span = "layers.0" if structure.repeats == 1 else f"layers.0 … {last}"
-    canvas.write(_METRICS.branch, top, f" × {structure.repeats}  {span} ", "title")
+    canvas.write(_BRANCH_AT, top, f" × {structure.repeats}  {span} ", "title")
 
 
-def _draw_box(canvas: _Canvas, box: Box, *, entered: bool) -> None:
+def _draw_box(canvas: _Canvas, box: Box, form: _Form, *, entered: bool) -> None:
     right, bottom = box.x + box.width - 1, box.y + box.height - 1
     canvas.line([(box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom), (box.x, box.y)])
     canvas.line([(box.spine, bottom), (box.spine, bottom + 1)])
     if entered:
         canvas.write(box.spine, box.y, "▼", "line")
     step = box.step
-    for row, line in enumerate(_lines(step)):
-        canvas.write(box.x + 2, box.y + 1 + row, _cut(line, _INSIDE), "fact")
+    lines = form.lines(step)
+    for row, line in enumerate(lines):
+        canvas.write(box.x + 2, box.y + 1 + row, _cut(line, form.inside), "fact")
     canvas.write(box.x + 2, box.y + 1, step.title, "title")
     if step.parameters:
         count = f"{step.parameters:,}"
-        canvas.write(right - 1 - len(count), box.y + 1, count, "count")
+        row = next(row for row, line in enumerate(lines) if line.endswith(count))
+        canvas.write(right - 1 - len(count), box.y + 1 + row, count, "count")
 
 
 def _draw_labels(canvas: _Canvas, picture: Picture) -> None:
-    structure, stream = picture.structure, _METRICS.stream
+    structure, stream = picture.structure, _STREAM_AT
     for box in picture.boxes:
         x, y = box.exit
         _label(canvas, structure, box.step.gives, (x + 2, y))
@@ -136,7 +167,7 @@ def _cut(words: str, room: int) -> str:
 
 def _draw_shared(canvas: _Canvas, picture: Picture) -> None:
     structure = picture.structure
-    x = _METRICS.stream - _METRICS.spine(_BOX) + _BOX + 3
+    x = _STREAM_AT - _SPINE_AT + (canvas.width - 16) // 3 + 3
     shapes = ["×".join(structure.shape(shared.gives)) for shared in structure.shared]
     name_width = max(len(shared.gives) for shared in structure.shared) + 2
     shape_width = max(map(len, shapes)) + 2
@@ -145,14 +176,14 @@ def _draw_shared(canvas: _Canvas, picture: Picture) -> None:
         canvas.write(x, row, shared.gives, "name")
         canvas.write(x + name_width, row, shape, "shape")
         start = x + name_width + shape_width
-        canvas.write(start, row, _cut(shared.sentence, WIDTH - start), "fact")
+        canvas.write(start, row, _cut(shared.sentence, canvas.width - start), "fact")
 
 
 class _Canvas:
     """Cells of directions under cells of text."""
 
     def __init__(self, width: int, height: int, ascii_only: bool) -> None:
-        self.ascii_only = ascii_only
+        self.ascii_only, self.width = ascii_only, width
         self.directions = [[0] * width for _ in range(height)]
         self.letters: list[list[tuple[str, str] | None]] = [[None] * width for _ in range(height)]
 
@@ -170,7 +201,7 @@ class _Canvas:
 
     def room(self, x: int, y: int) -> int:
         """Cells from here to the next line or the edge."""
-        return next((n for n, line in enumerate(self.directions[y][x:]) if line), WIDTH - x)
+        return next((n for n, line in enumerate(self.directions[y][x:]) if line), self.width - x)
 
     def write(self, x: int, y: int, words: str, role: str) -> None:
         """Text over whatever is there."""

@@ -39,3 +39,12 @@ def label_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """A report of `pellucid.evaluate.labels`: the accuracy and a line for each label."""
     yield f"{report['model']} on {report['count']:,} labelled texts"
     yield from class_lines(report)
+
+
+def exam_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """The exam of `pellucid.evaluate.world`, a line for each facet."""
+    yield ""
+    yield f"{'exam, asked for nowhere in training':<36}questions  right  rather than the other"
+    for facet, marks in report["exam"].items():
+        preferred = "" if marks["preferred"] is None else f"{marks['preferred']:>7.1%}"
+        yield f"{facet:<36}{marks['questions']:>9}{marks['right']:>7.1%}{preferred}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    Drawn = tuple[Figure, Axes]
+
+class Drawn(NamedTuple):
+    """A figure and its axes; a notebook shows the picture."""
+
+    figure: Figure
+    axes: Axes
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.figure.savefig(file, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+        return file.getvalue()
+
 
 _INK, _FAINT = "#26241f", "#8b867a"
 _MOST_LABELS = 40  # per axis; more would not be readable
@@ -149,13 +161,13 @@ def heatmap(
         _label(ax, "y", rows, tiles.shape[1], axes_names[0])
         _label(ax, "x", columns, tiles.shape[2], axes_names[1])
     else:
-        _label_tiles(ax, tiles.shape, across)
+        _label_tiles(ax, tiles.shape, across, rows, columns)
     _title(ax, told)
     bar = fig.colorbar(drawn, ax=ax, fraction=0.045, pad=0.02)
     bar.ax.set_ylim(scale.low, scale.limit)
     bar.ax.tick_params(labelsize=_SMALL, color=_FAINT)
     bar.ax.set_ylabel(f"colours: {scale}", fontsize=_SMALL, color=_FAINT)
-    return fig, ax
+    return Drawn(fig, ax)
 
 
 def rays(
@@ -200,7 +212,7 @@ def rays(
     )
     ax.set_ylabel("imaginary part: second of the pair", fontsize=_SMALL)
     _title(ax, told)
-    return fig, ax
+    return Drawn(fig, ax)
 
 
 def bars(
@@ -226,7 +238,7 @@ def bars(
         ax.axhline(0, color=_INK, lw=0.6)
     _label(ax, "x", (), len(array), "index")
     _title(ax, told)
-    return fig, ax
+    return Drawn(fig, ax)
 
 
 def top_tokens(
@@ -248,7 +260,7 @@ def top_tokens(
     ax.set_xlim(0, max(probabilities, default=1.0) * 1.15 or 1.0)
     ax.set_xlabel("probability", fontsize=_SMALL)
     _title(ax, name)
-    return fig, ax
+    return Drawn(fig, ax)
 
 
 def title(name: str, shape: Sequence[int], dtype: str) -> str:
@@ -296,7 +308,7 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Drawn:
         side.set_linewidth(0.6)
         side.set_color(_FAINT)
     ax.tick_params(labelsize=_SMALL, color=_FAINT, labelcolor=_INK)
-    return fig, ax
+    return Drawn(fig, ax)
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:
@@ -376,12 +388,24 @@ def _label(ax: Axes, which: str, labels: Sequence[str], count: int, axis_name: s
             text.set_rotation_mode("anchor")
 
 
-def _label_tiles(ax: Axes, shape: Sequence[int], across: int) -> None:
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for number in range(shape[0]):
-        top, left = _corner(number, shape, across)
-        ax.text(left, top, str(number), fontsize=_SMALL, color=_FAINT, va="bottom", zorder=3)
+def _label_tiles(
+    ax: Axes, shape: Sequence[int], across: int, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """The number of each tile, and the tokens along the first tile of each row and column."""
+    corners = [_corner(number, shape, across) for number in range(shape[0])]
+    for number, (top, left) in enumerate(corners):
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
+        ax.text(
+            left, top, str(number), fontsize=_SMALL, color=_INK, va="bottom", zorder=3, bbox=box
+        )
+    tops, lefts = sorted({top for top, _ in corners}), sorted({left for _, left in corners})
+    along = ("y", tops, rows, shape[1]), ("x", lefts, columns, shape[2])
+    for which, starts, labels, count in along:
+        axis = ax.xaxis if which == "x" else ax.yaxis
+        if not labels or count > _MOST_LABELS:
+            axis.set_ticks([])
+            continue
+        _label(ax, which, [*labels[:count], ""] * len(starts), len(starts) * (count + 1) - 1, "")
     for side in ax.spines.values():
         side.set_visible(False)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pellucid.models.census import BLOCKS, DTYPE_BITS, Census, in_units, nbytes
-from pellucid.show.diagram_text import text
+from pellucid.show.diagram_text import WIDTH, text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,8 +103,9 @@ def _print_costs(out: Console, counted: Census, tokens: int) -> None:
 
 
 def print_diagram(out: Console, drawn: Structure, *, ascii_only: bool = False) -> None:
-    """The structure in box-drawing characters, or in ASCII."""
-    for pieces in text(drawn, ascii_only=ascii_only):
+    """The structure in box-drawing characters, or in ASCII; a terminal's width decides its own."""
+    width = out.width if out.is_terminal else WIDTH
+    for pieces in text(drawn, ascii_only=ascii_only, width=width):
         line = Text.assemble(*((piece, _STYLES.get(role, "")) for piece, role in pieces))
         line.rstrip()
         out.print(line, no_wrap=True, crop=False)

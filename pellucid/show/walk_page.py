@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pellucid.show import glossary
 from pellucid.show.colours import DARK, LIGHT, scale_of
 from pellucid.show.digest import Digest, hidden_cells, shape_text, visible
 from pellucid.walk.chapters import Chapters
@@ -37,12 +38,13 @@ def page(told: Mapping[str, Any], steps: Sequence[Digest]) -> str:
     body: list[str] = []
     chapters = Chapters()
     for step in steps:
-        title = chapters.begins(step)
-        if title is not None:
+        chapter = chapters.begins(step)
+        if chapter is not None:
             anchor = f"chapter-{next(anchors)}"
-            contents.append(f'</ul><h2><a href="#{anchor}">{escape(title)}</a></h2><ul>')
-            body.append(f'<h2 id="{anchor}">{escape(title)}</h2>')
-        link = f'<a href="#{escape(step.address)}">{escape(step.title)}</a>'
+            contents.append(f'</ul><h2><a href="#{anchor}">{escape(chapter)}</a></h2><ul>')
+            body.append(f'<h2 id="{anchor}">{escape(chapter)}</h2>')
+        title = escape(step.title)
+        link = f'<a href="#{escape(step.address)}" title="{title}">{title}</a>'
         contents.append(f"<li>{link}</li>")
         body.append(_step(step, shown, pictures))
     data = {
@@ -63,6 +65,7 @@ def page(told: Mapping[str, Any], steps: Sequence[Digest]) -> str:
         contents="".join(contents).removeprefix("</ul>") + "</ul>",
         body="\n".join(body),
         end=_end(told),
+        words=glossary.entries(),
         data=json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
     )
 
@@ -80,18 +83,23 @@ _PAGE = """<!doctype html>
 <a class="skip" href="#text">To the text</a>
 <nav aria-label="Contents">
 <p class="brand">Pellucid · the walk</p>
+<details id="contents" open><summary>Contents<span id="where"></span></summary>
 {contents}
+<h2><a href="#words">Words</a></h2>
+</details>
 </nav>
 <main id="text">
 <header>
 <h1><span class="prompt">{prompt}</span></h1>
 <p>From this text to its next token through <code>{model}</code>, one named tensor at a time:
 {count} steps. Blue is below zero, ochre above; hatched is what a token may not look at. Point at a
-picture, or tab to it and use the arrow keys, to read single values.</p>
+picture, tap it, or tab to it and use the arrow keys, to read single values. A dotted word says
+what it means.</p>
 {tokens}
 </header>
 {body}
 {end}
+{words}
 </main>
 <p id="reading" role="status" aria-live="polite" hidden></p>
 <script type="application/json" id="data">{data}</script>
@@ -112,13 +120,14 @@ def _tokens(told: Mapping[str, Any]) -> str:
 
 
 def _step(step: Digest, shown: set[str], pictures: dict[str, dict[str, Any]]) -> str:
+    used: set[str] = set()
     parts = [
         f'<article id="{escape(step.address)}">',
-        f'<h3>{escape(step.title)} <a class="address" href="#{escape(step.address)}">'
-        f"{escape(step.address)}</a></h3>",
+        f"<h3>{glossary.linked(step.title, used)} "
+        f'<a class="address" href="#{escape(step.address)}">{escape(step.address)}</a></h3>',
     ]
     if step.sentence and step.sentence.rstrip(".") not in step.title:
-        parts.append(f'<p class="sentence">{escape(step.sentence)}</p>')
+        parts.append(f'<p class="sentence">{glossary.linked(step.sentence, used)}</p>')
     parts.append(f'<p class="formula">{escape(step.formula)}</p>')
     if step.inputs:
         parts.append(f'<p class="inputs">from {", ".join(_inputs(step, shown))}</p>')
@@ -221,7 +230,7 @@ def _caption(step: Digest) -> str:
     small = _small(step)
     if step.picture == "rays":
         return "how far each pair is turned at one position; ← and → or a click: another position"
-    text = f"colours {scale_of(small)}"
+    text = f"colours {scale_of(_one_table(step))}"  # of what is drawn: without masked cells
     if small.shape != step.shape:
         text += f"; the first {shape_text(small.shape)} of {shape_text(step.shape)}"
     return escape(text)

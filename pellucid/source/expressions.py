@@ -178,6 +178,24 @@ class Expressions:
         loops = [ast.comprehension(ast.Name("_", ast.Store()), count, [], 0)]
         return Value(None, ast.GeneratorExp(self.text(element, frame), loops))
 
+    def _ListComp(self, node: ast.ListComp, frame: Frame) -> Value:
+        """A list made of tensors side by side, in a ``zip``: its element is written once."""
+        (loop,) = node.generators
+        assert isinstance(loop.iter, ast.Call) and isinstance(loop.target, ast.Tuple)
+        over = [self.resolve(each, frame) for each in loop.iter.args]
+        inner = Frame({**frame.env}, frame.scope, frame.block, me=frame.me, owner=frame.owner)
+        for target, value in zip(loop.target.elts, over, strict=True):
+            assert isinstance(target, ast.Name)
+            inner.env[target.id] = Value(value.concrete[0], ast.Name(target.id, ast.Load()))
+        element = self.resolve(node.elt, inner)
+        zipped = ast.Call(
+            loop.iter.func, [self.text(value, frame) for value in over], loop.iter.keywords
+        )
+        text = ast.ListComp(
+            self.text(element, inner), [ast.comprehension(loop.target, zipped, [], 0)]
+        )
+        return Value([element.concrete] * len(over[0].concrete), text)
+
     def _operation(
         self, op: ast.AST, values: list[Value], code: Callable[..., ast.expr], frame: Frame
     ) -> Value:

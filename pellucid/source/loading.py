@@ -119,6 +119,7 @@ def loading_text(config: Config, spelt: Callable[[str], str], kinds: list[str]) 
         begin = 0
         for name in entry.parameters:
             module, theirs = _module(name), _module(spelt(entry.stored))
+            theirs = theirs if entry.head is None else theirs.rpartition(".")[0]
             names.setdefault(general(module), _numberless(theirs))
             end = begin + shapes[name][0]
             if len(entry.parameters) > 1:
@@ -152,8 +153,23 @@ def _parameter(
         name = f'NAMES.get(module, f"{prefix}{{module}}")'
         yield f'        theirs = ({name} + f".{{part}}").rstrip(".")'
     else:
-        yield f'        theirs = NAMES.get(module, f"{prefix}{{module}}") + f".{{part}}"'
-    yield '        tensor = stored[theirs.replace(".N.", f".{number}.")]'
+        apart = any(entry.head is not None for entry in entries)
+        after = "" if apart else ' + f".{part}"'
+        yield f'        theirs = NAMES.get(module, f"{prefix}{{module}}"){after}'
+    of_heads = next((entry for entry in entries if entry.heads), None)
+    if of_heads is None or of_heads.head is None:
+        yield '        tensor = stored[theirs.replace(".N.", f".{number}.")]'
+    else:
+        yield '        theirs = theirs.replace(".N.", f".{number}.")'
+        yield '        if module.endswith(("q_norm", "k_norm")):  # a tensor for each head'
+        yield '            heads = range(sum(each.startswith(f"{theirs}.") for each in stored))'
+        cat = 'torch.cat([stored[f"{theirs}.{head}.weight"] for head in heads])'
+        yield f"            tensor = {cat}"
+        yield "        else:"
+        yield '            tensor = stored[f"{theirs}.{part}"]'
+    if of_heads is not None and of_heads.head is None:
+        yield '        if module.endswith(("q_norm", "k_norm")):'
+        yield "            tensor = tensor.flatten()  # the files hold (heads, D)"
     if any(entry.transposed for entry in entries):
         yield '        if part == "weight" and module.endswith("_proj"):'
         yield "            tensor = tensor.t()  # the files hold (in, out)"

@@ -17,7 +17,7 @@ from torch import nn
 
 from pellucid import graph
 from pellucid.models import Cache, Config, Layer, empty_model
-from pellucid.models.parts import LayerNorm, RMSNorm
+from pellucid.models.parts import HeadNorms, LayerNorm, RMSNorm
 from pellucid.models.rope import RotaryEmbedding
 from pellucid.source.expressions import BATCH, TOKENS
 from pellucid.source.resolver import Function, Resolver
@@ -312,7 +312,7 @@ def _same(one: Value, other: Value) -> bool:
 
 
 def _is_norm(kind: type) -> bool:
-    return issubclass(kind, RMSNorm | LayerNorm)
+    return issubclass(kind, RMSNorm | LayerNorm | HeadNorms)
 
 
 def _is_true(node: ast.expr) -> bool:

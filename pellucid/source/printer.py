@@ -124,7 +124,8 @@ def _container(node: ast.expr) -> str:
         return "{" + ", ".join(inside) + "}"
     if isinstance(node, ast.GeneratorExp | ast.ListComp):
         (loop,) = node.generators
-        text = f"{written(node.elt)} for {written(loop.target)} in {written(loop.iter)}"
+        target = written(loop.target).strip("()")
+        text = f"{written(node.elt)} for {target} in {written(loop.iter)}"
         return f"[{text}]" if isinstance(node, ast.ListComp) else text
     if isinstance(node, ast.JoinedStr):
         return 'f"' + "".join(_piece(value) for value in node.values) + '"'

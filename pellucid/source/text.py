@@ -217,6 +217,7 @@ def _class_doc(name: str, config: Config) -> str:
         "GatedMLP": f"down({act}(gate(x)) × up(x)) (Shazeer, 2020).",
         "MLP": f"down({act}(up(x))).",
         "RMSNorm": f"x / sqrt(mean(x²) + eps){weight} over the last axis (Zhang & Sennrich, 2019).",
+        "HeadNorms": f"LayerNorm of each head{weight}, which each has of its own (Command R+).",
         "WholeNorm": "RMSNorm of all heads of a token together, as one row of numbers.",
         "LayerNorm": f"(x − mean) / sqrt(variance + eps){weight}{bias} (Ba et al., 2016).",
     }

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from pellucid import files
 from pellucid.gguf_file import MAGIC
 from pellucid.tokenizers import gguf, gpt2, hf, llama3, sentence_piece
 from pellucid.tokenizers.base import Tokenizer
@@ -59,6 +60,7 @@ def _choose(folder: Path) -> Path:
 
 
 def _load_file(path: Path, version: str | None) -> Tokenizer:
+    files.check_ordinary(path)
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(b"version https://git-lfs"):

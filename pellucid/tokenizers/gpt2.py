@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pellucid import files
 from pellucid.tokenizers import hf
 from pellucid.tokenizers.base import Tokenizer
 from pellucid.tokenizers.bytelevel import byte_characters
@@ -68,7 +69,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         ValueError: a line that is not two tokens.
     """
     merges = []
-    for number, line in enumerate(path.read_text("utf-8", "replace").split("\n"), 1):
+    for number, line in enumerate(files.read_bytes(path).decode("utf-8", "replace").split("\n"), 1):
         if not line.strip("\r") or (number == 1 and line.startswith("#version")):
             continue
         pair = line.rstrip("\r").split(" ")

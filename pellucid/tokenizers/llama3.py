@@ -11,6 +11,7 @@ import binascii
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from pellucid import files
 from pellucid.tokenizers.base import RANKS
 from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT, ByteLevelTokenizer
 from pellucid.tokenizers.chat import Llama3Chat
@@ -108,7 +109,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
         ValueError: a malformed line, a token or rank that comes twice, ranks that are not 0 … n-1.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(files.read_bytes(path).splitlines(), 1):
         if not line:
             continue
         try:
@@ -145,7 +146,7 @@ def find_version(folder: Path) -> Version:
     for name in ("tokenizer_config.json", "tokenizer.json"):
         file = folder / name
         if file.is_file():
-            text = file.read_text("utf-8", "replace")
+            text = files.read_bytes(file).decode("utf-8", "replace")
             if "<|begin_of_text|>" in text:
                 return "3.1" if "<|eom_id|>" in text or "<|python_tag|>" in text else "3.0"
     params = read_json(folder / "params.json")

@@ -13,6 +13,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from pellucid import files
 from pellucid.tokenizers.base import PIECES, Tokenizer, check_ids, is_ordinary
 from pellucid.tokenizers.chat import Llama2Chat, chat_for
 from pellucid.tokenizers.marked import Part
@@ -171,7 +172,7 @@ def from_file(path: Path) -> SentencePieceTokenizer:
         ValueError: the file is no SentencePiece model, or tokens were added beside it that it
             cannot have.
     """
-    return SentencePieceTokenizer(engine_of(path.read_bytes(), str(path)), path.parent)
+    return SentencePieceTokenizer(engine_of(files.read_bytes(path), str(path)), path.parent)
 
 
 def engine_of(model: bytes, name: str) -> SentencePieceProcessor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pellucid.models import Model
+from pellucid.models.finite import damaged_weight
 from pellucid.train import optim
 from pellucid.train.config import TrainConfig
 from pellucid.train.data.batches import Batch
@@ -97,7 +98,7 @@ def train(
             loss, norm = accumulate_gradients(
                 model, batch, config, objective=objective, ranks=ranks, seen=seen
             )
-            _demand_finite(step, loss, norm, config)
+            _demand_finite(step, loss, norm, config, model)
             state.optimizer.step()
         state.optimizer.zero_grad()
         state.seconds += time.monotonic() - began
@@ -126,12 +127,12 @@ def _evaluates(step: int, config: TrainConfig) -> bool:
     return step % config.eval_every == (1 % config.eval_every if config.eval_first else 0)
 
 
-def _demand_finite(step: int, loss: float, norm: float, config: TrainConfig) -> None:
+def _demand_finite(step: int, loss: float, norm: float, config: TrainConfig, model: Model) -> None:
     if not (math.isfinite(loss) and math.isfinite(norm)):
+        slower = f"try a rate below {config.schedule.peak:g} or a longer warm-up"
         raise TrainingDiverged(
             f"step {step + 1} has loss {loss:g} and gradient norm {norm:g}: stopped before "
-            "they reach the weights; try a rate below "
-            f"{config.schedule.peak:g} or a longer warm-up"
+            f"they reach the weights; {damaged_weight(model) or slower}"
         )
 
 

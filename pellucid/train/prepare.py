@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ from pellucid.train.data.documents import (
     hold_out,
     note_spelt_specials,
     read_documents,
-    stdlib_documents,
     token_stream,
 )
 from pellucid.train.data.recipe_batches import LoaderBatches, RandomBatches
@@ -35,6 +35,8 @@ from pellucid.train.data.token_source import TokenSource, TokenTensor
 from pellucid.train.initial_weights import freeze_biases, new_model
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
+from pellucid.train.mixture import shipped_text
+from pellucid.train.new_vocabulary import with_vocabulary
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
 from pellucid.train.optim import Schedule
 from pellucid.train.parallel import ranks_launched
@@ -66,8 +68,12 @@ def prepare(settings: TrainSettings, out: Path, folder: Path, listener: Listener
     tokenizer = tokenizer_for(settings, folder)
     if settings.init is not None:
         checkpoint = checkpoints.open_checkpoint(settings.init)
-        model = build(checkpoint.config, "meta")
-        model.load_state_dict(dict(checkpoint.weights))  # in float32, and apart from its file
+        config, weights = checkpoint.config, dict(checkpoint.weights)
+        if settings.new_vocab:
+            spelt = tokenizers.load(checkpoint.folder)
+            config, weights = with_vocabulary(config, weights, spelt, tokenizer)
+        model = build(config, "meta")
+        model.load_state_dict(weights)  # in float32, and apart from its file
     else:
         config = model_config(settings, tokenizer.vocab_size)
         model = new_model(config, settings.seed, settings.start, settings.bias)
@@ -204,7 +210,7 @@ def read_text(settings: TrainSettings, tokenizer: Tokenizer, out: Path, listener
                 report=report,
             )
         return Text(corpus.training, corpus.held_out, corpus.held_out.text_bytes)
-    training, held_out = hold_out(_documents(settings), settings.hold_out)
+    training, held_out = _split_text(settings)
     return Text(
         TokenTensor(_stream(training, tokenizer, begin, end), begin),
         TokenTensor(_stream(held_out, tokenizer, begin, end), begin),
@@ -224,9 +230,16 @@ def _layout(settings: TrainSettings) -> TextFormat:
     return TextFormat(text_key=settings.text_key, separator=settings.separator)
 
 
+def _split_text(settings: TrainSettings) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) documents."""
+    if not settings.data:
+        return shipped_text(settings.world, settings.hold_out)
+    return hold_out(_documents(settings), settings.hold_out)
+
+
 def _documents(settings: TrainSettings) -> list[Document]:
-    if settings.stdlib:
-        return stdlib_documents()
+    if not settings.data:
+        return [*chain(*_split_text(settings))]
     documents = read_documents(settings.data or [], _layout(settings))
     if not documents:
         given = " ".join(settings.data or [])
@@ -239,7 +252,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
 
     Its files go to `folder`.
     """
-    if settings.init is not None:
+    if settings.init is not None and not settings.new_vocab:
         copy_tokenizer(checkpoints.open_checkpoint(settings.init).folder, folder)
         return tokenizers.load(folder)
     if settings.tokenizer is not None and settings.tokenizer != "characters":
@@ -253,8 +266,7 @@ def tokenizer_for(settings: TrainSettings, folder: Path) -> Tokenizer:
     if settings.data:
         texts = training_texts(settings.data, _layout(settings), settings.hold_out)
     else:
-        training, _ = hold_out(_documents(settings), settings.hold_out)
-        texts = (document.text for document in training)
+        texts = (document.text for document in _split_text(settings)[0])
     return tokenizers.train_bpe(texts, settings.vocab, folder)
 
 

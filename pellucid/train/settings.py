@@ -47,6 +47,10 @@ class TrainSettings:
         None, "text to train on: files, JSON lines, folders of them", "none", section="text"
     )
     stdlib: bool = setting(False, "train on the standard library of this Python, code and prose")
+    world: float = setting(
+        0.0,
+        "share of a small English world in the text, the rest is --stdlib; 1 is the world alone",
+    )
     text_key: str = setting("text", "key of the text in a record of JSON lines", metavar="KEY")
     separator: str | None = setting(
         None, "text between two documents of a text file", "none: a file is one document"
@@ -80,6 +84,9 @@ class TrainSettings:
         "random weights",
         section="model",
         metavar="MODEL",
+    )
+    new_vocab: bool = setting(
+        False, "learn a new BPE of --vocab tokens for the model of --init, spelt with its old ones"
     )
     family: Literal["llama", "gpt2"] = setting("llama", "kind of model to build")
     width: int = setting(192, "width of the residual stream, d_model")
@@ -249,16 +256,31 @@ def resolve(
 
 
 def _check_exclusive(found: Mapping[str, Any]) -> None:
-    if bool(found.get("data")) == bool(found.get("stdlib")):
-        raise ValueError("what to train on: give either data, files and folders of text, or stdlib")
+    shipped = bool(found.get("stdlib") or found.get("world"))
+    if bool(found.get("data")) == shipped:
+        raise ValueError(
+            "what to train on: give either data, files and folders of text, or stdlib, or world"
+        )
+    _check_world(found.get("world", 0.0), bool(found.get("stdlib")))
     steps, epochs = found.get("steps"), found.get("epochs")
     if steps is not None and epochs is not None:
         raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")
+    if found.get("new_vocab") and found.get("init") is None:
+        raise ValueError("--new-vocab is for the model of --init: any other learns one anyway")
     if found.get("init") is not None:
         for name in FROM_INIT:
             if found.get(name) is not None:
                 flag = fields.flag_of(name)
                 raise ValueError(f"init brings its own shape and tokenizer: leave out {flag}")
+
+
+def _check_world(world: float, stdlib: bool) -> None:
+    if not 0 <= world <= 1:
+        raise ValueError(f"--world {world:g}: expected a share, 0 to 1")
+    if stdlib and world == 1:
+        raise ValueError("--world 1 leaves no room for --stdlib: give a smaller share, or it alone")
+    if 0 < world < 1 and not stdlib:
+        raise ValueError(f"--world {world:g}: give --stdlib for the rest of the text, or --world 1")
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:

@@ -7,7 +7,7 @@ script.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,23 @@ from pellucid.walk.runner import WalkRunner
 from pellucid.walk.script import SCRIPT
 from pellucid.walk.steps import Picture, Step
 
-__all__ = ["SCRIPT", "Picture", "Step", "walk", "walk_part", "witness"]
+__all__ = ["SCRIPT", "Picture", "Step", "Walk", "walk", "walk_part", "witness"]
+
+
+class Walk(Iterator[Step]):
+    """The steps of a walk, one after the other; a notebook shows them all, folded."""
+
+    def __init__(self, begin: Callable[[], Iterator[Step]]) -> None:
+        self._begin, self._steps = begin, begin()
+
+    def __next__(self) -> Step:
+        return next(self._steps)
+
+    def _repr_html_(self) -> str:
+        from pellucid.notebook import folded
+
+        steps = self._begin()  # whoever iterates loses none
+        return folded((f"{step.title} · {step.address}", step._repr_html_()) for step in steps)
 
 
 def walk(
@@ -35,7 +51,7 @@ def walk(
     layer: int = 0,
     head: int = 0,
     everything: bool = False,
-) -> Iterator[Step]:
+) -> Walk:
     """Every step from `tokens` to the next token, in the order of a person with a pencil.
 
     weights        parameter name -> tensor; read one at a time, when a step needs it, and let go
@@ -56,19 +72,13 @@ def walk(
             raise ValueError(f"{what} {number}: this model has {what}s 0 to {count - 1}")
     if token_strings is not None and len(token_strings) != len(prompt):
         raise ValueError(f"{len(token_strings)} token strings for {len(prompt)} tokens")
-    runner = _runner(
-        config,
-        weights,
-        prompt,
-        dialect,
-        dtype,
-        token_strings=token_strings and list(token_strings),
-        specials=[f"{number} {text}" for text, number in _in_order(specials or {})] or None,
-        last_row=len(prompt) - 1,
-    )
-    if everything:
-        return runner.walk(range(config.n_layers), range(config.n_heads))
-    return runner.walk([layer], [head])
+    told: dict[str, Any] = {
+        "token_strings": token_strings and list(token_strings),
+        "specials": [f"{number} {text}" for text, number in _in_order(specials or {})] or None,
+        "last_row": len(prompt) - 1,
+    }
+    shown = (range(config.n_layers), range(config.n_heads)) if everything else ([layer], [head])
+    return Walk(lambda: _runner(config, weights, prompt, dialect, dtype, **told).walk(*shown))
 
 
 def witness(

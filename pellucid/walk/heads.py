@@ -70,10 +70,13 @@ def _normed(how: str, last: bool) -> When:
 
 
 def head_norm(x: str, variable: str, last: bool) -> Script:
-    """The norm of each head on its own (Qwen 3), of `x`, before RoPE or, `last`, after it."""
+    """The norm of each head on its own, of `x`, before RoPE or, `last`, after it.
+
+    All heads have one weight (Qwen 3), or each has its own (Command R+).
+    """
     script = Script()
-    script.include(
-        norm_of(
+    for how, weight in (("head", ""), ("each", "q_norm_weight_head")):
+        one = norm_of(
             x,
             variable,
             "head",
@@ -81,9 +84,9 @@ def head_norm(x: str, variable: str, last: bool) -> Script:
             module="layers.N.attn.q_norm",
             title="Queries of head {head}, with every token scaled to the same size",
             layer="Queries of head {head}, with every token centred and of spread 1",
-        ),
-        when=_normed("head", last),
-    )
+            weight=weight,
+        )
+        script.include(one, when=_normed(how, last))
     return script
 
 

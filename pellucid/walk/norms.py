@@ -70,14 +70,16 @@ def norm_of(
     title: str,
     layer: str = "",
     dims: tuple[str, ...] | None = None,
+    weight: str = "",
 ) -> Script:
     """The step that normalises `x`, as a script to include; `layer`: its title for a LayerNorm.
 
-    Weight and bias are those of `module`, the checkpoint's name for the norm.
+    Weight and bias are those of `module`, the checkpoint's name for the norm; `weight`: the name of
+    a part of it.
     """
     own = "final_norm" if module == "norm" else module.rpartition(".")[2]
     script = Script({f"{own}_weight": f"{module}.weight", f"{own}_bias": f"{module}.bias"})
-    words = {"x": x, "normed": variable, "weight": f"{own}_weight", "bias": f"{own}_bias"}
+    words = {"x": x, "normed": variable, "weight": weight or f"{own}_weight", "bias": f"{own}_bias"}
     script.include(_norm, words, {"RMS": title, "LAYER": layer or title})
     index = per if per in ("kv_head", "head") else None
     place = partial(replace, per=per, name=name, index=index, dims=dims)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,3 +106,23 @@ def test_no_model_takes_the_place_of_the_folder_one_stands_in(tmp_path, capsys, 
         assert main(["convert", "demo", ".", *words]) == 2
         assert "you are in this folder" in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/{}"])
+def test_standard_output_is_written_into_even_where_it_is_a_file(tmp_path, name):
+    """As in ``pellucid info MODEL --svg /dev/stdout >> FILE``: what is there already stays."""
+    target = tmp_path / "redirected"
+    target.write_text("before\n")
+    kept = os.dup(1)
+    opened = os.open(target, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.dup2(opened, 1)
+        path = Path(name.format(opened))
+        check_output(path, force=False, flag="--svg")
+        write_whole(path, "<svg/>")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(opened)
+    assert target.read_text() == "before\n<svg/>"
+    assert [each.name for each in tmp_path.iterdir()] == ["redirected"]

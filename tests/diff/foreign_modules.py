@@ -17,7 +17,7 @@ class Grouped(nn.Module):
 
     def __init__(self, config, weights, wrong=""):
         super().__init__()
-        self.table = nn.Embedding(config.vocab_size, config.width)
+        self.table, self.wrong = nn.Embedding(config.vocab_size, config.width), wrong
         self.stack = nn.ModuleList(GroupedBlock(config, wrong) for _ in range(config.n_layers))
         self.last_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.scores_of_words = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -28,8 +28,8 @@ class Grouped(nn.Module):
             block.load({k.split(".", 2)[2]: x for k, x in weights.items() if f"layers.{n}." in k})
 
     def forward(self, ids):
-        x = self.table(ids)
-        for block in self.stack:
+        x = self.table(ids) * (8.0 if self.wrong == "scaled" else 1.0)
+        for block in self.stack[:-1] if self.wrong == "skipped" else self.stack:
             x = block(x)
         return {"scores": self.scores_of_words(self.last_norm(x))}
 
@@ -62,7 +62,7 @@ class GroupedBlock(nn.Module):
 
     def forward(self, x):
         c, (batch, length, _) = self.c, x.shape
-        joined = self.qkv(self.before_attention(x))
+        joined = self.qkv(x if self.wrong == "behind" else self.before_attention(x))
         groups = joined.view(batch, length, c.n_kv_heads, self.each + 2, c.head_dim)
         q, k, v = groups.split((self.each, 1, 1), dim=3)
         q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
@@ -71,10 +71,12 @@ class GroupedBlock(nn.Module):
         z = F.scaled_dot_product_attention(
             q, k, v, is_causal=self.wrong != "mask", scale=1.0 if self.wrong == "scale" else None
         )
-        x = x + self.mix(z.transpose(1, 2).flatten(2))
-        gate, up = self.gate_and_up(self.before_mlp(x)).chunk(2, dim=-1)
+        stream, x = x, x + self.mix(z.transpose(1, 2).flatten(2))
+        x = self.before_attention(x) if self.wrong == "behind" else x
+        read = stream if self.wrong == "parallel" else x
+        gate, up = self.gate_and_up(self.before_mlp(read)).chunk(2, dim=-1)
         gate, up = (up, gate) if self.wrong == "branch" else (gate, up)
-        return x + self.back(F.silu(gate) * up)
+        return x + self.back(F.silu(gate * up) if self.wrong == "both" else F.silu(gate) * up)
 
     def repeat(self, x):
         if self.wrong == "tiled":
@@ -84,9 +86,10 @@ class GroupedBlock(nn.Module):
     def turn(self, x, length):
         theta = 500.0 if self.wrong == "theta" else self.c.rope.theta
         turns = theta ** (-torch.arange(0, x.shape[-1], 2) / x.shape[-1])
-        angles = torch.arange(length)[:, None] * turns
+        places = torch.arange(length).clamp(max=7 if self.wrong == "clamped" else length)
+        angles = places[:, None] * turns
         first, second = x.chunk(2, dim=-1)
-        if self.wrong == "pairs":
+        if self.wrong in ("pairs", "written"):
             first, second = x[..., ::2], x[..., 1::2]
         turned = (
             first * angles.cos() - second * angles.sin(),
@@ -193,7 +196,8 @@ class Bend(nn.Module):
     def forward(self, x):
         if self.wrong == "erf":
             return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        cube = 0.0447 if self.wrong == "constant" else 0.044715
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + cube * x**3)))
 
 
 def take(parameter, tensor):
@@ -255,9 +259,14 @@ class CachedBlock(nn.Module):
             "n1": "attn_norm",
             "n2": "mlp_norm",
         }
+        if self.wrong == "norms":
+            names |= {"n1": "mlp_norm", "n2": "attn_norm"}
         for mine, ours in names.items():
             take(getattr(self, mine).weight, w[f"{ours}.weight"])
-        for mine, letter in ((self.wq, "q"), (self.wk, "k")):
+        keys = self.wv if self.wrong == "keys" else self.wk
+        if self.wrong == "keys":
+            take(self.wk.weight, w["attn.v_proj.weight"])
+        for mine, letter in ((self.wq, "q"), (keys, "k")):
             rows = w[f"attn.{letter}_proj.weight"].unflatten(0, (-1, 2, self.c.head_dim // 2))
             rows = rows if self.wrong == "halves" else rows.transpose(1, 2)
             take(mine.weight, rows.flatten(0, 2))
@@ -295,3 +304,62 @@ class CachedBlock(nn.Module):
         return torch.view_as_real(
             turned * torch.polar(torch.ones_like(angles), angles)[:, None]
         ).flatten(-2)
+
+
+class ByHead(nn.Module):
+    """Heads as an axis of every weight of attention, queries scaled before their product."""
+
+    def __init__(self, config, weights, wrong=""):
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        take(self.words.weight, weights["embed.weight"])
+        self.layers = nn.ModuleList(HeadBlock() for _ in range(config.n_layers))
+        for n, layer in enumerate(self.layers):
+            w = {k.split(".", 2)[2]: x for k, x in weights.items() if f"layers.{n}." in k}
+            layer.load(config, w, wrong)
+        self.last = nn.RMSNorm(config.width, eps=config.norm_eps)
+        take(self.last.weight, weights["norm.weight"])
+        self.head = nn.Parameter(weights["unembed.weight"].T.contiguous())
+
+    def forward(self, ids):
+        x = self.words(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x) @ self.head
+
+
+class HeadBlock(nn.Module):
+    def load(self, config, w, wrong):
+        self.c, self.wrong = config, wrong
+        for x in "qkv":
+            heads = w[f"attn.{x}_proj.weight"].unflatten(0, (-1, config.head_dim))
+            heads = heads.reshape(len(heads), config.width, -1) if wrong == x else heads.mT
+            setattr(self, x, nn.Parameter(heads.contiguous()))  # (heads, C, D)
+        o = w["attn.o_proj.weight"].unflatten(1, (-1, config.head_dim)).permute(1, 2, 0)
+        self.o = nn.Parameter(o.contiguous())  # (heads, D, C)
+        for x in ("gate", "up", "down"):
+            setattr(self, x, nn.Parameter(w[f"mlp.{x}_proj.weight"].T.contiguous()))
+        for x, ours in (("one", "attn_norm"), ("two", "mlp_norm")):
+            setattr(self, x, nn.Parameter(w[f"{ours}.weight"].clone()))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm(x, self.one))
+        y = self.norm(x, self.two)
+        return x + (F.silu(y @ self.gate) * (y @ self.up)) @ self.down
+
+    def norm(self, x, weight):
+        return F.rms_norm(x, x.shape[-1:], weight, self.c.norm_eps)
+
+    def attention(self, x):
+        c = self.c
+        q, k, v = (torch.einsum("btc,hcd->bhtd", x, getattr(self, name)) for name in "qkv")
+        turns = c.rope.theta ** (-torch.arange(0, c.head_dim, 2) / c.head_dim)
+        angles = torch.arange(x.shape[1])[:, None] * turns
+        cos, sin = (part.repeat(1, 2) for part in (angles.cos(), angles.sin()))
+        q, k = (
+            y * cos + torch.cat((-y.chunk(2, -1)[1], y.chunk(2, -1)[0]), -1) * sin for y in (q, k)
+        )
+        q = q / (1.0 if self.wrong == "scale" else math.sqrt(c.head_dim))
+        k, v = (y.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for y in (k, v))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+        return torch.einsum("bhtd,hdc->btc", z, self.o)

@@ -17,6 +17,7 @@ from pellucid.checkpoints.formats.gguf_tokenizer import NONE, tokenizer_keys
 from pellucid.checkpoints.formats.gguf_writing import write_gguf
 from pellucid.diff.gguf_types import declared_type
 from pellucid.families.names import Order
+from pellucid.gguf_file import read_header
 from pellucid.language_model import LanguageModel
 from pellucid.models import RopeConfig
 from pellucid.tokenizers.gguf import PRE, from_keys
@@ -117,6 +118,28 @@ def test_blocks_whose_scales_were_searched_are_proven(kind):
     assert verdict == "fault" and "groups are not A's rounded, [5, " in finding
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_scales_that_were_fitted_to_their_codes_are_proven(state, kind):
+    """As an importance matrix does: the codes are of one scale, the block holds another."""
+    a, number = state["layers.0.mlp.up_proj.weight"], gguf.GGMLQuantizationType[kind]
+    size = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24}[kind]
+    raw = torch.from_numpy(gguf.quantize(a.numpy(), number)).clone()
+    scales = raw.view(len(a), -1, size)[..., :2].contiguous().view(torch.float16)
+    raw.view(len(a), -1, size)[..., :2] = (scales * 1.01).view(torch.uint8)
+
+    def values(raw):
+        return torch.from_numpy(gguf.dequantize(raw.numpy(), number))
+
+    cause, finding, verdict = declared_type(a, values(raw), kind, raw=raw)
+    assert (cause, verdict) == ("quantised weights", "explained") and "192 groups" in finding
+    for wrong in (a * 1.1, a.roll(1, 1), -a):
+        found = declared_type(wrong, values(raw), kind, raw=raw)
+        assert found is None or found[2] == "fault"
+    raw[5, -1] ^= 0xF0
+    cause, finding, verdict = declared_type(a, values(raw), kind, raw=raw)
+    assert verdict == "fault" and "1 of 192 groups" in finding
+
+
 def test_a_file_in_eight_bits_is_explained(tmp_path, model, state):
     write_gguf(tmp_path / "a.gguf", CONFIG, state.__getitem__, "Q8_0", NONE)
     report = pellucid.diff(model, side(tmp_path / "a.gguf"), TOKENS)
@@ -156,9 +179,29 @@ def test_a_wrong_pre_tokenizer_is_seen():
     assert report.verdict == "diverged" and "other splitting of the text" in str(report.to_json())
 
 
+def importances(library, path):
+    """An importance matrix of random numbers for every matrix of a file, as llama.cpp takes it."""
+    matrices = [(n, t) for n, t in read_header(path).tensors.items() if len(t.shape) == 2]
+    entries = (library.llama_model_imatrix_data * (len(matrices) + 1))()  # the last one is NULL
+    for number, (entry, (name, tensor)) in enumerate(zip(entries, matrices, strict=False)):
+        random = torch.Generator().manual_seed(number)
+        columns = tensor.shape[1]
+        weights = torch.rand(columns, generator=random).pow(4).add(1e-3).tolist()
+        entry.name, entry.size = name.encode(), columns
+        entry.data = (ctypes.c_float * columns)(*weights)
+    return entries
+
+
 @pytest.mark.peers
-@pytest.mark.parametrize("ftype", [15, 10, 12, 17, 18])  # Q4_K_M, Q2_K, Q3_K_M, Q5_K_M, Q6_K
-def test_a_file_that_llama_cpp_quantised_is_explained(tmp_path, ftype):
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance matrix"])
+@pytest.mark.parametrize(  # llama.cpp's enum llama_ftype
+    ("ftype", "kind"),
+    [
+        (2, "Q4_0"), (3, "Q4_1"), (8, "Q5_0"), (9, "Q5_1"),
+        (15, "Q4_K"), (10, "Q2_K"), (12, "Q3_K"), (17, "Q5_K"), (18, "Q6_K"),
+    ],
+)  # fmt: skip
+def test_a_file_that_llama_cpp_quantised_is_explained(tmp_path, ftype, kind, weighted):
     library = pytest.importorskip("llama_cpp", reason="llama-cpp-python")
     config = replace(CONFIG, width=256, hidden_width=512, head_dim=64)
     model = random_model(config, torch.float32)
@@ -166,6 +209,9 @@ def test_a_file_that_llama_cpp_quantised_is_explained(tmp_path, ftype):
     write_gguf(plain, config, model.state_dict().__getitem__, "F32", NONE)
     how = library.llama_model_quantize_default_params()
     how.ftype, how.nthread = ftype, 1
+    if weighted:
+        matrix = importances(library, plain)
+        how.imatrix = ctypes.cast(matrix, ctypes.POINTER(library.llama_model_imatrix_data))
     assert not library.llama_model_quantize(
         str(plain).encode(), str(small).encode(), ctypes.byref(how)
     )
@@ -173,4 +219,4 @@ def test_a_file_that_llama_cpp_quantised_is_explained(tmp_path, ftype):
     assert report.verdict == "explained"
     said = [each for each in report.static if each.stage == "weights"]
     assert said and all("groups of" in each.finding for each in said if "norm" not in each.name)
-    assert any("_K: all" in each.finding for each in said)
+    assert any(f"{kind}: all" in each.finding for each in said)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from foreign_modules import Bare, Cached, Grouped
+from foreign_modules import Bare, ByHead, Cached, Grouped
 from tiny import GPT, LLAMA, random_model
 from torch import nn
 
@@ -14,7 +14,8 @@ import pellucid
 from pellucid.diff.sides.maps import read_map
 
 TOKENS = list(range(3, 23))
-KINDS = {"grouped": (Grouped, LLAMA), "bare": (Bare, GPT), "cached": (Cached, LLAMA)}
+KINDS = {"grouped": (Grouped, LLAMA), "bare": (Bare, GPT), "cached": (Cached, LLAMA),
+         "by head": (ByHead, LLAMA)}  # fmt: skip
 
 
 def pair(kind, wrong=""):
@@ -63,6 +64,18 @@ FAULTS = {
     ("cached", "halves"): ("layers.0.attn.q_rotated", "RoPE pairing"),
     ("cached", "values"): ("layers.0.attn.v", "values rotated too"),
     ("cached", "gelu"): ("layers.0.mlp.act", "activation"),
+    ("cached", "norms"): ("layers.0.attn_norm", "swapped weights"),
+    ("cached", "keys"): ("layers.0.attn.k", "swapped weights"),
+    ("grouped", "behind"): ("layers.0.attn_norm", "norm behind its branch"),
+    ("grouped", "skipped"): ("layers.1.resid_post", "layer skipped"),
+    ("grouped", "both"): ("layers.0.mlp.hidden", "activation of the wrong product"),
+    ("grouped", "parallel"): ("layers.0.resid_mid", "attention and MLP in parallel"),
+    ("grouped", "scaled"): ("layers.0.resid_pre", "embedding scaled"),
+    ("grouped", "clamped"): ("layers.0.attn.q_rotated", "other positions"),
+    ("bare", "constant"): ("layers.0.mlp.act", "GELU constants"),
+    ("by head", "scale"): ("layers.0.attn.z", "attention scale"),
+    ("grouped", "written"): ("layers.0.attn.q_rotated", "RoPE pairing"),
+    ("by head", "q"): ("layers.0.attn.q", "reordered values"),
 }
 
 

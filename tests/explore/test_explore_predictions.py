@@ -11,8 +11,9 @@ import torch
 from exploring import language_model, repeated, tiny_run
 from tiny import CONFIGS, FEATURES, GPT, LLAMA
 
+import pellucid
 from pellucid.explore import Edit, Runs, attribution
-from pellucid.explore.against import against
+from pellucid.explore.against import against, difference
 from pellucid.explore.cards import card
 from pellucid.explore.generation import generation
 from pellucid.explore.recording import encoded, record
@@ -89,6 +90,26 @@ def test_the_lens_ends_with_the_models_own_output():
     assert (part["first"], len(part["cells"][0])) == (2, 2)
     with pytest.raises(IndexError, match="this run has 9"):
         last(attribution.lens(run, 1, 4, 40))
+
+
+@pytest.mark.parametrize("cells", [1, 9 * 300 * 2, 1 << 24])
+def test_the_lens_comes_in_stretches_from_the_top_with_the_same_guesses(monkeypatch, cells):
+    monkeypatch.setattr(attribution, "LENS_CELLS", cells)
+    run = tiny_run(LLAMA)
+    whole, below, found = last(attribution.lens(run, 2)), len(run.stream), []
+    tops = []
+    while below:
+        part = last(attribution.lens(run, 2, at=attribution.lens_below(run, below)))
+        tops.append(len(part["cells"]))
+        found, below = part["cells"] + found, part["from"]
+    assert tops[0] == 1, "the model's own output first"
+    assert len(tops) <= 3 and (cells == 1) == (len(tops) == 3)
+    for rows in zip(whole["cells"], found, strict=True):
+        for one, other in zip(*rows, strict=True):
+            assert [e["id"] for e in one["top"]] == [e["id"] for e in other["top"]]
+            assert one["top"][0]["probability"] == pytest.approx(other["top"][0]["probability"])
+    with pytest.raises(IndexError, match="0 to 3"):
+        last(attribution.lens(run, 2, at=range(2, 5)))
 
 
 def test_norms_and_heads_by_their_formulas():
@@ -245,6 +266,51 @@ def test_tokens_with_alternatives_are_the_models():
         assert event["cached"] == (0 if i == 0 else len(IDS) + i - 1)
         assert event["probability"] == pytest.approx(float(logits.softmax(-1).max()), rel=1e-4)
         assert [a["id"] for a in event["alternatives"]] == logits.topk(8).indices.tolist()
+
+
+def two_models() -> Runs:
+    """Two models of one shape, one weight apart, and one of another shape."""
+    models = [language_model(config, torch.float64) for config in (LLAMA, LLAMA, GPT)]
+    with torch.no_grad():
+        models[1].model.layers[1].attn.v_proj.weight[3] += 0.25
+    return Runs(dict(zip(("a", "b", "gpt"), models, strict=True)))
+
+
+def test_two_models_side_by_side():
+    runs = two_models()
+    a, b = runs.run("a", IDS), runs.run("b", IDS)
+    found = last(against(a, b))
+    verdicts = {entry["name"]: entry for entry in found["rows"]}
+    assert found["first"] == found["first_diverged"] == "layers.1.attn.v"
+    assert [n for n, e in verdicts.items() if e["verdict"] == "diverged"] == ["layers.1.attn.v"]
+    assert not verdicts["logits"]["identical"] and verdicts["layers.0.resid_post"]["identical"]
+    assert found["only"] == [[], []]
+    name = "layers.1.attn.v[0]"
+    assert torch.equal(difference(a, b, name), b[name] - a[name])
+    masked = difference(a, b, "layers.1.attn.masked_scores")
+    assert bool((masked[..., 0, 1:] == -torch.inf).all()) and bool(masked[..., 0].isfinite().all())
+    moved = {entry["id"]: entry for entry in found["probabilities"]}
+    best = int(b.logits(-1).argmax())
+    assert moved[best]["after"] == pytest.approx(float(b.logits(-1).softmax(-1)[best]))
+    assert moved[best]["before"] == pytest.approx(float(a.logits(-1).softmax(-1)[best]))
+    scope: dict = {}
+    loads = iter([a.loaded.lm, b.loaded.lm])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pellucid, "load", lambda *words, **more: next(loads))
+        exec(found["python"], scope)
+    assert torch.equal(scope["apart"](name), b[name] - a[name])
+
+
+def test_models_of_other_shapes_are_compared_where_they_can_be():
+    runs = two_models()
+    found = last(against(runs.run("a", IDS), runs.run("gpt", IDS)))
+    rows = {entry["name"]: entry for entry in found["rows"]}
+    assert {entry["verdict"] for entry in rows.values()} == {"not-judged"}
+    assert rows["tokens"]["identical"] and rows["layers.0.attn.q"]["largest"] is None
+    assert "layers.0.mlp.gate" in found["only"][0] and "pos_embed" in found["only"][1]
+    assert all(entry["text"] for entry in found["probabilities"])
+    with pytest.raises(ValueError, match="nothing to subtract"):
+        difference(runs.run("a", IDS), runs.run("gpt", IDS), "layers.0.attn.q")
 
 
 def test_tiles_against_numpy():

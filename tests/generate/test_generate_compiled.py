@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CONFIGS, FEATURES, random_model, random_tokens
+from tiny import CONFIGS, FEATURES, few_features, random_model, random_tokens
 
 from pellucid.generate.compiled import CompiledSteps
 from pellucid.models import Cache
@@ -52,7 +52,7 @@ def test_all_steps_are_one_graph():
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("kind", FEATURES)
+@pytest.mark.parametrize("kind", few_features())
 def test_every_feature_is_one_graph_with_the_models_own_logits(kind):
     torch._dynamo.reset()
     model = random_model(FEATURES[kind])

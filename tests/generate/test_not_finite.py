@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid import checkpoints
+from pellucid.cli import main
 from pellucid.evaluate.quantise import quantise
 from pellucid.evaluate.text import TextScore
 from pellucid.models.finite import check_finite, is_finite
@@ -41,6 +42,13 @@ def test_every_way_to_use_it_names_the_tensor(damaged, tmp_path):
             call()
         assert "\n" not in str(caught.value) and "NaN" in str(caught.value)
     assert not (tmp_path / "meta").exists() and not (tmp_path / "q").exists()
+
+
+def test_what_only_shows_such_logits_says_so(damaged, tmp_path, capsys):
+    assert main(["trace", "import os", "-m", str(damaged), "-o", str(tmp_path / "t.st")]) == 0
+    assert f"the logits are not numbers: the weight {NAME}" in capsys.readouterr().err
+    assert main(["walk", "import os", "-m", str(damaged), "--json"]) == 0
+    assert "the logits are not numbers" in capsys.readouterr().err
 
 
 def checkpoints_format():

@@ -1,4 +1,4 @@
-"""A browser before a server with the shipped demo, for tests of the page."""
+"""A browser for the tests of the page: tabs, and how to wait for what they show."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from serving import served
+import torch
 
+import pellucid
 from pellucid.language_model import LanguageModel
-from pellucid.serve import Engine
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 PROMPT = "def add(a, b):\n    return a"
 
-
+# Nothing is asked for, and the frame after the last answer was drawn.
 QUIET = """async () => {
   const frame = () => new Promise(requestAnimationFrame);
-  for (let still = 0; still < 3; ) {
+  for (let still = 0; still < 2; ) {
     await frame();
     still = document.body.dataset.asking === "0" ? still + 1 : 0;
   }
 }"""
+# As the page does when somebody edits its address; ends when the place is there.
+GO = """async hash => {
+  const { open } = await import("/page/state.js");
+  document.activeElement?.blur();
+  history.replaceState(null, "", hash || location.pathname);
+  await open(location.hash);
+}"""
+PATIENCE = 90_000  # milliseconds: a test waits for a state, and a busy machine takes its time
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def launch() -> Iterator[Any]:
     """Chromium without a window; skips where it or playwright is missing."""
     api = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM:
@@ -46,16 +54,22 @@ class Reader:
         self.url, self.complaints, self.asked = url, [], []
         size = {"width": 1280, "height": 800}
         self.context = browser.new_context(**{"viewport": size, **options})
+        self.context.set_default_timeout(PATIENCE)
         self.tab = self.context.new_page()
         self.tab.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
         self.tab.on("pageerror", lambda error: self.complaints.append(error.message))
         self.tab.on("request", lambda request: self.asked.append(request.url))
 
     def open(self, hash: str = "") -> None:
-        """Go to a place and wait until the page stands."""
+        """Load the page at a place and wait until it stands."""
         self.tab.goto("about:blank")
         self.tab.goto(f"{self.url}/{hash}")
         self.tab.wait_for_selector("body[data-ready]")
+
+    def go(self, hash: str) -> None:
+        """Go to a place of the page that is open, and wait until it is drawn."""
+        self.tab.evaluate(GO, hash)
+        self.settle()
 
     def state(self, name: str) -> Any:
         """The value of a signal of state.js."""
@@ -66,8 +80,11 @@ class Reader:
         self.tab.evaluate(QUIET)
 
 
-@contextmanager
-def demo(lm: LanguageModel) -> Iterator[str]:
-    """The address of a server with a model called demo."""
-    with served(Engine(lm, "demo", fast=False)) as client:
-        yield str(client.base_url).rstrip("/")
+def changed_demo() -> LanguageModel:
+    """demo with one number of one weight changed."""
+    lm = pellucid.load("demo")
+    with torch.no_grad():
+        weight = lm.model.layers[2].attn.v_proj.weight.clone()  # the file's own stays as it is
+        weight[3, 5] += 0.5
+        lm.model.layers[2].attn.v_proj.weight = torch.nn.Parameter(weight)
+    return lm

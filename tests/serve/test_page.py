@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -74,3 +75,12 @@ def test_the_policy_of_the_server_suffices():
     for name, text in MODULES.items():
         assert not re.search(r'\sstyle="', text), f"{name}: styles are set by `css=`"
         assert not re.search(r"\son[a-z]+=", text), f"{name}: listeners are set by @"
+
+
+def test_a_wheel_holds_every_file_of_the_page_and_the_widget():
+    package = Path(pellucid.serve.__file__).parents[1]
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["pellucid"]
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert {path for path in PAGE.rglob("*.*") if path.is_file()} <= packed
+    assert PAGE.parent / "widget.js" in packed

@@ -10,47 +10,18 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 import torch
-from browsing import PHONE, PROMPT, Reader, browser, demo
+from browsing import PHONE, PROMPT, Reader
 
-import pellucid
 from pellucid.serve.page_files import PageFiles
 
 pytestmark = pytest.mark.browser
 QUERY = f"view=walk&prompt={quote(PROMPT)}"
-ROOMS = ("map", "walk", "heads", "lens", "parts", "generate", "try")
+ROOMS = ("map", "walk", "heads", "lens", "parts", "generate", "try", "compare")
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return pellucid.load("demo")
-
-
-@pytest.fixture(scope="module")
-def seen(lm):
-    return lm.trace(PROMPT)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def url(chromium, lm):  # chromium first: it may skip
-    with demo(lm) as found:
-        yield found
-
-
-@pytest.fixture
-def reader(chromium, url):
-    one = Reader(chromium, url)
-    yield one
-    one.context.close()
-    assert one.complaints == []
-    assert all(asked.startswith((url, "about:")) for asked in one.asked), (
-        "the page called elsewhere"
-    )
+def seen(demo_lm):
+    return demo_lm.trace(PROMPT)
 
 
 def stops(palette: str) -> np.ndarray:
@@ -83,8 +54,7 @@ CASES = [
 def test_a_pixel_is_the_traces_number(reader, seen, name, head, palette):
     values = (seen[name][0] if head is None else seen[name][0, head]).float().numpy()
     at = name if head is None else f"{name}[{head}]"
-    reader.open(f"#/demo//{at}?{QUERY}&scale=lin&head={3 if name.endswith('.k') else head or 0}")
-    reader.settle()
+    reader.go(f"#/demo//{at}?{QUERY}&scale=lin&head={3 if name.endswith('.k') else head or 0}")
     limit = float(np.abs(values[np.isfinite(values)]).max())
     chance = random.Random(name)
     cells = [[chance.randrange(n) for n in values.shape] for _ in range(12)]
@@ -110,8 +80,7 @@ def test_a_pixel_is_the_traces_number(reader, seen, name, head, palette):
      "layers.3.mlp.hidden[5,300]", "layers.2.attn.q_rotated[4,3,9]", "embed[1,5]", "logits[6,400]"],
 )  # fmt: skip
 def test_the_microscope_says_the_traces_number(reader, seen, address):
-    reader.open(f"#/demo//{address}?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//{address}?{QUERY}")
     said = reader.tab.get_attribute(".microscope .value", "data-value")
     value = seen[address]
     assert torch.tensor(float(said), dtype=torch.float64).to(value.dtype) == value
@@ -123,7 +92,7 @@ def test_the_microscope_says_the_traces_number(reader, seen, address):
 
 
 def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
-    reader.open(f"#/demo//tokens?{QUERY}&layer=2")
+    reader.go(f"#/demo//tokens?{QUERY}&layer=2")
     count = len(reader.tab.query_selector_all(".ledger [data-step]"))
     assert count > 25
     drawn = set()
@@ -142,7 +111,7 @@ def test_every_step_and_every_picture_of_it_shows_without_a_complaint(reader):
 
 def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url):
     again = Reader(chromium, url)
-    reader.open(f"#/demo//layers.2.attn.pattern[3,5,2]?{QUERY}&scale=log")
+    reader.go(f"#/demo//layers.2.attn.pattern[3,5,2]?{QUERY}&scale=log")
     again.open()
     for room in ROOMS:
         reader.tab.click(f".rooms button >> nth={ROOMS.index(room)}")
@@ -161,7 +130,7 @@ def test_every_room_opens_by_its_url_and_is_there_again(chromium, reader, url):
 
 
 def test_back_and_forward_and_an_edited_address(reader):
-    reader.open(f"#/demo//layers.0.attn.q[2]?{QUERY}")
+    reader.go(f"#/demo//layers.0.attn.q[2]?{QUERY}")
     reader.tab.click("[data-step='layers.0.attn.scores']")
     reader.settle()
     reader.tab.go_back()
@@ -178,8 +147,7 @@ def test_back_and_forward_and_an_edited_address(reader):
 
 
 def test_the_keyboard_reaches_everything_and_speaks(reader, seen):
-    reader.open(f"#/demo//layers.1.attn.scores[0]?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//layers.1.attn.scores[0]?{QUERY}")
     press = reader.tab.keyboard.press
     press("]"), press("ArrowUp"), press("ArrowLeft")
     assert (reader.state("head"), reader.state("layer")) == (1, 2)
@@ -267,8 +235,7 @@ def test_failures_say_what_to_do(chromium, url):
 
 
 def test_masked_cells_have_no_colour_and_nan_is_checkered(reader: Any):
-    reader.open(f"#/demo//layers.1.attn.masked_scores[2]?{QUERY}")
-    reader.settle()
+    reader.go(f"#/demo//layers.1.attn.masked_scores[2]?{QUERY}")
     colours = reader.tab.evaluate("""async () => {
         const { Scale } = await import("/page/data/scale.js");
         const s = new Scale({ palette: "signed", dark: false, bend: "lin", limit: 1, knee: 1 });
@@ -277,3 +244,63 @@ def test_masked_cells_have_no_colour_and_nan_is_checkered(reader: Any):
         return [...pixels]; }""")
     assert colours[0] == colours[3] == 0
     assert colours[1] != colours[2] and len(set(colours)) == 5
+
+
+VALUES = """() => [...document.querySelectorAll("main canvas.grid")].map(({ heatmap: { plane } }) =>
+    [...Array(plane.rows).keys()].map(row =>
+      [...Array(plane.cols).keys()].map(col => plane.value(row, col))))"""
+
+
+def test_two_models_beside_each_other_with_their_difference(reader, seen, changed_lm):
+    other = changed_lm.trace(PROMPT)
+    rival = quote('{"model":"changed","prompt":null,"edits":[],"run":""}')
+    address = "layers.2.attn.v[1,4,3]"
+    place = f"#/demo//{address}?{QUERY.replace('walk', 'compare')}&head=3&rival={rival}"
+    reader.go(place)
+    name = address.partition(",")[0] + "]"
+    a, b = seen[name].double(), other[name].double()
+    shown = [torch.tensor(part, dtype=torch.float64) for part in reader.tab.evaluate(VALUES)]
+    assert len(shown) == 3
+    for found, wanted in zip(shown, (a, b, b - a), strict=True):
+        assert torch.equal(found, wanted)
+    cells = [reader.tab.get_attribute(f".both td >> nth={i}", "data-value") for i in range(3)]
+    read = [torch.tensor(float(text), dtype=torch.float64) for text in cells]
+    assert [read[0].bfloat16(), read[1].bfloat16()] == [seen[address], other[address]]
+    assert float(read[2]) == float(b[4, 3] - a[4, 3])
+    own = reader.tab.locator("[data-verdict='own']:not(i)")
+    assert [own.nth(i).get_attribute("aria-label").split(":")[0] for i in range(own.count())] == [
+        "layers.2.attn.v"
+    ]
+    assert "first difference: layers.2.attn.v" in reader.tab.inner_text(".verdict")
+    assert "second = lm.trace(" in reader.tab.inner_text("pre.repeat")
+    hash = reader.tab.evaluate("location.hash")
+    reader.go("#/demo")
+    reader.go(hash)
+    assert reader.state("room") == "compare" and reader.state("rival")["model"] == "changed"
+    reader.tab.click("text=demo-gpt2 >> nth=-1")
+    reader.settle()
+    assert len(reader.tab.evaluate(VALUES)) == 2
+    assert "nothing to subtract" in reader.tab.inner_text(".beside3")
+    reader.tab.locator("body").press("j"), reader.settle()
+    assert reader.state("room") == "compare", "steps go on inside the room"
+
+
+def test_an_experiment_says_before_and_after_in_that_order(reader, demo_lm, seen):
+    edits = quote('[{"at":"layers.1.attn.z[2]","do":"zero"}]')
+    reader.go(f"#/demo//embed?{QUERY.replace('walk', 'try')}")
+    reader.go(f"#/demo//embed?{QUERY.replace('walk', 'try')}&edits={edits}")
+
+    def silence(z):
+        z[:, 2] = 0
+        return z
+
+    silent = demo_lm.trace(PROMPT, edit={"layers.1.attn.z": silence})
+    row = reader.tab.locator(".pairs li").first
+    id = int(row.locator("small").inner_text())
+    shown = [
+        float(text.replace("%", "")) / 100 for text in row.locator(".number").all_inner_texts()
+    ]
+    wanted = [float(each["logits"][0, -1].float().softmax(-1)[id]) for each in (seen, silent)]
+    assert shown == pytest.approx(wanted, rel=0.01)
+    kinds = reader.tab.locator("[data-verdict='own']:not(i)")
+    assert kinds.first.get_attribute("aria-label").startswith("layers.1.attn.z:")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import browser
 
 import pellucid.serve.page_files as page_files
 from pellucid.serve.page_files import PageFiles
@@ -16,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def tab():
+def tab(chromium):
     """A tab with the page's modules and no server behind them."""
     root = page_files.files("pellucid.serve") / "page"
 
@@ -26,11 +25,11 @@ def tab():
         body = (root / name).read_text() if name.endswith(".js") else "<body></body>"
         route.fulfill(body=body, content_type=kind)
 
-    with browser() as found:
-        page = found.new_page()
-        page.route("**/*", answer)
-        page.goto("http://page.test/")
-        yield page
+    page = chromium.new_page()
+    page.route("**/*", answer)
+    page.goto("http://page.test/")
+    yield page
+    page.close()
 
 
 def run(tab: Any, module: str, body: str, argument: Any = None) -> Any:

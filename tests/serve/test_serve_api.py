@@ -258,7 +258,7 @@ WRONG = [
     ("chat/completions", {"messages": [{"role": "user", "content": "a", "name": "b"}]},
      "messages[0].name", "no such field"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "tools": [{}]},
-     "tools", "expected []"),
+     "tools[0].type", "is missing"),
     ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_logprobs": 1},
      "top_logprobs", "logprobs: true"),
     ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},

@@ -40,12 +40,17 @@ def every_name_is_drawn(config: Config) -> None:
     drawn = structure(config)
     text, picture = diagram_text.plain(drawn), diagram_svg.svg(drawn, "a model")
     assert max(map(len, text.split("\n"))) <= 100
+    narrow = "\n".join(
+        "".join(piece for piece, _ in row) for row in diagram_text.text(drawn, width=81)
+    )
+    assert max(map(len, narrow.split("\n"))) <= 80
     words = {*re.findall(r"[\w.]+", text)} & {*re.findall(r"[\w.]+", picture)}
+    words &= {*re.findall(r"[\w.]+", narrow)}
     for name in graph.expand(config):
         leaf = graph.leaf(name)
         assert leaf in words, leaf
     for part in drawn.census.block.parts:
-        assert f"{part.count:,}" in text, part.path
+        assert f"{part.count:,}" in text and f"{part.count:,}" in narrow, part.path
         assert f"{part.count:,}" in picture, part.path
 
 

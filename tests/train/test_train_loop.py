@@ -171,6 +171,17 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_damaged_weight_is_named_and_no_rate_is_blamed():
+    model = model_of(GPT2)
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(
+        TrainingDiverged, match=r"layers\.1\.mlp\.up_proj\.weight has NaN"
+    ) as caught:
+        next(run(model, settings(10)))
+    assert "rate" not in str(caught.value)
+
+
 def test_a_saved_model_comes_back_with_equal_logits(tmp_path: Path):
     model = model_of(LLAMA)
     list(run(model, settings(3)))

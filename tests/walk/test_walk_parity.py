@@ -123,7 +123,7 @@ def test_every_name_of_every_feature_in_bfloat16(feature, dialect_name):
     """As above, over three layers; a LayerNorm of heads may round a tie the other way."""
     config = whole_registers(FEATURES[feature])
     said, seen = both(config, torch.bfloat16, dialect_name)
-    tie = config.qk_norm == "head" and config.norm == "layer"
+    tie = config.qk_norm in ("head", "each") and config.norm == "layer"
     for name in said:
         if dialect(dialect_name, config.rounding).rope == "keep":
             assert error(said[name], seen[name]) <= 2**-5, name

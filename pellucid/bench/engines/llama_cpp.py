@@ -20,6 +20,7 @@ from typing import Any
 from pellucid.gguf_file import read_header
 
 _FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's enum llama_ftype
+_QUIET: list[Any] = []  # the callback: the library keeps a pointer to it while the process lives
 _MOST_TOKENS = 4096  # of one call of llama_decode: a prefill of 8 rows fits
 
 
@@ -36,9 +37,9 @@ class Runner:
     def prepare(self) -> dict[str, Any]:
         """Map the file."""
         library = self._library
-        quiet = library.llama_log_callback(lambda level, text, data: None)
-        self._quiet = quiet  # the library keeps only a pointer to it
-        library.llama_log_set(quiet, ctypes.c_void_p(0))
+        if not _QUIET:
+            _QUIET.append(library.llama_log_callback(lambda level, text, data: None))
+        library.llama_log_set(_QUIET[0], ctypes.c_void_p(0))
         library.llama_backend_init()
         parameters = library.llama_model_default_params()
         self._model = library.llama_model_load_from_file(str(self._path).encode(), parameters)

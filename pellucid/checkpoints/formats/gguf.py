@@ -24,7 +24,14 @@ from pellucid.checkpoints.weights import (
     accounted,
     expected_shapes,
 )
-from pellucid.families import Entry, gguf_table, read_gguf_config, rope_tensors, stored_shape
+from pellucid.families import (
+    Entry,
+    as_ours,
+    gguf_table,
+    read_gguf_config,
+    rope_tensors,
+    stored_shape,
+)
 from pellucid.gguf_file import GGUFHeader, read_header
 from pellucid.models import Config
 
@@ -217,8 +224,7 @@ class _Part:
 
     def picked(self, whole: Tensor) -> Tensor:
         """The rows, whatever stands in them."""
-        if self.entry.order is not None:
-            whole = self.entry.order.ours(whole)
+        whole = as_ours(self.entry, whole)
         return whole[self.begin : self.begin + self.rows]
 
 

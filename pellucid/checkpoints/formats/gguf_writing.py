@@ -61,7 +61,7 @@ def planned(config: Config, types: str | Mapping[str, str]) -> list[Planned]:
     shapes, found = parameter_shapes(config), []
     for entry in _all_entries(config):
         shape, kind = stored_shape(entry, shapes), "F32"
-        if len(shape) == 2 and not entry.stored.startswith("position_embd"):
+        if len(shape) == 2 and not (entry.heads or entry.stored.startswith("position_embd")):
             kind = types if isinstance(types, str) else types[entry.parameters[0]]
         if shape[-1] % _SIZES[kind][0]:
             raise ValueError(
@@ -106,7 +106,7 @@ def write_gguf(
     from gguf import GGUFWriter
 
     keys, tensors, extra = write_gguf_config(config), planned(config, types), rope_tensors(config)
-    kinds = [each.type for each in tensors if len(each.shape) == 2]
+    kinds = [each.type for each in tensors if len(each.shape) == 2 and not each.entry.heads]
     keys["general.file_type"] = _FILE_TYPES[max(set(kinds), key=kinds.count)]
     if "Q8_0" in kinds:
         keys["general.quantization_version"] = 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pellucid.checkpoints.files import (
@@ -28,6 +29,7 @@ from pellucid.checkpoints.wrappers import without_wrappers
 from pellucid.families import (
     WITH_TEXT_PART,
     Entry,
+    as_ours,
     family_of,
     known_buffers,
     left_out_prefix,
@@ -92,6 +94,11 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
                 otherwise='is not zero, although config.json says "qkv_bias": false',
             )
         begin = 0
+        if entry.head:  # one more of those that are the parameter together
+            before = recipes[entry.parameters[0]]
+            more = (*before.more, stored)
+            recipes[entry.parameters[0]] = replace(before, more=more, make=torch.cat, dim=0)
+            continue
         for name in entry.parameters:
             recipes[name] = Recipe(
                 stored=stored,
@@ -147,9 +154,7 @@ class _Part:
     entry: Entry
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:
-        upright = parts[0].t() if self.entry.transposed else parts[0]
-        if self.entry.order is not None:
-            upright = self.entry.order.ours(upright)
+        upright = as_ours(self.entry, parts[0])
         whole = len(self.entry.parameters) == 1
         return upright if whole else upright[self.begin : self.begin + self.rows]
 

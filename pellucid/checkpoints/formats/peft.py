@@ -29,9 +29,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pellucid import files
 from pellucid.checkpoints.formats.peft_config import CONFIG, read_config, scale, written_config
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import Adapter
+from pellucid.models.finite import check_finite
 from pellucid.tokenizers import TemplateChat, Tokenizer
 
 TENSORS = "adapter_model.safetensors"
@@ -195,7 +197,7 @@ def apply_adapter(model: nn.Module, folder: str | Path, names: Names) -> dict[st
     folder = Path(folder)
     config, where = read_config(folder), str(folder / TENSORS)
     found, metadata = _read_tensors(folder)
-    ranks: Mapping[str, list[int]] = json.loads(metadata.get(RANKS, "{}"))
+    ranks = _joined_ranks(metadata.get(RANKS, "{}"), where)
     made: dict[str, Adapter] = {}
     for module, (a, b) in found.items():
         paths = _paths(module, names, where)
@@ -222,7 +224,7 @@ def use_template(tokenizer: Tokenizer, folder: str | Path) -> None:
             for name, token in roles.items()
             if token is not None
         }
-        text = template.read_text(encoding="utf-8")
+        text = files.read_text(template)
         tokenizer.chat = TemplateChat(tokenizer, text, values)
 
 
@@ -269,6 +271,14 @@ def _apart(
     return made
 
 
+def _joined_ranks(text: str, where: str) -> Mapping[str, list[int]]:
+    ranks = files.parse_object(text, f"{where}: {RANKS}")
+    for module, inside in ranks.items():
+        if not isinstance(inside, list) or not all(type(r) is int and r >= 0 for r in inside):
+            raise ValueError(f"{where}: {RANKS}: {module}: expected a list of ranks")
+    return ranks
+
+
 def _is_block_diagonal(rows: Sequence[Tensor], ranks: Sequence[int]) -> bool:
     left = 0
     for part, rank in zip(rows, ranks, strict=True):
@@ -294,6 +304,7 @@ def _read_tensors(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[
                 if match is None:
                     raise ValueError(f"{path}: {key} is no tensor of a plain LoRA adapter")
                 halves.setdefault(match[1], {})[match[2]] = file.get_tensor(key)
+                check_finite(f"{path}: {key}", halves[match[1]][match[2]])
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     alone = [module for module, both in halves.items() if len(both) < 2]

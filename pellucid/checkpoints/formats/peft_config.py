@@ -110,7 +110,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     if others:
         stated = ", ".join(f"{key} = {str(value)[:60]}" for key, value in others.items())
         raise ValueError(f"{path}: {stated} is more than plain LoRA, which Pellucid computes")
-    return {"r": 8, "lora_alpha": 8, **config, "lora_dropout": config.get("lora_dropout") or 0.0}
+    config = {"r": 8, "lora_alpha": 8, **config, "lora_dropout": config.get("lora_dropout") or 0.0}
+    for key in ("r", "lora_alpha", "lora_dropout"):
+        _check_number(config[key], f"{path}: {key}")
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, Mapping):
+            raise ValueError(f"{path}: {key}: expected a number for each pattern, not {pattern!r}")
+        for module, value in pattern.items():
+            _check_number(value, f"{path}: {key}: {module}")
+    if not isinstance(config.get("use_rslora") or False, bool):
+        raise ValueError(f"{path}: use_rslora: expected true or false")
+    return config
+
+
+def _check_number(value: Any, where: str) -> None:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not 0 <= value < 1e9:  # also for NaN
+        raise ValueError(f"{where}: expected a number from 0 to 1e9, found {str(value)[:60]}")
 
 
 def scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> float:
@@ -127,8 +144,6 @@ def scale(config: Mapping[str, Any], module: str, rank: int, where: str) -> floa
 
 def _matching(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first key that matches the end of a module's path, as PEFT looks it up."""
-    if not isinstance(pattern or {}, Mapping):
-        raise ValueError(f"{CONFIG}: expected a number for each pattern, not {str(pattern)[:60]}")
     for key, value in (pattern or {}).items():
         if _searched(key).match(module):
             return value

@@ -43,6 +43,14 @@ def measured_weights(replay: Replay, name: str, observed: Tensor) -> Iterator[Hy
         x = x.transpose(1, 2).flatten(2) if leaf(name) == "attn_out" else x
         x = wide.real_tokens("embed", x).flatten(0, 1).double()
         found = _named(plain, _of_products(x, error))
+    if error.shape[0] > 2 and leaf(name) != "embed":
+        added = _by_channel(name, error.mean(0).to(right.dtype), right)
+        yield Hypothesis(
+            "other bias",
+            f"{own[0].removesuffix('weight')}bias: a vector added to every token, "
+            f"{float(added.abs().max()):.3g} at most",
+            lambda r, n, by=added: r.compute(n) + by.to(r.setting.dtype),
+        )
     for cause, evidence, tensor in found:
         exchanged = in_setting(lambda s, t=tensor: with_weights(s, {own[0]: t}))
         yield Hypothesis(cause, f"{own[0]}{evidence}", exchanged)
@@ -52,6 +60,11 @@ def _by_token(name: str, x: Tensor) -> Tensor:
     """(B, T, out) or (B, heads, T, D) -> (B · T, out)."""
     x = x.transpose(1, 2).flatten(2) if leaf(name).startswith("attn.") else x
     return x.flatten(0, 1)
+
+
+def _by_channel(name: str, vector: Tensor, like: Tensor) -> Tensor:
+    """A vector of all channels so that it can be added to (B, T, out) or (B, heads, T, D)."""
+    return vector.unflatten(0, (like.shape[1], 1, -1)) if like.ndim == 4 else vector
 
 
 def _of_rows(plain: Tensor, tokens: Tensor, error: Tensor) -> Iterator[Found]:

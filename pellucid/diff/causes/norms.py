@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid import names
 from pellucid.diff.causes.hypothesis import (
     Hypothesis,
     Wrong,
     given,
     in_setting,
     parameters,
+    sibling,
     with_weights,
 )
 from pellucid.diff.causes.rope import rotations
@@ -53,7 +55,7 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
     cause = "q/k norm missing" if of_heads else "norm missing"
     yield Hypothesis(cause, "the input, not normalised", _by(lambda s, n, x: x))
     if of_heads:
-        yield _other_heads(config.qk_norm, name)
+        yield from _other_heads(config.qk_norm, name)
         if not config.qk_norm_last:
             for said, turn in rotations(replay, name):
                 later = _by(lambda s, n, x, turn=turn: Setting.norm(s, n, turn(x, s)))
@@ -65,6 +67,7 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
         unbiased = _by(lambda s, n, x: _centred(s, n, x, unbiased=True))
         yield Hypothesis("unbiased variance", "variance divided by C − 1", unbiased)
     yield from _weights(replay, name)
+    yield from _behind(replay, name)
     overflow = "squares beyond 65,504, the largest of float16"
     yield Hypothesis("float16 overflow", overflow, _by(_by_half_squares))
     for coarse in (torch.bfloat16, torch.float16):
@@ -114,8 +117,24 @@ def _weights(replay: Replay, name: str) -> Iterator[Hypothesis]:
             )
 
 
-def _other_heads(kind: str, name: str) -> Hypothesis:
-    """Heads normalised one by one instead of together, or together instead of one by one."""
+def _behind(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The norm of the stream with the branch added already, as the first Transformers had it."""
+    branch = {"attn_norm": "attn_out", "mlp_norm": "mlp_out"}.get(leaf(name))
+    if branch is None or sibling(name, branch) not in replay.observed:
+        return
+    local = leaf(name)
+
+    def behind(replay: Replay, name: str) -> Tensor:
+        stream = replay.arguments(name)[0].to(replay.setting.dtype)
+        total = stream + replay.value(sibling(name, branch)).to(replay.setting.dtype)
+        return replace(replay.setting, layer=names.layer_of(name)).norm(local, total)
+
+    yield Hypothesis("norm behind its branch", f"{local} of the stream plus {branch}", behind)
+
+
+def _other_heads(kind: str, name: str) -> Iterator[Hypothesis]:
+    """Heads normalised one by one instead of together, together instead of one by one, or all by
+    the weight of the first, which each should have of its own."""
     local = "attn.q_norm" if leaf(name).endswith("q_normed") else "attn.k_norm"
 
     def each(s: Setting, x: Tensor) -> Tensor:
@@ -128,12 +147,19 @@ def _other_heads(kind: str, name: str) -> Hypothesis:
         weight = s.parameter(f"{local}.weight") if s.config.norm_weight else None
         y = _plain(s, flat)
         if weight is not None:
-            y = y * _offset(s, weight.repeat(x.shape[1]))
+            y = y * _offset(s, weight if kind == "each" else weight.repeat(x.shape[1]))
         return y.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
 
+    def by_the_first(s: Setting, x: Tensor) -> Tensor:
+        return _plain(s, x) * _offset(s, s.parameter(f"{local}.weight")[: x.shape[-1]])
+
     if kind == "whole":
-        return Hypothesis("q/k norm of each head", "heads normalised one by one", given(each))
-    return Hypothesis("q/k norm over all heads", "heads normalised together", given(together))
+        yield Hypothesis("q/k norm of each head", "heads normalised one by one", given(each))
+        return
+    yield Hypothesis("q/k norm over all heads", "heads normalised together", given(together))
+    if kind == "each":
+        said = "every head by the weight of head 0"
+        yield Hypothesis("q/k norm of one head for all", said, given(by_the_first))
 
 
 def _offset(s: Setting, weight: Tensor) -> Tensor:

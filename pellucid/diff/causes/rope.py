@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model
+from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model, sibling
 from pellucid.diff.causes.positions import positions
 from pellucid.diff.causes.rope_angles import fitting, likely, radians_per_position, theta_of
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
+from pellucid.models.attention import repeat_heads
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
 
+MOST_PLACED = 512  # tokens, of more the position of each is not looked for
 Variant = tuple[RopeConfig, str, str]  # config, cause, evidence
 
 
@@ -185,36 +187,17 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
             return rotate(x, cos, sin, s.dialect)
 
         yield Hypothesis("positions restart", "positions start at 0 again", given(from_zero))
-    for cause, evidence, function in (
-        ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
-        ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
-        ("RoPE pairing", "neighbours turned with tables for halves", _partly(_mixed_back)),
-        ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
-        (
-            "RoPE direction",
-            "rotated backwards",
-            lambda s, x, cos, sin: rotate(x, cos, -sin, s.dialect),
-        ),
-        (
-            "cos and sin swapped",
-            "sin for cos",
-            lambda s, x, cos, sin: rotate(x, sin, cos, s.dialect),
-        ),
-        (
-            "RoPE applied twice",
-            "rotated twice",
-            lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
-        ),
-        ("RoPE on the last components", "the first stay as they are", _last_turned),
-        (
-            "heads split wrongly",
-            "heads not moved before the tokens: (B, T, H·D) read as (B, H, T, D)",
-            lambda s, x, cos, sin: rotate(
-                x.transpose(1, 2).flatten(2).reshape(x.shape), cos, sin, s.dialect
-            ),
-        ),
-    ):
+    for cause, evidence, function in _TURNED_WRONGLY:
         yield Hypothesis(cause, evidence, given(function))
+    if leaf(name) == "attn.q_rotated":
+        keys = sibling(name, "attn.k_rotated")
+
+        def of_keys(replay: Replay, name: str) -> Tensor:
+            heads = replay.setting.config.n_heads
+            return repeat_heads(replay.compute(keys), heads)
+
+        yield Hypothesis("q and k exchanged", "the keys where the queries should be", of_keys)
+    yield from _elsewhere(replay, name, observed)
     for changed, cause, evidence in _seen_in(replay, name, observed):
 
         def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor, rope=changed) -> Tensor:
@@ -231,6 +214,31 @@ def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypo
             return rotate(x.to(c), cos.to(c), sin.to(c), exact).to(s.dtype)
 
         yield Hypothesis("RoPE cast order", f"rotated in {short}", given(rounded))
+
+
+def _elsewhere(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
+    """The position at which each token was turned, by the angle of every pair."""
+    which = replay.setting.config.layer(names.layer_of(name) or 0).rope
+    seen = _angles_seen(replay, name, observed)
+    if seen is None or names.step_of(name) or len(seen) > MOST_PLACED:
+        return
+    rope = getattr(replay.setting.config, which)
+    width = replay.setting.config.rotary_width(rope)
+    turns = frequencies(rope, width, length=0, dtype=torch.float64)
+    count = len(seen)
+    possible = torch.arange(-count, 2 * count + 1)
+    fit = ((angles[None] - possible[:, None] * turns).cos().sum(-1) for angles in seen)
+    near = possible[torch.stack([token.argmax() for token in fit])]
+    if torch.equal(near, torch.arange(count)):
+        return
+
+    def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rotary = RotaryEmbedding(rope, s.config.head_dim, s.dialect)
+        return rotate(x, *rotary(near, s.dtype), s.dialect)
+
+    said = ", ".join(str(int(place)) for place in near[:12])
+    evidence = f"turned as at {said}{' …' if count > 12 else ''}"
+    yield Hypothesis("other positions", evidence, given(turned))
 
 
 def _partly(turn: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -264,6 +272,14 @@ def _mixed_back(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.stack((-second, first), -1).flatten(-2) * sin).to(s.dtype)
 
 
+def _split_behind(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return rotate(torch.cat((x[..., 0::2], x[..., 1::2]), -1), cos, sin, s.dialect)
+
+
+def _joined_behind(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.stack(rotate(x, cos, sin, s.dialect).chunk(2, -1), -1).flatten(-2)
+
+
 def rotations(
     replay: Replay, name: str
 ) -> Iterator[tuple[str, Callable[[Tensor, Setting], Tensor]]]:
@@ -290,20 +306,64 @@ def _last_turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((rest, rotate(last, cos, sin, s.dialect)), dim=-1)
 
 
+# Wrong ways to turn queries and keys: cause, evidence, function(setting, x, cos, sin).
+_TURNED_WRONGLY: tuple[tuple[str, str, Callable[..., Tensor]], ...] = (
+    ("RoPE pairing", "pairs are neighbours instead of half apart", _partly(_interleaved)),
+    ("RoPE pairing", "half-split rotation with interleaved tables", _partly(_mixed)),
+    ("RoPE pairing", "neighbours turned with tables for halves", _partly(_mixed_back)),
+    ("RoPE pairing", "neighbours turned, then written as halves", _partly(_split_behind)),
+    ("RoPE pairing", "halves turned, then written as neighbours", _partly(_joined_behind)),
+    ("RoPE missing", "not rotated", lambda s, x, cos, sin: x),
+    (
+        "RoPE direction",
+        "rotated backwards",
+        lambda s, x, cos, sin: rotate(x, cos, -sin, s.dialect),
+    ),
+    (
+        "cos and sin swapped",
+        "sin for cos",
+        lambda s, x, cos, sin: rotate(x, sin, cos, s.dialect),
+    ),
+    (
+        "RoPE applied twice",
+        "rotated twice",
+        lambda s, x, cos, sin: rotate(rotate(x, cos, sin, s.dialect), cos, sin, s.dialect),
+    ),
+    ("RoPE on the last components", "the first stay as they are", _last_turned),
+    (
+        "heads split wrongly",
+        "heads not moved before the tokens: (B, T, H·D) read as (B, H, T, D)",
+        lambda s, x, cos, sin: rotate(
+            x.transpose(1, 2).flatten(2).reshape(x.shape), cos, sin, s.dialect
+        ),
+    ),
+)
+
+
 def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Variant]:
     """The base that the turn from q to its rotation shows, where the tables were not observed."""
     config = replay.setting.config
-    which = config.layer(names.layer_of(name) or 0).rope
-    if observed is None or of_model(name, f"{which}.cos") in replay.observed:
+    angles = _angles_seen(replay, name, observed)
+    if angles is None:
         return
-    rope = getattr(config, which)
-    width = config.rotary_width(rope)
-    first, second = replay.arguments(name)[0][..., :width].double().chunk(2, -1)  # (B, H, T, D/2)
-    third, fourth = observed[..., :width].double().chunk(2, -1)
-    angles = torch.atan2(
-        (first * fourth - second * third).sum((0, 1)), (first * third + second * fourth).sum((0, 1))
-    )
+    rope = getattr(config, config.layer(names.layer_of(name) or 0).rope)
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
         yield from fitting(rope, angles, positions, config)
         yield from _of_angles(rope, angles, positions)
+
+
+def _angles_seen(replay: Replay, name: str, observed: Tensor | None) -> Tensor | None:
+    """By which angle (T, D/2) each pair of a token was turned, where no table was observed."""
+    config = replay.setting.config
+    which = config.layer(names.layer_of(name) or 0).rope
+    if observed is None or of_model(name, f"{which}.cos") in replay.observed:
+        return None
+    width = config.rotary_width(getattr(config, which))
+    first, second = replay.arguments(name)[0][..., :width].double().chunk(2, -1)  # (B, H, T, D/2)
+    third, fourth = observed[..., :width].double().chunk(2, -1)
+    if first.shape != third.shape:
+        return None
+    return torch.atan2(
+        (first * fourth - second * third).sum((0, 1)), (first * third + second * fourth).sum((0, 1))
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid import graph
+from pellucid import graph, names
 from pellucid.diff.causes.hypothesis import Hypothesis, from_sibling, given, of_model, sibling
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
@@ -41,7 +42,11 @@ def embed_scaled(replay: Replay, name: str, observed: Tensor | None) -> Iterator
 def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """Added to the wrong stream, or not added."""
     parts = inputs(replay.setting.config, name)
+    if leaf(name) == "resid_post":
+        yield from _skipped(replay, name)
     if len(parts) < 2:
+        if leaf(name) == "resid_pre" and observed is not None:
+            yield from _scaled(replay, name, observed)
         return
     if leaf(name) == "resid_pre":
         yield Hypothesis("position embedding missing", "", given(lambda s, x, y: x))
@@ -60,6 +65,8 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
             stream = stream + replay.value(part).to(replay.setting.dtype)
         return stream
 
+    if leaf(name) == "resid_mid":
+        yield from _beside(replay, name)
     added = " + ".join(map(leaf, parts[1:]))
     yield Hypothesis("residual after the norm", f"{normed} + {added}", after_norm)
     yield Hypothesis("residual missing", f"{added} alone", given(lambda s, x, *y: _total(y)))
@@ -78,6 +85,47 @@ def residual(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hyp
             return replay.value(sibling(name, "resid_pre")).to(replay.setting.dtype) + added
 
         yield Hypothesis("residual from before attention", "resid_pre + mlp_out", parallel)
+
+
+def _skipped(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The stream as it left an earlier block: blocks that were not computed."""
+    layer = names.layer_of(name) or 0
+    for last in reversed(range(layer)):
+        before = of_model(name, f"layers.{last}.resid_post")
+        if before in replay.observed:
+            missed = f"layer {layer}" if last + 1 == layer else f"layers {last + 1} to {layer}"
+            yield Hypothesis(
+                "layer skipped",
+                f"the stream of layers.{last}.resid_post, without {missed}",
+                lambda r, n, source=before: r.value(source),
+            )
+
+
+def _scaled(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    """What the first block reads times a factor that A does not have."""
+    right = replay.compute(name).double()
+    if right.shape != observed.shape:
+        return
+    factor = float((right * observed.double()).sum() / right.square().sum().clamp(min=1e-30))
+    root = replay.setting.config.width**0.5
+    near = abs(factor / root - 1) < 1e-2
+    said = f"times √{replay.setting.config.width}" if near else f"times {factor:.6g}"
+    for by in (root if near else factor, factor):
+        yield Hypothesis("embedding scaled", said, lambda r, n, by=by: r.compute(n) * by)
+
+
+def _beside(replay: Replay, name: str) -> Iterator[Hypothesis]:
+    """The MLP reads what attention reads, and both are added at the end: a parallel block."""
+    parts = [sibling(name, part) for part in ("resid_pre", "attn_out", "mlp_out")]
+    after = replay.observed.get(sibling(name, "resid_post"))
+    if after is None or any(part not in replay.observed for part in parts[2:]):
+        return
+    total = _total([replay.value(part).double() for part in parts])
+    if total.shape == after.shape and torch.allclose(total, after.double(), rtol=1e-2, atol=1e-2):
+        said = "the MLP reads resid_pre; resid_post is the sum of all three"
+        yield Hypothesis(
+            "attention and MLP in parallel", said, lambda r, n, source=parts[0]: r.value(source)
+        )
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
@@ -100,6 +148,8 @@ def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothes
         yield Hypothesis(
             "GELU form" if own else "activation", said, given(lambda s, x, f=function: f(x))
         )
+    if observed is not None and "gelu" in config.activation:
+        yield from _other_constants(replay, name, observed)
     for evidence, function in (
         ("SiLU", F.silu),
         ("ReLU", F.relu),
@@ -111,6 +161,31 @@ def act(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothes
         wrong = from_sibling("mlp.up", lambda s, up: _activated(s, up))
         evidence = f"{_WORDS[config.activation]} of up instead of gate"
         yield Hypothesis("SwiGLU on the wrong branch", evidence, wrong)
+
+
+def _other_constants(replay: Replay, name: str, observed: Tensor) -> Iterator[Hypothesis]:
+    """The two numbers of GELU's tanh, by least squares: atanh(2 y / x − 1) = k (x + c x³)."""
+    x, y = replay.arguments(name)[0].double(), observed.double()
+    if x.shape != y.shape:
+        return
+    x, ratio = x.flatten(), (2 * y / x - 1).flatten()
+    told = (x.abs() > 0.3) & (x.abs() < 2.5) & (ratio.abs() < 0.999)
+    if int(told.sum()) < 16:
+        return
+    powers = torch.stack((x[told], x[told] ** 3), 1)
+    first, third = torch.linalg.lstsq(powers, ratio[told].atanh()[:, None]).solution[:, 0].tolist()
+    root = (2 / torch.pi) ** 0.5
+    for digits in (2, 3, 4, 5, 6):
+        k = float(f"{first:.{digits}g}")
+        c = float(f"{third / first:.{digits}g}")
+        for inner in {k, root} if abs(first / root - 1) < 1e-3 else {k}:
+            if (inner, c) != (root, 0.044715):
+                said = f"x/2 · (1 + tanh({inner:.7g} (x + {c:g} x³)))"
+                yield Hypothesis("GELU constants", said, given(partial(_gelu, k=inner, c=c)))
+
+
+def _gelu(s: Setting, x: Tensor, k: float, c: float) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(k * (x + c * x**3)))
 
 
 _WORDS = {
@@ -134,8 +209,21 @@ def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
         up = replay.value(sibling(name, "mlp.up")).to(replay.setting.dtype)
         return gate * _activated(replay.setting, up)
 
-    evidence = f"gate × {_WORDS[replay.setting.config.activation]}(up)"
-    yield Hypothesis("SwiGLU on the wrong branch", evidence, wrong_branch)
+    word = _WORDS[replay.setting.config.activation]
+    yield Hypothesis("SwiGLU on the wrong branch", f"gate × {word}(up)", wrong_branch)
+    for said, function in (
+        (f"{word}(gate × up)", lambda s, gate, up: _activated(s, gate * up)),
+        (f"{word}(gate) × {word}(up)", lambda s, gate, up: _activated(s, gate) * _activated(s, up)),
+        ("gate × up", lambda s, gate, up: gate * up),
+        (f"{word}(gate) + up", lambda s, gate, up: _activated(s, gate) + up),
+    ):
+
+        def of_both(replay: Replay, name: str, function=function) -> Tensor:
+            parts = (replay.value(sibling(name, f"mlp.{x}")) for x in ("gate", "up"))
+            gate, up = (part.to(replay.setting.dtype) for part in parts)
+            return function(replay.setting, gate, up)
+
+        yield Hypothesis("activation of the wrong product", said, of_both)
     yield Hypothesis("branch missing", "act alone", given(lambda s, act, up: act))
 
 

@@ -24,6 +24,7 @@ from pellucid.numerics import Dialect
 
 CHUNK_BYTES = 4 << 20  # a wide copy of a weight matrix is made in pieces that stay in the cache
 Operation = Callable[..., Tensor]
+_HEAD_NORMS = ("attn.q_norm", "attn.k_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ class Setting:
         if weight is not None and config.norm_offset:
             weight = 1.0 + weight.to(wide if config.norm == "rms" else x.dtype)
         if config.norm == "layer":
-            bias = self.parameter(f"{name}.bias") if config.norm_bias else None
+            own = config.norm_bias and not (config.qk_norm == "each" and name in _HEAD_NORMS)
+            bias = self.parameter(f"{name}.bias") if own else None
             return F.layer_norm(x, x.shape[-1:], weight, bias, config.norm_eps)
         whole = x.to(wide)
         normed = whole * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + config.norm_eps)
@@ -138,10 +140,24 @@ def _heads_normed(which: str) -> Operation:
     def operation(s: Setting, x: Tensor) -> Tensor:
         if s.config.qk_norm == "head":
             return s.norm(which, x)
+        if s.config.qk_norm == "each":
+            return _each_head_normed(s, which, x)
         whole = s.norm(which, x.transpose(1, 2).flatten(2))
         return whole.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
 
     return operation
+
+
+def _each_head_normed(s: Setting, which: str, x: Tensor) -> Tensor:
+    """x (B, H, T, D) -> (B, H, T, D): the norm head by head, with the weight of each."""
+    name = s.name(f"{which}.weight")
+    weights = s.parameter(f"{which}.weight").chunk(x.shape[1])
+
+    def of(weight: Tensor) -> Setting:
+        return replace(s, weights=lambda asked: weight if asked == name else s.weights(asked))
+
+    heads = zip(weights, x.unbind(1), strict=True)
+    return torch.stack([of(weight).norm(which, head) for weight, head in heads], dim=1)
 
 
 def scale_scores(s: Setting, products: Tensor) -> Tensor:

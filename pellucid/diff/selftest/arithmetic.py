@@ -53,7 +53,9 @@ def normalise(
     return (product if bias is None else product + bias).to(x.dtype)
 
 
-def by_head(x: Tensor, weight: Tensor | None, config: Any) -> tuple[Tensor, Tensor | None]:
+def by_head(
+    x: Tensor, weight: Tensor | None, config: Any, port: Port
+) -> tuple[Tensor, Tensor | None]:
     """x (B, heads, T, D) laid out for a norm of heads, and a weight that fits.
 
     A weight made for the other kind of norm is cut or repeated: what a port that takes one for the
@@ -64,6 +66,8 @@ def by_head(x: Tensor, weight: Tensor | None, config: Any) -> tuple[Tensor, Tens
         flat = x.transpose(1, 2).flatten(2)  # (B, T, heads · D)
         fits = weight is None or len(weight) == heads * width
         return flat, weight if fits or weight is None else weight.repeat(heads)
+    if weight is not None and port.first_head_norm:
+        weight = weight[:width]
     if weight is not None and len(weight) != width:
         weight = weight.view(heads, 1, width)
     return x, weight

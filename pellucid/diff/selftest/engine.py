@@ -277,7 +277,7 @@ class Engine:
         normed: list[Tensor] = []
         for letter, x in zip("qk", (q, k), strict=True):
             weight, bias = (self.weights.get(f"{at}{letter}_norm.{w}") for w in ("weight", "bias"))
-            flat, weight = arithmetic.by_head(x, weight, self.config)
+            flat, weight = arithmetic.by_head(x, weight, self.config, self.port)
             y = arithmetic.normalise(flat, weight, bias, self.config, self.port)
             if flat.ndim == 3:
                 y = y.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)

@@ -68,8 +68,15 @@ HEAD_NORMS = (
         "q/k norm over all heads",
         "layers.0.attn.q_normed",
         "q/k norm over all heads",
-        applies=lambda c: c.qk_norm == "head" and c.n_kv_heads > 1,
+        applies=lambda c: c.qk_norm in ("head", "each") and c.n_kv_heads > 1,
         port=_as(qk_norm="whole"),
+    ),
+    fault(
+        "q/k norm of the first head for all",
+        "layers.0.attn.q_normed",
+        "q/k norm of one head for all",
+        applies=lambda c: c.qk_norm == "each",
+        port=Port(first_head_norm=True),
     ),
     fault(
         "q/k norm of each head",

@@ -52,6 +52,7 @@ class Port:
     eps: float | None = None  # written into the code
     norm_dtype: torch.dtype | None = None  # None: float32, cast before the weight
     square_dtype: torch.dtype | None = None
+    first_head_norm: bool = False  # the norm weight of the first head for all of them
     branch: Literal["gate", "up"] = "gate"
     activation: Literal["right", "erf", "sigmoid", "relu"] = "right"
     residual: Literal["stream", "normed"] = "stream"

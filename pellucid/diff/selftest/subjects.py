@@ -145,6 +145,13 @@ _FEATURES: dict[str, dict[str, Any]] = {
         "layers": (Layer(window=True), Layer(rope="")),
         "tied": True,
     },
+    "command-r-plus": {
+        "norm": "layer",
+        "qk_norm": "each",
+        "parallel": True,
+        "logit_scale": 0.25,
+        "tied": True,
+    },
     "nanochat": {
         "norm_weight": False,
         "embed_norm": True,

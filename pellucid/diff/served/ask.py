@@ -18,6 +18,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 from pellucid.diff.served.answers import read_choice
 from pellucid.diff.served.said import Messages, Said, well_formed
+from pellucid.files import parse_json
 from pellucid.tokenizers import Tokenizer
 
 KEY = "PELLUCID_API_KEY"
@@ -219,8 +220,8 @@ def call(url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     if len(text) > MOST_BYTES:
         raise ValueError(f"{url}: the answer is longer than {MOST_BYTES >> 20} MiB")
     try:
-        read = json.loads(text)
-    except (ValueError, RecursionError):
+        read: Any = parse_json(text.decode("utf-8"), url)
+    except ValueError:
         read = None
     if not isinstance(read, dict):
         raise ValueError(

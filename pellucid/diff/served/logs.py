@@ -14,13 +14,13 @@ A line is one text, or several side by side (lists of lists):
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pellucid.diff.served.answers import read_choice
 from pellucid.diff.served.said import Said, as_logprob, well_formed
+from pellucid.files import check_ordinary, parse_json
 from pellucid.generate import encode_prompt
 from pellucid.tokenizers import Tokenizer
 
@@ -44,7 +44,8 @@ def read_logs(path: str | Path, tokenizer: Tokenizer | None) -> tuple[list[Said]
     """
     texts: list[Said] = []
     lines = 0
-    with open(path, encoding="utf-8", errors="strict") as file:
+    check_ordinary(Path(path))
+    with open(path, encoding="utf-8-sig", errors="strict") as file:
         try:
             for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), ""), 1):
                 if len(line) > MOST_LINE:
@@ -66,8 +67,8 @@ def read_logs(path: str | Path, tokenizer: Tokenizer | None) -> tuple[list[Said]
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
     try:
-        read = json.loads(line)
-    except (ValueError, RecursionError):
+        read = parse_json(line, where)
+    except ValueError:
         raise ValueError(f"{where}: no JSON: expected one object in each line") from None
     if not isinstance(read, Mapping):
         raise ValueError(f"{where}: a {type(read).__name__}: expected one object in each line")

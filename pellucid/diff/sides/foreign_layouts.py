@@ -14,6 +14,7 @@ from pellucid.diff.sides.layouts import FIXED, Layout, lay_out
 
 Split = Literal["concat", "heads", "groups", "rows"]
 SPLITS: tuple[Split, ...] = ("concat", "heads", "groups", "rows")
+SCALED = 1e-3  # by how much a factor differs from 1, or from another one
 TURNED = 1e-2  # relative change of the pairs' sizes up to which they were only turned
 
 
@@ -81,6 +82,15 @@ def pairs_turned(before: Tensor, after: Tensor) -> str | None:
     return best if kept[best] < TURNED else None
 
 
+def even_factor(before: Tensor, after: Tensor) -> float | None:
+    """The number by which all of a tensor's vectors grew, turned or not; None for no such."""
+    if before.shape != after.shape:
+        return None
+    x, y = before.double().norm(dim=-1), after.double().norm(dim=-1)
+    factor = float((x * y).sum() / x.square().sum().clamp(min=1e-30))
+    return factor if float((y - factor * x).norm() / y.norm().clamp(min=1e-30)) < TURNED else None
+
+
 def _changed(x: Tensor, y: Tensor) -> float:
     """Relative difference but for one factor, which some scalings of RoPE have."""
     factor = (x * y).sum() / y.square().sum().clamp(min=1e-30)
@@ -146,3 +156,29 @@ def order_of_parts(whole: Tensor, parts: Sequence[Tensor]) -> tuple[int, ...] | 
         if all(same):
             return order
     return None
+
+
+def same_values(x: Tensor, y: Tensor) -> bool:
+    """Bit-equal, in the coarser dtype of both, whatever the axes."""
+    if x.numel() != y.numel():
+        return False
+    x, y = (x, y) if x.shape == y.shape else (x.flatten(), y.flatten())
+    if x.dtype == y.dtype:
+        return torch.equal(x, y)
+    coarse = min((x.dtype, y.dtype), key=lambda dtype: dtype.itemsize)
+    return torch.equal(x.to(coarse), y.to(coarse))
+
+
+def without_head_axis(x: Tensor, ours: str, config: Any) -> Tensor:
+    """A projection whose heads are an axis of their own as (out, in); as it is where none is.
+
+    x  (heads, C, D), (heads, D, C), (C, heads, D) …, of q, k, v or o
+    """
+    out = not ours.endswith("o_proj.weight")
+    count = config.n_heads if ".q_proj" in ours or not out else config.n_kv_heads
+    for order in permutations(range(3)):
+        laid = x.permute(order)
+        if laid.shape == (count, config.head_dim, config.width):
+            flat = laid.reshape(-1, config.width)
+            return flat if out else flat.T
+    return x

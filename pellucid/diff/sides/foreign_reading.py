@@ -14,8 +14,11 @@ from pellucid.diff.sides.foreign_layouts import (
     Split,
     laid_out,
     order_of_parts,
+    same_values,
     split_joined,
+    without_head_axis,
 )
+from pellucid.diff.sides.foreign_roles import by_use, with_copies_read
 from pellucid.diff.sides.foreign_weights import Matched, match_weights
 from pellucid.diff.sides.layouts import Layout, lay_out
 from pellucid.diff.sides.record import WEIGHTS, calls_of
@@ -30,12 +33,14 @@ class Reading:
 
     def __init__(self, seen: Trace, config: Any, mine: Mapping[str, Tensor]) -> None:
         self.seen, self.config, self.mine = seen, config, mine
-        self.calls = [call for call in calls_of(seen) if not call["step"]]
         self.theirs = {
             name.removeprefix(WEIGHTS): x for name, x in seen.items() if name.startswith(WEIGHTS)
         }
+        first_pass = [call for call in calls_of(seen) if not call["step"]]
+        self.calls, self.as_read = with_copies_read(first_pass, seen, self.theirs)
         used = [name for call in self.calls for name in call["reads"]]
         self.matched: Matched = match_weights(self.theirs, mine, config.n_layers, used)
+        by_use(self.matched, self.calls, seen)
         tokens = torch.atleast_2d(seen["tokens"]) if "tokens" in seen else torch.zeros(1, 1)
         batch, length = tokens.shape
         self.sizes = graph.sizes(config, batch=batch, tokens=length, seen=length)
@@ -43,6 +48,7 @@ class Reading:
         self.joined: dict[str, list[tuple[str, Layout]]] = {}  # foreign -> ours, layout
         self.splits: dict[tuple[str, ...], Split] = {}  # local names -> how they are joined
         self.neighbours: dict[str, bool] = {}  # "q", "k": its pairs are neighbours
+        self.plain_order: set[tuple[str, ...]] = set()  # joined, and cut as A's are by the code
         self.notes: list[str] = []
         self.products_of_q_and_k: set[str] = set()  # before the scale: none of our tensors
         self.products = self._products()
@@ -76,7 +82,12 @@ class Reading:
         return [name for name in made if name not in ("logits", "raw_logits")]
 
     def _order(self, modules: tuple[str, ...]) -> tuple[str, ...]:
-        """Joined modules in the order in which their values stand in B's matrix."""
+        """Joined modules in the order in which their values stand in B's matrix.
+
+        Where the code takes them for A's order, that one.
+        """
+        if local_names(modules) in self.plain_order:
+            return modules
         weight = self._joined_weight(modules)
         parts = [self.mine[f"{module}.weight"] for module in modules]
         places = None if weight is None else order_of_parts(weight, parts)
@@ -124,7 +135,12 @@ class Reading:
             whole = self.matched.held(name)
             if not whole:
                 continue
-            if x.ndim == 2 and whole[0] in self.mine:
+            if whole[0] in self.mine and x.ndim > self.mine[whole[0]].ndim == 1:
+                x = x.flatten()  # a bias by heads
+            elif x.ndim == 3 and whole[0] in self.mine:
+                x = self.as_read.get(name, x)
+                x = x if x.ndim == 2 else without_head_axis(x, whole[0], self.config)
+            elif x.ndim == 2 and whole[0] in self.mine:
                 x = self._out_in(name, x, whole)
             if len(whole) == 1:
                 key = "unembed.weight" if whole[0] in found and whole[0] == "embed.weight" else ""
@@ -145,7 +161,7 @@ class Reading:
         """A matrix as a product reads it, (out, in)."""
         columns = self.mine[whole[0]].shape[1]
         if "embed" in whole[0]:
-            return x
+            return _turned(x, columns)
         reader = next((c for c in self.calls if name in c["reads"] and "stores" in c), None)
         if reader is not None and x.shape[0] == x.shape[1]:
             return x.T if reader["stores"] == "in,out" else x
@@ -168,14 +184,3 @@ def local_names(stems: tuple[str, ...]) -> tuple[str, ...]:
 
 def _turned(x: Tensor, columns: int) -> Tensor:
     return x.T if x.ndim == 2 and x.shape[1] != columns and x.shape[0] == columns else x
-
-
-def same_values(x: Tensor, y: Tensor) -> bool:
-    """Bit-equal, in the coarser dtype of both, whatever the axes."""
-    if x.numel() != y.numel():
-        return False
-    x, y = (x, y) if x.shape == y.shape else (x.flatten(), y.flatten())
-    if x.dtype == y.dtype:
-        return torch.equal(x, y)
-    coarse = min((x.dtype, y.dtype), key=lambda dtype: dtype.itemsize)
-    return torch.equal(x.to(coarse), y.to(coarse))

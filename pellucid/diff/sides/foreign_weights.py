@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -114,6 +115,9 @@ def _blocks(
                 held[container][int(part)] = min(first, order.get(name, len(order)))
                 counts[container] += 1
     fitting = [container for container in held if len(held[container]) == n_layers]
+    if not fitting:  # some are missing: the longest row of blocks that there is
+        longest = max((len(h) for h in held.values() if len(h) < n_layers), default=0)
+        fitting = [c for c in held if len(held[c]) == longest and counts[c] > 4 * longest > 4]
     if not fitting:
         return "", {}
     best = max(fitting, key=lambda container: counts[container])
@@ -127,7 +131,8 @@ def _coarser(theirs: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> torch.
     return max(held, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
-def _sum_of_bits(x: Tensor, coarse: torch.dtype) -> int:
+def sum_of_bits(x: Tensor, coarse: torch.dtype) -> int:
+    """A mark of the values in the dtype `coarse`, the same in whatever order they stand."""
     return int(x.detach().to(coarse).float().contiguous().view(torch.int32).sum(dtype=torch.int64))
 
 
@@ -136,7 +141,7 @@ def _known(mine: Mapping[str, Tensor], coarse: torch.dtype) -> dict[tuple[int, i
     found: dict[tuple[int, int], set[Parts]] = defaultdict(set)
     single: dict[str, tuple[int, int]] = {}
     for name in mine:
-        single[name] = mine[name].numel(), _sum_of_bits(mine[name], coarse)
+        single[name] = mine[name].numel(), sum_of_bits(mine[name], coarse)
         found[single[name]].add((_local(name),))
     for name in mine:
         layer, local = names.layer_of(name), _local(name)
@@ -165,7 +170,7 @@ def _votes(
     votes: Counter[Parts] = Counter()
     for name in held:
         x = theirs[name]
-        fits = known.get((x.numel(), _sum_of_bits(x, coarse)), set())
+        fits = known.get((x.numel(), sum_of_bits(x, coarse)), set())
         here = [parts for parts in fits if _inside(parts) == inside]
         for parts in here:
             votes[parts] += 12 // len(here) if len(here) <= 12 else 1
@@ -234,6 +239,11 @@ def _by_likeness(
     free = [name for name in dict.fromkeys(map(_local, mine)) if name not in taken]
     free.sort(key=lambda name: _rank((name,)))
     left = [p for p, held in groups.items() if p not in found.parts and held[0] in order]
+    if "unembed.weight" not in mine:  # tied in A; another head is one that B changed
+        for pattern in left:
+            if _alike(theirs[groups[pattern][0]], mine["embed.weight"]) and "{N}" not in pattern:
+                found.parts[pattern] = ("unembed.weight",)
+        left = [pattern for pattern in left if pattern not in found.parts]
     for alike in (True, False):
         for pattern in list(left):
             x = theirs[groups[pattern][0]]
@@ -261,10 +271,21 @@ def _joined_by_shape(
 
 
 def _same_shape(x: Tensor, y: Tensor) -> bool:
+    if x.ndim == 3:  # heads as an axis of their own
+        return x.numel() == y.numel()
     return x.shape == y.shape or (x.ndim == y.ndim == 2 and x.shape == y.T.shape)
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:
+    if x.numel() != y.numel():
+        return False
+    if x.ndim == 3 and y.ndim == 2:
+        apart = (
+            x.permute(order).reshape(shape)
+            for order in permutations(range(3))
+            for shape in {y.shape, y.T.shape}
+        )
+        return any(_alike(flat, y) for flat in apart)
     options = [y] if x.shape == y.shape else []
     options += [y.T] if x.ndim == y.ndim == 2 and y.T.shape == x.shape else []
     return any(_correlation(x, option) > ALIKE for option in options)

@@ -71,7 +71,8 @@ def canonical(config: Config, state: Mapping[str, Tensor], label: str) -> dict[s
                 f"{label} has no {entry.stored}: expected a …LMHeadModel or …ForCausalLM whose "
                 "parameters carry transformers' names"
             )
-        found |= split(entry, state[entry.stored], shapes)
+        for name, part in split(entry, state[entry.stored], shapes).items():
+            found[name] = torch.cat((found[name], part)) if name in found else part  # head by head
     head = state.get("lm_head.weight")
     if config.tied and head is not None and not torch.equal(head, found["embed.weight"]):
         found["unembed.weight"] = head  # the config says it is the embedding, it is not

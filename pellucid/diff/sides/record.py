@@ -37,12 +37,14 @@ _WATCHED: dict[Any, str] = {
     torch.einsum: "einsum",
     F.linear: "linear",
     torch.addmm: "addmm",
+    **dict.fromkeys((F.layer_norm, F.rms_norm, torch.layer_norm, torch.rms_norm), "norm"),
     **dict.fromkeys((F.silu, F.gelu, F.relu, torch.relu, Tensor.relu), "act"),
 }
 _ROLES = {
     "sdpa": ("query", "key", "value", "mask"),
     "softmax": ("input",),
     "act": ("input",),
+    "norm": ("input",),
     "matmul": ("left", "right"),
 }
 
@@ -135,13 +137,18 @@ class _Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         op = _WATCHED.get(func)
         seen = op is not None and bool(self.open) and isinstance(result, Tensor)
-        if op is not None and seen and not (op == "linear" and self._is_own_product(args)):
+        whole = op in ("linear", "norm") and self._is_all_of_its_module((*args, *kwargs.values()))
+        if op is not None and seen and not whole:
             self._operation(op, args, kwargs, result)
         return result
 
-    def _is_own_product(self, args: tuple[Any, ...]) -> bool:
-        """The product that a module consists of is recorded as the module."""
-        return self._stored.get(_place(args[1]), "") in self.open[-1]["reads"]
+    def _is_all_of_its_module(self, args: tuple[Any, ...]) -> bool:
+        """The product or norm that a module consists of is recorded as the module."""
+        own = self.open[-1]["reads"] if self.open else []
+        used = {self._stored.get(_place(x), "") for x in args if isinstance(x, Tensor)}
+        return any(name in used for name in own) and all(
+            name in used or name.endswith("bias") for name in own
+        )
 
     def _operation(self, op: str, args: tuple[Any, ...], named: Any, result: Tensor) -> None:
         path = self.open[-1]["name"]

@@ -48,7 +48,7 @@ typedef struct {
 typedef struct {
     Matrix q, k, v, o, gate, up, down;            /* without weights in `gate`: down(act(up)) */
     const Norm *attn_norm, *attn_out_norm, *mlp_norm, *mlp_out_norm; /* before and after, or NULL */
-    const Norm *q_norm, *k_norm;                  /* or NULL */
+    const Norm *q_norm, *k_norm;                  /* one, or one for each head, or NULL */
     const Rope *rope;                             /* NULL: queries and keys are not turned */
     const float *sinks;                           /* (n_heads) or NULL */
     int64_t window;                               /* tokens in view, itself included; 0: all */
@@ -59,6 +59,7 @@ typedef struct {
     int32_t dtype, activation;
     int32_t rope_in_x;                   /* RoPE rounds each product to dtype */
     int32_t qk_norm_whole, qk_norm_last; /* all heads together; after RoPE */
+    int32_t qk_norm_each;                /* a Norm for each head, in their order */
     int32_t parallel;                    /* attention and MLP read the same normed stream */
     float norm_eps, qkv_clip, score_scale, score_cap;              /* clip, caps: 0 for none */
     float embed_scale, residual_scale, logit_scale, logit_cap;     /* scales: 1 for none */
@@ -70,12 +71,18 @@ typedef struct {
 } Model;
 
 typedef struct {
-    int32_t batch, length;    /* tokens in all, at most MOST, and of one row: batch / length rows */
-    const int64_t *tokens;    /* (rows, length) */
-    const int32_t *starts;    /* (rows) padding before each row */
-    int64_t seen, capacity;   /* tokens in the cache before this step, and its room */
-    int64_t end;              /* tokens in the cache after the pass of which this step is a part */
-    void *const *keys, *const *values; /* per layer (rows, n_kv_heads, capacity, head_dim), model's dtype */
+    int32_t first, length;    /* its tokens in this step: from `first` on, so many */
+    int64_t start;            /* padding before it in its cache */
+    int64_t seen, capacity;   /* tokens in its cache before this step, and the cache's room */
+    int64_t end;              /* tokens in its cache after the pass of which this step is a part */
+} Row; /* a text that this step makes longer; each has a cache of its own length */
+
+typedef struct {
+    int32_t batch, rows;      /* tokens in all, at most MOST, of so many rows */
+    const int64_t *tokens;    /* (batch): those of row 0, of row 1, … */
+    const int32_t *row_of;    /* (batch) */
+    const Row *row;           /* (rows) */
+    void *const *keys, *const *values;  /* (layers, rows) each (n_kv_heads, capacity, head_dim), model's dtype */
     float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
     float *const *recorded;   /* LEAVES pointers to (layers, batch, that leaf's width) or NULL; or NULL */
 } Step;
@@ -315,13 +322,13 @@ static void record(Decoder *d, int leaf, int layer, int64_t width, int row, int6
         memcpy(s->recorded[leaf] + (layer * s->batch + row) * width + place, x, n * sizeof *x);
 }
 
-static int row_of(const Step *s, int b) { return b / s->length; }
+static const Row *row_of(const Step *s, int b) { return &s->row[s->row_of[b]]; }
 
 /* Column of the cache that token b of the step goes to, and its position in its own text. */
-static int64_t column_of(const Step *s, int b) { return s->seen + b % s->length; }
+static int64_t column_of(const Step *s, int b) { return row_of(s, b)->seen + b - row_of(s, b)->first; }
 
 static int64_t position_of(const Step *s, int b) {
-    int64_t position = column_of(s, b) - s->starts[row_of(s, b)];
+    int64_t position = column_of(s, b) - row_of(s, b)->start;
     return position > 0 ? position : 0; /* padding, which no token looks at */
 }
 
@@ -333,12 +340,12 @@ static void clip(const Model *m, float *x, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] > m->qkv_clip ? m->qkv_clip : x[i] < -m->qkv_clip ? -m->qkv_clip : x[i];
 }
 
-/* One token's key or value of a head, into `cache`, a layer's keys or values. */
-static void cache_head(Decoder *d, void *cache, int b, int head, const float *x) {
+/* One token's key or value of a head, into `caches`, those of all layers and rows. */
+static void cache_head(Decoder *d, void *const *caches, int layer, int b, int head, const float *x) {
     const Model *m = d->model;
     const Step *s = d->step;
-    int64_t place = ((int64_t)row_of(s, b) * m->n_kv_heads + head) * s->capacity + column_of(s, b);
-    store(m->dtype, cache, place * m->head_dim, x, m->head_dim);
+    int64_t place = head * row_of(s, b)->capacity + column_of(s, b);
+    store(m->dtype, caches[layer * s->rows + s->row_of[b]], place * m->head_dim, x, m->head_dim);
 }
 
 /* One token's queries or keys of `count` heads from `head` on, x (count, head_dim), as attention reads them:
@@ -352,11 +359,12 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
     int64_t width = (int64_t)(kind == QUERIES ? m->n_heads : m->n_kv_heads) * D, place = (int64_t)head * D;
     for (int last = 0; last < 2; last++) { /* the norm before RoPE, or after it */
         if (norm && m->qk_norm_last == last) {
-            for (int i = 0; i < n; i += normed) normalise(m, norm, normed, x + i, x + i);
+            for (int i = 0; i < n; i += normed)
+                normalise(m, norm + (m->qk_norm_each ? head + i / D : 0), normed, x + i, x + i);
             record(d, kind == QUERIES ? Q_NORMED : K_NORMED, layer, width, b, place, x, n);
         }
         if (l->rope && last == 0) {
-            for (int i = 0; i < n; i += D) rotate(m, l->rope, x + i, position_of(s, b), s->end - s->starts[row_of(s, b)]);
+            for (int i = 0; i < n; i += D) rotate(m, l->rope, x + i, position_of(s, b), row_of(s, b)->end - row_of(s, b)->start);
             record(d, kind == QUERIES ? Q_ROTATED : K_ROTATED, layer, width, b, place, x, n);
         }
     }
@@ -365,7 +373,7 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
         record(d, Q_SCALED, layer, width, b, place, x, n);
     }
     if (kind == KEYS)
-        for (int i = 0; i < count; i++) cache_head(d, s->keys[layer], b, head + i, x + i * D);
+        for (int i = 0; i < count; i++) cache_head(d, s->keys, layer, b, head + i, x + i * D);
 }
 
 /* Head `unit` of q, k and v side by side: project, normalise and turn; k and v go into the cache. */
@@ -384,7 +392,7 @@ static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
         add_bias(m, w, place, place + D, to + b * width);
         if (m->qkv_clip > 0) clip(m, mine, D);
         record(d, Q + kind, layer, width, b, place, mine, D);
-        if (kind == VALUES) cache_head(d, s->values[layer], b, head, mine);
+        if (kind == VALUES) cache_head(d, s->values, layer, b, head, mine);
         else if (!m->qk_norm_whole) finish_heads(d, layer, kind, b, head, 1, mine);
     }
 }
@@ -417,15 +425,16 @@ static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
-    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), row = row_of(s, b);
-    int64_t start = s->starts[row], end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D;
+    const Row *row = row_of(s, b);
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), own = layer * s->rows + s->row_of[b];
+    int64_t start = row->start, end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D;
     if (l->window && start < end - l->window) start = end - l->window;
     if (start >= end) start = end - 1; /* padding looks at itself */
     int64_t n = end - start;
-    int64_t base = (((int64_t)row * m->n_kv_heads + kv_head) * s->capacity + start) * D;
+    int64_t base = (kv_head * row->capacity + start) * D;
     int size = m->dtype == FLOAT32 ? 4 : 2;
-    const char *values = (const char *)s->values[layer] + base * size;
-    Matrix keys = {.weights = (const char *)s->keys[layer] + base * size, .rows = n, .columns = D, .kind = m->dtype};
+    const char *values = (const char *)s->values[own] + base * size;
+    Matrix keys = {.weights = (const char *)s->keys[own] + base * size, .rows = n, .columns = D, .kind = m->dtype};
     Vector *q = &mine->x[0];
     memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
     prepare(&keys, q);
@@ -619,9 +628,10 @@ static void unembed(Decoder *d, int phase, int thread) {
     const Step *s = d->step;
     Vector *x = d->scratch[thread].x;
     int64_t first, last;
-    int rows = s->batch / s->length;
+    int rows = s->rows;
     for (int row = 0; row < rows; row++) {
-        const float *stream = d->scratch[thread].stream + ((int64_t)(row + 1) * s->length - 1) * m->width;
+        int64_t place = s->row[row].first + s->row[row].length - 1;
+        const float *stream = d->scratch[thread].stream + place * m->width;
         normalise(m, m->norm, m->width, stream, x[row].wide);
         if (thread == 0) record(d, FINAL_NORM, 0, m->width, row, 0, x[row].wide, m->width);
         prepare(&m->unembed, &x[row]);
@@ -791,7 +801,11 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
 void pellucid_step(Decoder *d, const Step *step) {
     for (int t = 0; t < d->n_threads; t++) {
         Scratch *scratch = &d->scratch[t];
-        int64_t needed = step->seen + step->length;
+        int64_t needed = 0;
+        for (int r = 0; r < step->rows; r++) {
+            int64_t all = step->row[r].seen + step->row[r].length;
+            needed = all > needed ? all : needed;
+        }
         if (scratch->score_room >= needed) continue;
         free(scratch->scores);
         scratch->score_room = 2 * needed + 256;

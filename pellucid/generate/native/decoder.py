@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.generate.native.build import library
 from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
-from pellucid.generate.native.recording import Recording, StepRequest
+from pellucid.generate.native.recording import Recording, RowRequest, StepRequest
 from pellucid.generate.native.structures import KINDS, Described, described_matrix
 from pellucid.models import Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
@@ -91,45 +91,47 @@ class NativeDecoder:
     def step(
         self,
         tokens: Sequence[Sequence[int]],
-        cache: Cache,
+        cache: Cache | Sequence[Cache],
         starts: Sequence[int] | None = None,
         recording: Recording | None = None,
         wanted: bool = True,
         end: int = 0,
     ) -> Tensor:
-        """Tokens (B, T) after what `cache` holds -> logits (B, V) of each row's last, in float32.
+        """Tokens of each row after what its cache holds -> logits (B, V) of each row's last, in
+        float32. A row's are the same bits whatever other rows there are.
 
-        The cache must have room for them (`Cache.reserve`); it is T tokens longer afterwards.
+        cache: one of B rows, of T tokens each; or B caches of one row each, of any lengths. It
+        must have room for them (`Cache.reserve`), and is so many tokens longer afterwards.
         At most MOST tokens in all; a recording is of one token per row.
         starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed;
         end: tokens in the cache after the pass that this step is a part of, 0: no others follow.
         """
         assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
-        rows, length, config = len(tokens), len(tokens[0]), self.model.config
-        assert 0 < rows * length <= MOST, f"{rows} × {length} tokens: expected 1 … {MOST}"
-        keys, values, capacity = _pointers(cache, length)
+        config, lengths = self.model.config, [len(row) for row in tokens]
+        rows, flat = len(tokens), [token for row in tokens for token in row]
+        assert min(lengths) > 0 and len(flat) <= MOST, f"{len(flat)} tokens: expected 1 … {MOST}"
+        joint = [cache] if isinstance(cache, Cache) else cache
+        places, keys, values = _places(joint, lengths, starts or [0] * rows, end)
         logits = torch.empty(rows, config.vocab_size)
-        flat = [token for row in tokens for token in row]
         ids = (c_int64 * len(flat))(*flat)
-        padding = (c_int32 * rows)(*(starts or [0] * rows))
+        row_of = (c_int32 * len(flat))(*(r for r, n in enumerate(lengths) for _ in range(n)))
         step = StepRequest(
             batch=len(flat),
-            length=length,
+            rows=rows,
             tokens=ctypes.addressof(ids),
-            starts=ctypes.addressof(padding),
-            seen=cache.length,
-            capacity=capacity,
-            end=end or cache.length + length,
+            row_of=ctypes.addressof(row_of),
+            row=ctypes.addressof(places),
             keys=ctypes.addressof(keys),
             values=ctypes.addressof(values),
             logits=logits.data_ptr() if wanted else None,
         )
         if recording is not None:
-            assert length == 1, "a recording is of one token per row"
+            assert len(flat) == rows, "a recording is of one token per row"
             recording.prepare(step, config, rows)
         self._made.pellucid_step(self._handle, ctypes.byref(step))
-        for layer in cache.layers:
-            layer.length += length
+        for one, length in zip(joint, lengths, strict=False):  # rows of one cache are equally long
+            for layer in one.layers:
+                layer.length += length
         return logits
 
     def settle(self) -> int:
@@ -183,17 +185,29 @@ def multiply(made: ctypes.CDLL, module: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def _pointers(cache: Cache, length: int) -> tuple[Any, Any, int]:
-    """Pointers to each layer's keys and values, and the room they have."""
-    pairs = [(layer.k, layer.v) for layer in cache.layers]
-    keys, values = (c_void_p * len(pairs))(), (c_void_p * len(pairs))()
-    capacity = 0
-    for place, (k, v) in enumerate(pairs):
-        assert k is not None and v is not None, "a decoding step follows a first pass"
-        assert k.is_contiguous() and v.is_contiguous(), "the cache was not reserved"
-        assert k.shape[2] >= cache.length + length, "the cache has no room"
-        keys[place], values[place], capacity = k.data_ptr(), v.data_ptr(), k.shape[2]
-    return keys, values, capacity
+def _places(
+    caches: Sequence[Cache], lengths: Sequence[int], starts: Sequence[int], end: int
+) -> tuple[Any, Any, Any]:
+    """Each row's place in its cache, and pointers (layers, rows) to its keys and its values."""
+    rows, each = len(lengths), len(lengths) // len(caches)
+    places, first = (RowRequest * rows)(), 0
+    layers = len(caches[0].layers)
+    keys, values = (c_void_p * (layers * rows))(), (c_void_p * (layers * rows))()
+    for row, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        cache = caches[row // each]
+        held, capacity = cache.length, 0
+        for place, layer in enumerate(cache.layers):
+            k, v = layer.k, layer.v
+            assert k is not None and v is not None, "a decoding step follows a first pass"
+            assert k.is_contiguous() and v.is_contiguous(), "the cache was not reserved"
+            capacity = k.shape[2]
+            assert capacity >= held + length, "the cache has no room"
+            before = row % each * k.stride(0) * k.itemsize
+            keys[place * rows + row] = k.data_ptr() + before
+            values[place * rows + row] = v.data_ptr() + before
+        places[row] = RowRequest(first, length, start, held, capacity, end or held + length)
+        first += length
+    return places, keys, values
 
 
 def settle(model: Model) -> None:

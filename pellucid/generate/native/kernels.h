@@ -22,8 +22,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define BATCH 8  /* vectors that share one pass over a row */
-#define ROWS 2   /* rows in flight at a time, for several vectors */
-#define SUMS 4   /* sums in flight of one row and one vector */
+#define PAIR 2   /* vectors whose sums are in registers at a time */
+#define ROWS (LANES == 8 ? 1 : 2) /* rows in flight, for several vectors: AVX2 has half the registers */
+#define SUMS 4   /* sums of one row and one vector, however many there are: see DEFINE_TILE */
 #define TILE 16  /* rows of a quantised matrix that lie side by side */
 
 typedef float v __attribute__((vector_size(4 * LANES)));
@@ -161,31 +162,35 @@ INLINE float add_up(v x) {
 /* ── Matrices as they are stored: rows ────────────────────────────────────────────────────────── */
 
 /* `rows` rows of `k` numbers with `batch` vectors, out (rows, BATCH); both are constants when inlined.
- * A single row and vector is read from front to back into SUMS sums: memory serves one stream best. */
+ * Each product is added up in the same order, into SUMS sums and then into one, whatever else is computed
+ * beside it: a token's bits do not depend on the tokens that share its step. */
 #define DEFINE_TILE(NAME, WEIGHT, LOAD, ONE)                                                         \
     INLINE void NAME(const WEIGHT *w, int64_t k, const float *const *x, int rows, int batch,         \
                      float out[ROWS][BATCH]) {                                                       \
-        const int parts = rows * batch == 1 ? SUMS : 1;                                              \
-        v sums[ROWS][BATCH] = {{{0}}}, more[SUMS] = {{0}};                                           \
-        int64_t i = 0;                                                                               \
-        for (; parts > 1 && i + parts * LANES <= k; i += parts * LANES)                              \
-            for (int p = 0; p < parts; p++)                                                          \
-                more[p] += LOAD(w + i + p * LANES) * load_float32(x[0] + i + p * LANES);             \
-        for (; i + LANES <= k; i += LANES) {                                                         \
-            v here[BATCH];                                                                           \
-            for (int b = 0; b < batch; b++) here[b] = load_float32(x[b] + i);                        \
-            for (int r = 0; r < rows; r++) {                                                         \
-                v row = LOAD(w + r * k + i);                                                         \
-                for (int b = 0; b < batch; b++) sums[r][b] += row * here[b];                         \
-            }                                                                                        \
+        const int some = batch < PAIR ? batch : PAIR;                                                \
+        for (int first = 0; first < batch; first += some) {                                          \
+            v sums[ROWS][PAIR][SUMS] = {{{{0}}}}, rest[ROWS][PAIR] = {{{0}}};                        \
+            int64_t i = 0;                                                                           \
+            for (; i + SUMS * LANES <= k; i += SUMS * LANES)                                         \
+                for (int p = 0; p < SUMS; p++)                                                       \
+                    for (int r = 0; r < rows; r++) {                                                 \
+                        v row = LOAD(w + r * k + i + p * LANES);                                     \
+                        for (int b = 0; b < some; b++)                                               \
+                            sums[r][b][p] += row * load_float32(x[first + b] + i + p * LANES);       \
+                    }                                                                                \
+            for (; i + LANES <= k; i += LANES)                                                       \
+                for (int r = 0; r < rows; r++) {                                                     \
+                    v row = LOAD(w + r * k + i);                                                     \
+                    for (int b = 0; b < some; b++) rest[r][b] += row * load_float32(x[first + b] + i); \
+                }                                                                                    \
+            for (int r = 0; r < rows; r++)                                                           \
+                for (int b = 0; b < some; b++) {                                                     \
+                    for (int p = 0; p < SUMS; p++) rest[r][b] += sums[r][b][p];                      \
+                    float sum = add_up(rest[r][b]);                                                  \
+                    for (int64_t j = i; j < k; j++) sum += ONE(w[r * k + j]) * x[first + b][j];      \
+                    out[r][first + b] = sum;                                                         \
+                }                                                                                    \
         }                                                                                            \
-        for (int p = 0; parts > 1 && p < parts; p++) sums[0][0] += more[p];                          \
-        for (int r = 0; r < rows; r++)                                                               \
-            for (int b = 0; b < batch; b++) {                                                        \
-                float sum = add_up(sums[r][b]);                                                      \
-                for (int64_t j = i; j < k; j++) sum += ONE(w[r * k + j]) * x[b][j];                  \
-                out[r][b] = sum;                                                                     \
-            }                                                                                        \
     }
 
 #define AS_IT_IS(x) (x)
@@ -198,25 +203,35 @@ DEFINE_TILE(tile_bfloat16, uint16_t, load_bfloat16, from_bfloat16)
 
 INLINE void tile_pairs(const uint16_t *w, int64_t k, const uint16_t *const *x, int rows, int batch,
                        float out[ROWS][BATCH]) {
-    const int parts = rows * batch == 1 ? SUMS : 1;
-    __m512 sums[ROWS][BATCH], more[SUMS];
-    for (int r = 0; r < rows; r++)
-        for (int b = 0; b < batch; b++) sums[r][b] = _mm512_setzero_ps();
-    for (int p = 0; p < parts; p++) more[p] = _mm512_setzero_ps();
-    int64_t i = 0;
-    for (; parts > 1 && i + parts * 32 <= k; i += parts * 32)
-        for (int p = 0; p < parts; p++)
-            more[p] = PAIRS(more[p], _mm512_loadu_si512(w + i + p * 32), x[0] + i + p * 32);
-    for (; i < k; i += 32) {
-        __mmask32 there = k - i >= 32 ? 0xffffffffu : (1u << (k - i)) - 1; /* x is padded */
-        for (int r = 0; r < rows; r++) {
-            __m512i row = _mm512_maskz_loadu_epi16(there, w + r * k + i);
-            for (int b = 0; b < batch; b++) sums[r][b] = PAIRS(sums[r][b], row, x[b] + i);
+    const int some = batch < PAIR ? batch : PAIR;
+    for (int first = 0; first < batch; first += some) {
+        __m512 sums[ROWS][PAIR][SUMS], rest[ROWS][PAIR];
+        for (int r = 0; r < rows; r++)
+            for (int b = 0; b < some; b++) {
+                rest[r][b] = _mm512_setzero_ps();
+                for (int p = 0; p < SUMS; p++) sums[r][b][p] = _mm512_setzero_ps();
+            }
+        int64_t i = 0;
+        for (; i + SUMS * 32 <= k; i += SUMS * 32)
+            for (int p = 0; p < SUMS; p++)
+                for (int r = 0; r < rows; r++) {
+                    __m512i row = _mm512_loadu_si512(w + r * k + i + p * 32);
+                    for (int b = 0; b < some; b++)
+                        sums[r][b][p] = PAIRS(sums[r][b][p], row, x[first + b] + i + p * 32);
+                }
+        for (; i < k; i += 32) {
+            __mmask32 there = k - i >= 32 ? 0xffffffffu : (1u << (k - i)) - 1; /* x is padded */
+            for (int r = 0; r < rows; r++) {
+                __m512i row = _mm512_maskz_loadu_epi16(there, w + r * k + i);
+                for (int b = 0; b < some; b++) rest[r][b] = PAIRS(rest[r][b], row, x[first + b] + i);
+            }
         }
+        for (int r = 0; r < rows; r++)
+            for (int b = 0; b < some; b++) {
+                for (int p = 0; p < SUMS; p++) rest[r][b] = _mm512_add_ps(rest[r][b], sums[r][b][p]);
+                out[r][first + b] = _mm512_reduce_add_ps(rest[r][b]);
+            }
     }
-    for (int p = 0; parts > 1 && p < parts; p++) sums[0][0] = _mm512_add_ps(sums[0][0], more[p]);
-    for (int r = 0; r < rows; r++)
-        for (int b = 0; b < batch; b++) out[r][b] = _mm512_reduce_add_ps(sums[r][b]);
 }
 #endif
 

@@ -23,17 +23,23 @@ LEAVES = (
 )
 
 
+class RowRequest(Structure):
+    """``Row`` of decode.c: a text that the step makes longer, and its place in its cache."""
+
+    _fields_ = (
+        ("first", c_int32),
+        ("length", c_int32),
+        *((name, c_int64) for name in ("start", "seen", "capacity", "end")),
+    )
+
+
 class StepRequest(Structure):
     """``Step`` of decode.c: what one step is given, and where its results go."""
 
     _fields_ = (
         ("batch", c_int32),
-        ("length", c_int32),
-        ("tokens", c_void_p),
-        ("starts", c_void_p),
-        ("seen", c_int64),
-        ("capacity", c_int64),
-        ("end", c_int64),
+        ("rows", c_int32),
+        *((name, c_void_p) for name in ("tokens", "row_of", "row")),
         *((name, c_void_p) for name in ("keys", "values", "logits", "recorded")),
     )
 
@@ -44,7 +50,7 @@ class Recording:
     def prepare(self, step: StepRequest, config: Any, rows: int) -> None:
         """Room for everything, and the pointers to it; not filled: that would wake OpenMP."""
         self._names = [name for name in graph.expand(config) if graph.leaf(name) in LEAVES]
-        sizes = graph.sizes(config, batch=rows, tokens=1, seen=step.seen + 1)
+        sizes = graph.sizes(config, batch=rows, tokens=1, seen=1)
         self._buffers: dict[str, Tensor] = {}
         for name in self._names:
             leaf, layers = graph.leaf(name), 1 if layer_of(name) is None else config.n_layers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.models import Model
-from pellucid.models.parts import LayerNorm, Norm, growth
+from pellucid.models.parts import HeadNorms, LayerNorm, Norm, growth
 from pellucid.models.quantised import QuantisedMatrix
 from pellucid.models.rope import RotaryEmbedding
 
@@ -68,7 +68,8 @@ class LayerC(Structure):
 
 
 _SIZES = ("n_layers", "width", "n_heads", "n_kv_heads", "head_dim", "hidden_width", "vocab_size")
-_FLAGS = ("dtype", "activation", "rope_in_x", "qk_norm_whole", "qk_norm_last", "parallel")
+_FLAGS = ("dtype", "activation", "rope_in_x")
+_FLAGS += ("qk_norm_whole", "qk_norm_last", "qk_norm_each", "parallel")
 _SCALARS = ("norm_eps", "qkv_clip", "score_scale", "score_cap")
 _SCALES = ("embed_scale", "residual_scale", "logit_scale", "logit_cap")
 
@@ -137,6 +138,7 @@ class Described:
             rope_in_x=model.dialect.rope == "x" and dtype != torch.float32,
             qk_norm_whole=config.qk_norm == "whole",
             qk_norm_last=config.qk_norm_last,
+            qk_norm_each=config.qk_norm == "each",
             parallel=config.parallel,
             norm_eps=config.norm_eps,
             qkv_clip=_rounded(config.qkv_clip, dtype),
@@ -155,8 +157,8 @@ class Described:
         return LayerC(
             **{name: self._matrix(module) for name, module in _projections(layer)},
             **{name: self._norm(getattr(layer, name)) for name in _NORMS},
-            q_norm=self._norm(layer.attn.q_norm),
-            k_norm=self._norm(layer.attn.k_norm),
+            q_norm=self._head_norm(layer.attn.q_norm),
+            k_norm=self._head_norm(layer.attn.k_norm),
             rope=self._ropes.get(kind.rope),
             sinks=self._floats(layer.attn.sinks),
             window=self._model.config.window if kind.window else 0,
@@ -175,6 +177,18 @@ class Described:
     def _growth(self) -> Tensor | None:
         config, dtype = self._model.config, self._model.dtype
         return growth(config, self._positions, dtype) if config.query_growth else None
+
+    def _head_norm(self, module: Norm | HeadNorms | None) -> Any:
+        """The norm of queries or keys, or the array of those of each head."""
+        if not isinstance(module, HeadNorms):
+            return self._norm(module)
+        weight = 1.0 + module.weight if module.offset else module.weight
+        norms = [
+            NormC(weight=self._floats(each), bias=self._floats(torch.zeros(len(each))), kind=_LAYER)
+            for each in weight.unflatten(0, (-1, self._model.config.head_dim))
+        ]
+        self._kept.append(array := (NormC * len(norms))(*norms))
+        return ctypes.cast(array, POINTER(NormC))
 
     def _norm(self, module: Norm | None) -> Any:
         """The norm with the weight it multiplies by: 1 + its own, or ones where it has none."""

@@ -34,7 +34,7 @@ export const KEYS = [
   ["?", "these keys", openHelp],
 ];
 export const GO = Object.fromEntries(ROOMS.map(([name]) => [{ map: "m", walk: "w", heads: "h", lens: "l",
-  parts: "c", generate: "g", try: "e" }[name], name]));
+  parts: "c", generate: "g", try: "e", compare: "b" }[name], name]));
 
 /** @param {string} selector */
 function focus(selector) {
@@ -48,7 +48,7 @@ function enterPicture() {
 }
 
 function copyPython() {
-  const button = document.querySelector(".microscope button.copy") ?? document.querySelector(".readings h3 button.copy");
+  const button = document.querySelector(".microscope button.copy, .compare h3 button.copy") ?? document.querySelector(".readings h3 button.copy");
   /** @type {HTMLElement | null} */ (button)?.click();
 }
 
@@ -60,7 +60,7 @@ function choosePicture(index) {
 }
 
 export function followKeys() {
-  let goes = 0; // when g was pressed
+  let goes = false; // g was pressed: the next letter is a room
   addEventListener("keydown", (event) => {
     const at = /** @type {HTMLElement} */ (event.target);
     if (event.ctrlKey && event.key === "k") {
@@ -70,11 +70,11 @@ export function followKeys() {
     }
     if (event.ctrlKey || event.metaKey || event.altKey || at.closest("input, textarea, select, dialog")) return;
     if (event.key === "Enter" && at.closest("button, a, [tabindex]") && at !== document.body) return;
-    if (performance.now() - goes < 1200 && event.key in GO) {
-      goes = 0;
+    const went = goes;
+    goes = event.key === "g" && !went;
+    if (went && event.key in GO) {
       batch(() => (room.value = /** @type {any} */ (GO[event.key])));
-    } else if (event.key === "g") goes = performance.now();
-    else {
+    } else if (!goes) {
       const found = KEYS.find(([key]) => key === event.key);
       if (!found) return;
       found[2]();

@@ -3,6 +3,7 @@
 import { effect, scope } from "./signals.js";
 import { html } from "./html.js";
 import { get } from "./data/api.js";
+import { bridgedHash, isBridged } from "./data/bridge.js";
 import { followServer, followUrl, models, open, report, room } from "./state.js";
 import { followTheme } from "./theme.js";
 import { followKeys, KEYS } from "./keys.js";
@@ -18,6 +19,7 @@ import { lensRoom } from "./views/lens_room.js";
 import { partsRoom } from "./views/parts_room.js";
 import { generateRoom } from "./views/generate_room.js";
 import { tryRoom } from "./views/try_room.js";
+import { compareRoom } from "./views/compare_room.js";
 
 function walkRoom() {
   return html`<section class="room walk"><nav class="rail" aria-label="ledger">${ledgerList()}</nav>${stage()}
@@ -25,7 +27,7 @@ function walkRoom() {
 }
 
 /** @type {Record<import("./state.js").Room, () => Node>} */
-const MADE = { map: mapRoom, walk: walkRoom, heads: headsRoom, lens: lensRoom, parts: partsRoom, generate: generateRoom, try: tryRoom };
+const MADE = { map: mapRoom, walk: walkRoom, heads: headsRoom, lens: lensRoom, parts: partsRoom, generate: generateRoom, try: tryRoom, compare: compareRoom };
 
 function show() {
   const main = html`<main></main>`;
@@ -45,7 +47,7 @@ async function start() {
   askForKey();
   try {
     models.value = (await get("/api/models")).models;
-    await open(location.hash);
+    await open(isBridged() ? bridgedHash() : location.hash);
     followUrl();
     followServer();
   } catch (error) {

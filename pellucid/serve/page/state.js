@@ -3,6 +3,7 @@
 import { batch, computed, effect, signal } from "./signals.js";
 import { format, fromHash, leafOf, layerOf, nameOf, parse, toHash } from "./address.js";
 import { ApiError, connection, get, post } from "./data/api.js";
+import { isBridged, tellPlace } from "./data/bridge.js";
 
 /**
  * @typedef {{name: string, family: string, parameters: number, layers: number, heads: number,
@@ -17,13 +18,16 @@ import { ApiError, connection, get, post } from "./data/api.js";
  * @typedef {{what: string, value: number | string | null, limit: number | string | null, holds: boolean}} Check
  * @typedef {{step: string, title: string, formula: string, source: {file: string, first: number, lines: string[]} | null,
  *   code: string, walk: string, checks: Check[]}} Card
- * @typedef {"map" | "walk" | "heads" | "lens" | "parts" | "generate" | "try"} Room
+ * @typedef {"map" | "walk" | "heads" | "lens" | "parts" | "generate" | "try" | "compare"} Room
+ * Prompt null: that of the shown run.
+ * @typedef {{model: string, prompt: string | null, edits: Edit[], run: string}} Rival
  * @typedef {{model: string, prompt?: string, ids?: number[], edits?: Edit[], like?: string}} Wanted
  */
 
 export const ROOMS = /** @type {const} */ ([
   ["map", "Map"], ["walk", "Walk"], ["heads", "Heads"], ["lens", "Lens"],
-  ["parts", "Contributions"], ["generate", "Generate"], ["try", "Experiment"]]);
+  ["parts", "Contributions"], ["generate", "Generate"], ["try", "Experiment"],
+  ["compare", "Compare"]]);
 
 export const models = signal(/** @type {Model[]} */ ([]));
 export const modelName = signal("");
@@ -42,6 +46,7 @@ export const busy = signal(/** @type {{what: string, since: number, stop: () => 
 export const trouble = signal(/** @type {{said: string, again?: () => void} | null} */ (null));
 export const live = signal(""); // what a screen reader hears
 export const card = signal(/** @type {Card | null} */ (null)); // of the step, once it has come
+export const rival = signal(/** @type {Rival | null} */ (null)); // what the shown run is compared with
 export const runs = signal(/** @type {Run[]} */ ([])); // of this visit, the newest first
 
 export const model = computed(() => models.value.find((m) => m.name === modelName.value) ?? null);
@@ -49,10 +54,15 @@ export const stepById = computed(() => new Map((run.value?.steps ?? []).map((s) 
 export const step = computed(() =>
   stepById.value.get(nameOf(leaf.value, layer.value)) ?? stepById.value.get(leaf.value) ?? null);
 
-/** Which head of a tensor belongs to the chosen query head. @param {Step} one */
-export function headOf(one) {
-  const group = one.dims[0] === "Hkv" ? (model.peek()?.heads ?? 1) / (model.peek()?.kv_heads ?? 1) : 1;
-  return Math.floor(head.value / group);
+/** @param {Run | null} of */
+export function modelOf(of) {
+  return models.peek().find((m) => m.name === of?.model) ?? null;
+}
+
+/** Which head of a tensor belongs to the chosen query head. @param {Step} one @param {Model | null} own */
+export function headOf(one, own = model.peek()) {
+  const group = one.dims[0] === "Hkv" ? (own?.heads ?? 1) / (own?.kv_heads ?? 1) : 1;
+  return Math.floor(Math.min(head.value, (own?.heads ?? 1) - 1) / group);
 }
 
 /** Whether a tensor has an axis of heads. @param {Step} one */
@@ -90,7 +100,7 @@ export function goTo(id, at = null) {
     const alike = from && to && String(from.dims) === String(to.dims);
     if (at || !alike) cell.value = at;
     if (at && to?.dims.at(-2) === "T") token.value = at.row;
-    if (!["walk"].includes(room.peek())) room.value = "walk";
+    if (!["walk", "compare"].includes(room.peek())) room.value = "walk";
   });
 }
 
@@ -115,7 +125,7 @@ export function goToAddress(text) {
     else cell.value = rest.length === 2 ? { row: rest[0], col: rest[1] } : null;
     if (rest.length && to.dims.at(-2) === "T") token.value = rest[0];
     if (to.dims.at(-1) === "T" && to.shape.length === 1 && rest.length) token.value = rest[0];
-    room.value = "walk";
+    if (room.peek() !== "compare") room.value = "walk";
   });
 }
 
@@ -219,11 +229,12 @@ export const hash = computed(() => toHash({
     id: chosenToken.value === null ? "" : String(chosenToken.value),
     scale: bend.value, picture: picture.value, prompt: run.value?.prompt.slice(0, 2000) ?? "",
     edits: run.value?.edits?.length ? JSON.stringify(run.value.edits) : "",
+    rival: room.value === "compare" && rival.value ? JSON.stringify(rival.value) : "",
   },
 }));
 
 /** What tells one entry of the browser's history from the next. */
-const entry = computed(() => [modelName.value, run.value?.run, room.value, step.value?.id].join(" "));
+const entry = computed(() => [modelName.value, run.value?.run, room.value, step.value?.id, rival.value?.model].join(" "));
 
 /** When the server is back, all that is shown is asked for again. */
 export function followServer() {
@@ -241,6 +252,7 @@ export function followUrl() {
   effect(() => {
     const [to, now] = [hash.value, entry.value];
     if (!run.value || to === location.hash) return;
+    if (isBridged()) return tellPlace(to);
     if (now === last) history.replaceState(null, "", to);
     else history.pushState(null, "", to);
     last = now;
@@ -253,6 +265,7 @@ export function followUrl() {
 /** Open what a hash says; runs the prompt in it again where the server dropped the run. @param {string} text */
 export async function open(text) {
   const place = fromHash(text);
+  trouble.value = null;
   batch(() => {
     modelName.value = known(place) ? place.model : models.peek()[0]?.name ?? "";
     const asked = ROOMS.find(([name]) => name === place.options.view);
@@ -296,6 +309,7 @@ function settle(made, place) {
   if (options.id) chosenToken.value = Number(options.id);
   bend.value = /** @type {any} */ (options.scale ?? "");
   picture.value = options.picture ?? "";
+  if (options.rival) rival.value = JSON.parse(options.rival);
   try {
     if (place.address && known(place)) goToAddress(place.address);
   } catch (error) {

@@ -43,6 +43,7 @@ function prepare(canvas, width, height) {
   pen.ink = style.getPropertyValue("--soft");
   pen.line = style.getPropertyValue("--line");
   pen.mark = style.getPropertyValue("--ink");
+  pen.paper = style.getPropertyValue("--paper");
   pen.font = "11px ui-monospace, 'DejaVu Sans Mono', monospace";
   return pen;
 }
@@ -107,14 +108,25 @@ function drawMap(figure, picture, values) {
       pen.restore();
     }
   }
-  const name = (index, isToken) => (isToken && data.tokens[index] !== undefined ? `${index} ${data.tokens[index]}` : index);
+  const name = (index, isToken) => (isToken && data.tokens[index] !== undefined ? `${index} “${data.tokens[index]}”` : index);
   return {
     rows, columns, left, top, cellWidth, cellHeight,
     tell(row, column) {
       const unit = values[row * columns + column];
       const value = unit === Infinity ? "masked" : Number((unit * picture.limit).toPrecision(4));
-      return rows === 1 && !picture.rows ? `[${column}]  ${value}`
-        : `${name(row, picture.rows)} , ${name(column, picture.columns)}:  ${value}`;
+      if (picture.columns) return `query ${name(row, true)} → key ${name(column, true)}: ${value}`;
+      if (rows === 1 && !picture.rows) return `number ${column}: ${value}`;
+      return `${picture.rows ? "token" : "row"} ${name(row, picture.rows)}, number ${column}: ${value}`;
+    },
+    mark(row, column) {
+      const x = left + column * cellWidth, y = top + row * cellHeight;
+      const wide = Math.max(cellWidth, 5), tall = Math.max(cellHeight, 5);
+      for (const [line, thick] of [[pen.paper, 4], [pen.mark, 2]]) {
+        pen.strokeStyle = line;
+        pen.lineWidth = thick;
+        pen.strokeRect(x + (cellWidth - wide) / 2, y + (cellHeight - tall) / 2, wide, tall);
+      }
+      pen.lineWidth = 1;
     },
   };
 }
@@ -165,17 +177,28 @@ function set(figure) {
     figure.redraw = () => { state = drawRays(figure, picture, values, state.position); };
     return;
   }
-  let map = drawMap(figure, picture, values), row = 0, column = 0;
-  const tell = () => show(`${figure.dataset.of}   ${map.tell(row, column)}`);
-  canvas.addEventListener("pointermove", (event) => {
+  let map = drawMap(figure, picture, values), row = 0, column = 0, read = false;
+  // The cell that is read is marked; nothing is once the picture is left.
+  const tell = (holds = true) => {
+    if (read || holds) map = drawMap(figure, picture, values);
+    read = holds;
+    if (holds) map.mark(row, column);
+    show(holds ? `${figure.dataset.of}   ${map.tell(row, column)}` : "");
+  };
+  const point = (event) => {
     const box = canvas.getBoundingClientRect(), grow = parseFloat(canvas.style.width) / box.width;
-    column = Math.floor(((event.clientX - box.left) * grow - map.left) / map.cellWidth);
-    row = Math.floor(((event.clientY - box.top) * grow - map.top) / map.cellHeight);
-    if (row >= 0 && column >= 0 && row < map.rows && column < map.columns) tell();
-    else show("");
-  });
-  canvas.addEventListener("pointerleave", () => show(""));
-  canvas.addEventListener("blur", () => show(""));
+    const at = [Math.floor(((event.clientY - box.top) * grow - map.top) / map.cellHeight),
+      Math.floor(((event.clientX - box.left) * grow - map.left) / map.cellWidth)];
+    const inside = at[0] >= 0 && at[1] >= 0 && at[0] < map.rows && at[1] < map.columns;
+    if (inside && read && at[0] === row && at[1] === column) return;
+    if (inside) [row, column] = at;
+    if (inside || read) tell(inside);
+  };
+  canvas.addEventListener("pointermove", (event) => event.pointerType === "mouse" && point(event));
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && read && tell(false));
+  canvas.addEventListener("focus", () => canvas.matches(":focus-visible") && tell());
+  canvas.addEventListener("blur", () => read && tell(false));
   canvas.addEventListener("keydown", (event) => {
     const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!move) return;
@@ -184,7 +207,10 @@ function set(figure) {
     column = Math.max(0, Math.min(map.columns - 1, column + move[1]));
     tell();
   });
-  figure.redraw = () => { map = drawMap(figure, picture, values); };
+  figure.redraw = () => {
+    map = drawMap(figure, picture, values);
+    if (read) map.mark(row, column);
+  };
 }
 
 const figures = [...document.querySelectorAll("figure[data-of]")];
@@ -202,3 +228,43 @@ addEventListener("resize", again);
 addEventListener("beforeprint", () => figures.forEach((figure) => {
   if (!figure.redraw) { watcher.unobserve(figure); set(figure); }
 }));
+
+// The contents: folded on a phone, and the step that is being read is marked.
+const contents = document.getElementById("contents"), where = document.getElementById("where");
+const narrow = matchMedia("(max-width: 900px)");
+const fold = () => { contents.open = !narrow.matches; };
+narrow.addEventListener("change", fold);
+fold();
+contents.addEventListener("click", (event) => { if (narrow.matches && event.target.closest("a")) contents.open = false; });
+const links = new Map([...contents.querySelectorAll("li a")].map((link) => [link.hash.slice(1), link]));
+const articles = [...document.querySelectorAll("article[id]")];
+function markPlace() {
+  let at = articles[0];
+  for (const article of articles) {
+    if (article.getBoundingClientRect().top > 120) break;
+    at = article;
+  }
+  const link = links.get(at?.id), before = contents.querySelector("[aria-current]");
+  if (!link || link === before) return;
+  before?.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "step");
+  where.textContent = link.textContent;
+  if (!narrow.matches) link.scrollIntoView({ block: "nearest" });
+}
+let waiting = false;
+addEventListener("scroll", () => {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => { waiting = false; markPlace(); });
+}, { passive: true });
+markPlace();
+// A word's meaning where it stands; a second tap follows it to the list.
+let asked = null;
+document.addEventListener("click", (event) => {
+  const word = event.target.closest("a.word");
+  if (word && word !== asked && !matchMedia("(hover: hover)").matches) {
+    event.preventDefault();
+    show(word.title);
+  } else if (asked && !event.target.closest("canvas")) show("");
+  asked = word;
+});

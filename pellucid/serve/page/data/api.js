@@ -2,6 +2,7 @@
 // (see recorded.js), which is how a run is shared as a single page.
 
 import { signal } from "../signals.js";
+import { askKernel, isBridged } from "./bridge.js";
 import { isRecording, recordedAnswer } from "./recorded.js";
 
 /** Whether the server answers; `gone` keeps the last picture on the page and tries again. */
@@ -48,12 +49,9 @@ async function ask(path, options = {}) {
     if (kept) return kept;
     throw new ApiError("This page is a recording, without that part: open the model with pellucid serve.", 404);
   }
-  const headers = new Headers(options.headers);
-  const key = sessionStorage.getItem("key");
-  if (key) headers.set("Authorization", `Bearer ${key}`);
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers });
+    answer = await (isBridged() ? askKernel(path, options) : fetch(path, { ...options, headers: withKey(options) }));
   } catch (error) {
     if (options.signal?.aborted) throw error;
     serverGone();
@@ -64,6 +62,14 @@ async function ask(path, options = {}) {
   if (answer.status === 401) keyNeeded.value = true;
   const said = await answer.json().catch(() => null);
   throw new ApiError(said?.error?.message ?? `${answer.status} ${answer.statusText}`, answer.status);
+}
+
+/** @param {RequestInit} options */
+function withKey(options) {
+  const headers = new Headers(options.headers);
+  const key = sessionStorage.getItem("key");
+  if (key) headers.set("Authorization", `Bearer ${key}`);
+  return headers;
 }
 
 /** Ask for the server every two seconds until it is back. */

@@ -107,9 +107,11 @@ export class TensorPlane extends Plane {
    * @param {number} cols
    * @param {string} dtype
    * @param {boolean} [flat] whether the tensor has one axis only, drawn as one row
+   * @param {string} [minus] a run whose numbers are subtracted
    */
-  constructor(run, name, lead, rows, cols, dtype, flat = false) {
+  constructor(run, name, lead, rows, cols, dtype, flat = false, minus = "") {
     super(rows, cols, dtype);
+    this.minus = minus;
     this.run = run;
     this.name = name;
     this.lead = lead;
@@ -120,7 +122,7 @@ export class TensorPlane extends Plane {
 
   async fetchWhole() {
     await this.guarded(async () => {
-      const found = await tensor(this.run, format(this.name, this.lead));
+      const found = await tensor(this.run, format(this.name, this.lead), { minus: this.minus });
       this.dtype = found.dtype;
       this.take(found.data);
     });
@@ -129,7 +131,7 @@ export class TensorPlane extends Plane {
   async fetchOverview() {
     const to = /** @type {[number, number]} */ ([Math.min(this.rows, OVERVIEW), Math.min(this.cols, OVERVIEW)]);
     await this.guarded(async () => {
-      const found = await tensor(this.run, format(this.name, this.lead), { reduce: "absmax", to });
+      const found = await tensor(this.run, format(this.name, this.lead), { reduce: "absmax", to, minus: this.minus });
       const [rows, cols] = found.shape.slice(-2);
       this.overview = { data: found.data, rows, cols };
       this.reduced = found.reduced || `${Math.ceil(this.rows / rows)}x${Math.ceil(this.cols / cols)}`;
@@ -154,7 +156,7 @@ export class TensorPlane extends Plane {
     /** @type {[number, number][]} */
     const ranges = [[i * TILE, i * TILE + height], [j * TILE, j * TILE + width]];
     await this.guarded(async () => {
-      const found = await tensor(this.run, format(this.name, [...this.lead, ...ranges]));
+      const found = await tensor(this.run, format(this.name, [...this.lead, ...ranges]), { minus: this.minus });
       this.tiles.set(key, found.data);
       this.version.value++;
     });

@@ -45,18 +45,19 @@ function half(bits) {
 /**
  * @param {string} run
  * @param {string} at
- * @param {{reduce?: string, to?: [number, number]}} [how]
+ * @param {{reduce?: string, to?: [number, number], minus?: string}} [how] minus: a run that is subtracted
  */
 export function tensorPath(run, at, how = {}) {
   const reduce = how.reduce && how.to ? `&reduce=${how.reduce}&to=${how.to.join(",")}` : "";
-  return `/api/runs/${encodeURIComponent(run)}/tensor?at=${encodeURIComponent(at)}${reduce}`;
+  const minus = how.minus ? `&minus=${encodeURIComponent(how.minus)}` : "";
+  return `/api/runs/${encodeURIComponent(run)}/tensor?at=${encodeURIComponent(at)}${reduce}${minus}`;
 }
 
 /**
  * A tensor or a slice of one.
  * @param {string} run
  * @param {string} at
- * @param {{reduce?: string, to?: [number, number]}} [how]
+ * @param {{reduce?: string, to?: [number, number], minus?: string}} [how]
  * @returns {Promise<Tensor>}
  */
 export function tensor(run, at, how) {

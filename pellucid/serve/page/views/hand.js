@@ -78,9 +78,11 @@ export class Hand {
   }
 
   fit() {
-    this.map.fit();
-    this.map.announceLegend();
-    this.map.draw();
+    for (const map of [this.map, ...this.map.mates]) {
+      map.fit();
+      map.announceLegend();
+      map.draw();
+    }
   }
 
   /** @param {KeyboardEvent} event */

@@ -6,7 +6,7 @@ import { html } from "../html.js";
 import { Scale } from "../data/scale.js";
 import { theme } from "../theme.js";
 import { Hand } from "./hand.js";
-import { FONT, paintHeatmap } from "./heatmap_paint.js";
+import { FLAT, FONT, paintHeatmap } from "./heatmap_paint.js";
 
 /**
  * @typedef {object} Options
@@ -24,8 +24,10 @@ import { FONT, paintHeatmap } from "./heatmap_paint.js";
  * @property {boolean} [upward] whether row 0 is at the bottom
  * @property {(row: number, col: number) => string} [text] what a cell says where it has room
  * @property {number} [most] pixels of a cell at most when all is shown
+ * @property {boolean} [plain] whether cells without a number are yet to come, not masked
  * @property {boolean} [clearZero] whether an exact 0 is masked
  * @property {number} [limit] of the scale; otherwise the largest value
+ * @property {import("../data/plane.js").Plane} [alike] another plane that has the same scale
  * @property {number} [widest] pixels of a column at most when all is shown
  * @property {(legend: {scale: Scale, note: string}) => void} [onLegend]
  */
@@ -45,6 +47,8 @@ export class Heatmap {
     this.painted = new Map();
     this.frame = 0;
     this.redraws = signal(0);
+    /** @type {Heatmap[]} */
+    this.mates = []; // pictures of the same axes, which show the same part
     /** @type {HTMLCanvasElement} */
     this.canvas = html`<canvas class="grid" tabindex="0" role="grid" aria-label=${options.label}
       aria-rowcount=${this.plane.rows} aria-colcount=${this.plane.cols}></canvas>`;
@@ -82,7 +86,7 @@ export class Heatmap {
   }
 
   makeScale() {
-    const range = this.plane.range.value;
+    const range = wider(this.plane.range.value, this.options.alike?.range.value ?? null);
     const { palette, limit, clearZero } = this.options;
     return new Scale({
       palette, clearZero,
@@ -111,7 +115,6 @@ export class Heatmap {
     this.height = Math.round(box.height);
     this.canvas.width = Math.round(this.width * devicePixelRatio);
     this.canvas.height = Math.round(this.height * devicePixelRatio);
-    this.measureGutters();
     if (this.touched) this.clampView();
     else this.fit();
     this.announceLegend();
@@ -141,6 +144,14 @@ export class Heatmap {
 
   /** Show all of it. */
   fit() {
+    this.measureGutters();
+    this.fitInto();
+    if (!this.options.colLabel || this.view.sx < FLAT) return;
+    this.gutter.top = 26; // labels lie flat and need one line
+    this.fitInto();
+  }
+
+  fitInto() {
     const { width, height } = this.room;
     const most = this.options.most ?? 64;
     let sx = width / this.plane.cols;
@@ -188,6 +199,15 @@ export class Heatmap {
   }
 
   moved() {
+    this.follow();
+    for (const mate of this.mates) {
+      const { x, y, sx, sy } = this.view; // of a mate of the same size on the page
+      Object.assign(mate.view, { x, y, sx, sy });
+      mate.follow();
+    }
+  }
+
+  follow() {
     this.canvas.style.touchAction = this.zoomed ? "none" : "pan-y";
     this.touched = true;
     this.clampView();
@@ -276,6 +296,16 @@ export class Heatmap {
     if (this.painted.size > 400) this.painted.delete(/** @type {number} */ (this.painted.keys().next().value));
     return canvas;
   }
+}
+
+/**
+ * The range of two planes together.
+ * @param {import("../data/plane.js").Range | null} one
+ * @param {import("../data/plane.js").Range | null} two
+ */
+function wider(one, two) {
+  if (!one || !two) return one;
+  return { ...one, limit: Math.max(one.limit, two.limit), knee: Math.max(one.knee, two.knee), least: Math.min(one.least, two.least) };
 }
 
 /** @param {ImageData} image */

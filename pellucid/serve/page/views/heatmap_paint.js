@@ -5,6 +5,7 @@ import { fitting } from "../data/numbers.js";
 import { ink } from "../theme.js";
 
 export const FONT = "11px ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace";
+export const FLAT = 46; // pixels of a column from which on its label lies flat
 /** @typedef {import("./heatmap.js").Heatmap} Heatmap */
 
 /** @param {Heatmap} map */
@@ -19,7 +20,7 @@ export function paintHeatmap(map) {
   context.rect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
   context.clip();
   // Hatched is masked; what has not come yet is plain, and says so.
-  context.fillStyle = plane.range.peek() ? hatch(context) : ink("--wash");
+  context.fillStyle = plane.range.peek() && !map.options.plain ? hatch(context) : ink("--wash");
   context.fillRect(gutter.left, gutter.top, right - gutter.left, bottom - gutter.top);
   if (!plane.range.peek()) paintWaiting(map, right, bottom);
   context.imageSmoothingEnabled = false;
@@ -245,7 +246,7 @@ function paintLabels(map, right, bottom) {
 function paintColumnLabels(map, box, right, chosen) {
   const { context, view, gutter, options } = map;
   const label = /** @type {(col: number) => string} */ (options.colLabel);
-  const flat = view.sx >= 46;
+  const flat = view.sx >= FLAT;
   const step = Math.max(1, Math.ceil(13 / view.sx));
   for (let col = Math.ceil(box.left / step) * step; col < box.right; col += step) {
     const x = gutter.left + (col + 0.5 - view.x) * view.sx;

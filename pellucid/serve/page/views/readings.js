@@ -3,6 +3,7 @@
 import { effect, signal } from "../signals.js";
 import { html } from "../html.js";
 import { get } from "../data/api.js";
+import { isBridged } from "../data/bridge.js";
 import { isRecording } from "../data/recorded.js";
 import { card, head, headOf, model, run, step } from "../state.js";
 import { count, duration, short, size } from "../data/numbers.js";
@@ -69,6 +70,6 @@ function facts(one) {
       ["pass", duration(one.seconds)], ["held", size(one.bytes)],
       ["type", own?.dtype ?? ""], ["id", one.run]].map(([name, value]) =>
         html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-    <p hidden=${isRecording()}><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
+    <p hidden=${isRecording() || isBridged()}><a href=${`/api/runs/${encodeURIComponent(one.run)}/export`} download=${`pellucid-${one.run}.html`}>
     Save this run as one file</a></p>`;
 }

@@ -75,16 +75,21 @@ function draw(one, kind) {
   return map;
 }
 
-function title() {
+/** The step before and the next one, and where in the ledger this is. */
+export function stepPicker() {
   const place = computed(() => {
     const rows = ledger.value;
     return { at: rows.findIndex((s) => s.id === step.value?.id) + 1, of: rows.length };
   });
+  return html`<span class="stepper walk"><button title="step before (k)" aria-label="step before"
+    @click=${() => stepBy(-1)}>‹</button><span class="of">${() => `${place.value.at} / ${place.value.of}`}</span><button
+    title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span>`;
+}
+
+function title() {
   return html`<header class="what" data-role=${() => roleOf((step.value?.id ?? "").replace(/^layers\.\d+\./, ""))}>
     <div class="line"><h1>${() => (step.value ? titleOf(step.value) : "")}</h1>
-      <span class="stepper walk"><button title="step before (k)" aria-label="step before"
-        @click=${() => stepBy(-1)}>‹</button><span class="of">${() => `${place.value.at} / ${place.value.of}`}</span><button
-        title="next step (j)" aria-label="next step" @click=${() => stepBy(1)}>›</button></span></div>
+      ${stepPicker()}</div>
     <div class="line"><p class="sentence">${() => step.value?.sentence ?? ""}</p>${pictureChoice()}</div>
     <div class="line"><code class="dims">${() => dims(step.value)}</code>
       <span class="formula">${() => formula(shownFormula(step.value))}</span></div></header>`;

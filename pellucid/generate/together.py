@@ -1,0 +1,105 @@
+"""Many generations of one model in shared steps; they join and leave between two of them.
+
+    step      │ a b c │ a b c d │ a c d │      one pass over the weights for all rows that decode
+    prompts   │ d d   │ e       │ e e e │      then at most a piece of the prompts still to be read
+
+In the C decoder a row's bits do not depend on the rows beside it, so each answer is the one that
+the model gives alone. Where a model cannot run there, a step is one pass after another, each the
+one that its generation would make by itself; a prompt's passes are these anyhow (`engine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pellucid.generate.engine import Generation, generate_tokens
+from pellucid.generate.fast import FastSteps
+from pellucid.generate.limits import context_limit
+from pellucid.generate.prefixes import PIECE, PrefixStore
+from pellucid.models import Model
+
+SHARED_BYTES = 1 << 30  # of caches that later prompts can begin from
+
+
+class Together:
+    """The generations of one model that share its passes; one thread at a time.
+
+    Each decoding row gets a token per step, however many rows and however long the prompts that
+    others wait for. Of prompts, the oldest and the one with the least left to read take turns: a
+    short one overtakes a long one, which is never left waiting.
+    """
+
+    def __init__(
+        self, model: Model, *, fast: bool | None = None, shared_bytes: int = SHARED_BYTES
+    ) -> None:
+        """fast: as for `generate_tokens`; shared_bytes: of what `prefixes` may hold."""
+        self._model = model
+        self._steps = FastSteps(model, context_limit(model.config), fast)
+        self.prefixes = PrefixStore(shared_bytes, any_length=self._steps.reads_prompts)
+        self._rows: list[Generation] = []  # in the order in which they came
+        self._turn = 0
+
+    def generate(self, prompt: Sequence[int], **options: Any) -> Generation:
+        """A generation to `join` with; the options are those of `generate_tokens`.
+
+        Nothing of it is run, and no memory of it held, before it has joined.
+        """
+        return generate_tokens(
+            self._model, [prompt], kept=self.prefixes, fast=self._steps, **options
+        )
+
+    def join(self, row: Generation) -> None:
+        """From the next step on, until it leaves."""
+        self._rows.append(row)
+
+    def leave(self, row: Generation) -> None:
+        """No further step is computed for it; its memory is free once nobody holds it."""
+        if row in self._rows:
+            self._rows.remove(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def step(self) -> None:
+        """One token for each row that decodes, and at most a piece of prompts.
+
+        A row is `ready` then, until its next item is taken. An error stays in the row it is of.
+        """
+        waiting = [row for row in self._rows if not row.ready]
+        joint = [(row, *due) for row in waiting if (due := row.next_token()) is not None]
+        apart = [row for row, _, cache in joint if not self._steps.joins(cache)]
+        joint = [due for due in joint if due[0] not in apart]
+        if joint:
+            rows, tokens, caches = zip(*joint, strict=True)
+            try:
+                found = self._steps.step_each(tokens, caches)
+            except Exception as error:  # of all that shared it
+                for row in rows:
+                    row.fail(error)
+            else:
+                apart += rows if found is None else ()
+                for row, logits in zip(rows, found or (), strict=False):
+                    row.take(logits)
+        for row in apart:
+            self._advance(row)
+        self._read([row for row in waiting if not row.ready and row.next_token() is None])
+
+    def _read(self, rows: list[Generation]) -> None:
+        """Passes of at most a piece of tokens in all, and at least one."""
+        room = PIECE
+        while rows and room > 0:
+            self._turn += 1
+            row = rows[0] if self._turn % 2 else min(rows, key=lambda one: one.unread)
+            before = row.unread
+            self._advance(row)
+            if row.ready:
+                rows.remove(row)
+                before += 1  # its last token is read, too
+            room -= max(before - row.unread, 1)
+
+    def _advance(self, row: Generation) -> None:
+        try:
+            row.advance()
+        except Exception as error:
+            row.fail(error)
