@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from family_samples import SAMPLES
 from tiny import GPT, LLAMA, random_tokens
 
@@ -510,6 +511,28 @@ def test_no_test_asset_is_committed_under_another_name(assets):
     known = {digest(p): p for p in assets.rglob("*") if p.is_file() and p.stat().st_size > 1000}
     copies = [p for p in tracked_files() if p.is_file() and digest(p) in known]
     assert not copies
+
+
+def test_a_commit_runs_the_checks_of_ci():
+    """What `make lint` runs, which CI runs before the tests, and no more."""
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe
+    linted = re.findall(r"\$\(BIN\)/(.+)", recipe[1])
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"].removeprefix(".venv/bin/") for hook in config["repos"][0]["hooks"]]
+    assert entries == [re.sub(r" --no-cache| \.$", "", line) for line in linted]
+    assert re.search(r"^test: .*\blint\b", makefile, re.MULTILINE)
+    assert "make --no-print-directory test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_decisions_are_numbered_and_say_what_they_decide():
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    for number, page in enumerate(pages, start=1):
+        text = page.read_text()
+        assert page.name.startswith(f"{number:04}-") and text.startswith(f"# {number}. ")
+        assert "**Situation.**" in text and "**Decision.**" in text
+        assert len(text.splitlines()) <= 40
 
 
 def test_the_changelog_has_this_version():

@@ -22,7 +22,10 @@ VERBS = {
     "diff": ("pellucid.cli.diff", "find where two implementations of a model differ, and why"),
     "generate": ("pellucid.cli.generate", "continue a prompt"),
     "chat": ("pellucid.cli.chat", "talk with a model"),
-    "serve": ("pellucid.cli.serve", "serve models through OpenAI's API on this machine"),
+    "serve": (
+        "pellucid.cli.serve",
+        "serve the explorer and OpenAI's API for models, on this machine",
+    ),
     "info": ("pellucid.cli.info", "count a model's parameters, bytes and FLOPs, draw its parts"),
     "code": ("pellucid.cli.code", "write one model's forward as one plain Python file"),
     "plan": ("pellucid.cli.plan", "estimate what training takes on a number of GPUs"),
@@ -32,7 +35,7 @@ VERBS = {
     "bench": ("pellucid.cli.bench", "measure speed against this machine's own limits"),
     "doctor": (
         "pellucid.cli.doctor",
-        "check that this machine computes correctly, and what would be faster with what",
+        "check that this machine computes correctly, and how to be faster",
     ),
     "convert": ("pellucid.cli.convert", "write a model in another format, and prove it the same"),
     "fetch": ("pellucid.cli.fetch", "download a model from the Hub"),
@@ -144,7 +147,7 @@ def _help() -> str:
         "Pellucid: language models you can see through.\n\n"
         "usage: pellucid VERB [OPTIONS]\n\n"
         f"{verbs}\n\n"
-        "A model is a folder (Meta's or Hugging Face's layout), owner/name on the Hub, or one\n"
-        "that ships with the package: demo (a Llama, the default) and demo-gpt2.\n"
+        "A model is a folder (Meta's or Hugging Face's layout), a GGUF file, owner/name\n"
+        "on the Hub, or a name: demo (a Llama, the default), demo-gpt2 or smollm2.\n"
         "pellucid VERB --help lists the arguments of a verb."
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pellucid.generate import Conversation, Sampling
 
 COMMANDS = """\
-/system TEXT  set the system message, which says how the model should behave; without TEXT, none
+/system TEXT  set the system message, how the model should behave; no TEXT, none
 /reset        forget the conversation, keep the system message
 /help         print this list
 Ctrl-C        stop an answer

@@ -12,13 +12,16 @@ from pellucid.files import check_output, write_whole
 
 EPILOG = """\
 A and B are each one of these:
-  a model     a folder, owner/name on the Hub, demo or demo-gpt2
-  hf:FOLDER   a model folder, run by transformers
-  a recording a file of named tensors (.safetensors, .npz)
-B may also be an OpenAI-compatible server (http://HOST:PORT) or a sampler's log (.jsonl).
-Both are compared with A's arithmetic at higher precision: take as A the one you trust.
+  a model      a folder, a GGUF file, owner/name on the Hub, or demo, demo-gpt2,
+               smollm2
+  hf:FOLDER    a model folder, run by transformers
+  a recording  a file of named tensors (.safetensors, .npz)
+B may also be an OpenAI-compatible server (http://HOST:PORT) or a sampler's log
+(.jsonl). Both are compared with A's arithmetic at higher precision: take as A
+the one you trust.
 
-exit status: 0 the same (identical, within rounding, or explained), 1 diverged, 2 an error"""
+exit status: 0 the same (identical, within rounding, or explained), 1 diverged,
+2 an error"""
 
 # Flags that are parameters of `pellucid.diff` under the same names.
 _RUN = ("steps", "dtype_a", "dtype_b", "dialect_a", "dialect_b", "fused", "copies", "fast")

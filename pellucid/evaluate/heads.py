@@ -88,13 +88,6 @@ def head_scores(
     )
 
 
-def induction_scores(
-    model: Model, *, seed: int = 0, length: int = 64, rows: int = 4, begin: Sequence[int] = ()
-) -> Tensor:
-    """Induction score of every head, (layers, heads); arguments as in `head_scores`."""
-    return head_scores(model, seed=seed, length=length, rows=rows, begin=begin).induction
-
-
 def strongest(scores: Tensor) -> tuple[int, int]:
     """(layer, head) of the highest score in (layers, heads)."""
     return divmod(int(scores.argmax()), scores.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import textwrap
 from collections.abc import Callable, Iterator
 from itertools import groupby
@@ -272,16 +271,3 @@ def _rope_doc(rope: RopeConfig, config: Config) -> str:
     }[rope.type]
     pairs = config.rotary_width(rope) // 2
     return f"cos and sin of position × frequency, (T, {pairs}) each{scaled}."
-
-
-def unused_imports(text: str) -> set[str]:
-    """Names that a file imports and never uses."""
-    tree = ast.parse(text)
-    imported = {
-        alias.asname or alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    return imported - used - {"annotations"}

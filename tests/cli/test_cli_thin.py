@@ -117,6 +117,17 @@ def test_help_states_every_default(verb):
         assert "(default " not in action.help, action.option_strings
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_fits_80_columns(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = VerbParser(f"pellucid {verb}", cli.VERBS[verb][1])
+    getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
+    usage, _, rest = parser.format_help().partition(
+        "\n\n"
+    )  # argparse may not break it
+    assert usage and not [line for line in rest.splitlines() if len(line) > 80]
+
+
 def test_a_flag_of_several_verbs_has_one_sentence():
     one = {"-m", "--out", *SHARED}
     another = {"--dtype"}  # train, finetune and convert: of weights that are written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pellucid import checkpoints, trace
 from pellucid.families import read_config
 from pellucid.models import Cache, Config, Model
 from pellucid.source import file_text
-from pellucid.source.text import unused_imports
 
 
 def config_of(sample: str) -> Config:
@@ -28,6 +28,19 @@ def executed(text: str) -> ModuleType:
     module = ModuleType("model")
     exec(compile(text, "model.py", "exec"), vars(module))
     return module
+
+
+def unused_imports(text: str) -> set[str]:
+    """Names that a file imports and never uses."""
+    tree = ast.parse(text)
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return imported - used - {"annotations"}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from pellucid.families import (
 from pellucid.gguf_file import TYPES
 from pellucid.models import Config
 
-TYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}  # llama.cpp's enum llama_ftype
 _SIZES = {name: (values, nbytes) for name, values, nbytes in TYPES.values()}
 Read = Callable[[str], Tensor]
