@@ -11,6 +11,10 @@ import { copyButton } from "./copy.js";
 import { openHelp } from "./dialogs.js";
 
 export function masthead() {
+  effect(() => { // on a phone the tabs scroll
+    room.value;
+    requestAnimationFrame(() => document.querySelector(".rooms [aria-selected='true']")?.scrollIntoView({ block: "nearest", inline: "nearest" }));
+  });
   const title = () => ROOMS.find(([name]) => name === room.value)?.[1] ?? "";
   return html`<header class="masthead"><h1 class="spoken">Pellucid: ${title}</h1><div class="top">
     <a class="brand" href="#" @click=${(/** @type {Event} */ event) => (event.preventDefault(), (room.value = "map"))}
