@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["page_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
 
 

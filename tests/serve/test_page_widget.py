@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import PROMPT, QUIET
+from browsing import PATIENCE, PROMPT, QUIET
 
 from pellucid.serve.page_file import bridged_page
 from pellucid.serve.page_files import files
@@ -90,6 +90,7 @@ def test_the_page_works_in_a_frame_by_messages_alone(chromium, url, demo_lm):
 
 
 def check_frame(tab: Any, client: httpx.Client, complaints: list[str], demo_lm: Any) -> None:
+    tab.set_default_timeout(PATIENCE)
     tab.on("pageerror", lambda error: complaints.append(error.message))
 
     def to_kernel(said: dict[str, Any]) -> Any:  # the application behind a socket stands for it
@@ -107,10 +108,11 @@ def check_frame(tab: Any, client: httpx.Client, complaints: list[str], demo_lm: 
     tab.evaluate(WIDGET, [source, bridged_page(place)])
     tab.wait_for_selector("iframe")
     frame = tab.frames[-1]
-    frame.wait_for_selector("body[data-ready]", timeout=90_000)
+    frame.wait_for_selector("body[data-ready]", timeout=PATIENCE)
     frame.evaluate(QUIET)
     seen = demo_lm.trace(PROMPT)["layers.1.attn.pattern[2]"]
     value = """() => document.querySelector("main canvas.grid").heatmap.plane.value(4, 0)"""
     assert frame.evaluate(value) == float(seen[4, 0])
-    frame.locator("body").press("j")
-    tab.wait_for_function("window.place.includes('attn.z')")
+    tab.wait_for_function("window.place.includes('attn.pattern')", polling=200)
+    frame.locator("main canvas.grid").press("j")
+    tab.wait_for_function("window.place.includes('attn.z')", polling=200)

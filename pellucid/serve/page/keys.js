@@ -48,7 +48,7 @@ function enterPicture() {
 }
 
 function copyPython() {
-  const button = document.querySelector(".microscope button.copy, .compare h3 button.copy") ?? document.querySelector(".readings h3 button.copy");
+  const button = document.querySelector(".microscope button.copy, .compare h2 button.copy") ?? document.querySelector(".readings h3 button.copy");
   /** @type {HTMLElement | null} */ (button)?.click();
 }
 

@@ -309,8 +309,8 @@ function settle(made, place) {
   if (options.id) chosenToken.value = Number(options.id);
   bend.value = /** @type {any} */ (options.scale ?? "");
   picture.value = options.picture ?? "";
-  if (options.rival) rival.value = JSON.parse(options.rival);
   try {
+    if (options.rival) rival.value = JSON.parse(options.rival);
     if (place.address && known(place)) goToAddress(place.address);
   } catch (error) {
     report(error);

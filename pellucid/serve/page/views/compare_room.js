@@ -39,8 +39,8 @@ export function compareRoom() {
     <div class="panel main"><header class="what"><div class="line"><h1>${() => (step.value ? titleOf(step.value) : "")}</h1>${stepPicker()}</div>
     <div class="line"><code class="dims">${() => step.value?.name ?? ""}</code><span class="row">${layerPicker()}
       ${() => (step.value?.shape.length === 3 ? headPicker() : "")}</span></div></header>
-    ${beside}${() => (against.value ? html`<div><h3>In Python ${copyButton(() => against.peek()?.python ?? "")}</h3>
-      <pre class="repeat">${against.value.python}</pre></div>` : "")}</div></section>`;
+    ${beside}${() => (against.value ? html`<div><h2>In Python ${copyButton(() => against.peek()?.python ?? "")}</h2>
+      <pre class="repeat" tabindex="0">${against.value.python}</pre></div>` : "")}</div></section>`;
 }
 
 /** Run what the shown run is compared with; at first another model, or another run of this visit. @param {import("../signals.js").Signal<Run | null>} other */

@@ -55,8 +55,8 @@ function card(one, id, at) {
     <h3>head ${one.head}</h3><dl>${COLUMNS.slice(1).map(([key, text]) => {
       const value = one[key];
       const share = value !== null && ["previous", "first", "induction"].includes(key) ? value : 0;
-      return html`<div title=${text}><dt>${text}</dt><dd>${value === null ? "—" : short(value)}</dd>
-        <i css=${`width:${share * 100}%`}></i></div>`;
+      return html`<div title=${text}><dt>${text}</dt><dd>${value === null ? "—" : short(value)}
+        <i css=${`width:${share * 100}%`}></i></dd></div>`;
     })}</dl></li>`;
 }
 

@@ -109,6 +109,9 @@ export class Heatmap {
 
   /** Fit the canvas to its box. */
   resize() {
+    if (!this.options.square && !this.plane.overview) { // no taller than its rows ever are
+      this.element.style.maxHeight = `${this.plane.rows * (this.options.most ?? 64) + 110}px`;
+    }
     const box = this.element.getBoundingClientRect();
     if (!box.width || !box.height) return;
     this.width = Math.round(box.width);

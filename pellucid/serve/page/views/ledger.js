@@ -41,7 +41,7 @@ function row(one, number) {
   return html`<li><a href="#" data-step=${one.id} data-role=${roleOf(one.id.replace(/^layers\.\d+\./, ""))}
     @click=${(/** @type {Event} */ event) => (event.preventDefault(), goTo(one.id))}>
     <span class="number">${number}</span><span class="title" title=${() => `${one.id}: ${titleOf(one)}`}>${() => titleOf(one, true)}</span>
-    <span class="leaf">${one.id.replace(/^layers\.\d+\./, "")}</span></a></li>`;
+    <span class="leaf">${one.id.replace(/^layers\.\d+\.(attn\.|mlp\.)?/, "")}</span></a></li>`;
 }
 
 export function layerPicker() {

@@ -11,7 +11,12 @@ import { copyButton } from "./copy.js";
 import { openHelp } from "./dialogs.js";
 
 export function masthead() {
-  return html`<header class="masthead"><div class="top">
+  effect(() => { // on a phone the tabs scroll
+    room.value;
+    requestAnimationFrame(() => document.querySelector(".rooms [aria-selected='true']")?.scrollIntoView({ block: "nearest", inline: "nearest" }));
+  });
+  const title = () => ROOMS.find(([name]) => name === room.value)?.[1] ?? "";
+  return html`<header class="masthead"><h1 class="spoken">Pellucid: ${title}</h1><div class="top">
     <a class="brand" href="#" @click=${(/** @type {Event} */ event) => (event.preventDefault(), (room.value = "map"))}
       title="the map"><svg viewBox="0 0 24 24" width="22" height="22" aria-hidden="true"><circle cx="10" cy="10" r="6.5"></circle>
       <path d="M15 15l6 6M10 6.5v7M6.5 10h7"></path></svg><span>pellucid</span></a>

@@ -69,7 +69,7 @@ function arithmetic(one) {
     ${facts(one)}${check(one)}
     ${one.edited ? html`<p class="note bad">This run changes this tensor, so its arithmetic does not explain it.</p>` : ""}
     ${one.inputs?.length ? html`<h3>Computed from</h3><ul class="inputs">${one.inputs.map(input)}${(one.weights ?? []).map((at) => html`<li><code>${at}</code></li>`)}</ul>` : ""}
-    <h3>In Python ${copyButton(() => one.python)}</h3><pre>${one.python}</pre>`;
+    <h3>In Python ${copyButton(() => one.python)}</h3><pre tabindex="0">${one.python}</pre>`;
 }
 
 /** @param {string} hex @param {string} dtype */

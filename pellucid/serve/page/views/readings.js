@@ -33,9 +33,9 @@ export function readings() {
 function cardOf(one) {
   const { code, walk, source, checks } = one;
   return html`${checks?.length ? html`<h3>Checks</h3><ul class="checks">${checks.map(check)}</ul>` : ""}
-    ${code ? html`<h3>Code of this model ${copyButton(() => code)}</h3><pre class="code">${highlighted(code)}</pre>` : ""}
+    ${code ? html`<h3>Code of this model ${copyButton(() => code)}</h3><pre class="code" tabindex="0">${highlighted(code)}</pre>` : ""}
     ${source?.file ? html`<p class="source"><code>${source.file}:${source.first}</code></p>` : ""}
-    ${walk ? html`<details><summary>Written a second time, in the walk</summary><pre class="code">${highlighted(walk)}</pre></details>` : ""}`;
+    ${walk ? html`<details><summary>Written a second time, in the walk</summary><pre class="code" tabindex="0">${highlighted(walk)}</pre></details>` : ""}`;
 }
 
 /** @param {Check} one */

@@ -69,7 +69,7 @@ function editor() {
       : html`<li class="note">none yet</li>`)}</ul>
     <div class="row"><button class="primary" disabled=${() => !draft.value.length} @click=${runEdited}>Run the experiment</button>
     ${() => (run.value?.edits?.length ? html`<button @click=${backToClean}>Back to the clean run</button>` : "")}</div>
-    ${() => (edited.value?.python ? html`<h3>In Python ${copyButton(() => edited.peek()?.python ?? "")}</h3><pre>${edited.value.python}</pre>` : "")}`;
+    ${() => (edited.value?.python ? html`<h3>In Python ${copyButton(() => edited.peek()?.python ?? "")}</h3><pre tabindex="0">${edited.value.python}</pre>` : "")}`;
 }
 
 /** @param {Edit} edit */
