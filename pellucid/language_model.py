@@ -154,7 +154,12 @@ class LanguageModel:
         if isinstance(prompt, str):
             tokens = encode_prompt(self.tokenizer, prompt)
         else:
-            tokens = [int(token) for token in prompt]
+            try:
+                if isinstance(prompt, bytes):
+                    raise TypeError("bytes would be read as ids")
+                tokens = [int(token) for token in prompt]
+            except (TypeError, ValueError):
+                raise ValueError(f"{prompt!r:.60} is no prompt: expected text, or ids") from None
         check_tokens(tokens, self.config)
         return tokens
 

@@ -6,7 +6,7 @@ back, and let go as soon as it no longer can.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +26,8 @@ class StopStrings:
 
     def __init__(self, strings: str | Collection[str] | None) -> None:
         """`strings`: several, one, or None for none. ValueError for an empty one or no text."""
+        if not isinstance(strings, Iterable | None):
+            raise ValueError(f"stop is {strings!r}: expected a text or a list of texts")
         strings = [strings] if isinstance(strings, str) else list(strings or ())
         for stop in strings:
             if not isinstance(stop, str):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pellucid.checkpoints.files import PthFile
+from pellucid.diff.served.logs import read_logs
 from pellucid.files import read_json, read_text
+from pellucid.gguf_file import read_header
 
 
 def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
@@ -19,6 +21,10 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
             read_json(path)
         with pytest.raises(ValueError, match="not a file"):
             PthFile(path)
+        with pytest.raises(ValueError, match="not a file"):
+            read_logs(path, None)
+        with pytest.raises(ValueError, match="not a file"):
+            read_header(path)
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,7 @@ def test_the_verdict_does_not_depend_on_the_scale(seed, scale):
 def test_a_tensor_of_zeros_is_measured_in_absolute_terms():
     zeros = torch.zeros(1, 4, 4)
     assert measure(zeros.double(), zeros, zeros + 1e-3, DIMS, 1e-7).verdict == "diverged"
+
+
+def test_whole_numbers_are_not_rounded():
+    assert roundoff(torch.int64) == 0 and roundoff(torch.float32) == 2**-24

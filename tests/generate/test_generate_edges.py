@@ -182,3 +182,21 @@ def test_one_prompt_for_a_list_of_prompts_is_an_error(lm: LanguageModel, prompts
 def test_a_length_is_a_whole_number(lm: LanguageModel, length: Any) -> None:
     with pytest.raises(ValueError, match="max_new_tokens is .*: expected a whole number"):
         lm.generate("import os", max_new_tokens=length)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"stop": 5}, {"temperature": "1"}, {"temperature": None}, {"top_k": 2.5}, {"top_p": "x"}],
+)
+def test_an_argument_of_another_kind_is_named_in_one_line(given):
+    (name,) = given
+    with pytest.raises(ValueError, match=f"{name} is .*expected") as caught:
+        pellucid.load("demo").generate("import os", max_new_tokens=1, **given)
+    assert "\n" not in str(caught.value)
+    assert Sampling(temperature=torch.tensor(0.5).numpy()[()]).temperature == 0.5
+
+
+@pytest.mark.parametrize("prompt", [None, b"ab", ["a", "b"], 5])
+def test_what_is_no_prompt_is_refused_as_one(prompt):
+    with pytest.raises(ValueError, match="is no prompt: expected text, or ids"):
+        pellucid.load("demo").generate(prompt, max_new_tokens=1)

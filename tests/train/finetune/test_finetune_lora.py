@@ -209,3 +209,10 @@ def test_a_merged_model_is_merged_again_afterwards(inside):
     with pytest.raises(RuntimeError), inside(model):
         raise RuntimeError
     assert same(model.state_dict(), before)
+
+
+def test_lora_begins_with_a_within_one_over_the_root_of_its_inputs():
+    made = lora.inject(random_model(LLAMA), LoraConfig(rank=64))
+    for adapter in made.values():
+        bound = adapter.a.shape[1] ** -0.5
+        assert 0.9 * bound < adapter.a.detach().abs().max() <= bound
