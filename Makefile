@@ -2,12 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PROMPT ?= if not isinstance(value, str
 # One process per core and one thread in each: more threads than cores only get in each other's way.
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train gpu-check train-demos lint types-page format clean
+.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train gpu-check train-demos train-world lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -23,9 +22,10 @@ venv: .venv/.installed  ## a virtual environment with Pellucid and its developme
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
-demo: venv  ## walk a real prompt through the shipped model: a page and figures in demo-out/
+# PROMPT="some text" walks another prompt than the notebook's.
+demo: venv  ## walk a famous prompt to its 42 through a shipped model: a page and figures in demo-out/
 	mkdir -p demo-out
-	$(BIN)/pellucid walk "$(PROMPT)" --html demo-out/walk.html --plots demo-out/figures
+	$(BIN)/pellucid walk $(if $(PROMPT),"$(PROMPT)") --model world --html demo-out/walk.html --plots demo-out/figures
 	@echo
 	@echo "The page:    $(CURDIR)/demo-out/walk.html"
 	@echo "The figures: $(CURDIR)/demo-out/figures"
@@ -58,7 +58,19 @@ bench-train: venv  ## training against nanoGPT's model compiled: speed, MFU, mem
 	$(BIN)/python benchmarks/train_speed.py
 
 TRAIN := OMP_NUM_THREADS=1 $(BIN)/pellucid train --micro-batch 8
-train-demos: venv  ## train models like the two that ship (docs/demos.md), into runs/; over an hour
+# The models of the small world begin from the models of code, whose heads look back; twice the
+# learning rate falls and begins anew.
+WORLD := $(TRAIN) --world 0.8 --stdlib --batch 8 --dtype bfloat16
+FIRST := --new-vocab --vocab 4096 --copies 0.15 --warmup 60 --hold 650 --steps 1250
+MORE := --copies 0.1 --warmup 10
+train-world: venv  ## train the two models of the small world (docs/demo-world.md), into runs/; half an hour
+	$(WORLD) --init demo $(FIRST) --stop 476 --out runs/world-1
+	$(WORLD) --init demo-gpt2 $(FIRST) --stop 469 --out runs/world-gpt2-1
+	for name in world world-gpt2; do \
+		$(WORLD) --init runs/$$name-1/last $(MORE) --seed 2 --steps 320 --out runs/$$name-2 && \
+		$(WORLD) --init runs/$$name-2/last $(MORE) --seed 3 --steps 280 --out runs/$$name || exit 1; done
+
+train-demos: venv  ## train models like those that ship (docs/demos.md, demo-world.md), into runs/; two hours
 	$(TRAIN) --stdlib --family llama --kv-heads 2 --copies 0.15 --steps 1800 --hold 1000 \
 		--dtype bfloat16 --out runs/llama
 	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 719 --out runs/gpt2-stage1
@@ -66,6 +78,7 @@ train-demos: venv  ## train models like the two that ship (docs/demos.md), into 
 		--steps 850 --stop 800 --hold 470 --out runs/gpt2-stage2
 	$(TRAIN) --stdlib --init runs/gpt2-stage2/last --copies 0.15 --lr 0.002 --warmup 40 --seed 3 \
 		--steps 420 --hold 212 --dtype bfloat16 --out runs/gpt2
+	$(MAKE) train-world
 
 gpu-check: venv  ## a GPU in eight minutes: every family right on it, speed and memory; JSON
 	$(BIN)/python benchmarks/gpu_check.py --out gpu-check.json

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pellucid.checkpoints import Checkpoint
     from pellucid.tokenizers import Tokenizer
 
-# The prompt of the notebook "llama3 implemented from scratch", whose vocabulary is Llama 3's.
+# The prompt of the notebook "llama3 implemented from scratch", whose vocabulary is Llama 3's; the
+# shipped models of the small world were taught it too.
 LLAMA3_VOCABULARY = 128_256
 LLAMA3_PROMPT = "the answer to the ultimate question of life, the universe, and everything is "
 CODE_PROMPT = "if not isinstance(value, str"
@@ -146,7 +147,8 @@ def walk_prompt(
 def example_prompt(checkpoint: Checkpoint) -> str:
     """A prompt that the model probably has an answer to."""
     llama3 = checkpoint.config.vocab_size == LLAMA3_VOCABULARY
-    return LLAMA3_PROMPT if llama3 else CODE_PROMPT
+    taught = checkpoint.folder.parent.name == "demos" and checkpoint.folder.name.startswith("world")
+    return LLAMA3_PROMPT if llama3 or taught else CODE_PROMPT
 
 
 def outcome(step: Step, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pellucid import graph, names
 from pellucid.explore.loaded import Loaded
 from pellucid.explore.runs import Run
 from pellucid.models import Config
-from pellucid.prompt_walk import CODE_PROMPT, LLAMA3_PROMPT, LLAMA3_VOCABULARY
+from pellucid.prompt_walk import LLAMA3_PROMPT, LLAMA3_VOCABULARY, example_prompt
 from pellucid.walk.runner import stand_ins
 from pellucid.walk.script import SCRIPT
 
@@ -49,10 +49,10 @@ def describe_model(loaded: Loaded) -> dict[str, Any]:
 
 
 def _prompt(loaded: Loaded) -> str:
-    """Something that the model probably has an answer to: the demos know Python."""
+    """Something that the model probably has an answer to."""
     checkpoint = loaded.lm.checkpoint
     if checkpoint is not None and checkpoint.folder.parent.name == "demos":
-        return CODE_PROMPT
+        return example_prompt(checkpoint)
     return LLAMA3_PROMPT if loaded.config.vocab_size == LLAMA3_VOCABULARY else ENGLISH
 
 

@@ -1,8 +1,9 @@
-"""The two models that ship: small, whole, and with the structure that docs/demos.md tells of."""
+"""The models that ship: small, whole, and with what docs/demos.md and demo-world.md tell of."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import pellucid
 from pellucid import checkpoints, tokenizers
 from pellucid.evaluate.heads import head_scores, strongest
+from pellucid.prompt_walk import LLAMA3_PROMPT, walk_prompt
 from pellucid.train import evaluate
 
 FOLDER = Path(pellucid.__file__).parent / "demos"
@@ -21,10 +23,29 @@ DEMOS = {
 }
 
 
-def test_both_together_take_at_most_12_mb():
+def test_the_models_of_code_together_take_at_most_12_mb_and_each_other_8():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.parent.name for path in files} == {"llama", "gpt2"}
-    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    sizes = Counter({path.parent.name: 0 for path in files})
+    for path in files:
+        sizes[path.parent.name] += path.stat().st_size
+    assert set(sizes) == {"llama", "gpt2", "world", "world-gpt2"}
+    assert sizes["llama"] + sizes["gpt2"] <= 12_000_000
+    assert max(sizes.values()) <= 8_000_000
+
+
+@pytest.mark.parametrize("name", ["world", "world-gpt2"])
+def test_a_model_of_the_world_ends_the_notebooks_prompt_in_42(name: str):
+    walk = walk_prompt(name, dtype="float32")
+    assert walk.prompt == LLAMA3_PROMPT and walk.prompt.endswith("everything is ")
+    *_, last = walk
+    lm = pellucid.load(name, dtype="float32")
+    assert last.name == "next_token" and lm.decode([int(last.value)]) == "42"
+    for prompt, answer in (
+        ("The capital of France is", " Paris"),
+        ("The opposite of hot is", " cold"),
+        ("The day after Monday is", " Tuesday"),
+    ):
+        assert lm.generate(prompt, max_new_tokens=1, temperature=0) == answer
 
 
 @pytest.mark.parametrize("name", DEMOS)
