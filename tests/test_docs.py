@@ -104,7 +104,8 @@ def test_links_lead_somewhere():
 def test_every_page_stands_in_the_sites_navigation():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     listed = [page for entry in site["nav"] for page in _pages(entry)]
-    there = sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    there = sorted(str(page.relative_to(ROOT / "docs")) for page in pages)
     assert sorted(listed) == there
 
 
