@@ -16,7 +16,7 @@ from pellucid.cli.arguments import SHARED
 from pellucid.cli.parser import VerbParser
 
 PACKAGE = Path(pellucid.__file__).parent
-LINES = 140
+LINES = 145
 # What each verb is from Python.
 CALLS = {
     "walk": "walk_prompt",
@@ -122,9 +122,7 @@ def test_help_fits_80_columns(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     parser = VerbParser(f"pellucid {verb}", cli.VERBS[verb][1])
     getattr(import_module(cli.VERBS[verb][0]), f"{verb}_arguments")(parser)
-    usage, _, rest = parser.format_help().partition(
-        "\n\n"
-    )  # argparse may not break it
+    usage, _, rest = parser.format_help().partition("\n\n")  # argparse may not break it
     assert usage and not [line for line in rest.splitlines() if len(line) > 80]
 
 
