@@ -445,8 +445,10 @@ def asks_by_name(node: ast.AST) -> bool:
     if isinstance(node, ast.Compare):
         words = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
         return bool(words & FAMILIES.keys()) and "rounding" not in ast.unparse(node)
-    name = getattr(node, "name", "")
-    return isinstance(node, ast.FunctionDef) and bool(re.match(r"_?(is|for|has)_.*llama|gpt", name))
+    asked = isinstance(node, ast.FunctionDef) and re.match(
+        r"_?(is|for|has)_.*(llama|gpt)", node.name
+    )
+    return bool(asked)
 
 
 def test_nothing_is_compared_with_the_name_of_a_family():
