@@ -90,6 +90,11 @@ def eval(arguments: argparse.Namespace) -> None:
     print_report(report, lines, as_json=arguments.json)
 
 
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Arguments that are parameters of a call under the same names."""
+    return {name: getattr(arguments, name) for name in names}
+
+
 def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[str]]:
     from pellucid.evaluate.text_report import read_texts, stdlib_texts, text_report
     from pellucid.show.eval_terminal import text_lines
@@ -105,15 +110,8 @@ def _on_text(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[st
         arguments.model, arguments.adapter = arguments.against, None
         other = load_model(arguments)
     with progress_bar("tokens", quiet=arguments.json) as progress:
-        report = text_report(
-            lm,
-            texts,
-            context=arguments.context,
-            stride=arguments.stride,
-            batch=arguments.batch,
-            against=other,
-            progress=progress,
-        )
+        windows = _given(arguments, "context", "stride", "batch")
+        report = text_report(lm, texts, against=other, progress=progress, **windows)
     return report, text_lines(report)
 
 
@@ -121,7 +119,7 @@ def _on_world(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[s
     from pellucid.evaluate.world import world_report
     from pellucid.show.eval_terminal import exam_lines, text_lines
 
-    windows = {name: getattr(arguments, name) for name in ("limit", "context", "stride", "batch")}
+    windows = _given(arguments, "limit", "context", "stride", "batch")
     with progress_bar("tokens", quiet=arguments.json) as progress:
         report = world_report(load_model(arguments), progress=progress, **windows)
     return report, [*text_lines(report), *exam_lines(report)]
@@ -131,8 +129,8 @@ def _on_labels(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[
     from pellucid.evaluate.labels import label_report
     from pellucid.show.eval_terminal import label_lines
 
-    lm, limits = load_model(arguments), {"limit": arguments.limit, "context": arguments.context}
-    report = label_report(lm, arguments.labels, **limits)
+    lm = load_model(arguments)
+    report = label_report(lm, arguments.labels, **_given(arguments, "limit", "context"))
     return report, label_lines(report)
 
 
@@ -141,12 +139,6 @@ def _on_tasks(arguments: argparse.Namespace) -> tuple[dict[str, Any], Iterable[s
     from pellucid.evaluate.harness import results_table, run_tasks
 
     lm = load_model(arguments)
-    results = run_tasks(
-        lm,
-        arguments.tasks,
-        context=arguments.context,
-        batch=arguments.batch,
-        limit=arguments.limit,
-        task_path=arguments.task_path,
-    )
+    options = _given(arguments, "context", "batch", "limit", "task_path")
+    results = run_tasks(lm, arguments.tasks, **options)
     return {"model": lm.name, "results": results["results"]}, [results_table(results)]

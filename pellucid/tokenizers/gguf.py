@@ -32,6 +32,10 @@ from pellucid.tokenizers.sentence_piece import SentencePieceTokenizer, engine_of
 T = TypeVar("T")
 _START = "tokenizer.ggml."
 _PIECES, _BYTE_LEVEL = "llama", "gpt2"  # llama.cpp's words for SentencePiece and byte-level BPE
+_STRIPPING = (
+    "phi-3",
+    "phi3",
+)  # in the names of models whose marks take the white space behind them
 _USUAL = {"unknown": 0, "bos": 1, "eos": 2}  # ids where a SentencePiece file states none
 _PUNCTUATION, _THREE = r"[\p{P}\$\+<=>\^~\|]+", "[0-9][0-9][0-9]"
 _GPT2 = (GPT2_SPLIT.pattern,)
@@ -175,7 +179,7 @@ def _strips(keys: Mapping[str, Any]) -> bool:
     """Whether marks take the white space behind them: no key says so, llama.cpp goes by the name
     (src/llama-vocab.cpp)."""
     name = str(keys.get("general.name", "")).lower()
-    return "phi-3" in name or "phi3" in name
+    return any(word in name for word in _STRIPPING)
 
 
 def _word(keys: Mapping[str, Any]) -> str:

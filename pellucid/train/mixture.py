@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pellucid.train.documents import Document, hold_out, stdlib_documents
+from pellucid.train.data.documents import Document, hold_out, stdlib_documents
 from pellucid.train.world import world_documents
 
 

@@ -16,7 +16,7 @@ from pellucid.cli.arguments import SHARED
 from pellucid.cli.parser import VerbParser
 
 PACKAGE = Path(pellucid.__file__).parent
-LINES = 140
+LINES = 145
 # What each verb is from Python.
 CALLS = {
     "walk": "walk_prompt",

@@ -234,7 +234,8 @@ def _elsewhere(replay: Replay, name: str, observed: Tensor | None) -> Iterator[H
 
     def turned(s: Setting, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotary = RotaryEmbedding(rope, s.config.head_dim, s.dialect)
-        return rotate(x, *rotary(near, s.dtype), s.dialect)
+        cos, sin = rotary(near, s.dtype)
+        return rotate(x, cos, sin, s.dialect)
 
     said = ", ".join(str(int(place)) for place in near[:12])
     evidence = f"turned as at {said}{' …' if count > 12 else ''}"

@@ -109,8 +109,9 @@ class _Names(AttentionNames):
         made = {mark(self.seen[c["output"]]) for c in self.calls if c["op"] == "module"}
         for call in self.calls:
             place = self.matched.place(call["name"])
-            is_block = place.index is not None and place.rest == "" and call["inputs"]
-            if is_block and mark(self.seen[call["inputs"][0]]) in made:
+            if place.index is None or place.rest or not call["inputs"]:
+                continue
+            if mark(self.seen[call["inputs"][0]]) in made:
                 block = f"layers.{self.matched.layers[place.index]}"
                 self._take(f"{block}.resid_pre", call["inputs"][0], FLAT)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pellucid.train.documents import Document
+from pellucid.train.data.documents import Document
 from pellucid.train.world import facts, stories
 from pellucid.train.world.chance import Draws
 
