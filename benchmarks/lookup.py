@@ -3,7 +3,7 @@
     python benchmarks/lookup.py [--model smollm2] [--dtype bfloat16] [--rounds 3] [--out FILE]
 
 Three greedy texts: a Python file written out again after itself, a passage that is quoted, and
-prose that does not repeat. Each is written with guesses and without, in turns; the two texts must be
+prose that does not repeat. Each is written with guesses and without, in turns; both must be
 equal. Told are tokens per pass and how many times as fast the median of the rounds is.
 """
 

@@ -4,7 +4,7 @@
     report["exam"]["names"]["right"], report["perplexity"]
 
 The call behind ``pellucid eval MODEL --world``. What is asked for stands in no document of
-``pellucid train --world`` (`pellucid.train.world`).
+``pellucid train --world`` (`pellucid.train.data.world`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pellucid.evaluate.harness import Answers
 from pellucid.evaluate.text import Report
 from pellucid.evaluate.text_report import text_report
-from pellucid.train.world import PAGES, Question, world_documents, world_questions
+from pellucid.train.data.world import PAGES, Question, world_documents, world_questions
 
 if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel

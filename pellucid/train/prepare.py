@@ -28,6 +28,7 @@ from pellucid.train.data.documents import (
     read_documents,
     token_stream,
 )
+from pellucid.train.data.mixture import shipped_text
 from pellucid.train.data.recipe_batches import LoaderBatches, RandomBatches
 from pellucid.train.data.shards import tokenise
 from pellucid.train.data.spans import training_texts
@@ -35,7 +36,6 @@ from pellucid.train.data.token_source import TokenSource, TokenTensor
 from pellucid.train.initial_weights import freeze_biases, new_model
 from pellucid.train.listener import Listener
 from pellucid.train.loop import Data
-from pellucid.train.mixture import shipped_text
 from pellucid.train.new_vocabulary import with_vocabulary
 from pellucid.train.objective import next_token_objective, plain_next_token_objective
 from pellucid.train.optim import Schedule

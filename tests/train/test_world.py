@@ -10,8 +10,8 @@ import pytest
 
 from pellucid.cli import main
 from pellucid.train import hold_out, mixture, stdlib_documents
-from pellucid.train.world import facts, words, world_documents, world_questions
-from pellucid.train.world.chance import kept_back_pair
+from pellucid.train.data.world import facts, words, world_documents, world_questions
+from pellucid.train.data.world.chance import kept_back_pair
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,17 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-from pellucid.train.world import facts, stories
-from pellucid.train.world.chance import Draws, kept_back, kept_back_pair
-from pellucid.train.world.words import BEINGS, BESIDE, COLOURS, PEOPLE, PLACES, THINGS, with_article
+from pellucid.train.data.world import facts, stories
+from pellucid.train.data.world.chance import Draws, kept_back, kept_back_pair
+from pellucid.train.data.world.words import (
+    BEINGS,
+    BESIDE,
+    COLOURS,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    with_article,
+)
 
 SEED = 1  # of what a question does not ask about: places, colours, the order of names
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pellucid.train.data.documents import Document
-from pellucid.train.world import facts, stories
-from pellucid.train.world.chance import Draws
+from pellucid.train.data.world import facts, stories
+from pellucid.train.data.world.chance import Draws
 
 SEED = 42
 PAGES = 9000

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pellucid.train.world.chance import Draws, kept_back
-from pellucid.train.world.words import (
+from pellucid.train.data.world.chance import Draws, kept_back
+from pellucid.train.data.world.words import (
     BEINGS,
     BESIDE,
     CAPITALS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pellucid.train.data.documents import Document, hold_out, stdlib_documents
-from pellucid.train.world import world_documents
+from pellucid.train.data.world import world_documents
 
 
 def shipped_text(world: float, every: int) -> tuple[list[Document], list[Document]]:

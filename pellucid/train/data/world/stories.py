@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pellucid.train.world.chance import Draws, kept_back, kept_back_pair
-from pellucid.train.world.words import (
+from pellucid.train.data.world.chance import Draws, kept_back, kept_back_pair
+from pellucid.train.data.world.words import (
     CLOTHES,
     COLOURS,
     DAYS,

@@ -12,7 +12,7 @@ place and a gift, two numbers, a noun beside another one) a tenth is kept back: 
 document, and the questions are made of them. What a model answers there it has worked out.
 """
 
-from pellucid.train.world.pages import PAGES, world_documents
-from pellucid.train.world.questions import Question, world_questions
+from pellucid.train.data.world.pages import PAGES, world_documents
+from pellucid.train.data.world.questions import Question, world_questions
 
 __all__ = ["PAGES", "Question", "world_documents", "world_questions"]
