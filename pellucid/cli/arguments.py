@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from pellucid.language_model import LanguageModel
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-MODEL_HELP = "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2 or smollm2"
+MODEL_HELP = (
+    "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2, world, world-gpt2 "
+    "or smollm2"
+)
 ENGINES = {"auto": None, "fast": True, "plain": False}  # --engine -> `fast`
 SHARED: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "print one JSON object, no text"},

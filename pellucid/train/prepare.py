@@ -233,7 +233,7 @@ def _layout(settings: TrainSettings) -> TextFormat:
 def _split_text(settings: TrainSettings) -> tuple[list[Document], list[Document]]:
     """(training, held-out) documents."""
     if not settings.data:
-        return shipped_text(settings.world, settings.hold_out)
+        return shipped_text(settings.world or 0.0, settings.hold_out)
     return hold_out(_documents(settings), settings.hold_out)
 
 

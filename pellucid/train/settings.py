@@ -47,9 +47,10 @@ class TrainSettings:
         None, "text to train on: files, JSON lines, folders of them", "none", section="text"
     )
     stdlib: bool = setting(False, "train on the standard library of this Python, code and prose")
-    world: float = setting(
-        0.0,
+    world: float | None = setting(
+        None,
         "share of a small English world in the text, the rest is --stdlib; 1 is the world alone",
+        "none of it",
     )
     text_key: str = setting("text", "key of the text in a record of JSON lines", metavar="KEY")
     separator: str | None = setting(
@@ -261,7 +262,7 @@ def _check_exclusive(found: Mapping[str, Any]) -> None:
         raise ValueError(
             "what to train on: give either data, files and folders of text, or stdlib, or world"
         )
-    _check_world(found.get("world", 0.0), bool(found.get("stdlib")))
+    _check_world(found.get("world") or 0.0, bool(found.get("stdlib")))
     steps, epochs = found.get("steps"), found.get("epochs")
     if steps is not None and epochs is not None:
         raise ValueError(f"{steps} steps and {epochs} epochs: give one of them")

@@ -214,7 +214,8 @@ def test_where_a_name_leads(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoints.resolve("~/ada") == tmp_path / "ada"
     with pytest.raises(
-        FileNotFoundError, match=r"nothing: no such folder; .* demo, demo-gpt2 or smollm2"
+        FileNotFoundError,
+        match=r"nothing: no such folder; .* demo-gpt2, world, world-gpt2 or smollm2",
     ):
         checkpoints.resolve("nothing")
     with pytest.raises(FileNotFoundError, match="no such folder"):

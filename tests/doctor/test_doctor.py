@@ -60,7 +60,9 @@ def broken_kernels(tmp_path, monkeypatch):
 
 def test_a_broken_kernel_is_found(broken_kernels, capsys):
     """A row of one vector reads the same eight numbers again and again."""
-    broken_kernels("kernels.h", "load_float32(x[0] + i + p * LANES)", "load_float32(x[0] + i)")
+    broken_kernels(
+        "kernels.h", "load_float32(x[first + b] + i + p * LANES)", "load_float32(x[first + b] + i)"
+    )
     assert main(["doctor", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     wrong = [each["name"] for each in told["checks"] if each["state"] == "wrong"]

@@ -183,6 +183,7 @@ def template(folder: Path, draw: random.Random) -> None:
 def request(folder: Path, draw: random.Random) -> None:
     """The body of a request to the server, as far as its fields are read."""
     from pellucid.serve import schemas
+    from pellucid.serve.fields import RequestError, parse, read_json
 
     body: dict[str, Any] = {
         "model": "demo", "messages": [{"role": "user", "content": "a"}], "prompt": ["a", [1, 2]],
@@ -192,8 +193,8 @@ def request(folder: Path, draw: random.Random) -> None:
     data = mutations.damaged_json(json.dumps(body), draw)
     tables = [getattr(schemas, name) for name in dir(schemas) if name.isupper()]
     fields = draw.choice([table for table in tables if isinstance(table, dict) and table])
-    with contextlib.suppress(schemas.RequestError):
-        schemas.parse(schemas.read_json(data), fields)
+    with contextlib.suppress(RequestError):
+        parse(read_json(data), fields)
 
 
 # Verbs whose every flag is offered a value that nobody expects; none of these waits or listens.

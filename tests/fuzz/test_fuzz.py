@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pellucid.checkpoints.formats.peft_config import _searched
 from pellucid.diff.sides.maps import read_map
 from pellucid.files import parse_json, parse_toml, parse_yaml
-from pellucid.serve import schemas
+from pellucid.serve.fields import RequestError, read_json
 
 HERE = Path(__file__).resolve().parent
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -123,8 +123,8 @@ def test_values_from_outside_are_values_or_one_line(draw: random.Random):
 def test_a_request_is_read_or_refused(draw: random.Random):
     body = mutations.damaged_json('{"model": "demo", "prompt": "a", "max_tokens": 3}', draw)
     try:
-        schemas.read_json(body)
-    except schemas.RequestError as refused:
+        read_json(body)
+    except RequestError as refused:
         assert str(refused)
 
 

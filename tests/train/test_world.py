@@ -9,7 +9,8 @@ from itertools import combinations
 import pytest
 
 from pellucid.cli import main
-from pellucid.train import hold_out, mixture, stdlib_documents
+from pellucid.train import hold_out, stdlib_documents
+from pellucid.train.data import mixture
 from pellucid.train.data.world import facts, words, world_documents, world_questions
 from pellucid.train.data.world.chance import kept_back_pair
 

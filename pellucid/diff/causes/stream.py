@@ -174,6 +174,8 @@ def _other_constants(replay: Replay, name: str, observed: Tensor) -> Iterator[Hy
         return
     powers = torch.stack((x[told], x[told] ** 3), 1)
     first, third = torch.linalg.lstsq(powers, ratio[told].atanh()[:, None]).solution[:, 0].tolist()
+    if abs(third / first) < 1e-3:
+        return  # a sigmoid's: SiLU, or the third form above
     root = (2 / torch.pi) ** 0.5
     for digits in (2, 3, 4, 5, 6):
         k = float(f"{first:.{digits}g}")
