@@ -68,6 +68,7 @@ class GroupedBlock(nn.Module):
         q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in (q, k, v))
         q, k = (self.turn(part, length) for part in (q, k))
         k, v = (self.repeat(part) for part in (k, v))
+        q, k = (k, q) if self.wrong == "exchanged" else (q, k)
         z = F.scaled_dot_product_attention(
             q, k, v, is_causal=self.wrong != "mask", scale=1.0 if self.wrong == "scale" else None
         )
@@ -171,7 +172,8 @@ class Looking(nn.Module):
         z = pattern @ v
         z = z if self.wrong == "join" else z.transpose(1, 2)
         flat = z.reshape(-1, width)
-        return torch.addmm(self.b_o, flat, self.w_o).view(batch, length, width)
+        added = self.b_o + 0.1 if self.wrong == "shift" else self.b_o
+        return torch.addmm(added, flat, self.w_o).view(batch, length, width)
 
 
 class Centred(nn.Module):

@@ -77,6 +77,8 @@ FAULTS = {
     ("grouped", "sign"): ("layers.0.attn.q_rotated", "RoPE direction"),
     ("grouped", "written"): ("layers.0.attn.q_rotated", "RoPE pairing"),
     ("by head", "q"): ("layers.0.attn.q", "reordered values"),
+    ("grouped", "exchanged"): ("layers.0.attn.q_rotated", "q and k exchanged"),
+    ("bare", "shift"): ("layers.0.attn_out", "other bias"),
 }
 
 
