@@ -125,7 +125,7 @@ def finetune(folder: Path, out: Path, capsys) -> None:
 
 def bench(folder: Path, out: Path, capsys) -> None:
     """One short measurement, in a process of its own."""
-    engines = ["--engines", "pellucid/eager/float32,pellucid/native/float32"]
+    engines = ["--engines", "pellucid/eager/float32,pellucid/fast/float32"]
     measured = ["--measures", "decode", "--quick", "--rounds", 1, "--threads", 1, "--json"]
     shape = ["--shape", folder / "config.json", "--work", out / "work"]
     result = json.loads(said(capsys, "bench", *shape, *engines, *measured))
