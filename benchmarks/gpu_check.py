@@ -13,6 +13,7 @@ out, and named.
 from __future__ import annotations
 
 import argparse
+import csv
 import gc
 import json
 import os
@@ -312,8 +313,8 @@ def _train(command: str, alone: bool, out: Path) -> list[float]:
         raise RuntimeError(
             f"pellucid train ended with {done.returncode}: {done.stderr.strip()[-300:]}"
         )
-    lines = (out / "log.jsonl").read_text().splitlines()
-    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    with (out / "log.csv").open() as log:
+        return [float(row["loss"]) for row in csv.DictReader(log)]
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
