@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -301,8 +302,6 @@ def sharded() -> dict[str, Any]:
 
 
 def _train(command: str, alone: bool, out: Path) -> list[float]:
-    import subprocess
-
     start = ["-m", "pellucid"] if alone else ["-m", "torch.distributed.run", "--standalone",
              "--nproc-per-node", "1", "-m", "pellucid"]  # fmt: skip
     more = [] if alone else ["--parallel", "fsdp"]

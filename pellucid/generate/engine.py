@@ -201,7 +201,7 @@ class Generation(Iterator[list[int | None]]):
     def next_token(self) -> tuple[int, Cache] | None:
         """A row's latest token and the cache of those before it, if its next pass is that token's.
 
-        Whoever computes the pass, its cache a token longer, gives the logits to `take`.
+        The code that computes it, which makes the cache a token longer, gives the logits to `take`.
         """
         if not self._begun or self._reading or self.ready or len(self._rows) > 1 or not self._live:
             return None

@@ -130,7 +130,7 @@ class FastSteps:
         begin = time.perf_counter()
         logits = decoder.step([[token] for token in tokens], cache, one_text=True)
         seconds = time.perf_counter() - begin
-        self._settle(decoder, seconds / len(tokens))
+        self._settle(decoder, seconds)
         return logits, seconds
 
     def _ready_decoder(self) -> native.NativeDecoder | None:

@@ -39,8 +39,9 @@ class Lookup:
         if place is None:
             return []
         self._open = len(text), text[place]
-        tokens = [*text[place : place + self._worth(most)]]
-        return tokens if len(tokens) + 1 in PASSES else tokens[: self._below(len(tokens))]
+        there = min(self._worth(most), len(text) - place)
+        whole = max(size for size in PASSES if size <= there + 1) - 1
+        return list(text[place : place + whole])
 
     def took(self, tokens: int, seconds: float) -> None:
         """After a pass of so many tokens."""
@@ -81,6 +82,3 @@ class Lookup:
             return self._seconds[size]
         below = max(known for known in self._seconds if known < size)
         return self._seconds[below] * (1 + 0.1 * (size - below) / below)
-
-    def _below(self, guesses: int) -> int:
-        return max(size for size in PASSES if size <= guesses + 1) - 1

@@ -54,7 +54,7 @@ class Together:
         self._rows.append(row)
 
     def leave(self, row: Generation) -> None:
-        """No further step is computed for it; its memory is free once nobody holds it."""
+        """No further step is computed for it; its memory is free when the last reference goes."""
         if row in self._rows:
             self._rows.remove(row)
 

@@ -1,9 +1,9 @@
 """One thread per model, in which requests take turns.
 
 What a request wants done is an iterator: each `next` is one turn. The thread gives each live
-request a turn, round after round, so that a long answer holds up nobody. Before each round, one
-step of `Together` computes the next tokens of all that is written, which turns then hand out.
-Further requests wait; too many are refused.
+request a turn, round after round, so that a long answer does not hold up the others. Before each
+round, one step of `Together` computes the next tokens of all that is written, which turns then hand
+out. Further requests wait; too many are refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Task:
         return False
 
     def _post(self, event: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the request
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 

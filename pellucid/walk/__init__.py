@@ -35,7 +35,7 @@ class Walk(Iterator[Step]):
     def _repr_html_(self) -> str:
         from pellucid.notebook import folded
 
-        steps = self._begin()  # whoever iterates loses none
+        steps = self._begin()  # of its own: an iteration under way goes on
         return folded((f"{step.title} · {step.address}", step._repr_html_()) for step in steps)
 
 

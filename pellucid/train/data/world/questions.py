@@ -75,7 +75,7 @@ def _names(draws: Draws) -> Iterator[Question]:
 
 
 def _names_after_a_sentence(draws: Draws) -> Iterator[Question]:
-    """The same with a sentence in between, which may name one of them or somebody else."""
+    """The same with a sentence in between, which may name one of them or a third person."""
     for one, other in _strangers():
         giver, taker = draws.some([one, other], 2)
         place, thing = _gift(draws)

@@ -208,7 +208,7 @@ def coloured_things(draws: Draws, people: list[str]) -> str:
 
 
 def quotation(draws: Draws, people: list[str]) -> str:
-    """Somebody says something, and what was said is told again."""
+    """One person says a sentence, and the text reports what was said."""
     one, other = people[:2]
     place = draws.one(PLACES)
     words = draws.one(
