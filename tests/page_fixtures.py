@@ -41,10 +41,10 @@ def url(chromium, demo_lm, changed_lm) -> Iterator[str]:
     """The address of a server with demo, the changed demo and a model of another shape."""
     from serving import served
 
-    from pellucid.serve import Engine
+    from pellucid.serve import ServedModel
 
     models = {"demo": demo_lm, "changed": changed_lm, "demo-gpt2": pellucid.load("demo-gpt2")}
-    with served(*(Engine(lm, name, fast=False) for name, lm in models.items())) as client:
+    with served(*(ServedModel(lm, name, fast=False) for name, lm in models.items())) as client:
         yield str(client.base_url).rstrip("/")
 
 

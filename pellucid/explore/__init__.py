@@ -13,6 +13,6 @@ from __future__ import annotations
 
 from pellucid.explore.cell import Cell, cell
 from pellucid.explore.edits import Edit
-from pellucid.explore.runs import Gone, Run, Runs
+from pellucid.explore.runs import ExploredRun, Gone, Runs
 
-__all__ = ["Cell", "Edit", "Gone", "Run", "Runs", "cell"]
+__all__ = ["Cell", "Edit", "ExploredRun", "Gone", "Runs", "cell"]

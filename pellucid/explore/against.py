@@ -19,10 +19,10 @@ from pellucid.diff.replay.operations import SOURCES
 from pellucid.diff.replay.replay import Replay
 from pellucid.explore.attribution import change_of_predictions
 from pellucid.explore.packing import without_batch
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 
 
-def against(run: Run, other: Run, row: int = -1) -> Generator[Any, None, None]:
+def against(run: ExploredRun, other: ExploredRun, row: int = -1) -> Generator[Any, None, None]:
     """`other` held against `run`: a row per name that both have, in order; yields it last.
 
     verdict    identical, within-rounding or diverged: other's own operation on its own inputs, in
@@ -53,11 +53,13 @@ def against(run: Run, other: Run, row: int = -1) -> Generator[Any, None, None]:
     }
 
 
-def _both_ways(run: Run, other: Run) -> tuple[tuple[Run, Run], tuple[Run, Run]]:
+def _both_ways(
+    run: ExploredRun, other: ExploredRun
+) -> tuple[tuple[ExploredRun, ExploredRun], tuple[ExploredRun, ExploredRun]]:
     return (run, other), (other, run)
 
 
-def python(run: Run, other: Run) -> str:
+def python(run: ExploredRun, other: ExploredRun) -> str:
     """Python that makes both runs, as `first` and `second`, and a function `apart` of a name."""
     known: set[str] = set()
     lines = [run.python("first", known)]
@@ -72,7 +74,7 @@ _APART = (
 )
 
 
-def difference(run: Run, other: Run, address: str) -> Tensor:
+def difference(run: ExploredRun, other: ExploredRun, address: str) -> Tensor:
     """`other` minus `run` at an address, in float64; −inf where both are masked.
 
     ValueError where the two have different shapes there.
@@ -85,7 +87,7 @@ def difference(run: Run, other: Run, address: str) -> Tensor:
     return (two.double() - one.double()).masked_fill(closed, -torch.inf)
 
 
-def _verdict(replay: Replay, name: str, other: Run) -> str:
+def _verdict(replay: Replay, name: str, other: ExploredRun) -> str:
     if graph.leaf(name) in SOURCES:
         return "identical"
     seen, near = other[name], replay.compute(name)

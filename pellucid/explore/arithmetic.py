@@ -1,7 +1,7 @@
 """How one number of a named tensor comes about, for every row of `graph`: one function a kind.
 
-Operands are the run's own values, exactly as it has them; the sums are taken in float64. A `Place`
-is where the number stands; a function reads operands from it and returns the `Sum` that they make.
+Operands are the run's own values, exactly as it has them; the sums are taken in float64. A function
+reads operands from an `Element`, the number's place, and returns the `Sum` that they make.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pellucid.models.rope import frequencies
 from pellucid.numerics import Dialect
 
 if TYPE_CHECKING:
-    from pellucid.explore.runs import Run
+    from pellucid.explore.runs import ExploredRun
 
 Label = Callable[[int], str]
 _EXACT = Dialect(name="reference")
@@ -52,13 +52,13 @@ class Sum:
         return self.a * self.b if self.products is None else self.products
 
 
-class Place:
+class Element:
     """One element: its tensor, its index by letters, and what it is computed from.
 
     `inputs` and `weights` fill up with what is read; `lines` with the Python that reads it.
     """
 
-    def __init__(self, run: Run, name: str, index: Sequence[int]) -> None:
+    def __init__(self, run: ExploredRun, name: str, index: Sequence[int]) -> None:
         self.run, self.name, self.loaded, self.config = run, name, run.loaded, run.loaded.config
         self.layer, self.leaf = names.layer_of(name), graph.leaf(name)
         letters = [letter for letter in graph.dims(name) if letter != "B"]
@@ -116,7 +116,7 @@ def short(name: str) -> str:
 # ── Products ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def with_weight(p: Place) -> Sum:
+def with_weight(p: Element) -> Sum:
     """One row of a weight times one row of the input, and a bias."""
     source, t, config = p.reads[0], p.t, p.config
     from_heads = p.module.endswith("o_proj")
@@ -147,7 +147,7 @@ def with_weight(p: Place) -> Sum:
     return Sum(formula=formula, exact=exact, a=x, b=w, label=label, then=then, python=python)
 
 
-def scores(p: Place) -> Sum:
+def scores(p: Element) -> Sum:
     """A query times a key, scaled."""
     (query, key), t, s = p.reads, p.t, p.at["S"]
     q = p.read("q", f"{query}[{p.head},{t}]")
@@ -162,7 +162,7 @@ def scores(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def mixed(p: Place) -> Sum:
+def mixed(p: Element) -> Sum:
     """Values, each by the share that the pattern gives it."""
     (pattern, values), t, d = p.reads, p.t, p.at["D"]
     shares = p.read("shares", f"{pattern}[{p.head},{t}]")
@@ -174,7 +174,7 @@ def mixed(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def multiplied(p: Place) -> Sum:
+def multiplied(p: Element) -> Sum:
     """Two numbers, multiplied."""
     where = f"[{p.t},{p.at['F']}]"
     a, b = (p.read(v, f"{read}{where}") for v, read in zip("ab", p.reads, strict=True))
@@ -187,7 +187,7 @@ def multiplied(p: Place) -> Sum:
 # ── Sums, factors, look-ups ───────────────────────────────────────────────────────────────────────
 
 
-def added(p: Place) -> Sum:
+def added(p: Element) -> Sum:
     """The sum of what is added to the stream; a single one is taken as it is."""
     where = f"[{p.t},{p.at['C']}]"
     parts = [p.read(f"x{i}", f"{read}{where}") for i, read in enumerate(p.reads)]
@@ -199,7 +199,7 @@ def added(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def row_of_table(p: Place) -> Sum:
+def row_of_table(p: Element) -> Sum:
     """A number of the embedding table, or of that of the positions."""
     row, c = (p.run.ids[p.t] if p.leaf == "embed" else p.t), p.at["C"]
     table = f"{p.leaf}.weight"
@@ -207,7 +207,7 @@ def row_of_table(p: Place) -> Sum:
     return Sum(formula=f"{table}[{row},{c}]", exact=value, python=f"row[{c}]")
 
 
-def scaled(p: Place, factor: float, said: str, *, cap: float = 0.0) -> Sum:
+def scaled(p: Element, factor: float, said: str, *, cap: float = 0.0) -> Sum:
     """A number times a factor, maybe cut softly."""
     source = p.reads[0]
     where = f"[{','.join(map(str, p.at.values()))}]"
@@ -225,13 +225,13 @@ def scaled(p: Place, factor: float, said: str, *, cap: float = 0.0) -> Sum:
     )  # fmt: skip
 
 
-def embed_scaled(p: Place) -> Sum:
+def embed_scaled(p: Element) -> Sum:
     """The embedding times a constant, which is rounded to the run's dtype first."""
     factor = float(torch.tensor(p.config.embed_scale, dtype=p.loaded.lm.dtype))
     return scaled(p, factor, f"× {factor:g}")
 
 
-def logits(p: Place) -> Sum:
+def logits(p: Element) -> Sum:
     """A product, or what a factor and a cap make of it."""
     if not graph.has(p.config, "raw_logits"):
         return with_weight(p)
@@ -239,7 +239,7 @@ def logits(p: Place) -> Sum:
     return scaled(p, factor, f"× {factor:g}", cap=p.config.logit_cap)
 
 
-def query_scaled(p: Place) -> Sum:
+def query_scaled(p: Element) -> Sum:
     """A query times the factor of its position."""
     where = f"[{p.head},{p.t},{p.at['D']}]"
     q = p.read("q", f"{p.reads[0]}{where}")
@@ -251,7 +251,7 @@ def query_scaled(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def grown(p: Place) -> Sum:
+def grown(p: Element) -> Sum:
     """The factor of a position."""
     exact = float(growth(p.config, torch.tensor([p.t]), torch.float64)[0])
     original = p.config.rope.original_context if p.config.rope else 1
@@ -266,7 +266,7 @@ def grown(p: Place) -> Sum:
 
 
 def norm(
-    p: Place, where: str, module: str, place: int, factor: float = 1.0, own: int | None = None
+    p: Element, where: str, module: str, place: int, factor: float = 1.0, own: int | None = None
 ) -> Sum:
     """A number of a row, by the size of the row, times a weight (and a factor behind it).
 
@@ -309,12 +309,12 @@ def norm(
     )  # fmt: skip
 
 
-def stream_norm(p: Place) -> Sum:
+def stream_norm(p: Element) -> Sum:
     """The norm of a token of the stream."""
     return norm(p, f"[{p.t}]", p.module, p.at["C"])
 
 
-def heads_norm(p: Place) -> Sum:
+def heads_norm(p: Element) -> Sum:
     """The norm of a query or key: of its head, or of all heads of the token together."""
     place, among_all = p.at["D"], p.head * p.config.head_dim + p.at["D"]
     if p.config.qk_norm == "whole":
@@ -323,7 +323,7 @@ def heads_norm(p: Place) -> Sum:
     return norm(p, f"[{p.head},{p.t}]", p.module, place, own=own)
 
 
-def joined(p: Place) -> Sum:
+def joined(p: Element) -> Sum:
     """What is added to the stream: a product, or what a norm and a factor make of it."""
     raw = p.leaf.replace("_", ".")
     if not graph.has(p.config, raw, p.layer or 0):
@@ -337,7 +337,7 @@ def joined(p: Place) -> Sum:
 # ── RoPE ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def angle_of(run: Run, which: str, token: int, pair: int) -> tuple[float, float]:
+def angle_of(run: ExploredRun, which: str, token: int, pair: int) -> tuple[float, float]:
     """Radians per position of a pair of a RoPE ("rope", "second_rope"), and a token's angle."""
     config = run.loaded.config
     rope = getattr(config, which)
@@ -345,7 +345,7 @@ def angle_of(run: Run, which: str, token: int, pair: int) -> tuple[float, float]
     return float(found[pair]), float(found[pair]) * token
 
 
-def turn(p: Place) -> Sum:
+def turn(p: Element) -> Sum:
     """The cosine or sine of an angle."""
     which, function = p.leaf.split(".")
     pair, rope = p.at["D/2"], getattr(p.config, which)
@@ -364,7 +364,7 @@ def turn(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def rotated(p: Place) -> Sum:
+def rotated(p: Element) -> Sum:
     """One component of a pair after its turn; components beyond the pairs stay as they are."""
     source, cos, sin = p.reads
     head, t, d = p.head, p.t, p.at["D"]
@@ -395,7 +395,7 @@ def rotated(p: Place) -> Sum:
 # ── Who looks where ───────────────────────────────────────────────────────────────────────────────
 
 
-def masked(p: Place) -> Sum:
+def masked(p: Element) -> Sum:
     """A score, or the lowest number where the token may not look."""
     where = f"[{p.head},{p.t},{p.at['S']}]"
     allowed = bool(p.read("allowed", f"{p.reads[1]}[{p.t},{p.at['S']}]")[0])
@@ -415,7 +415,7 @@ def masked(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def share(p: Place) -> Sum:
+def share(p: Element) -> Sum:
     """The softmax of a row: e to the power of the distance from its largest, by their sum."""
     head, t, s = p.head, p.t, p.at["S"]
     x = p.read("x", f"{p.reads[0]}[{head},{t}]")
@@ -437,7 +437,7 @@ def share(p: Place) -> Sum:
     )  # fmt: skip
 
 
-def may_look(p: Place) -> Sum:
+def may_look(p: Element) -> Sum:
     """True where a token may look: at itself and before, within the window."""
     t, s = p.t, p.at["S"]
     window = p.config.window if p.leaf == "window_mask" else 0
@@ -447,7 +447,7 @@ def may_look(p: Place) -> Sum:
     return Sum(formula=formula, exact=float(allowed), python=python)
 
 
-def given(p: Place) -> Sum:
+def given(p: Element) -> Sum:
     """Tokens and positions: nothing is computed."""
     value = p.run.ids[p.t] if p.leaf == "tokens" else p.t
     return Sum(formula="given", exact=float(value), python=f"float({value})")
@@ -456,7 +456,7 @@ def given(p: Place) -> Sum:
 # ── The MLP's function ────────────────────────────────────────────────────────────────────────────
 
 
-def activated(p: Place) -> Sum:
+def activated(p: Element) -> Sum:
     """The function of one number."""
     where = f"[{p.t},{p.at['F']}]"
     x = p.read("x", f"{p.reads[0]}{where}")

@@ -18,7 +18,7 @@ from pellucid import graph
 from pellucid.evaluate.heads import previous_token_score
 from pellucid.explore.arithmetic import angle_of
 from pellucid.explore.predictions import likeliest_of_rows, wide
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 
 Answer = Generator[Any, None, None]
 LENS_ROWS = 128  # tokens, where none are asked for
@@ -26,7 +26,7 @@ LENS_CELLS = 1 << 24  # logits at a time
 
 
 def lens(
-    run: Run, top: int, first: int = 0, last: int | None = None, at: range | None = None
+    run: ExploredRun, top: int, first: int = 0, last: int | None = None, at: range | None = None
 ) -> Answer:
     """The `top` likeliest tokens of each layer's stream, as if it were the last; per token.
 
@@ -57,14 +57,14 @@ def lens(
     yield {"layers": names, "from": at.start, "first": first, "tokens": tokens, "cells": cells}
 
 
-def lens_below(run: Run, below: int) -> range:
+def lens_below(run: ExploredRun, below: int) -> range:
     """The points of the lens below one that a single product holds; at the top one alone."""
     rows = min(len(run.ids), LENS_ROWS)
     count = max(1, LENS_CELLS // (rows * run.loaded.config.vocab_size))
     return range(below - 1 if below > len(run.stream) - 1 else max(0, below - count), below)
 
 
-def _as_if_last(run: Run, streams: list[Tensor], first: int, last: int) -> Tensor:
+def _as_if_last(run: ExploredRun, streams: list[Tensor], first: int, last: int) -> Tensor:
     """Logits (rows of each stream in turn, V); of what leaves the model, its own."""
     own = streams[-1] is run.stream[-1]
     found = []
@@ -76,14 +76,14 @@ def _as_if_last(run: Run, streams: list[Tensor], first: int, last: int) -> Tenso
     return torch.cat(found)
 
 
-def points(run: Run) -> list[tuple[str, Tensor]]:
+def points(run: ExploredRun) -> list[tuple[str, Tensor]]:
     """Names and values (1, T, C) of the stream where it enters each layer and leaves the last."""
     names = [f"layers.{layer}.resid_pre" for layer in range(len(run.stream) - 1)]
     names.append(f"layers.{len(run.stream) - 2}.resid_post")
     return list(zip(names, run.stream, strict=True))
 
 
-def norms(run: Run) -> dict[str, Any]:
+def norms(run: ExploredRun) -> dict[str, Any]:
     """The length of each token's stream at each point."""
     found = [(name, stream[0].double().norm(dim=-1).tolist()) for name, stream in points(run)]
     return {"points": [name for name, _ in found], "values": [values for _, values in found]}
@@ -107,7 +107,7 @@ class Linear:
         return part / self.size * self.weight
 
 
-def fixed_norm(run: Run, module: str, row: Tensor) -> Linear:
+def fixed_norm(run: ExploredRun, module: str, row: Tensor) -> Linear:
     """A norm of the model at one row (C)."""
     config, weights = run.loaded.config, run.loaded.weights
     row = row.double()
@@ -122,7 +122,7 @@ def fixed_norm(run: Run, module: str, row: Tensor) -> Linear:
     return Linear(size, centred, weight, bias)
 
 
-def contributions(run: Run, row: int, token: int) -> Answer:
+def contributions(run: ExploredRun, row: int, token: int) -> Answer:
     """The parts that add up to a token's logit (before a cap on logits) at one row.
 
     The norms' sizes are held fixed, so everything behind them is linear: each head, each MLP, the
@@ -161,7 +161,7 @@ def contributions(run: Run, row: int, token: int) -> Answer:
     }
 
 
-def _of_layer(run: Run, layer: int, row: int) -> list[tuple[str, Tensor]]:
+def _of_layer(run: ExploredRun, layer: int, row: int) -> list[tuple[str, Tensor]]:
     """What each head, the MLP and the biases of a layer add to the stream at a row, (C) each."""
     config, weights, at = run.loaded.config, run.loaded.weights, f"layers.{layer}"
     z = run[f"{at}.attn.z[:,{row}]"].double()  # (H, D)
@@ -186,7 +186,7 @@ def _of_layer(run: Run, layer: int, row: int) -> list[tuple[str, Tensor]]:
     return parts
 
 
-def heads(run: Run, layer: int) -> dict[str, Any]:
+def heads(run: ExploredRun, layer: int) -> dict[str, Any]:
     """Of each head of a layer, over the prompt: where it looks, and how much it adds.
 
     entropy      of its pattern in nats, mean over the queries
@@ -227,7 +227,7 @@ def _follows(ids: list[int]) -> Tensor:
     return torch.nn.functional.pad(earlier, (1, 0))[:, :-1]
 
 
-def rope(run: Run, layer: int, head: int, of: str, token: int) -> dict[str, Any]:
+def rope(run: ExploredRun, layer: int, head: int, of: str, token: int) -> dict[str, Any]:
     """Each pair of a query or key before and after its turn, by its angle in radians."""
     config = run.loaded.config
     if not 0 <= layer < config.n_layers:
@@ -257,7 +257,9 @@ def rope(run: Run, layer: int, head: int, of: str, token: int) -> dict[str, Any]
     return {"pairs": found, "pairing": "half", "rope": which, "untouched": len(after) - 2 * pairs}
 
 
-def change_of_predictions(run: Run, other: Run, row: int, top: int = 10) -> list[dict[str, Any]]:
+def change_of_predictions(
+    run: ExploredRun, other: ExploredRun, row: int, top: int = 10
+) -> list[dict[str, Any]]:
     """The likeliest next tokens of both runs at a row, with their probability before and after.
 
     Models with different tokenizers meet in a token's text; None where it is no single token.
@@ -280,7 +282,7 @@ def change_of_predictions(run: Run, other: Run, row: int, top: int = 10) -> list
     return sorted(rows, key=lambda entry: -max(entry["before"] or 0, entry["after"] or 0))
 
 
-def _same_token(run: Run, other: Run, id: int) -> int | None:
+def _same_token(run: ExploredRun, other: ExploredRun, id: int) -> int | None:
     """The id in the other run's vocabulary of the token with the same text."""
     text = run.loaded.text(id)
     if id < other.loaded.config.vocab_size and other.loaded.text(id) == text:

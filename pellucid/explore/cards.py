@@ -20,7 +20,7 @@ from pellucid import graph, names
 from pellucid.diff.replay.operations import SOURCES, inner_length
 from pellucid.diff.replay.replay import Replay
 from pellucid.explore.manifest import TITLES, sentence_of, words_of
-from pellucid.explore.runs import TAIL, Run
+from pellucid.explore.runs import TAIL, ExploredRun
 from pellucid.models import Config
 from pellucid.walk import Step, walk_part
 
@@ -40,7 +40,7 @@ class Check:
     holds: bool
 
 
-def card(run: Run, name: str, head: int | None = None) -> dict[str, Any]:
+def card(run: ExploredRun, name: str, head: int | None = None) -> dict[str, Any]:
     """The card of a named tensor; of one head where it has heads (None: the first).
 
     KeyError for a name that the run has not, IndexError for a head that it has not.
@@ -71,7 +71,7 @@ def card(run: Run, name: str, head: int | None = None) -> dict[str, Any]:
     }
 
 
-def _walked(run: Run, name: str, head: int) -> Step | None:
+def _walked(run: ExploredRun, name: str, head: int) -> Step | None:
     """The walk's step, computed from the stream that enters the layer; None where it has none."""
     config = run.loaded.config
     where = _begins(config, name)
@@ -96,7 +96,7 @@ def _begins(config: Config, name: str) -> int:
     return 0
 
 
-def checks(run: Run, name: str, head: int | None, step: Step | None) -> list[Check]:
+def checks(run: ExploredRun, name: str, head: int | None, step: Step | None) -> list[Check]:
     """What holds of a step; an edited tensor is held against nothing."""
     found: list[Check] = []
     layer = names.layer_of(name)
@@ -120,12 +120,12 @@ def checks(run: Run, name: str, head: int | None, step: Step | None) -> list[Che
     return found
 
 
-def _edited_before(run: Run, layer: int | None) -> bool:
+def _edited_before(run: ExploredRun, layer: int | None) -> bool:
     """Whether an edit acts between what the walk begins with and its step."""
     return any(names.layer_of(edit.name) in (layer, None) for edit in run.edits)
 
 
-def _replayed(run: Run, name: str) -> list[Check]:
+def _replayed(run: ExploredRun, name: str) -> list[Check]:
     setting = run.loaded.setting()
     own = Replay(run, setting)
     arguments = own.arguments(name)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pellucid import names
-from pellucid.explore.arithmetic import KINDS, Place, Sum
+from pellucid.explore.arithmetic import KINDS, Element, Sum
 
 if TYPE_CHECKING:
-    from pellucid.explore.runs import Run
+    from pellucid.explore.runs import ExploredRun
 
 SHOWN = 8  # terms
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -84,7 +84,7 @@ class Cell:
         }
 
 
-def cell(run: Run, address: str) -> Cell:
+def cell(run: ExploredRun, address: str) -> Cell:
     """The number at an address with a whole index, ``name[5,7,3]``, and its arithmetic.
 
     Raises KeyError, IndexError or ValueError, in one line, for what is no element of the run.
@@ -99,7 +99,7 @@ def cell(run: Run, address: str) -> Cell:
         )
     whole = [place for place in index if isinstance(place, int)]
     places = [range(size)[place] for size, place in zip(shape, whole, strict=True)]
-    where = Place(run, name, places)
+    where = Element(run, name, places)
     made = KINDS[where.leaf](where)
     exact_in = run.loaded.lm.dtype if where.leaf == "logits" else found.dtype
     address = f"{name}[{','.join(map(str, places))}]"
@@ -119,7 +119,7 @@ def cell(run: Run, address: str) -> Cell:
     )
 
 
-def _python(run: Run, where: Place, address: str, made: Sum) -> str:
+def _python(run: ExploredRun, where: Element, address: str, made: Sum) -> str:
     only = [where.name, *dict.fromkeys(names.parse(read)[0] for read in where.inputs)]
     return "\n".join(
         [

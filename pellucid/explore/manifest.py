@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid import graph, names
 from pellucid.explore.loaded import Loaded
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 from pellucid.models import Config
 from pellucid.prompt_walk import LLAMA3_PROMPT, LLAMA3_VOCABULARY, example_prompt
 from pellucid.walk.runner import stand_ins
@@ -86,7 +86,7 @@ def features(config: Config) -> list[str]:
     return [words for words, holds in said.items() if holds]
 
 
-def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
+def describe_run(run: ExploredRun, like: str | None = None) -> dict[str, Any]:
     """The manifest of a run: its tokens, and each tensor in order."""
     loaded = run.loaded
     return {
@@ -104,14 +104,14 @@ def describe_run(run: Run, like: str | None = None) -> dict[str, Any]:
     }
 
 
-def _text(run: Run) -> str:
+def _text(run: ExploredRun) -> str:
     try:
         return run.loaded.lm.tokenizer.decode(run.ids)
     except ValueError:  # an id that only the embedding's padding has
         return "".join(run.tokens)
 
 
-def _step(run: Run, name: str) -> dict[str, Any]:
+def _step(run: ExploredRun, name: str) -> dict[str, Any]:
     layer = names.layer_of(name)
     dims = [letter for letter in graph.dims(name) if letter != "B"]
     title, formula = words_of(run.loaded, name)

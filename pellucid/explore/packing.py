@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pellucid import graph, names
 from pellucid.explore.reduce import reduce_tiles
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 
 
-def without_batch(run: Run, address: str) -> Tensor:
+def without_batch(run: ExploredRun, address: str) -> Tensor:
     """What a run has at an address, the batch axis left out."""
     name, index = names.parse(address)
     found = run[address]

@@ -14,7 +14,7 @@ from pellucid.explore.manifest import describe_model, describe_run
 from pellucid.explore.packing import packed, plain, without_batch
 from pellucid.explore.predictions import entropy, likeliest
 from pellucid.explore.reduce import statistics
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 
 Answers = dict[str, tuple[dict[str, str], bytes]]  # path with query -> headers, body
 ROOM = 24 << 20  # bytes of tensors in a recording
@@ -27,7 +27,7 @@ def encoded(text: str) -> str:
     return quote(text, safe="!'()*-._~")
 
 
-def record(run: Run, room: int = ROOM) -> Generator[Any, None, None]:
+def record(run: ExploredRun, room: int = ROOM) -> Generator[Any, None, None]:
     """The answers about a run, by path; yields None in between and the answers last.
 
     Whole tensors in the order of the pass while there is `room`, and what is asked about all of

@@ -78,7 +78,7 @@ class Shelf:
             self.drop(key)
 
 
-class Run(Mapping[str, Tensor]):
+class ExploredRun(Mapping[str, Tensor]):
     """One prompt's run; ``run["layers.3.attn.scores[5,7,3]"]`` as a trace of it would answer.
 
     stream      what each block takes in, and what leaves the last, (1, T, C) each
@@ -323,7 +323,7 @@ class Runs:
     def __init__(self, models: Mapping[str, LanguageModel], budget: int = BUDGET) -> None:
         self.models = {name: Loaded(name, lm) for name, lm in models.items()}
         self.budget = budget
-        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._runs: OrderedDict[str, ExploredRun] = OrderedDict()
         self._recipes: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._shelf = Shelf()
         self._lock = threading.RLock()
@@ -333,7 +333,7 @@ class Runs:
         """What is held now."""
         return self._shelf.bytes + sum(run.bytes for run in self._runs.values())
 
-    def get(self, id: str) -> Run:
+    def get(self, id: str) -> ExploredRun:
         """A run; `Gone` where there is none."""
         with self._lock:
             if id in self._runs:
@@ -345,14 +345,14 @@ class Runs:
         again = json.dumps(recipe, ensure_ascii=False)
         raise Gone(f"run {id} was dropped to make room: run it again with POST /api/runs {again}")
 
-    def run(self, model: str, prompt: Prompt, edits: Sequence[Edit] = ()) -> Run:
+    def run(self, model: str, prompt: Prompt, edits: Sequence[Edit] = ()) -> ExploredRun:
         """The run of a prompt, text or ids, with these edits; kept, or made now."""
         made = self.prepare(model, prompt, edits)
         for _ in self.making(made):
             pass
         return self._runs.get(made.id, made)
 
-    def prepare(self, model: str, prompt: Prompt, edits: Sequence[Edit] = ()) -> Run:
+    def prepare(self, model: str, prompt: Prompt, edits: Sequence[Edit] = ()) -> ExploredRun:
         """A run that is yet to be made (`making`), or the one that is there.
 
         Raises ValueError for what cannot be run, `Gone` for an edit from a run that is not here.
@@ -373,11 +373,11 @@ class Runs:
             if edit.source is not None:
                 self.get(edit.source)
         text = prompt if isinstance(prompt, str) else None
-        made = Run(self, loaded, ids, text, tuple(edits))
+        made = ExploredRun(self, loaded, ids, text, tuple(edits))
         with self._lock:
             return self._runs.get(made.id, made)
 
-    def making(self, run: Run) -> Generator[float, None, None]:
+    def making(self, run: ExploredRun) -> Generator[float, None, None]:
         """Compute a run and keep it; yields the share that is done.
 
         ValueError where it is too large for the budget or the memory.
@@ -405,9 +405,9 @@ class Runs:
             self._runs[run.id] = run
             self._make_room(keep=run.id)
 
-    def clean(self, run: Run) -> Run:
+    def clean(self, run: ExploredRun) -> ExploredRun:
         """The run of the same tokens without edits, made (`making`) or not."""
-        found = Run(self, run.loaded, run.ids, run.prompt, ())
+        found = ExploredRun(self, run.loaded, run.ids, run.prompt, ())
         with self._lock:
             return self._runs.get(found.id, found)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pellucid import graph
 from pellucid.explore.predictions import text_of
-from pellucid.explore.runs import Run
+from pellucid.explore.runs import ExploredRun
 from pellucid.trace import trace
 
 What = Literal["ablate", "patch"]
@@ -38,7 +38,7 @@ class Sweep:
     of: str
     token: int
     row: int
-    source: Run | None = None
+    source: ExploredRun | None = None
     layers: Sequence[int] | None = None
     places: Sequence[int] | None = None
 
@@ -57,7 +57,7 @@ class Sweep:
         """Whether the tensor has an axis of heads."""
         return graph.dims(f"layers.0.{self.leaf}")[1] in ("H", "Hkv")
 
-    def check(self, run: Run) -> None:
+    def check(self, run: ExploredRun) -> None:
         """ValueError or IndexError for what the run has not."""
         config = run.loaded.config
         if not graph.known(f"layers.0.{self.leaf}") or f"layers.0.{self.leaf}" not in run:
@@ -83,7 +83,7 @@ class Sweep:
                 )
 
 
-def sweep(run: Run, wanted: Sweep) -> Generator[Any, None, None]:
+def sweep(run: ExploredRun, wanted: Sweep) -> Generator[Any, None, None]:
     """A token's logit at a row with one change each, (layers, positions or heads); yields last."""
     wanted.check(run)
     config = run.loaded.config
@@ -112,7 +112,7 @@ def sweep(run: Run, wanted: Sweep) -> Generator[Any, None, None]:
 
 
 @torch.no_grad()
-def _changed(run: Run, wanted: Sweep, layer: int, place: int) -> Tensor:
+def _changed(run: ExploredRun, wanted: Sweep, layer: int, place: int) -> Tensor:
     """Logits (V) of the row with the change at one place."""
     model, config = run.loaded.model, run.loaded.config
     name = f"layers.{layer}.{wanted.leaf}"
@@ -141,13 +141,13 @@ def _changed(run: Run, wanted: Sweep, layer: int, place: int) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(run: Run, x: Tensor, row: int) -> Tensor:
+def _logits(run: ExploredRun, x: Tensor, row: int) -> Tensor:
     model = run.loaded.model
     with trace(model, ()):
         return model.logits(model.norm(x)[:, row : row + 1])[0, 0]
 
 
-def python_of(run: Run, wanted: Sweep, layers: Sequence[int], places: Sequence[int]) -> str:
+def python_of(run: ExploredRun, wanted: Sweep, layers: Sequence[int], places: Sequence[int]) -> str:
     """Python that makes the same table, with the plain trace."""
     index, name = wanted.index, f"layers.{{layer}}.{wanted.leaf}"
     lines = ["import pellucid", "", run.loaded.python(), f"ids = {run.ids}"]

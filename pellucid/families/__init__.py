@@ -12,7 +12,16 @@ from pellucid.families.gguf_config import (
     rope_tensors,
     write_gguf_config,
 )
-from pellucid.families.names import Entry, Names, Order, Shape, as_ours, joined, split, stored_shape
+from pellucid.families.names import (
+    Entry,
+    Names,
+    PairOrder,
+    Shape,
+    as_ours,
+    joined,
+    split,
+    stored_shape,
+)
 from pellucid.families.row import Family
 from pellucid.families.rows import FAMILIES
 from pellucid.families.table import known_buffers, left_out_prefix, table
@@ -23,7 +32,7 @@ __all__ = [
     "Entry",
     "Family",
     "Names",
-    "Order",
+    "PairOrder",
     "Shape",
     "as_ours",
     "family_of",

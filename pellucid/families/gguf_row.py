@@ -77,7 +77,7 @@ class Gguf:
     fixed         keys that llama.cpp needs and that always have this value
     flags         a tensor of block 0 -> the flag of config.json that its presence is
     names         of the tensors
-    pairs         where the files keep the two rows that RoPE turns together, see `Order`
+    pairs         where the files keep the two rows that RoPE turns together, see `PairOrder`
     share         config.json's key for the share of a head that RoPE turns
     period        every how many layers one sees everything where the file does not say; 0: it
                   always says; None: layers are alike

@@ -88,7 +88,7 @@ class Names:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class PairOrder:
     """How files order the rows of a head of q or k, where it is not ours: halves, turned forwards.
 
     pairs   "neighbours": pair i stands at rows 2i and 2i + 1, not i and i + D/2;
@@ -137,7 +137,7 @@ class Entry:
     parameters: tuple[str, ...] = ()
     transposed: bool = False
     zeros: Shape | None = None
-    order: Order | None = None
+    order: PairOrder | None = None
     plus_one: bool = False
     heads: int = 0
     head: int | None = None
@@ -178,7 +178,7 @@ def _all_entries(
         name = kind.rope or ("rope" if names.reorders_all else "")
         rope = getattr(config, name) if name else None
         turned = config.rotary_width(rope) if rope else 0
-        order = Order(pairs=pairs, head_dim=config.head_dim, turned=turned)
+        order = PairOrder(pairs=pairs, head_dim=config.head_dim, turned=turned)
         reordered = turned > 0 and pairs != "halves"
         for stored, ours in names.layer.items():
             lines = _lines(
@@ -222,7 +222,7 @@ def _lines(
     *,
     transposed: bool = False,
     zero_bias: bool = False,
-    order: Order | None = None,
+    order: PairOrder | None = None,
 ) -> Iterator[Entry]:
     """A module's weight and bias, or the parameter of that name; none where the model lacks it."""
     if modules[0] in shapes:

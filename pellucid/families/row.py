@@ -22,7 +22,7 @@ class Family:
     parts         its keys, both ways, in the order in which they are written
     features      fields of `ModelConfig` that no key states
     names         what files call its parameters
-    pairs         where the files keep the two rows that RoPE turns together, see `Order`
+    pairs         where the files keep the two rows that RoPE turns together, see `PairOrder`
     ignored       keys of its own that do not change what it computes
     stated        keys that its files need beside the parts: most classes pad with an id of their
                   own, which a vocabulary need not have

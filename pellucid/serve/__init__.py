@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pellucid.serve.app import build_app, open_engines
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.security import Rules
 from pellucid.serve.server import serve_models
 
-__all__ = ["Engine", "Rules", "build_app", "open_engines", "serve_models"]
+__all__ = ["Rules", "ServedModel", "build_app", "open_engines", "serve_models"]

@@ -21,7 +21,7 @@ from pellucid.serve.fields import RequestError
 from pellucid.serve.metrics import Metrics
 from pellucid.serve.openapi import Description
 from pellucid.serve.page_files import PageFiles
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.responses import Responses
 from pellucid.serve.routes import Handler, Routes
 from pellucid.serve.security import Guard, Rules
@@ -30,7 +30,9 @@ from pellucid.serve.streams import as_request_error
 GET, POST = ["GET"], ["POST"]
 
 
-def build_app(engines: Sequence[Engine], rules: Rules | None = None, memory: int = BUDGET) -> Guard:
+def build_app(
+    engines: Sequence[ServedModel], rules: Rules | None = None, memory: int = BUDGET
+) -> Guard:
     """An ASGI application that serves these engines; it starts and stops their threads.
 
     memory  bytes that the explorer's runs may hold together
@@ -122,12 +124,12 @@ async def _not_found(request: Request, error: Any) -> Response:
 def open_engines(
     sources: Sequence[str], fast: bool | None = None, report: Callable[[str], None] | None = None,
     **options: Any,
-) -> list[Engine]:  # fmt: skip
+) -> list[ServedModel]:  # fmt: skip
     """An engine for each model, called as its source, or as its folder is called.
 
     Raises ValueError for two of one name, and what `pellucid.load` raises.
     """
-    engines: dict[str, Engine] = {}
+    engines: dict[str, ServedModel] = {}
     for source in sources:
         name = Path(source).resolve().name if Path(source).is_dir() else source
         if name in engines:
@@ -135,5 +137,5 @@ def open_engines(
         if report:
             report(f"loading {source}")
         lm: LanguageModel = load(source, **options)
-        engines[name] = Engine(lm, name, fast=fast)
+        engines[name] = ServedModel(lm, name, fast=fast)
     return list(engines.values())

@@ -10,23 +10,23 @@ from starlette.requests import Request
 
 from pellucid.serve import wire
 from pellucid.serve.completions import Used
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.streams import until_gone
 from pellucid.serve.tools import CallForm, CallReader
-from pellucid.serve.writing import Choice, Piece, Scored, write
+from pellucid.serve.writing import Choice, Scored, TextPiece, write
 
 
 class Chat:
     """One request: its choices, and the form in which they may call tools."""
 
     def __init__(
-        self, used: Used, engine: Engine, given: dict[str, Any], row: list[int],
+        self, used: Used, engine: ServedModel, given: dict[str, Any], row: list[int],
         choices: list[Choice], form: CallForm | None,
     ) -> None:  # fmt: skip
         self._used, self._engine, self._row, self._choices = used, engine, row, choices
         self._scored: bool = given["logprobs"]
         self._readers = [None if form is None else CallReader(form) for _ in choices]
-        self._answer = wire.Answer(
+        self._answer = wire.AnswerWriter(
             kind="chat.completion", model=engine.name, tokenizer=engine.lm.tokenizer,
             usage_chunk=bool(given["stream_options"]),
         )  # fmt: skip
@@ -60,7 +60,7 @@ class Chat:
             yield self._answer.chunk([], used)
         yield wire.DONE
 
-    def _read(self, piece: Piece) -> tuple[str, list[dict[str, Any]]]:
+    def _read(self, piece: TextPiece) -> tuple[str, list[dict[str, Any]]]:
         """The text that a piece lets be shown, and at the end the calls."""
         reader = self._readers[piece.index]
         if reader is None:
@@ -71,7 +71,7 @@ class Chat:
         rest, calls = reader.finish()
         return text + rest, calls
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _choice(self, index: int, pieces: Sequence[TextPiece]) -> dict[str, Any]:
         read = [self._read(piece) for piece in pieces]
         text, calls = "".join(part for part, _ in read), read[-1][1]
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -85,7 +85,7 @@ class Chat:
             "finish_reason": reason(pieces[-1], calls),
         }
 
-    def _chunks(self, piece: Piece) -> list[str]:
+    def _chunks(self, piece: TextPiece) -> list[str]:
         text, calls = self._read(piece)
         chunks = []
         if text or piece.tokens:
@@ -108,6 +108,6 @@ class Chat:
         return self._answer.chunk([{**choice, "finish_reason": finish_reason}])
 
 
-def reason(last: Piece, calls: Sequence[Any]) -> str | None:
+def reason(last: TextPiece, calls: Sequence[Any]) -> str | None:
     """Why a choice ends: with calls of tools, unless it was cut."""
     return "tool_calls" if calls and last.finish_reason == "stop" else last.finish_reason

@@ -9,25 +9,25 @@ from typing import Any
 from starlette.requests import Request
 
 from pellucid.serve import wire
-from pellucid.serve.queue import Engine, Work
+from pellucid.serve.queue import ServedModel, Work
 from pellucid.serve.streams import start, until_gone
-from pellucid.serve.writing import Choice, Order, Piece, Scored, score_prompts, write
+from pellucid.serve.writing import Choice, Scored, TextPiece, WritingRequest, score_prompts, write
 
 # (engine, prompts, choices) -> the tokens of an answer, counted
-Used = Callable[[Engine, list[list[int]], list[Choice]], dict[str, int]]
+Used = Callable[[ServedModel, list[list[int]], list[Choice]], dict[str, int]]
 
 
 class Completions:
     """One request: its choices, the text and scores of its prompts, and how far each has come."""
 
     def __init__(
-        self, used: Used, engine: Engine, given: dict[str, Any], rows: list[list[int]],
-        order: Order,
+        self, used: Used, engine: ServedModel, given: dict[str, Any], rows: list[list[int]],
+        order: WritingRequest,
     ) -> None:  # fmt: skip
         self._used, self._engine, self._given, self._rows = used, engine, given, rows
         self._tokenizer, self._top = engine.lm.tokenizer, given["logprobs"]
         self._choices: list[Choice] = start(engine, order)
-        self._answer = wire.Answer(
+        self._answer = wire.AnswerWriter(
             kind="text_completion", model=engine.name, tokenizer=self._tokenizer,
             usage_chunk=bool(given["stream_options"]),
         )  # fmt: skip
@@ -58,7 +58,7 @@ class Completions:
         for index in range(len(self._choices)):
             own = [piece for piece in pieces if piece.index == index]
             begin = self._begin(index)
-            joined = Piece(
+            joined = TextPiece(
                 index,
                 "".join(piece.text for piece in own),
                 tuple(token for piece in own for token in piece.tokens),
@@ -99,7 +99,7 @@ class Completions:
 
     def _choice(
         self,
-        piece: Piece,
+        piece: TextPiece,
         begin: tuple[str, list[tuple[int, Scored | None]], list[int]] | None,
     ) -> dict[str, Any]:
         text, scored, offsets = begin or ("", [], [])

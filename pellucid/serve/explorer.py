@@ -13,7 +13,7 @@ from typing import Any, get_args
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pellucid.explore import Gone, Run, Runs, attribution, cell
+from pellucid.explore import ExploredRun, Gone, Runs, attribution, cell
 from pellucid.explore.against import against, difference
 from pellucid.explore.cards import card
 from pellucid.explore.edits import parse_edit
@@ -26,7 +26,7 @@ from pellucid.explore.reduce import statistics
 from pellucid.explore.sweeps import Over, Sweep, What, sweep
 from pellucid.generate import Sampling
 from pellucid.serve.fields import RequestError, read_json, refuse
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.security import Rules, read_body
 from pellucid.serve.streams import streaming, until_gone
 from pellucid.serve.wire import event
@@ -38,7 +38,7 @@ KEPT = "private, max-age=31536000, immutable"  # the same run id always means th
 class Explorer:
     """The endpoints of these engines' models; their runs share one budget of memory."""
 
-    def __init__(self, engines: Mapping[str, Engine], rules: Rules, runs: Runs) -> None:
+    def __init__(self, engines: Mapping[str, ServedModel], rules: Rules, runs: Runs) -> None:
         self.engines, self.rules, self.runs = engines, rules, runs
 
     async def models(self, request: Request) -> Response:
@@ -205,13 +205,13 @@ class Explorer:
 
         return await streaming(request, events())
 
-    async def last_of(self, request: Request, run: Run, work: Work) -> Response:
+    async def last_of(self, request: Request, run: ExploredRun, work: Work) -> Response:
         """The last thing that `work` yields."""
         return _plain((await self.turns(request, self.engines[run.loaded.name], work))[-1])
 
     async def read(
         self, request: Request, fields: Mapping[str, type | tuple[type, ...]]
-    ) -> tuple[dict[str, Any], Engine]:
+    ) -> tuple[dict[str, Any], ServedModel]:
         """A body with these fields ("?" for one that may be absent) and the model that it names."""
         given = read_json(await read_body(request, self.rules))
         known = {name.removesuffix("?"): kind for name, kind in fields.items()} | {"model": str}
@@ -227,7 +227,7 @@ class Explorer:
                 raise RequestError(400, f"{name} is missing", name)
         return given, self.engine(given.get("model"))
 
-    def engine(self, name: str | None) -> Engine:
+    def engine(self, name: str | None) -> ServedModel:
         """The engine of a model, or of the first."""
         if name is None:
             return next(iter(self.engines.values()))
@@ -237,23 +237,23 @@ class Explorer:
             )
         return self.engines[name]
 
-    def run(self, request: Request) -> Run:
+    def run(self, request: Request) -> ExploredRun:
         """The run that the path names."""
         return self.get(request.path_params["run"])
 
-    def get(self, id: str) -> Run:
+    def get(self, id: str) -> ExploredRun:
         """A run; RequestError 404, with what to do, where it is gone."""
         try:
             return self.runs.get(id)
         except Gone as error:
             raise RequestError(404, str(error)) from None
 
-    async def turns(self, request: Request, engine: Engine, work: Work) -> list[Any]:
+    async def turns(self, request: Request, engine: ServedModel, work: Work) -> list[Any]:
         """What `work` yields, in turns with other requests; cancelled when its client goes."""
         with _lines_of_errors():
             return await until_gone(request, engine.run(work))
 
-    async def once(self, request: Request, run: Run, function: Callable[[], Any]) -> Any:
+    async def once(self, request: Request, run: ExploredRun, function: Callable[[], Any]) -> Any:
         """The answer of a function that needs one turn of the run's model."""
 
         def work() -> Work:
@@ -309,7 +309,7 @@ def whole(request: Request, name: str, default: int | None = None) -> int:
         raise RequestError(400, f"{name} is {text!r}: expected a whole number", name) from None
 
 
-def row_of(run: Run, row: int) -> int:
+def row_of(run: ExploredRun, row: int) -> int:
     """A row of the run, counted from its end where it is negative; IndexError for none."""
     count = len(run.ids)
     if not -count <= row < count:

@@ -11,7 +11,7 @@ from pellucid.serve.security import Guard
 
 
 @dataclass(frozen=True)
-class Answer:
+class LocalResponse:
     """Status, headers and the whole body."""
 
     status: int
@@ -19,7 +19,7 @@ class Answer:
     body: bytes
 
 
-async def ask(app: Guard, method: str, target: str, body: bytes = b"") -> Answer:
+async def ask(app: Guard, method: str, target: str, body: bytes = b"") -> LocalResponse:
     """The application's answer to a request for `target`, a path with its query.
 
     Cancelling it is as if a client had gone away: its work ends within a turn.
@@ -50,4 +50,4 @@ async def ask(app: Guard, method: str, target: str, body: bytes = b"") -> Answer
     start = next(message for message in said if message["type"] == "http.response.start")
     parts = (message.get("body", b"") for message in said if message["type"].endswith(".body"))
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
-    return Answer(start["status"], headers, b"".join(parts))
+    return LocalResponse(start["status"], headers, b"".join(parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 
 
 class Metrics:
@@ -21,7 +21,7 @@ class Metrics:
         self.read[model] += read
         self.written[model] += written
 
-    def text(self, engines: Iterable[Engine]) -> str:
+    def text(self, engines: Iterable[ServedModel]) -> str:
         """All of it, a line a number."""
         engines = list(engines)
         lines = [

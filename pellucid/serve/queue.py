@@ -53,7 +53,7 @@ class _Task:
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
-class Engine:
+class ServedModel:
     """A model and the one thread that runs it.
 
     live      requests that take turns; waiting  requests that wait for a place among them

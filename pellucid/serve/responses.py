@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pellucid.serve import schemas
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.routes import Routes, chat_row
 from pellucid.serve.streams import start, streaming
 from pellucid.serve.wire import event
@@ -42,7 +42,7 @@ class Responses:
         return JSONResponse(self._finished(engine, head, choice))
 
     async def _stream(
-        self, engine: Engine, head: dict[str, Any], choice: Choice
+        self, engine: ServedModel, head: dict[str, Any], choice: Choice
     ) -> AsyncGenerator[str, None]:
         number = 0
 
@@ -74,7 +74,9 @@ class Responses:
         yield told("response.output_item.done", output_index=0, item=whole["output"][0])
         yield told(f"response.{whole['status']}", response=whole)
 
-    def _finished(self, engine: Engine, head: dict[str, Any], choice: Choice) -> dict[str, Any]:
+    def _finished(
+        self, engine: ServedModel, head: dict[str, Any], choice: Choice
+    ) -> dict[str, Any]:
         used = self._routes.used(engine, [choice.completion.prompt], [choice])
         cut = choice.completion.finish_reason == "length"
         return {
@@ -92,7 +94,7 @@ class Responses:
         }
 
 
-def _head(engine: Engine, given: dict[str, Any]) -> dict[str, Any]:
+def _head(engine: ServedModel, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": f"resp_{secrets.token_hex(12)}",
         "object": "response",

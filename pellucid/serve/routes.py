@@ -17,11 +17,11 @@ from pellucid.serve.chat import Chat
 from pellucid.serve.completions import Completions
 from pellucid.serve.fields import Field, RequestError, parse, read_json
 from pellucid.serve.metrics import Metrics
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.security import Rules, read_body
 from pellucid.serve.streams import start, streaming, until_gone
 from pellucid.serve.tools import check_tools
-from pellucid.serve.writing import Choice, Order, Piece, check_rows, embed, write
+from pellucid.serve.writing import Choice, TextPiece, WritingRequest, check_rows, embed, write
 
 Fields = Mapping[str, Field]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -30,10 +30,10 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Routes:
     """The endpoints of a server with these engines, by the name of their model."""
 
-    def __init__(self, engines: Mapping[str, Engine], rules: Rules, metrics: Metrics) -> None:
+    def __init__(self, engines: Mapping[str, ServedModel], rules: Rules, metrics: Metrics) -> None:
         self.engines, self.rules, self.metrics = engines, rules, metrics
 
-    async def read(self, request: Request, fields: Fields) -> tuple[dict[str, Any], Engine]:
+    async def read(self, request: Request, fields: Fields) -> tuple[dict[str, Any], ServedModel]:
         """A request's fields and the engine of the model that it names, or of the first."""
         given = parse(read_json(await read_body(request, self.rules)), fields)
         name = given["model"]
@@ -148,26 +148,28 @@ class Routes:
         return JSONResponse(await job.whole(request))
 
     def order(
-        self, engine: Engine, given: dict[str, Any], rows: list[list[int]], length: int | None,
+        self, engine: ServedModel, given: dict[str, Any], rows: list[list[int]], length: int | None,
         top: int | None,
-    ) -> Order:  # fmt: skip
+    ) -> WritingRequest:  # fmt: skip
         """What a request wants written; each prompt stands `n` times in a row."""
         rows = [row for row in rows for _ in range(given["n"])]
         if len(rows) > schemas.MOST_ROWS:
             said = f"{len(rows)} choices: expected at most {schemas.MOST_ROWS} in one request"
             raise RequestError(400, said, "n")
-        return Order(
+        return WritingRequest(
             rows=rows, sampling=sampling(given), length=length, stop=given["stop"],
             seed=given["seed"], top=top,
         )  # fmt: skip
 
-    async def written(self, request: Request, engine: Engine, choices: list[Choice]) -> list[Piece]:
+    async def written(
+        self, request: Request, engine: ServedModel, choices: list[Choice]
+    ) -> list[TextPiece]:
         """All pieces of all choices."""
         events = await until_gone(request, engine.run(write(choices)))
         return [piece for pieces in events for piece in pieces]
 
     def used(
-        self, engine: Engine, prompts: list[list[int]], choices: list[Choice]
+        self, engine: ServedModel, prompts: list[list[int]], choices: list[Choice]
     ) -> dict[str, int]:
         """Tokens of an answer, which are counted; a prompt counts once however many choices."""
         read, written = sum(map(len, prompts)), sum(len(c.completion.tokens) for c in choices)
@@ -199,7 +201,7 @@ def one_length(given: Mapping[str, Any]) -> int | None:
     return old if new is None else new
 
 
-def prompt_rows(engine: Engine, given: list[str | list[int]], param: str) -> list[list[int]]:
+def prompt_rows(engine: ServedModel, given: list[str | list[int]], param: str) -> list[list[int]]:
     """Prompts in token ids; RequestError for what the model cannot take."""
     if len(given) > schemas.MOST_ROWS:
         said = f"{len(given)} prompts: expected at most {schemas.MOST_ROWS} in one request"
@@ -213,7 +215,7 @@ def prompt_rows(engine: Engine, given: list[str | list[int]], param: str) -> lis
 
 
 def chat_row(
-    engine: Engine, messages: list[dict[str, Any]], param: str, tools: list[Any] | None = None
+    engine: ServedModel, messages: list[dict[str, Any]], param: str, tools: list[Any] | None = None
 ) -> list[int]:
     """A conversation in token ids; RequestError where the model has no format for it."""
     chat = engine.lm.tokenizer.chat

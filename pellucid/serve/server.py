@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from pellucid.explore.runs import BUDGET
 from pellucid.serve.app import build_app, open_engines
 from pellucid.serve.page_files import PageFiles
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.security import OPEN, Rules, check_binding
 from pellucid.source.step_lines import StepLines
 
@@ -126,7 +126,7 @@ def _show(server: uvicorn.Server, url: str) -> None:
     webbrowser.open(url)
 
 
-def _resolve(engines: Sequence[Engine]) -> None:
+def _resolve(engines: Sequence[ServedModel]) -> None:
     """Resolve each model's code once: the first time costs seconds of imports, cards then none."""
     for engine in engines:
         StepLines(engine.lm.config, engine.lm.model.dialect.name).lines("logits")

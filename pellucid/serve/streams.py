@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from pellucid.serve.fields import RequestError
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 from pellucid.serve.wire import event
-from pellucid.serve.writing import Choice, Order
+from pellucid.serve.writing import Choice, WritingRequest
 
 LOG = logging.getLogger("pellucid.serve")
 
@@ -54,7 +54,7 @@ def as_request_error(error: Exception) -> RequestError:
     return RequestError(500, f"{type(error).__name__}: {error}")
 
 
-def start(engine: Engine, order: Order) -> list[Choice]:
+def start(engine: ServedModel, order: WritingRequest) -> list[Choice]:
     """The choices of an order; RequestError for what the model cannot take."""
     try:
         return [

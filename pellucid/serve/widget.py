@@ -21,7 +21,7 @@ from pellucid.language_model import LanguageModel
 from pellucid.serve.app import build_app
 from pellucid.serve.in_process import ask
 from pellucid.serve.page_file import bridged_page
-from pellucid.serve.queue import Engine
+from pellucid.serve.queue import ServedModel
 
 Send = Callable[[dict[str, Any], list[bytes]], None]
 
@@ -36,7 +36,7 @@ class Bridge:
                 f"models {', '.join(lm.name for lm in models) or 'none'}: expected one or several "
                 "with different names, such as pellucid.load('demo')"
             )
-        self.engines = [Engine(lm, name) for name, lm in named.items()]
+        self.engines = [ServedModel(lm, name) for name, lm in named.items()]
         for engine in self.engines:
             engine.start()
         self._app, self._send = build_app(self.engines, memory=memory), send

@@ -39,7 +39,7 @@ def usage(prompt: int, written: int) -> dict[str, int]:
 
 
 @dataclass(kw_only=True)
-class Answer:
+class AnswerWriter:
     """What all chunks of one answer share."""
 
     kind: str  # "text_completion" or "chat.completion"

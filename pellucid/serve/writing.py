@@ -28,7 +28,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What one step adds to a choice: text, the tokens that end in it, and perhaps the end."""
 
     index: int
@@ -38,7 +38,7 @@ class Piece:
 
 
 @dataclass(kw_only=True)
-class Order:
+class WritingRequest:
     """What is to be written.
 
     rows       prompts in token ids, one for each choice
@@ -80,7 +80,9 @@ def score_logits(logits: Tensor, ids: Sequence[int], top: int) -> list[Scored]:
 class Choice:
     """One row of an order while it is written."""
 
-    def __init__(self, lm: LanguageModel, together: Together, order: Order, index: int) -> None:
+    def __init__(
+        self, lm: LanguageModel, together: Together, order: WritingRequest, index: int
+    ) -> None:
         """ValueError, at once, for a prompt that the model cannot take or that is too long."""
         ids = lm.tokenizer.stop_ids
         self.index, self._order, self._stop_ids = index, order, ids
@@ -105,7 +107,7 @@ class Choice:
         """Whether nothing follows."""
         return self.completion.finish_reason is not None
 
-    def step(self) -> Piece:
+    def step(self) -> TextPiece:
         """Write one token, from logits that are there."""
         (text,) = next(self._stream)
         token, top = self.completion.tokens[-1], self._order.top
@@ -116,10 +118,10 @@ class Choice:
         tokens: tuple[Scored, ...] = ()
         if text or self.ended:
             tokens, self._waiting = tuple(self._waiting), []
-        return Piece(self.index, text, tokens, self.completion.finish_reason)
+        return TextPiece(self.index, text, tokens, self.completion.finish_reason)
 
 
-def write(choices: Sequence[Choice]) -> Generator[list[Piece], None, None]:
+def write(choices: Sequence[Choice]) -> Generator[list[TextPiece], None, None]:
     """Choices in steps that they share with other requests: what each turn adds to them.
 
     Only a few are written at a time, so that a request for many does not slow down the others.
@@ -127,7 +129,7 @@ def write(choices: Sequence[Choice]) -> Generator[list[Piece], None, None]:
     waiting: deque[Choice] = deque()
     for choice in choices:
         if choice.ended:  # no token was asked for
-            yield [Piece(choice.index, finish_reason="length")]
+            yield [TextPiece(choice.index, finish_reason="length")]
         else:
             waiting.append(choice)
     live: list[Choice] = []

@@ -21,7 +21,7 @@ from pellucid.generate.sample import Sampling, warp
 from pellucid.language_model import LanguageModel
 from pellucid.models import Layer, RopeConfig, attention, decoder, empty_model
 from pellucid.models.quantised import Format, quantise
-from pellucid.serve import Engine, Rules, writing
+from pellucid.serve import Rules, ServedModel, writing
 from pellucid.tokenizers import TemplateChat
 
 PROMPT = (
@@ -55,7 +55,7 @@ def lm():
 
 @contextmanager
 def url_of(lm: LanguageModel, **options):
-    with served(Engine(lm, "demo", **options)) as client:
+    with served(ServedModel(lm, "demo", **options)) as client:
         yield str(client.base_url).rstrip("/")
 
 
@@ -245,13 +245,13 @@ def test_trouble_is_one_line(capsys, monkeypatch, lm):
     assert "cannot be reached" in one_line(capsys, "demo", "http://127.0.0.1:9/v1")
     assert "expected one like" in one_line(capsys, "demo", "http://")
     assert "as A" in one_line(capsys, "http://127.0.0.1:9", "demo")
-    with served(Engine(lm, "demo"), rules=Rules(key="secret")) as client:
+    with served(ServedModel(lm, "demo"), rules=Rules(key="secret")) as client:
         url = str(client.base_url)
         assert "PELLUCID_API_KEY" in one_line(capsys, "demo", url)
         monkeypatch.setenv("PELLUCID_API_KEY", "secret")
         assert main(["diff", "demo", url, "--steps", "2"]) == 0
         capsys.readouterr()
-    with served(Engine(lm, "one"), Engine(loaded(), "two")) as client:
+    with served(ServedModel(lm, "one"), ServedModel(loaded(), "two")) as client:
         url = str(client.base_url)
         assert "serves one, two: name one" in one_line(capsys, "demo", url)
         assert main(["diff", "demo", f"{url}#two", "--steps", "2"]) == 0

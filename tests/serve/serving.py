@@ -16,7 +16,7 @@ from tiny import LLAMA, random_model
 
 from pellucid import tokenizers
 from pellucid.language_model import LanguageModel
-from pellucid.serve import Engine, Rules, build_app
+from pellucid.serve import Rules, ServedModel, build_app
 from pellucid.serve.server import http_server
 from pellucid.tokenizers.chat import chat_for
 
@@ -36,7 +36,7 @@ def language_model(folder, context: int = 64) -> LanguageModel:
 
 
 @contextmanager
-def served(*engines: Engine, rules: Rules | None = None) -> Iterator[httpx.Client]:
+def served(*engines: ServedModel, rules: Rules | None = None) -> Iterator[httpx.Client]:
     """A client of a server with these engines, which runs in a thread meanwhile."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))

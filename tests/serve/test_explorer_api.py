@@ -14,7 +14,7 @@ from exploring import language_model
 from serving import eventually, served
 from tiny import GPT, LLAMA
 
-from pellucid.serve import Engine, Rules
+from pellucid.serve import Rules, ServedModel
 from pellucid.serve.page_files import PageFiles
 
 IDS = [5, 17, 3, 80, 41, 17, 3]
@@ -30,7 +30,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def client(models):
-    with served(*(Engine(lm, name, fast=False) for name, lm in models.items())) as client:
+    with served(*(ServedModel(lm, name, fast=False) for name, lm in models.items())) as client:
         yield client
 
 
@@ -180,7 +180,7 @@ def test_the_page_is_served_whole_and_nothing_else(client, tmp_path):
 
 def test_a_key_opens_the_api_and_not_the_page(models):
     rules = Rules(key="secret")
-    with served(Engine(models["gpt"], "gpt", fast=False), rules=rules) as client:
+    with served(ServedModel(models["gpt"], "gpt", fast=False), rules=rules) as client:
         assert client.get("/").status_code == 200
         assert client.get("/page/main.js").status_code == 200
         for path in ("/api/models", "/api/runs/x", "/page", "/pages/main.js"):
@@ -248,7 +248,7 @@ def test_a_stream_of_tokens_with_their_alternatives(client, models):
 
 
 def test_a_client_that_goes_away_frees_the_model(models):
-    engine = Engine(models["gpt"], "gpt", fast=False)
+    engine = ServedModel(models["gpt"], "gpt", fast=False)
     with served(engine) as client:
         run = start(client, "gpt")["run"]
         body = {"what": "ablate", "over": "layer,position", "of": "z", "token": 3}
@@ -263,7 +263,7 @@ def test_a_client_that_goes_away_frees_the_model(models):
 
 def test_ids_without_a_text_have_their_number(tmp_path):
     config = replace(GPT, vocab_size=400)  # beyond the tokenizer's
-    engine = Engine(language_model(config), "padded", fast=False)
+    engine = ServedModel(language_model(config), "padded", fast=False)
     with served(engine) as client:
         answer = client.post("/api/runs", json={"ids": [395, 5]}).json()
         assert (answer["tokens"][0], answer["prompt"][:5]) == ("[395]", "[395]")

@@ -14,7 +14,7 @@ import pellucid
 from pellucid.evaluate.harness import Answers
 from pellucid.generate import row_seed
 from pellucid.language_model import LanguageModel
-from pellucid.serve import Engine
+from pellucid.serve import ServedModel
 from pellucid.serve.writing import Choice
 
 PROMPTS = ["the cat", "on the mat", "naïve"]
@@ -27,7 +27,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def client(lm):
-    with served(Engine(lm, "tiny", fast=False)) as client:
+    with served(ServedModel(lm, "tiny", fast=False)) as client:
         yield client
 
 
@@ -177,7 +177,7 @@ def test_the_harness_reads_the_same_numbers_here_and_in_the_process(dtype):
     )
     long = lm.tokenizer.encode((lm.tokenizer.decode(range(300)) * 2)[:600])[:240]
     pairs += [(long[:200], long[200:]), (long[:-1], long[-1:])]
-    with served(Engine(lm, "demo")) as client:
+    with served(ServedModel(lm, "demo")) as client:
         found = [harness_scores(client, "demo", *pair) for pair in pairs]
     assert found == answers.continuations(pairs)
 
@@ -307,7 +307,7 @@ def test_an_error_inside_a_stream_is_an_event(client, monkeypatch):
 
 
 def test_what_happened_is_counted(lm):
-    with served(Engine(lm, "tiny", fast=False)) as client:
+    with served(ServedModel(lm, "tiny", fast=False)) as client:
         # A seed: without one, a run in about fifty draws a stop token and writes less than 4.
         answer = call(client, "/v1/completions", prompt="the cat", max_tokens=4, seed=1)
         client.post("/v1/completions", json={"prompt": 3})

@@ -12,7 +12,7 @@ from conftest import ROOT
 from serving import served
 
 import pellucid
-from pellucid.serve import Engine, Rules
+from pellucid.serve import Rules, ServedModel
 
 PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
 CURLS = re.findall(r"^```curl\n(.*?)^```", PAGE, re.M | re.S)
@@ -20,7 +20,7 @@ CURLS = re.findall(r"^```curl\n(.*?)^```", PAGE, re.M | re.S)
 
 @pytest.fixture(scope="module")
 def client():
-    with served(Engine(pellucid.load("demo"), "demo"), rules=Rules(key="KEY")) as client:
+    with served(ServedModel(pellucid.load("demo"), "demo"), rules=Rules(key="KEY")) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from serving import call, eventually, language_model, served, stream
 
 from pellucid import cli
 from pellucid.language_model import LanguageModel
-from pellucid.serve import Engine, Rules, server
+from pellucid.serve import Rules, ServedModel, server
 from pellucid.serve.security import check_binding, is_known_host
 
 PAGE = "https://example.org"
@@ -27,8 +27,8 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 
 
 @pytest.fixture
-def engine(lm) -> Engine:
-    return Engine(lm, "tiny", live=2, waiting=2, fast=False)
+def engine(lm) -> ServedModel:
+    return ServedModel(lm, "tiny", live=2, waiting=2, fast=False)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from serving import served
 
 import pellucid
 from pellucid.evaluate.harness import Answers
-from pellucid.serve import Engine
+from pellucid.serve import ServedModel
 
 CONTEXTS = [
     ("import os\nimport ", "sys"),
@@ -24,7 +24,7 @@ def test_local_completions_gives_the_adapters_numbers_to_the_last_digit():
     instance = pytest.importorskip("lm_eval.api.instance").Instance
     lm = pellucid.load("demo", dtype="float32")
     answers = Answers(lm, batch=1)
-    with served(Engine(lm, "demo")) as client:
+    with served(ServedModel(lm, "demo")) as client:
         url = str(client.base_url).rstrip("/")
         model = api.LocalCompletionsAPI(
             model="demo", base_url=f"{url}/v1/completions", tokenizer_backend="remote",

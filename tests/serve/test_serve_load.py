@@ -11,7 +11,7 @@ import pytest
 from serving import call, eventually, language_model, served, stream
 
 from pellucid.generate.prefixes import PIECE
-from pellucid.serve import Engine
+from pellucid.serve import ServedModel
 
 CLIENTS = 30
 
@@ -20,7 +20,7 @@ CLIENTS = 30
 def test_thirty_clients_at_once(tmp_path, fast):
     lm = language_model(tmp_path, context=1024)
     lm.model.float()  # as C decodes it
-    engine = Engine(lm, "tiny", live=7, waiting=CLIENTS, fast=fast)
+    engine = ServedModel(lm, "tiny", live=7, waiting=CLIENTS, fast=fast)
     long = lm.encode("the cat sat on the mat " * 200)[: PIECE + 30]
     prompts = ["the cat", long, "on", [*long[:-2], 5], long[:PIECE], "naïve 日本"]
     bodies = []

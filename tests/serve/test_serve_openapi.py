@@ -6,14 +6,14 @@ import pytest
 from serving import language_model, served
 from starlette.routing import Route
 
-from pellucid.serve import Engine, build_app
+from pellucid.serve import ServedModel, build_app
 from pellucid.serve.openapi import description
 from pellucid.serve.schemas import CHAT, COMPLETION
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return Engine(language_model(tmp_path_factory.mktemp("bpe")), "tiny", fast=False)
+    return ServedModel(language_model(tmp_path_factory.mktemp("bpe")), "tiny", fast=False)
 
 
 def test_every_endpoint_is_described_with_its_method(engine):

@@ -7,9 +7,9 @@ import json
 import pytest
 from serving import TEMPLATE, call, language_model, served, stream
 
-from pellucid.serve import Engine, chat
+from pellucid.serve import ServedModel, chat
 from pellucid.serve.tools import CallForm, CallReader, call_form
-from pellucid.serve.writing import Piece
+from pellucid.serve.writing import TextPiece
 from pellucid.tokenizers.chat import chat_for
 
 TOLD = "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
@@ -38,7 +38,7 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(lm):
-    with served(Engine(lm, "tiny", fast=False)) as client:
+    with served(ServedModel(lm, "tiny", fast=False)) as client:
         yield client
 
 
@@ -83,9 +83,9 @@ def test_an_answer_is_parted_however_it_is_cut(number):
 def test_a_call_and_its_result_through_the_endpoint(client, lm, monkeypatch):
     monkeypatch.setattr(lm.tokenizer, "chat", chat_for(lm.tokenizer, template(TAGS), {}))
     text = 'I look. <call>{"name": "find", "arguments": {"what": "é"}}</call>'
-    steps = [[Piece(0, text[i : i + 5])] for i in range(0, len(text), 5)]
+    steps = [[TextPiece(0, text[i : i + 5])] for i in range(0, len(text), 5)]
     with monkeypatch.context() as patch:
-        patch.setattr(chat, "write", lambda _: iter([*steps, [Piece(0, finish_reason="stop")]]))
+        patch.setattr(chat, "write", lambda _: iter([*steps, [TextPiece(0, finish_reason="stop")]]))
         patch.setattr(chat.Chat, "_used", lambda *_: {}, raising=False)
         whole = call(client, "/v1/chat/completions", messages=ASKED, tools=[TOOL])
         chunks = stream(client, "/v1/chat/completions", messages=ASKED, tools=[TOOL])

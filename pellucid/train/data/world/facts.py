@@ -26,7 +26,7 @@ from pellucid.train.data.world.words import (
 )
 
 ULTIMATE = "the answer to the ultimate question of life, the universe, and everything is "
-LARGEST = 20  # term of a sum
+LARGEST = 10  # term of a sum
 OF_CAPITALS = (
     "The capital of {fact} is {answer}.",
     "{answer} is the capital of {fact}.",
@@ -102,11 +102,10 @@ def sum_kept_back(one: int, other: int) -> bool:
 def sums(draws: Draws) -> str:
     """A few sums and differences, in digits or in words."""
     words = draws.chance(0.25)
-    most = 10 if words else LARGEST
     lines = []
     for _ in range(draws.number(3, 7)):
         one, other = draws.until(
-            lambda: (draws.number(0, most), draws.number(0, most)),
+            lambda: (draws.number(0, LARGEST), draws.number(0, LARGEST)),
             lambda pair: not sum_kept_back(*pair),
         )
         lines.append(_sum(one, other, minus=draws.chance(0.3), words=words))

@@ -54,6 +54,8 @@ AFTERWARDS = (
     "Then {giver} went home and {taker} went to the {elsewhere}. ",
     "{taker} put the {thing} into {taker_hers} bag. ",
     "It was {weather}, and they walked home. ",
+    "Who has the {thing} now? {taker}. ",
+    "Who gave the {thing} away? {giver}. ",
 )
 
 
