@@ -14,7 +14,7 @@ from tiny import random_model, random_tokens
 
 import pellucid
 from pellucid import tokenizers
-from pellucid.explore import Run, Runs
+from pellucid.explore import ExploredRun, Runs
 from pellucid.language_model import LanguageModel
 from pellucid.models import Config
 from pellucid.tokenizers import Tokenizer
@@ -33,13 +33,13 @@ def language_model(config: Config, dtype=torch.float32, dialect: str = "hf") -> 
     return LanguageModel(random_model(config, dtype, dialect), tokenizer())
 
 
-def tiny_run(config: Config, dtype=torch.float32, dialect: str = "hf", tokens: int = 9) -> Run:
+def tiny_run(config: Config, dtype=torch.float32, dialect: str = "hf", tokens: int = 9) -> ExploredRun:
     """A run of random tokens."""
     runs = Runs({"tiny": language_model(config, dtype, dialect)})
     return runs.run("tiny", random_tokens(config, tokens).tolist())
 
 
-def elements(run: Run, name: str, count: int = 3) -> Iterator[str]:
+def elements(run: ExploredRun, name: str, count: int = 3) -> Iterator[str]:
     """Addresses of a few elements of a tensor, the same at each call."""
     chance = random.Random(name)
     for _ in range(count):

@@ -108,7 +108,7 @@ def giving(draws: Draws, people: list[str]) -> str:
     if opening.endswith(". ") and draws.chance(0.4):
         parts += draws.some(BETWEEN, draws.number(1, 2))
     parts.append(f"{giver} {_gives(draws)} {with_article(thing)} to {taker}. ")
-    parts += draws.some(AFTERWARDS, draws.number(0, 2))
+    parts += draws.some(AFTERWARDS, draws.one((0, 0, 1, 2)))
     return "".join(parts).format_map(said).strip()
 
 
