@@ -195,6 +195,19 @@ def test_a_tap_reads_a_value_on_a_phone_and_nothing_sticks_out(chromium, url, se
     phone.context.close()
 
 
+def test_nothing_sticks_out_of_a_narrow_window(chromium, url):
+    """A notebook's frame, half a screen: wider than a phone and narrower than most windows."""
+    one = Reader(chromium, url)
+    one.open(f"#/demo//layers.1.attn.scores[2]?{QUERY}")
+    for room in ROOMS:
+        one.tab.locator(f".rooms button >> nth={ROOMS.index(room)}").click()
+        one.settle()
+        for width in (780, 965, 1100):
+            one.tab.set_viewport_size({"width": width, "height": 800})
+            assert one.tab.evaluate("document.documentElement.scrollWidth") <= width, (room, width)
+    one.context.close()
+
+
 def test_dark_light_and_stillness(chromium, url):
     one = Reader(chromium, url, color_scheme="dark", reduced_motion="reduce")
     one.open(f"#/demo//layers.1.attn.q_rotated[2]?{QUERY}")
