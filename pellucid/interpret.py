@@ -22,7 +22,7 @@ from pellucid import graph
 from pellucid.edits import Edit
 from pellucid.evaluate.heads import head_scores, strongest
 from pellucid.explore.attribution import contributions
-from pellucid.explore.runs import Run, Runs
+from pellucid.explore.runs import ExploredRun, Runs
 from pellucid.language_model import LanguageModel
 from pellucid.names import layer_of
 from pellucid.prompts import Prompt
@@ -296,7 +296,7 @@ def direct_logit_attribution(
     return Attribution([part["name"] for part in first["parts"]], values, total, of)
 
 
-def _run(lm: LanguageModel, prompt: Prompt) -> Run:
+def _run(lm: LanguageModel, prompt: Prompt) -> ExploredRun:
     return Runs({lm.name: lm}).run(lm.name, prompt)
 
 

@@ -16,7 +16,7 @@ from pellucid.checkpoints import load_model, open_checkpoint
 from pellucid.checkpoints.formats.gguf_tokenizer import NONE, tokenizer_keys
 from pellucid.checkpoints.formats.gguf_writing import write_gguf
 from pellucid.diff.gguf_types import declared_type
-from pellucid.families.names import Order
+from pellucid.families.names import PairOrder
 from pellucid.gguf_file import read_header
 from pellucid.language_model import LanguageModel
 from pellucid.models import RopeConfig
@@ -24,8 +24,8 @@ from pellucid.tokenizers.gguf import PRE, from_keys
 
 SCALED = RopeConfig(theta=1e4, type="llama3", factor=8.0, original_context=32)
 CONFIG = replace(LLAMA, width=64, hidden_width=96, head_dim=16, rope=SCALED)
-ORDER = Order(pairs="neighbours", head_dim=16, turned=16)
-ORDER8 = Order(pairs="neighbours", head_dim=8, turned=8)
+ORDER = PairOrder(pairs="neighbours", head_dim=16, turned=16)
+ORDER8 = PairOrder(pairs="neighbours", head_dim=8, turned=8)
 TOKENS = list(range(2, 14))
 # One block of each type, made by llama.cpp's quantiser (ggml_quantize_chunk) from `_row()`
 _BLOCK = {
