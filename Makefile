@@ -25,7 +25,7 @@ venv: .venv/.installed  ## a virtual environment with Pellucid and its developme
 # PROMPT="some text" walks another prompt than the notebook's.
 demo: venv  ## walk a famous prompt to its 42 through a shipped model: a page and figures in demo-out/
 	mkdir -p demo-out
-	$(BIN)/pellucid walk $(if $(PROMPT),"$(PROMPT)") --model world --html demo-out/walk.html --plots demo-out/figures
+	$(BIN)/pellucid walk $(if $(PROMPT),"$(PROMPT)") --html demo-out/walk.html --plots demo-out/figures
 	@echo
 	@echo "The page:    $(CURDIR)/demo-out/walk.html"
 	@echo "The figures: $(CURDIR)/demo-out/figures"
@@ -63,14 +63,18 @@ TRAIN := OMP_NUM_THREADS=1 $(BIN)/pellucid train --micro-batch 8
 WORLD := $(TRAIN) --world 0.8 --stdlib --batch 8 --dtype bfloat16
 FIRST := --new-vocab --vocab 4096 --copies 0.15 --warmup 60 --hold 650 --steps 1250
 MORE := --copies 0.1 --warmup 10
-train-world: venv  ## train the two models of the small world (docs/demo-world.md), into runs/; half an hour
-	$(WORLD) --init demo $(FIRST) --stop 476 --out runs/world-1
-	$(WORLD) --init demo-gpt2 $(FIRST) --stop 469 --out runs/world-gpt2-1
-	for name in world world-gpt2; do \
+NAMES := --copies 0.1 --lr 0.0015 --warmup 20
+train-world: venv  ## train the two models of the small world (docs/demo-world.md), into runs/; an hour and a half
+	$(WORLD) --init stdlib $(FIRST) --stop 476 --out runs/demo-1
+	$(WORLD) --init stdlib-gpt2 $(FIRST) --stop 469 --out runs/demo-gpt2-1
+	for name in demo demo-gpt2; do \
 		$(WORLD) --init runs/$$name-1/last $(MORE) --seed 2 --steps 320 --out runs/$$name-2 && \
-		$(WORLD) --init runs/$$name-2/last $(MORE) --seed 3 --steps 280 --out runs/$$name || exit 1; done
+		$(WORLD) --init runs/$$name-2/last $(MORE) --seed 3 --steps 280 --out runs/$$name-3 && \
+		$(WORLD) --init runs/$$name-3/last $(NAMES) --seed 4 --hold 400 --steps 700 --out runs/$$name-4 \
+		|| exit 1; done
+	$(WORLD) --init runs/demo-4/last $(NAMES) --seed 5 --hold 300 --steps 520 --out runs/demo-5
 
-train-demos: venv  ## train models like those that ship (docs/demos.md, demo-world.md), into runs/; two hours
+train-demos: venv  ## train models like those that ship (docs/demos.md, demo-world.md), into runs/; three hours
 	$(TRAIN) --stdlib --family llama --kv-heads 2 --copies 0.15 --steps 1800 --hold 1000 \
 		--dtype bfloat16 --out runs/llama
 	$(TRAIN) --stdlib --family gpt2 --copies 0.25 --steps 800 --hold 719 --out runs/gpt2-stage1

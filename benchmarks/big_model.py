@@ -47,7 +47,7 @@ PARAMS = (
     '{"dim": 4096, "ffn_dim_multiplier": 1.3, "multiple_of": 1024, "n_heads": 32, "n_kv_heads": 8,'
     ' "n_layers": %d, "norm_eps": 1e-05, "rope_theta": 500000.0, "vocab_size": 128256}'
 )
-DEMO = Path(pellucid.__file__).parent / "demos" / "llama"
+DEMO = Path(pellucid.__file__).parent / "demos" / "stdlib"
 
 
 def write(folder: Path, layers: int, layout: str, shards: int) -> None:

@@ -147,7 +147,7 @@ def walk_prompt(
 def example_prompt(checkpoint: Checkpoint) -> str:
     """A prompt that the model probably has an answer to."""
     llama3 = checkpoint.config.vocab_size == LLAMA3_VOCABULARY
-    taught = checkpoint.folder.parent.name == "demos" and checkpoint.folder.name.startswith("world")
+    taught = checkpoint.folder.parent.name == "demos" and checkpoint.folder.name.startswith("demo")
     return LLAMA3_PROMPT if llama3 or taught else CODE_PROMPT
 
 

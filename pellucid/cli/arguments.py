@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 MODEL_HELP = (
-    "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2, world, world-gpt2 "
+    "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2, stdlib, stdlib-gpt2 "
     "or smollm2"
 )
 ENGINES = {"auto": None, "fast": True, "plain": False}  # --engine -> `fast`

@@ -13,7 +13,7 @@ from pellucid.files import check_output, write_whole
 EPILOG = """\
 A and B are each one of these:
   a model      a folder, a GGUF file, owner/name on the Hub, or demo, demo-gpt2,
-               world, world-gpt2, smollm2
+               stdlib, stdlib-gpt2, smollm2
   hf:FOLDER    a model folder, run by transformers
   a recording  a file of named tensors (.safetensors, .npz)
 B may also be an OpenAI-compatible server (http://HOST:PORT) or a sampler's log

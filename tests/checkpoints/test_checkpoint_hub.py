@@ -215,7 +215,7 @@ def test_where_a_name_leads(tmp_path, monkeypatch):
     assert checkpoints.resolve("~/ada") == tmp_path / "ada"
     with pytest.raises(
         FileNotFoundError,
-        match=r"nothing: no such folder; .* demo-gpt2, world, world-gpt2 or smollm2",
+        match=r"nothing: no such folder; .* demo-gpt2, stdlib, stdlib-gpt2 or smollm2",
     ):
         checkpoints.resolve("nothing")
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -225,7 +225,7 @@ def test_where_a_name_leads(tmp_path, monkeypatch):
         checkpoints.resolve("model.safetensors")
 
 
-@pytest.mark.parametrize(("name", "folder"), [("demo", "llama"), ("demo-gpt2", "gpt2")])
+@pytest.mark.parametrize(("name", "folder"), [("stdlib", "stdlib"), ("demo-gpt2", "demo-gpt2")])
 def test_demos_lie_inside_the_package(tmp_path, monkeypatch, name, folder):
     import pellucid as package
 

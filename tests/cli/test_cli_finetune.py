@@ -22,7 +22,7 @@ from pellucid.models import adapters as lora
 from pellucid.train import run as training_run
 from pellucid.train.finetune import classify
 
-DEMO = Path(pellucid.__file__).parent / "demos" / "llama"
+DEMO = Path(pellucid.__file__).parent / "demos" / "stdlib"
 STEPS = ["--steps=6", "--batch=4", "--eval-every=3", "--lr=5e-3", "--precision=float32"]
 WORDS = ("import", "return", "class", "def", "print")
 

@@ -28,12 +28,12 @@ def test_the_models_of_code_together_take_at_most_12_mb_and_each_other_8():
     sizes = Counter({path.parent.name: 0 for path in files})
     for path in files:
         sizes[path.parent.name] += path.stat().st_size
-    assert set(sizes) == {"llama", "gpt2", "world", "world-gpt2"}
-    assert sizes["llama"] + sizes["gpt2"] <= 12_000_000
+    assert set(sizes) == {"demo", "demo-gpt2", "stdlib", "stdlib-gpt2"}
+    assert sizes["stdlib"] + sizes["stdlib-gpt2"] <= 12_000_000
     assert max(sizes.values()) <= 8_000_000
 
 
-@pytest.mark.parametrize("name", ["world", "world-gpt2"])
+@pytest.mark.parametrize("name", ["demo", "demo-gpt2"])
 def test_a_model_of_the_world_ends_the_notebooks_prompt_in_42(name: str):
     walk = walk_prompt(name, dtype="float32")
     assert walk.prompt == LLAMA3_PROMPT and walk.prompt.endswith("everything is ")

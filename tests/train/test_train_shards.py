@@ -24,7 +24,7 @@ from pellucid.train import (
 from pellucid.train.data.shards import tokenizer_digest
 from pellucid.train.data.token_source import TokenFiles, token_dtype
 
-DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
+DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "stdlib"
 
 
 @pytest.fixture(scope="module")

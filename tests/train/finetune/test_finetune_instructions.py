@@ -13,7 +13,7 @@ from pellucid.tokenizers import Llama2Chat, TemplateChat
 from pellucid.train.finetune.instructions import answered, conversation, examples, plain_chat
 from pellucid.train.finetune.records import kind_of, read_records
 
-DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
+DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "stdlib"
 TALK = [
     {"role": "system", "content": "Be short."},
     {"role": "user", "content": "One?"},

@@ -80,7 +80,7 @@ def test_theirs_by_the_front_door(config, tmp_path: Path):
         tmp_path / "base",
         config,
         random_model(config, torch.float32).state_dict(),
-        tokenizer_from=Path(pellucid.__file__).parent / "demos" / "llama",
+        tokenizer_from=Path(pellucid.__file__).parent / "demos" / "stdlib",
     )
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     reference = peft.get_peft_model(base, peft.LoraConfig(**arguments))

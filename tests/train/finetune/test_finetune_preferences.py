@@ -24,7 +24,7 @@ from pellucid.train.finetune.preferences import (
 from pellucid.train.finetune.rows import Example, mean_loss
 from pellucid.train.finetune.tasks import TaskOptions, preference_task
 
-DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "llama"
+DEMO = Path(tokenizers.__file__).parents[1] / "demos" / "stdlib"
 
 
 def pair(seed: int, prompt: int, chosen: int, rejected: int) -> AnswerPair:
