@@ -46,13 +46,14 @@ USER_ERRORS = (ValueError, OSError, NotImplementedError)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0, what the verb says, or 2 for an error a user can cause."""
-    from pellucid.cli.streams import abandon_output, prepare_streams
+    from pellucid.cli.streams import abandon_output, lasting_interrupts, prepare_streams
 
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     status = 0
     try:
-        status = _dispatch(words)
+        with lasting_interrupts():
+            status = _dispatch(words)
         sys.stdout.flush()  # here, not at exit: there a failure could only be a traceback
     except BrokenPipeError:  # `pellucid … | head`
         abandon_output()

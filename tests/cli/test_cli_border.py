@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from importlib import import_module
 from pathlib import Path
 
@@ -156,6 +159,32 @@ def test_interrupting_an_import_is_status_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "import_module", interrupted)
     assert cli.main(["walk", "a"]) == 130
     assert capsys.readouterr().err == "\n"
+
+
+@pytest.mark.parametrize("where", ["destructor", "callback"])
+def test_an_interrupt_that_python_loses_ends_the_verb_all_the_same(where, monkeypatch, capsys):
+    # Python goes on after an exception in a destructor or in the callback of a weak reference, of
+    # which each import has one: a doctor went on for a minute after Ctrl-C.
+    def loses_it():
+        class Held:
+            def __del__(self):
+                if where == "destructor":
+                    signal.raise_signal(signal.SIGINT)
+
+        held = Held()
+        reference = weakref.ref(held, lambda _: where == "callback" and signal.raise_signal(2))
+        del held
+        assert reference() is None
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return "went on as if no key had been pressed"
+
+    before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(cli, "_dispatch", lambda words: loses_it())
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "\n"
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM)) == before
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
