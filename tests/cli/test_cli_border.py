@@ -187,6 +187,20 @@ def test_an_interrupt_that_python_loses_ends_the_verb_all_the_same(where, monkey
     assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM)) == before
 
 
+@pytest.mark.parametrize("error", [RuntimeError("empty mode stack"), ValueError("is there")])
+def test_an_error_on_the_way_out_of_an_interrupt_is_the_interrupt(error, monkeypatch, capsys):
+    # As from ``with torch.device(...)`` where Ctrl-C falls before it is entered as a whole.
+    def interrupted(name):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert cli.main(["walk", "a"]) == 130
+    assert capsys.readouterr().err == "\n"
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_traceback(closed):
     done = shell(f"pellucid --version {closed}")
