@@ -125,6 +125,19 @@ def test_the_verbs_with_a_device_are_those_below():
     assert {verb for verb in cli.VERBS if "--device" in options(verb)} == set(LEAST)
 
 
+@pytest.mark.parametrize("number", ["9" * 400, str(1 << 63), "-" + "9" * 40])
+@pytest.mark.parametrize(
+    "words",
+    [("trace", "a", "-o", "x", "--generate"), ("walk", "a", "--layer"), ("generate", "a", "-n"),
+     ("train", "--data", "x", "--out", "y", "--steps"), ("diff", "demo", "demo", "--copies")],
+)  # fmt: skip
+def test_a_number_that_no_machine_counts_to_is_one_line(words, number, capsys):
+    status, _, err = run(capsys, *words, number)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert words[-1].strip("-") in err
+
+
 @pytest.mark.parametrize("verb", LEAST)
 def test_a_device_that_is_not_there_is_one_line(verb, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
