@@ -51,8 +51,8 @@ def check_room(
     room = free_memory(device) // 2 if room is None else room
     if need > room:
         raise ValueError(
-            f"{what} would hold {Decimal(need) / 10**9:.1f} GB, more than the {room / 1e9:.1f} GB it may "
-            f"take: {remedy}"
+            f"{what} would hold {Decimal(need) / 10**9:.1f} GB, more than the {room / 1e9:.1f} GB "
+            f"it may take: {remedy}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a terminal gives a verb: streams that are always open and never fail at a character, Ctrl-C."""
+"""What a terminal gives a verb: streams that are open and fail at no character, and Ctrl-C."""
 
 from __future__ import annotations
 
