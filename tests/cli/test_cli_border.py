@@ -129,7 +129,8 @@ def test_the_verbs_with_a_device_are_those_below():
 @pytest.mark.parametrize(
     "words",
     [("trace", "a", "-o", "x", "--generate"), ("walk", "a", "--layer"), ("generate", "a", "-n"),
-     ("train", "--data", "x", "--out", "y", "--steps"), ("diff", "demo", "demo", "--copies")],
+     ("train", "--data", "x", "--out", "y", "--steps"), ("diff", "demo", "demo", "--copies"),
+     ("convert", "demo", "x", "--to", "hf", "--max-shard-size"), ("serve", "demo", "--memory")],
 )  # fmt: skip
 def test_a_number_that_no_machine_counts_to_is_one_line(words, number, capsys):
     status, _, err = run(capsys, *words, number)

@@ -62,10 +62,20 @@ def test_each_step_by_hand() -> None:
         ({"min_p": 0.5}, [[gone, 3, gone, 3, gone], [2, 2, 2, gone, gone]]),
     ):
         assert torch.equal(warp(logits, Sampling(**steps)), torch.as_tensor(expected)), steps
+    level = warp(torch.zeros(1, 4), Sampling(top_p=0.5))  # a quarter each: two go, whichever
+    assert level.isinf().sum() == 2
     seen = torch.tensor([[True, True, False, False, True], [False] * 5])
     penalised = warp(logits - 1, Sampling(temperature=0.0, repetition_penalty=2.0), seen)
     assert torch.equal(penalised[0], torch.tensor([-2.0, 1.0, 0.0, 2.0, gone]))
     assert torch.equal(penalised[1], logits[1] - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"), [("temperature", "1", "a number"), ("top_k", 2.5, "a whole number")]
+)
+def test_what_is_no_number_is_said(name: str, value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}: expected {kind}$"):
+        Sampling(**{name: value})
 
 
 @pytest.mark.peers

@@ -171,6 +171,7 @@ def test_angles_are_at_least_float32():
     [
         ({"type": "ntk"}, "unknown rope type 'ntk'.*default, linear, dynamic"),
         ({"theta": 0.0}, "theta is 0.0"),
+        ({"share": 1.5}, "share is 1.5: expected a share above 0, at most 1"),
         ({"type": "linear", "factor": 0.5}, "factor is 0.5: expected 1 or more"),
         ({"type": "dynamic", "factor": 2.0}, "'dynamic' needs the original context"),
         ({"type": "llama3", "factor": 8.0}, "'llama3' needs the original context"),

@@ -139,6 +139,9 @@ def _unobserved(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.FunctionDef):
         for part in (*node.decorator_list, node.returns, node.args):
             yield from ast.walk(part) if part is not None else ()
+    if isinstance(node, ast.ClassDef):
+        for part in node.decorator_list:
+            yield from ast.walk(part)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         yield from ast.walk(node)
 
