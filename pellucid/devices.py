@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ def check_room(
     room = free_memory(device) // 2 if room is None else room
     if need > room:
         raise ValueError(
-            f"{what} would hold {need / 1e9:.1f} GB, more than the {room / 1e9:.1f} GB it may "
-            f"take: {remedy}"
+            f"{what} would hold {Decimal(need) / 10**9:.1f} GB, more than the {room / 1e9:.1f} GB "
+            f"it may take: {remedy}"
         )
 
 

@@ -46,27 +46,42 @@ USER_ERRORS = (ValueError, OSError, NotImplementedError)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the exit status: 0, what the verb says, or 2 for an error a user can cause."""
-    from pellucid.cli.streams import abandon_output, prepare_streams
+    from pellucid.cli.streams import abandon_output, lasting_interrupts, prepare_streams
 
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     status = 0
     try:
-        status = _dispatch(words)
+        with lasting_interrupts():
+            status = _dispatch(words)
         sys.stdout.flush()  # here, not at exit: there a failure could only be a traceback
     except BrokenPipeError:  # `pellucid … | head`
         abandon_output()
         return 0
-    except OSError as error:  # a full disk behind standard output
-        if "--traceback" in words:
-            raise
-        abandon_output()
-        return status or _complain(words[0] if words else "help", error)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print(file=sys.stderr)
-        return 130
+        return _say_interrupted()
+    except Exception as error:
+        if _was_interrupted(error):
+            return _say_interrupted()
+        if not isinstance(error, OSError) or "--traceback" in words:
+            raise
+        abandon_output()  # a full disk behind standard output
+        return status or _complain(words[0] if words else "help", error)
     return status
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether an error arose while something was left after Ctrl-C, half of it done or undone."""
+    before = error.__context__
+    return before is not None and (
+        isinstance(before, KeyboardInterrupt) or _was_interrupted(before)
+    )
+
+
+def _say_interrupted() -> int:
+    with contextlib.suppress(OSError):
+        print(file=sys.stderr)
+    return 130
 
 
 def _dispatch(words: list[str]) -> int:
@@ -104,7 +119,7 @@ def _run(verb: str, words: list[str]) -> int:
     except BrokenPipeError:
         raise  # an OSError, but no mistake of the user: see main
     except USER_ERRORS as error:
-        if arguments.traceback:
+        if arguments.traceback or _was_interrupted(error):
             raise
         return _complain(verb, error)
     finally:

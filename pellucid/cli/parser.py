@@ -28,7 +28,12 @@ class VerbParser(argparse.ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """As `parse_args`; an error names a flag among `words` that does not exist."""
         self.words = words
-        return self.parse_args(words)
+        given = self.parse_args(words)
+        for action in self._actions:
+            if _beyond(getattr(given, action.dest, None)):
+                name = "/".join(action.option_strings) or action.dest
+                self.error(f"argument {name}: a whole number beyond 2^63")
+        return given
 
     def error(self, message: str) -> NoReturn:
         """Write one line, about the mistyped flag if there is one, and end with status 2."""
@@ -39,6 +44,13 @@ class VerbParser(argparse.ArgumentParser):
                 message = f"there is no flag {word}{hint}"
                 break
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def _beyond(value: object) -> bool:
+    """Whether there is a whole number in a value that takes more than 64 bits: none is meant."""
+    if isinstance(value, list | tuple):
+        return any(map(_beyond, value))
+    return isinstance(value, int) and abs(value) >= 1 << 63
 
 
 def long_flags(words: Sequence[str]) -> list[str]:

@@ -1,12 +1,15 @@
-"""Standard streams as the verbs may take them: always open, and never failing at a character."""
+"""What a terminal gives a verb: streams that are open and fail at no character, and Ctrl-C."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
 import os
+import signal
 import sys
-from typing import Literal, TextIO
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal, TextIO
 
 # For an output that knows only ASCII or Latin-1; one for one where columns and maps are drawn.
 _REPLACEMENTS = {
@@ -43,6 +46,34 @@ def abandon_output() -> None:
     """Point standard output at the null device: its pipe is closed, or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def lasting_interrupts() -> Iterator[None]:
+    """A Ctrl-C that Python loses ends the work all the same, a moment later.
+
+    Where it falls into a destructor or a weak reference's callback (each import has one), Python
+    tells `sys.unraisablehook` and goes on, as if no key had been pressed.
+    """
+    before, alarm = sys.unraisablehook, getattr(signal, "SIGALRM", None)
+    if alarm is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            before(lost)
+
+    handler = signal.signal(alarm, signal.default_int_handler)
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = before
+        signal.signal(alarm, handler)
 
 
 def can_encode(characters: str, stream: TextIO) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from decimal import Decimal
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -34,7 +35,7 @@ def count(text: str) -> int:
 def byte_size(text: str) -> int:
     """A number of bytes: 500M, 5GB, 5000000000."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.upper())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    size = int(Decimal(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 500M or 5G")
     return size

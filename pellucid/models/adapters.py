@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pellucid.devices import check_room
+
 WORDS = {
     "attention": ("layers.*.attn.*",),
     "mlp": ("layers.*.mlp.*",),
@@ -123,9 +125,11 @@ def inject(model: nn.Module, config: LoraConfig, seed: int = 0) -> dict[str, Ada
     Returns module path -> adapter. ValueError for a target that no layer matches.
     """
     generator = torch.Generator().manual_seed(seed)
-    made = {
-        path: _begun(linear, config, generator) for path, linear in _targets(model, config).items()
-    }
+    targets = _targets(model, config)
+    numbers = config.rank * sum(each.in_features + each.out_features for each in targets.values())
+    device = next(model.parameters()).device  # with each number its gradient and two of AdamW
+    check_room(16 * numbers, device, f"training adapters of rank {config.rank:,}", "take less")
+    made = {path: _begun(linear, config, generator) for path, linear in targets.items()}
     attach(model, made)
     return made
 

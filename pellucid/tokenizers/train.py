@@ -15,6 +15,7 @@ from pellucid.tokenizers.bytelevel import LLAMA3_SPLIT
 # Numbers in pieces of at most three digits and line breaks apart from words: Llama 3's split gives
 # a small vocabulary less to spend on particular numbers and on indentation than GPT-2's.
 SPLIT = LLAMA3_SPLIT
+MOST_TOKENS = 1 << 22  # sixteen times the largest vocabulary in use
 
 
 def train_bpe(
@@ -37,7 +38,8 @@ def train_bpe(
         the tokenizer, as `load(folder)` gives it.
 
     Raises:
-        ValueError: `vocab_size` has no room for the 256 bytes and the special tokens.
+        ValueError: `vocab_size` has no room for the 256 bytes and the special tokens, or is more
+            than `MOST_TOKENS`, for which the library would take memory before it learns.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -48,6 +50,8 @@ def train_bpe(
             f"vocab_size {vocab_size} is too small: 256 bytes and {len(specials)} special tokens "
             f"need {needed}"
         )
+    if vocab_size > MOST_TOKENS:
+        raise ValueError(f"vocab_size {vocab_size:,}: expected {MOST_TOKENS:,} or fewer tokens")
     engine = tokenizers.Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.Sequence(
         [

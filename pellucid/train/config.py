@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from pellucid.train import optim
 
+MOST_ROWS = 1 << 20  # of an optimiser step
+
+
+def check_rows(batch: int) -> None:
+    """ValueError, before their numbers are drawn, for more rows than any step has."""
+    if batch > MOST_ROWS:
+        raise ValueError(f"a batch of {batch:,} rows: expected {MOST_ROWS:,} or fewer")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -38,6 +46,7 @@ class TrainConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
+        check_rows(self.batch)
         if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
             raise ValueError(
                 f"a batch of {self.batch} rows does not divide into passes of {self.micro_batch}"

@@ -20,7 +20,7 @@ from pellucid.files import parse_toml
 S = TypeVar("S", bound=Any)  # a dataclass of settings
 _KINDS = {
     bool: "true or false",
-    int: "a whole number",
+    int: "a whole number below 2^63",
     float: "a number",
     str: "a text",
     list: "a text or a list of texts",
@@ -122,6 +122,8 @@ def _float(value: int) -> float:
 def _is_sound(value: Any) -> bool:
     if isinstance(value, list):
         return all(isinstance(each, str) for each in value)
+    if isinstance(value, int):
+        return abs(value) < 1 << 63
     return not isinstance(value, float) or math.isfinite(value)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pellucid.devices import check_room, free_memory
 from pellucid.models import Config, Model, build, initialise
 
 Start = Literal["sinusoids", "gpt2", "torch"]
@@ -20,7 +21,15 @@ def new_model(config: Config, seed: int, start: Start = "sinusoids", bias: bool 
            PyTorch's modules begin with after ``torch.manual_seed(seed)``, in the order in which the
            model makes them
     bias   whether biases are trained; else they are 0 and stay so
+
+    ValueError, before any is made, for more weights than the memory that is free.
     """
+    inner = config.n_heads * config.head_dim + config.hidden_width
+    places = config.vocab_size + (0 if config.rope else config.context_length)
+    least = config.width * (places + 2 * config.n_layers * inner)
+    cpu = torch.device("cpu")
+    what = f"a model of {least:,} weights or more"
+    check_room(4 * least, cpu, what, "choose a smaller one", free_memory(cpu))
     if start == "torch":
         torch.manual_seed(seed)
         model = build(config, "meta")

@@ -24,7 +24,12 @@ from pellucid.train.config import TrainConfig
 from pellucid.train.data.batches import Batch
 from pellucid.train.evaluation import evaluate
 from pellucid.train.objective import Objective, next_token_objective
-from pellucid.train.precision import device_of, eager, training_precision
+from pellucid.train.precision import (
+    device_of,
+    eager,
+    own_compiler_cache,
+    training_precision,
+)
 from pellucid.train.ranks import Ranks
 from pellucid.train.state import TrainState
 from pellucid.train.watch import Seen, Watch
@@ -206,5 +211,6 @@ def rows_to(batch: Batch, rows: slice, device: torch.device) -> Batch:
 
 def compile_blocks(model: Model, **options: Any) -> None:
     """torch.compile on every block, in place: they share one graph, and taps still work."""
+    own_compiler_cache()
     for layer in model.layers:
         layer.compile(**options)

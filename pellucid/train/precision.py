@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
+from pellucid.generate.native.build import NotBuilt, cache_folder
 from pellucid.models import Model
+from pellucid.ownership import own_folder
 from pellucid.train.lean_products import LeanProducts
 
 
@@ -53,6 +58,26 @@ def has_bfloat16(device: torch.device) -> bool:
 def eager() -> AbstractContextManager[object]:
     """Compiled blocks run as they are written: other shapes would be compiled anew."""
     return torch.compiler.set_stance("force_eager")
+
+
+def own_compiler_cache() -> None:
+    """Let torch.compile load only libraries that this user has written.
+
+    Its own cache is a folder in /tmp whose name anybody knows, and may have made before. One that
+    the user states (TORCHINDUCTOR_CACHE_DIR) is left alone.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
+    try:
+        folder = own_folder(cache_folder() / "inductor")
+    except (OSError, NotBuilt) as error:
+        folder = tempfile.mkdtemp(prefix="pellucid-inductor-")
+        warnings.warn(
+            f"what torch.compile makes is not kept for the next run: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def keep_freed_memory() -> None:

@@ -16,7 +16,7 @@ from pellucid.checkpoints.save import copy_tokenizer
 from pellucid.models import Config, GPTConfig, LlamaConfig, Model, RopeConfig, build
 from pellucid.tokenizers import Tokenizer
 from pellucid.train import run_folder, watch
-from pellucid.train.config import TrainConfig
+from pellucid.train.config import TrainConfig, check_rows
 from pellucid.train.data.batches import Batches
 from pellucid.train.data.documents import (
     Document,
@@ -151,6 +151,7 @@ def _run(
     tokenizer_folder: Path,
     listener: Listener,
 ) -> Pretraining:
+    check_rows(settings.batch)
     text = read_text(settings, tokenizer, out, listener)
     batches, per_epoch = _batches(settings, text.training, model.config.context_length)
     steps = settings.steps or (settings.epochs or 0) * per_epoch

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from importlib import import_module
 from pathlib import Path
 
@@ -122,6 +125,20 @@ def test_the_verbs_with_a_device_are_those_below():
     assert {verb for verb in cli.VERBS if "--device" in options(verb)} == set(LEAST)
 
 
+@pytest.mark.parametrize("number", ["9" * 400, str(1 << 63), "-" + "9" * 40])
+@pytest.mark.parametrize(
+    "words",
+    [("trace", "a", "-o", "x", "--generate"), ("walk", "a", "--layer"), ("generate", "a", "-n"),
+     ("train", "--data", "x", "--out", "y", "--steps"), ("diff", "demo", "demo", "--copies"),
+     ("convert", "demo", "x", "--to", "hf", "--max-shard-size"), ("serve", "demo", "--memory")],
+)  # fmt: skip
+def test_a_number_that_no_machine_counts_to_is_one_line(words, number, capsys):
+    status, _, err = run(capsys, *words, number)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert words[-1].strip("-") in err
+
+
 @pytest.mark.parametrize("verb", LEAST)
 def test_a_device_that_is_not_there_is_one_line(verb, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -152,6 +169,46 @@ def test_devices_by_name(monkeypatch):
 def test_interrupting_an_import_is_status_130(monkeypatch, capsys):
     def interrupted(name):
         raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    assert cli.main(["walk", "a"]) == 130
+    assert capsys.readouterr().err == "\n"
+
+
+@pytest.mark.parametrize("where", ["destructor", "callback"])
+def test_an_interrupt_that_python_loses_ends_the_verb_all_the_same(where, monkeypatch, capsys):
+    # Python goes on after an exception in a destructor or in the callback of a weak reference, of
+    # which each import has one: a doctor went on for a minute after Ctrl-C.
+    def loses_it():
+        class Held:
+            def __del__(self):
+                if where == "destructor":
+                    signal.raise_signal(signal.SIGINT)
+
+        held = Held()
+        reference = weakref.ref(held, lambda _: where == "callback" and signal.raise_signal(2))
+        del held
+        assert reference() is None
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return "went on as if no key had been pressed"
+
+    before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(cli, "_dispatch", lambda words: loses_it())
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "\n"
+    assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM)) == before
+
+
+@pytest.mark.parametrize("error", [RuntimeError("empty mode stack"), ValueError("is there")])
+def test_an_error_on_the_way_out_of_an_interrupt_is_the_interrupt(error, monkeypatch, capsys):
+    # As from ``with torch.device(...)`` where Ctrl-C falls before it is entered as a whole.
+    def interrupted(name):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
 
     monkeypatch.setattr(cli, "import_module", interrupted)
     assert cli.main(["walk", "a"]) == 130

@@ -225,6 +225,8 @@ def test_what_the_data_is_may_be_said_and_judged_by_another_file(models, data, t
         (["--lora=2", "--last-blocks=1"], "two ways to train a part"),
         (["--alpha=2"], "--alpha is about adapters: give --lora RANK"),
         (["--lora=0"], "LoRA rank is 0"),
+        (["--lora=2147483648"], "training adapters of rank 2,147,483,648 would hold"),
+        (["--batch=2147483648"], "a batch of 2,147,483,648 rows: expected 1,048,576 or fewer"),
         (["--lora=2", "--targets", "nothing"], "'nothing' matches no layer"),
         (["--last-blocks=9"], "9 blocks to train: the model has 2"),
         (["--last-blocks=0"], "leaves nothing to train"),

@@ -118,3 +118,19 @@ def test_a_tensor_of_zeros_is_measured_in_absolute_terms():
 
 def test_whole_numbers_are_not_rounded():
     assert roundoff(torch.int64) == 0 and roundoff(torch.float32) == 2**-24
+
+
+def test_the_error_of_equal_values_is_a_share_of_their_size():
+    exact = torch.full((1, 2, 4), 10.0, dtype=torch.float64)
+    both = exact + 0.5
+    result = measure(exact, both, both.clone(), DIMS, 1e-7)
+    assert (result.verdict, result.error_a, result.ratio) == ("identical", pytest.approx(0.05), 0)
+
+
+def test_the_own_error_is_measured_too_where_b_overflows():
+    exact = torch.full((1, 2, 4), 10.0, dtype=torch.float64)
+    a, b = exact + 0.5, exact + 0.5
+    b[0, 1, 2] = math.inf
+    result = measure(exact, a, b, DIMS, 1e-7)
+    assert (result.verdict, result.error_b) == ("diverged", math.inf)
+    assert result.error_a == pytest.approx(0.05)

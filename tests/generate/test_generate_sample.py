@@ -48,6 +48,36 @@ def test_each_step_equals_transformers(ours: dict, theirs: tuple, ties: bool) ->
         assert torch.equal(warp(logits, Sampling(**ours)), expected)
 
 
+def test_each_step_by_hand() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 3.0, -math.inf], [2.0, 2.0, 2.0, 1.0, 0.0]])
+    gone = -math.inf
+    for steps, expected in (
+        ({"temperature": 0.5}, 2 * logits),
+        ({"top_k": 1}, [[gone, 3, gone, 3, gone], [2, 2, 2, gone, gone]]),  # equals stay
+        ({"top_k": 3}, [[gone, 3, 1, 3, gone], [2, 2, 2, gone, gone]]),
+        ({"top_k": 9}, logits),
+        # Shares 0.02 0.45 0.06 0.45 0, and 0.28 three times, 0.10, 0.04.
+        ({"top_p": 0.95}, [[gone, 3, 1, 3, gone], [2, 2, 2, 1, gone]]),
+        ({"min_p": 0.2}, [[gone, 3, gone, 3, gone], [2, 2, 2, 1, gone]]),  # e^-2 and e^-1 of it
+        ({"min_p": 0.5}, [[gone, 3, gone, 3, gone], [2, 2, 2, gone, gone]]),
+    ):
+        assert torch.equal(warp(logits, Sampling(**steps)), torch.as_tensor(expected)), steps
+    level = warp(torch.zeros(1, 4), Sampling(top_p=0.5))  # a quarter each: two go, whichever
+    assert level.isinf().sum() == 2
+    seen = torch.tensor([[True, True, False, False, True], [False] * 5])
+    penalised = warp(logits - 1, Sampling(temperature=0.0, repetition_penalty=2.0), seen)
+    assert torch.equal(penalised[0], torch.tensor([-2.0, 1.0, 0.0, 2.0, gone]))
+    assert torch.equal(penalised[1], logits[1] - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"), [("temperature", "1", "a number"), ("top_k", 2.5, "a whole number")]
+)
+def test_what_is_no_number_is_said(name: str, value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is {value!r}: expected {kind}$"):
+        Sampling(**{name: value})
+
+
 @pytest.mark.peers
 @pytest.mark.parametrize("ties", [False, True])
 def test_all_steps_in_order_equal_transformers(ties: bool) -> None:

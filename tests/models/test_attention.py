@@ -10,7 +10,7 @@ import torch
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid.models import Cache, RopeConfig
-from pellucid.models.attention import positions_and_mask, repeat_heads
+from pellucid.models.attention import positions_and_mask, repeat_heads, softmax
 from pellucid.trace import trace
 
 # Fused attention sums in another order; float32 keeps 24 bits of numbers up to about 10 here.
@@ -33,6 +33,38 @@ def test_named_steps_equal_fused_attention(kind, name, dtype):
     with trace(model, only="logits"):
         named = model(tokens)
     close(fused, named, dtype)
+
+
+@pytest.mark.parametrize(("mask", "low"), [("-inf", float("-inf")), ("min", -3.3895e38)])
+def test_what_is_masked_has_the_value_of_the_dialect(mask, low):
+    model = random_model(CONFIGS["llama-gqa"], torch.bfloat16)
+    model.dialect = style = replace(model.dialect, mask=mask)
+    for layer in model.layers:
+        layer.attn.dialect = style
+    with trace(model, only="*masked_scores") as recorded:
+        model(random_tokens(CONFIGS["llama-gqa"], 1, 5))
+    for scores in recorded.values():
+        later = scores[..., torch.ones(5, 5, dtype=torch.bool).triu(1)].float()
+        torch.testing.assert_close(later, torch.full_like(later, low), rtol=1e-3, atol=0)
+
+
+def test_shares_are_rounded_where_the_dialect_rounds():
+    scores = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    style = random_model(CONFIGS["llama-gqa"]).dialect
+    wide = softmax(scores, None, replace(style, softmax="float32"))
+    narrow = softmax(scores, None, replace(style, softmax="x"))
+    assert (wide.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
+    exact = scores.double().softmax(-1)
+    torch.testing.assert_close(wide.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(narrow.double(), exact, rtol=2**-7, atol=0)
+
+
+def test_a_head_s_sink_takes_a_share_and_is_left_out():
+    scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    sinks = torch.tensor([0.0, 1.0, -2.0])
+    shares = softmax(scores, sinks, random_model(CONFIGS["llama-gqa"]).dialect)
+    total = scores.exp().sum(-1, keepdim=True) + sinks.exp()[:, None, None]
+    torch.testing.assert_close(shares, scores.exp() / total, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])

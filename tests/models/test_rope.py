@@ -81,6 +81,33 @@ def test_llama3_by_hand():
     assert freqs(rope) == pytest.approx(expected, rel=1e-12)
 
 
+def test_llama3_by_hand_where_the_ramp_begins_before_one_turn():
+    rope = RopeConfig(
+        theta=100.0, type="llama3", factor=4.0, original_context=64, low_freq_factor=2.0,
+        high_freq_factor=8.0,
+    )  # fmt: skip
+    waves = [2 * math.pi / frequency for frequency in plain(100.0, 12)]
+    expected = []
+    for wave, frequency in zip(waves, plain(100.0, 12), strict=True):
+        ramp = min(max((64 / wave - 2) / (8 - 2), 0), 1)
+        expected.append((1 - ramp) * frequency / 4 + ramp * frequency)
+    assert freqs(rope, 12) == pytest.approx(expected, rel=1e-14)
+    # Some are kept, some in the ramp, some slowed: one of these is below 64 · 2.
+    assert waves[0] < 64 / 8 < waves[2] < 64 / 2 < waves[3] < 64 * 2 < waves[4]
+
+
+def test_a_part_of_a_head_is_turned_and_rows_by_their_own_angles():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 5, 12, generator=generator, dtype=DOUBLE)
+    style = dialect("hf", "llama")
+    angles = torch.randn(2, 5, 4, generator=generator, dtype=DOUBLE)  # (B, T, D/2) of 8 of 12
+    turned = rotate(x, angles.cos(), angles.sin(), style)
+    assert torch.equal(turned[..., 8:], x[..., 8:])
+    for row in range(2):
+        alone = rotate(x[row : row + 1, ..., :8], angles[row].cos(), angles[row].sin(), style)
+        assert torch.equal(turned[row : row + 1, ..., :8], alone)
+
+
 def test_yarn_by_hand():
     rope = RopeConfig(theta=10000.0, type="yarn", factor=4.0, original_context=1000)
     # The pair with t turns in 1000 tokens is 8 ln(1000 / 2πt) / (2 ln 10000):
@@ -144,6 +171,7 @@ def test_angles_are_at_least_float32():
     [
         ({"type": "ntk"}, "unknown rope type 'ntk'.*default, linear, dynamic"),
         ({"theta": 0.0}, "theta is 0.0"),
+        ({"share": 1.5}, "share is 1.5: expected a share above 0, at most 1"),
         ({"type": "linear", "factor": 0.5}, "factor is 0.5: expected 1 or more"),
         ({"type": "dynamic", "factor": 2.0}, "'dynamic' needs the original context"),
         ({"type": "llama3", "factor": 8.0}, "'llama3' needs the original context"),

@@ -1,23 +1,21 @@
 """Do the tests bite? Seeded mistakes, one at a time: ``python tests/mutants/mutants_main.py``.
 
 A mutant is one changed operator, comparison, constant, condition or argument in a core module. The
-package is copied, the copy changed, and the tests of that module run against it; a mutant that they
-let pass is a hole, or changes nothing that can be observed (said in docs/security.md). mutmut and
-cosmic-ray run the whole suite from the changed tree or need one test command for all modules; here
-each module names its own tests, so 300 mutants take an hour and not a week.
+package is copied, the copy changed, and the tests of that module run against it (mutants_tried.py);
+a mutant that they let pass is a hole, or changes nothing that can be observed (said in
+docs/security.md). mutmut and cosmic-ray run the whole suite from the changed tree or need one test
+command for all modules, and import everything for each mutant; here each module names its own
+tests, which are imported once, so 300 mutants take an hour and not a week.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -26,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy  # noqa: F401  imported once, before every fork
-import pytest
 import safetensors.torch  # noqa: F401
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from mutants_tried import Collected
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,10 +75,17 @@ _OTHER = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: the module, the line, what stood there and what stands there now."""
+    """One change: the module, the line, what stood there and what stands there now.
+
+    statement    the lines of the statement around it; of one with a body, those of its head
+    inside       whether it is in a function, which runs again when it is called
+    source       the whole module with it
+    """
 
     module: str
     line: int
+    statement: range
+    inside: bool
     before: str
     after: str
     source: str
@@ -92,6 +99,10 @@ def mutants(module: str) -> list[Mutant]:
     text = (ROOT / "pellucid" / module).read_text("utf-8")
     tree = ast.parse(text)
     outside = {id(inner) for node in ast.walk(tree) for inner in _unobserved(node)}
+    statements = {id(inner): lines for node in ast.walk(tree) if isinstance(node, ast.stmt)
+                  for inner, lines in _of_statement(node)}  # fmt: skip
+    inside = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+              for part in node.body for inner in ast.walk(part)}  # fmt: skip
     lines, found = text.encode().splitlines(keepends=True), []
     for node in ast.walk(tree):
         if id(node) in outside or not hasattr(node, "lineno"):
@@ -101,9 +112,22 @@ def mutants(module: str) -> list[Mutant]:
             end = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset
             data, after = text.encode(), ast.unparse(changed)
             source = data[:begin] + f"({after})".encode() + data[end:]
-            made = Mutant(module, node.lineno, ast.unparse(node), after, source.decode())
-            found.append(made)
+            where = statements.get(id(node), range(node.lineno, node.end_lineno + 1))
+            found.append(
+                Mutant(module, node.lineno, where, id(node) in inside, ast.unparse(node), after,
+                       source.decode())
+            )  # fmt: skip
     return sorted(found, key=lambda each: (each.line, each.after))
+
+
+def _of_statement(node: ast.stmt) -> Iterator[tuple[ast.AST, range]]:
+    """Each node of a statement but those in its body, with the lines where it stands."""
+    body = getattr(node, "body", None)
+    last = body[0].lineno - 1 if isinstance(body, list) else node.end_lineno
+    lines = range(node.lineno, max(node.lineno, last or node.lineno) + 1)
+    for part in ast.iter_child_nodes(node):
+        if not isinstance(part, ast.stmt):
+            yield from ((inner, lines) for inner in ast.walk(part))
 
 
 def _unobserved(node: ast.AST) -> Iterator[ast.AST]:
@@ -115,6 +139,9 @@ def _unobserved(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.FunctionDef):
         for part in (*node.decorator_list, node.returns, node.args):
             yield from ast.walk(part) if part is not None else ()
+    if isinstance(node, ast.ClassDef):
+        for part in node.decorator_list:
+            yield from ast.walk(part)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         yield from ast.walk(node)
 
@@ -139,49 +166,6 @@ def _changes(node: ast.AST) -> Iterator[ast.expr]:
     elif isinstance(node, ast.Attribute) and node.attr in ("float32", "float64"):
         other = "float64" if node.attr == "float32" else "float32"
         yield ast.Attribute(node.value, other, node.ctx)
-
-
-def survives(mutant: Mutant, copy: Path, seconds: float) -> bool:
-    """Whether the module's tests pass all the same; a hang is noticed as well as a failure."""
-    target = copy / "pellucid" / mutant.module
-    whole = target.read_text("utf-8")
-    target.write_text(mutant.source, "utf-8")
-    try:
-        return tests_pass(mutant.module, copy, seconds)
-    finally:
-        target.write_text(whole, "utf-8")
-
-
-def tests_pass(module: str, copy: Path, seconds: float) -> bool:
-    """Whether a module's tests pass in `copy`, within `seconds` of processor time.
-
-    A fork runs them: this process has imported what is not under test, which takes seconds.
-    """
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
-        os.chdir(copy)
-        sys.path.insert(0, str(copy))
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(nowhere, stream)
-        words = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "-m", "not peers and not long"]
-        status = 1
-        try:
-            status = int(pytest.main([*words, *MODULES[module].split()]))
-        finally:
-            os._exit(status)
-    end = time.monotonic() + 10 * seconds  # one that waits takes no processor time
-    while time.monotonic() < end:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status == 0
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
 
 
 def copied(folder: Path) -> Path:
@@ -210,21 +194,19 @@ def main() -> int:
     chosen = random.Random(given.seed).sample(every, min(given.mutants, len(every)))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copied(Path(folder))
-        limits = {}
-        for module in sorted({mutant.module for mutant in chosen}):
-            begin = time.monotonic()
-            if not tests_pass(module, copy, given.seconds):
-                print(f"{module}: its tests fail without a mutant", file=sys.stderr)
-                return 2
-            taken = time.monotonic() - begin
-            limits[module] = 20 + 5 * taken
-            print(f"{module}: {taken:.1f} s of tests", file=sys.stderr, flush=True)
+        tests: dict[str, Collected] = {}
         survivors, done = [], 0
         end = time.monotonic() + (60 * given.minutes or float("inf"))
         for mutant in chosen:
             if time.monotonic() > end:
                 break
-            alive, done = survives(mutant, copy, limits[mutant.module]), done + 1
+            module = mutant.module
+            if module not in tests:
+                tests[module] = Collected(copy / "pellucid" / module, MODULES[module].split())
+                if not tests[module].pass_as_they_are(given.seconds):
+                    print(f"{module}: its tests fail without a mutant", file=sys.stderr)
+                    return 2
+            alive, done = tests[module].pass_with(mutant), done + 1
             survivors += [str(mutant)] if alive else []
             print(f"{done}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}",
                   file=sys.stderr, flush=True)  # fmt: skip

@@ -56,6 +56,11 @@ def test_no_room_for_the_bytes(tmp_path: Path) -> None:
         tokenizers.train_bpe([CORPUS], 256, tmp_path)
 
 
+def test_more_tokens_than_any_vocabulary_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vocab_size 2,147,483,648: expected 4,194,304 or fewer"):
+        tokenizers.train_bpe([CORPUS], 1 << 31, tmp_path)
+
+
 @pytest.mark.peers
 def test_transformers_reads_it(trained_folder: Path) -> None:
     transformers = pytest.importorskip("transformers")

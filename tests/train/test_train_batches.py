@@ -35,6 +35,18 @@ def test_an_epoch_reads_every_window_once_and_the_next_in_another_order():
     assert not torch.equal(*epochs)
 
 
+def test_windows_lie_side_by_side_from_a_shift_below_the_context_on():
+    # 83 = 10 windows of 8 and 3 tokens that an epoch leaves out: those before the first window.
+    batches = Batches(torch.arange(83), context=8, batch=10, seed=4)
+    shifts = set()
+    for epoch in range(6):
+        starts = batches.at(epoch)[0][:, 0].sort().values
+        shifts.add(int(starts[0]))
+        assert starts.tolist() == [int(starts[0]) + 8 * place for place in range(10)]
+    assert len(shifts) > 1
+    assert max(shifts) < 8
+
+
 def test_a_batch_depends_on_its_step_and_the_seed_alone():
     def batches(seed: int) -> Batches:
         return Batches(torch.arange(100), context=7, batch=4, seed=seed)

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.models import GPTConfig, LlamaConfig, build, initialise
-from pellucid.train import IGNORED, Batch, next_token_objective, plain_next_token_objective
+from pellucid.train import (
+    IGNORED,
+    Batch,
+    cross_entropy,
+    next_token_objective,
+    plain_next_token_objective,
+)
 from pellucid.train.cross_entropy import linear_cross_entropy
 from pellucid.train.objective import document_starts
 
@@ -129,3 +135,16 @@ def test_documents_say_where_each_token_s_text_begins():
     starts = document_starts(Batch(tokens, tokens, numbers))
     assert starts is not None
     assert starts.tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 2, 2, 2, 2]]
+
+
+def test_as_many_rows_at_a_time_as_keep_the_logits_small(monkeypatch):
+    hidden, weight, targets = problem(torch.float32)
+    taken = []
+    monkeypatch.setattr(
+        cross_entropy._LinearCrossEntropy, "apply", lambda *given: taken.append(given[-1])
+    )
+    whole = 21 * 11 * 4  # bytes of all logits: 21 rows, 11 tokens, float32
+    for most, rows in ((whole, 21), (whole - 1, 11), (11 * 4 * 5, 5), (11 * 4, 1)):
+        monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", most)
+        linear_cross_entropy(hidden, weight, targets)
+        assert taken.pop() == rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from pellucid.train import (
     train,
 )
 from pellucid.train.loop import accumulate_gradients, compile_blocks
+from pellucid.train.precision import own_compiler_cache
 
 TEXT = torch.tensor(list(b"the cat sat on the mat and the dog sat on the log; " * 8))
 LLAMA = LlamaConfig(
@@ -325,3 +327,23 @@ def test_a_batch_with_nothing_to_predict_is_refused():
     batch = Batch(inputs, torch.full_like(inputs, IGNORED))
     with pytest.raises(ValueError, match="no target to predict"):
         accumulate_gradients(model_of(GPT2), batch, settings(1))
+
+
+def test_compiled_code_lies_where_only_this_user_writes(tmp_path: Path, monkeypatch):
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(name, "")
+    own_compiler_cache()
+    kept = Path(os.environ[name])
+    assert kept == tmp_path / "pellucid" / "inductor"
+    assert kept.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv(name, "/stated/by/the/user")
+    own_compiler_cache()
+    assert os.environ[name] == "/stated/by/the/user"
+    kept.chmod(0o777)
+    monkeypatch.setenv(name, "")
+    with pytest.warns(RuntimeWarning, match="others may write"):
+        own_compiler_cache()
+    fresh = Path(os.environ[name])
+    assert fresh != kept and fresh.stat().st_mode & 0o777 == 0o700
+    fresh.rmdir()

@@ -39,6 +39,12 @@ def test_the_other_ways_down():
     assert rates("constant") == [0.5, 1, 1, 1, 1, 1, 1]
 
 
+def test_steps_beyond_the_last_have_the_final_rate():
+    for shape in ("cosine", "linear"):
+        schedule = Schedule(peak=1.0, final=0.2, warmup=2, steps=7, shape=shape)
+        assert schedule.rate(9) == schedule.rate(60) == pytest.approx(0.2)
+
+
 def test_no_warm_up_and_a_single_step():
     assert Schedule(peak=1.0, final=0.0, warmup=0, steps=1).rate(0) == 1.0
 

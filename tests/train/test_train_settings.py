@@ -70,6 +70,7 @@ def test_a_recipe_of_a_tokenizer_insists_on_it():
         ("[training]\nlr = '1'", "lr = '1': expected a number"),
         ("[training]\nlr = nan", "lr = nan: expected a number"),
         ("[training]\nsteps = 1.5", "steps = 1.5: expected a whole number"),
+        (f"[training]\nsteps = {1 << 63}", "expected a whole number below 2^63"),
         ("[training]\nsteps = true", "steps = True: expected a whole number"),
         ("[text]\nstdlib = 1", "stdlib = 1: expected true or false"),
         ("[text]\ndata = [1]", "expected a text or a list of texts"),

@@ -18,7 +18,7 @@ from pellucid.models import Model
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
 from pellucid.tokenizers import Tokenizer
-from pellucid.train.config import TrainConfig
+from pellucid.train.config import TrainConfig, check_rows
 from pellucid.train.data import documents
 from pellucid.train.data.documents import Document
 from pellucid.train.finetune import classify, freeze, tasks
@@ -38,6 +38,7 @@ MOST_CONTEXT = 1024  # tokens of a row, unless --context says more: memory grows
 
 def prepare(settings: FinetuneSettings, out: Path, listener: Listener) -> Finetuning:
     """A run at step 0: the model with its adapters or head, and the data as its task."""
+    check_rows(settings.batch)
     settings = replace(settings, kind=kind_of_data(settings))
     checkpoint = checkpoints.open_checkpoint(settings.model)
     if isinstance(checkpoint.weights, QuantisedWeights):

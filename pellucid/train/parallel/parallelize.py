@@ -20,6 +20,7 @@ from pellucid.train.parallel.layout import RankGrid
 from pellucid.train.parallel.ranks import DistributedRanks
 from pellucid.train.parallel.recompute import recompute_blocks
 from pellucid.train.parallel.tensor import split_matrices
+from pellucid.train.precision import own_compiler_cache
 
 
 def parallelize(
@@ -58,6 +59,7 @@ def parallelize(
     # 3. Compile each block, not the model: blocks are alike, one graph serves all. The forward
     #    only, so that FSDP2's hooks around a block stay outside of the graph.
     if compile:
+        own_compiler_cache()
         for block in model.layers:
             block.forward = torch.compile(block.forward)
 
