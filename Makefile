@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help venv demo docs test test-long test-peers fuzz chaos mutants bench-train gpu-check train-demos train-world lint types-page format clean
+.PHONY: help venv demo docs test test-long test-peers readme-table fuzz chaos mutants bench-train gpu-check train-demos train-world lint types-page format clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -44,6 +44,9 @@ test-long: venv lint  ## the whole benchmarks: every seeded fault, every change 
 test-peers: venv lint  ## everything, also against other implementations (installs transformers)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,peers]"
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+readme-table: venv  ## write the README's table of families from their rows
+	PYTHONPATH=tests $(BIN)/python tests/families/test_readme_families.py
 
 fuzz: venv  ## 20,000 damaged files, flags, templates and requests (docs/security.md)
 	$(ONE_THREAD) $(BIN)/python tests/fuzz/fuzz_main.py --inputs 20000 --seed $(or $(SEED),0)

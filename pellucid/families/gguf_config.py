@@ -228,6 +228,14 @@ def _check(config: ModelConfig, keys: Mapping[str, Any]) -> None:
             f"GGUF files of {keys['general.architecture']} models have no head beside the "
             "embedding, and this model has one"
         )
+    normed, size = bool(config.qk_norm), gguf_of(config).normed_from
+    if size and normed != (config.n_layers >= size):
+        said = "with" if normed else "without"
+        raise ValueError(
+            f"llama.cpp reads norms of queries and keys in {keys['general.architecture']} files of "
+            f"{size} layers or more, and only there; this model has {config.n_layers} layers "
+            f"{said} them: write another layout"
+        )
     extra = rope_tensors(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in extra.items()}
     shapes["token_embd.weight"] = (config.vocab_size, config.width)

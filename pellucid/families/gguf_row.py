@@ -91,6 +91,7 @@ class Gguf:
     wide_at       layers of the one size whose queries are divided by √(width / heads), not by √D
     scale_key     config.json's key for what queries are divided by, where llama.cpp works it out
     longrope      the tensors of long and short factors are read
+    normed_from   models of so many layers have normed heads, and smaller ones have not
     """
 
     architecture: str
@@ -111,3 +112,4 @@ class Gguf:
     wide_at: int = 0
     scale_key: str = ""
     longrope: bool = False
+    normed_from: int = 0

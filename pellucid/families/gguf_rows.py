@@ -92,9 +92,15 @@ COHERE = Gguf(
     fixed={"rope.scaling.type": "none"},
     pairs="neighbours",
     head="tied",
+    normed_from=64,
 )
 COHERE2 = replace(
-    COHERE, architecture="cohere2", keys={**COHERE.keys, **_WINDOW}, flags={}, period=4
+    COHERE,
+    architecture="cohere2",
+    keys={**COHERE.keys, **_WINDOW},
+    flags={},
+    period=4,
+    normed_from=0,
 )
 GLM = Gguf(
     architecture="chatglm",

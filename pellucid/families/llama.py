@@ -87,6 +87,7 @@ QWEN2 = Family(
         eps(1e-6),
         Rope(),
         tied(False),
+        Only(values={"use_mrope": False}),  # pictures' positions, of models that see
         Bias(products=("qkv",)),
         UpperWindows(window=4096, first=28),
     ),

@@ -133,8 +133,8 @@ class Decoder(nn.Module):
     ) -> PlacesOf:
         """What each kind of layer needs of positions (T) or (B, T) and mask; `end` as `last_of`."""
         turns = {"": None} | {n: self.get_submodule(n)(positions, dtype) for n in self.ropes}
-        masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         growth = self._growth(positions, dtype) if self.config.query_growth else None
+        masks = {False: mask, True: self._windowed(mask, end) if self.has_windows else mask}
         return {k: Places(turns[k.rope], masks[k.window], growth) for k in set(self.kinds)}
 
     def _growth(self, positions: Tensor, dtype: torch.dtype) -> Tensor:

@@ -236,7 +236,10 @@ def _attention_doc(config: Config) -> str:
     width = config.head_dim
     if config.n_kv_heads == config.n_heads:
         return f"Attention (Vaswani et al., 2017) with {config.n_heads} heads of {width}."
-    heads = f"{config.n_heads} query heads, {config.n_kv_heads} key/value heads of {width}"
+    shared = (
+        "1 key/value head" if config.n_kv_heads == 1 else f"{config.n_kv_heads} key/value heads"
+    )
+    heads = f"{config.n_heads} query heads, {shared} of {width}"
     return f"Grouped-query attention (Ainslie et al., 2023): {heads}."
 
 

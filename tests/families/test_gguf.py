@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from family_samples import SAMPLES
+from real_prompts import PROMPTS
 from tiny import GPT, LLAMA, random_model, random_tokens
 
 import pellucid
@@ -60,7 +61,7 @@ STATED = {
     **{name: SAMPLES[name] for name in (
         "olmo", "olmo2", "olmo3", "granite", "cohere2", "glm", "glm4", "exaone4",
         "exaone4 without windows", "hunyuan_v1_dense", "seed_oss", "arcee", "smollm3", "phi",
-        "nemotron", "stablelm parallel")},
+        "nemotron", "stablelm parallel", "stablelm with q/k norms")},
 }  # fmt: skip
 STATED["ernie4_5"] = {**SAMPLES["ernie4_5"], "use_bias": False}
 CONFIGS = {name: read_config(stated, name) for name, stated in STATED.items()}
@@ -281,6 +282,8 @@ def test_what_gguf_cannot_state_is_refused(tmp_path):
         written(tmp_path / "b.gguf", read_config(SAMPLES["mistral"], "mistral"))
     with pytest.raises(ValueError, match="cannot state score_scale"):
         written(tmp_path / "c.gguf", read_config(SAMPLES["gemma2"], "gemma2"))
+    with pytest.raises(ValueError, match="files of 64 layers or more, and only there; this model"):
+        written(tmp_path / "d.gguf", read_config(SAMPLES["cohere with q/k norms"], "cohere"))
     assert not list(tmp_path.iterdir())
 
 
@@ -311,13 +314,12 @@ def test_smollm2s_logits_are_those_of_transformers(smollm2, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", attn_implementation="eager"
     )
-    tokens = torch.tensor([smollm2.encode("The capital of France is")])
-    with torch.no_grad():
-        expected = theirs(tokens).logits
-    # a traced pass takes transformers' eager steps; the fused kernel adds up in another order
-    traced = smollm2.trace("The capital of France is", "logits")["logits"]
-    assert torch.equal(traced, expected)
     names = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
-    text = "Caf\u00e9 12345 don't\n\n  x"
-    assert names(text).input_ids == smollm2.tokenizer.encode(text)
+    for prompt in PROMPTS:
+        ids = smollm2.tokenizer.encode(prompt, specials=True)
+        assert names(prompt).input_ids == ids
+        with torch.no_grad():
+            expected = theirs(torch.tensor([ids])).logits
+        # a traced pass takes transformers' eager steps; the fused kernel adds up in another order
+        assert torch.equal(smollm2.trace(ids, "logits")["logits"], expected), prompt
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "llama"

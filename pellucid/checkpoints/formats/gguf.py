@@ -36,7 +36,7 @@ from pellucid.gguf_file import GGUFHeader, read_header
 from pellucid.models import Config
 
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_PIECE = 1 << 20  # values dequantised at a time
+_PIECE = 1 << 18  # values dequantised at a time: a few MB with what the levels need on the way
 _SMALL = 1 << 16  # values of a tensor that states RoPE's scaling
 
 

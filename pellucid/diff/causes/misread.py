@@ -264,6 +264,13 @@ def _caps(c: Any) -> Iterator[Misreading]:
             leaves=("logits",),
             config=replace(c, logit_cap=0.0),
         )
+    if c.query_growth:
+        yield Misreading(
+            cause="query growth missing",
+            evidence="queries not multiplied by a factor that grows with the position",
+            leaves=("attn.scores",),
+            config=replace(c, query_growth=0.0),
+        )
     if c.sinks:
         yield Misreading(
             cause="sinks missing",
@@ -296,6 +303,8 @@ def _factors(c: Any) -> Iterator[Misreading]:
             leaves=leaves,
             config=replace(c, **{attribute: nothing}),
         )
+        if value == 1:
+            continue  # divided by 1 it is the same
         where = ("embed_scaled",) if attribute == "embed_scale" else leaves
         yield Misreading(
             cause=f"{what} inverted",

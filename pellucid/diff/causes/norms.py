@@ -143,11 +143,12 @@ def _other_heads(kind: str, name: str) -> Iterator[Hypothesis]:
         return _plain(s, x) if parts is None else _plain(s, x) * _offset(s, parts)
 
     def together(s: Setting, x: Tensor) -> Tensor:
-        flat = x.transpose(1, 2).flatten(2)
-        weight = s.parameter(f"{local}.weight") if s.config.norm_weight else None
-        y = _plain(s, flat)
-        if weight is not None:
-            y = y * _offset(s, weight if kind == "each" else weight.repeat(x.shape[1]))
+        y = _plain(s, x.transpose(1, 2).flatten(2))
+        times = 1 if kind == "each" else x.shape[1]
+        if s.config.norm_weight:
+            y = y * _offset(s, s.parameter(f"{local}.weight").repeat(times))
+        bias = s.weights(s.name(f"{local}.bias"))
+        y = y if bias is None else y + bias.to(y.dtype).repeat(times)
         return y.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
 
     def by_the_first(s: Setting, x: Tensor) -> Tensor:

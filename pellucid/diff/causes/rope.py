@@ -13,7 +13,13 @@ from torch import Tensor
 from pellucid import names
 from pellucid.diff.causes.hypothesis import Hypothesis, given, in_setting, of_model, sibling
 from pellucid.diff.causes.positions import positions
-from pellucid.diff.causes.rope_angles import fitting, likely, radians_per_position, theta_of
+from pellucid.diff.causes.rope_angles import (
+    fitting,
+    likely,
+    radians_per_position,
+    theta_of,
+    unscaled,
+)
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
 from pellucid.models.attention import repeat_heads
@@ -87,8 +93,9 @@ def _table_of(
     s = replay.setting
     rope = getattr(s.config, leaf(name).split(".")[0])
     working = torch.promote_types(s.dtype, torch.float32)
-    turns = frequencies(rope, s.config.rotary_width(rope), length=0, dtype=working)
     places = (replay.arguments(name)[0] if places is None else places)[..., None].to(working)
+    width, seen = s.config.rotary_width(rope), places.amax(-2, keepdim=True) + 1
+    turns = frequencies(rope, width, length=seen, dtype=working)
     turns = turns.to(frequency_dtype).to(working) if frequency_dtype else turns
     places = places.to(position_dtype).to(working) if position_dtype else places
     angles = places * turns
@@ -105,7 +112,8 @@ def _others(config: Any, which: str) -> Iterator[Variant]:
     other = getattr(config, name)
     if other is not None:
         yield other, "RoPE of the other kind of layer", f"{name} for {which}"
-    for share in (1.0, rope.share / 2, 0.5, 0.25, rope.share * 2):
+    # factors of longrope stand for the pairs of its own share: a port with more or fewer stops
+    for share in () if rope.short_factor else (1.0, rope.share / 2, 0.5, 0.25, rope.share * 2):
         width = int(config.head_dim * share) if 0 < share <= 1 else 0
         if width % 2 == 0 and width not in (0, config.rotary_width(rope)):
             said = (
@@ -118,8 +126,11 @@ def rope_variants(config: Any, rope: RopeConfig) -> Iterator[Variant]:
     """Other scaling, theta and exponents than a config has."""
     width = config.rotary_width(rope)
     if rope.type != "default":
-        plain = RopeConfig(theta=rope.theta, share=rope.share)
-        yield plain, "RoPE scaling missing", f"without the {rope.type} scaling"
+        yield unscaled(rope), "RoPE scaling missing", f"without the {rope.type} scaling"
+        if rope.magnitude != 1:
+            changed = replace(rope, attention_factor=1.0)
+            said = f"cos and sin without {rope.type}'s factor {rope.magnitude:.4g}"
+            yield changed, "RoPE magnitude missing", said
         for factor in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0):
             if factor != rope.factor:
                 changed = replace(rope, factor=factor)
@@ -128,9 +139,10 @@ def rope_variants(config: Any, rope: RopeConfig) -> Iterator[Variant]:
                     "RoPE scaling factor",
                     f"factor {factor:g} instead of {rope.factor:g}",
                 )
-        if rope.type == "yarn":
-            changed = replace(rope, attention_factor=1.0)
-            yield changed, "RoPE magnitude missing", "cos and sin without yarn's factor"
+        if rope.short_factor != rope.long_factor:
+            for one, said in ((rope.short_factor, "short"), (rope.long_factor, "long")):
+                changed = replace(rope, short_factor=one, long_factor=one)
+                yield changed, "RoPE factors of the other length", f"the {said} factors for all"
     for theta in (1e4, 5e5, 1e6, 1e5, 2.5e5, 1e3, 2e4, 4e4, 1e7):
         if theta != rope.theta:
             yield (
@@ -160,10 +172,11 @@ def _measured(replay: Replay, name: str, which: str) -> Iterator[Variant]:
         angles = torch.atan2(tables[1].double(), tables[0].double())
         config = replay.setting.config
         yield from fitting(getattr(config, which), angles, positions, config)
-        yield from _of_angles(getattr(replay.setting.config, which), angles, positions)
+        yield from _of_angles(config, which, angles, positions)
 
 
-def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[Variant]:
+def _of_angles(config: Any, which: str, angles: Tensor, positions: Tensor) -> Iterator[Variant]:
+    rope = getattr(config, which)
     pairs = angles.shape[-1]
     turn = radians_per_position(angles[..., 1], positions) if pairs > 1 else None
     if turn is None or not 0 < turn < 1:
@@ -171,9 +184,10 @@ def _of_angles(rope: RopeConfig, angles: Tensor, positions: Tensor) -> Iterator[
     theta = theta_of(rope, 2 * pairs, turn)
     for digits in (1, 2, 3, 5, 9):
         rounded = float(f"{theta:.{digits - 1}e}")
-        if rounded != rope.theta:
+        changed = replace(rope, theta=rounded)
+        if changed not in (config.rope, config.second_rope):  # that is a hypothesis of its own
             evidence = f"theta {rounded:g} instead of {rope.theta:g}, by the angles"
-            yield replace(rope, theta=rounded), "RoPE theta", evidence
+            yield changed, "RoPE theta", evidence
 
 
 def rotated(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
@@ -360,11 +374,11 @@ def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Var
     angles = _angles_seen(replay, name, observed)
     if angles is None:
         return
-    rope = getattr(config, config.layer(names.layer_of(name) or 0).rope)
+    which = config.layer(names.layer_of(name) or 0).rope
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
-        yield from fitting(rope, angles, positions, config)
-        yield from _of_angles(rope, angles, positions)
+        yield from fitting(getattr(config, which), angles, positions, config)
+        yield from _of_angles(config, which, angles, positions)
 
 
 def _angles_seen(replay: Replay, name: str, observed: Tensor | None) -> Tensor | None:

@@ -59,6 +59,12 @@ def fitting(
             yield other, _cause(rope, other, changes), _evidence(rope, other, changes)
 
 
+def unscaled(rope: RopeConfig) -> RopeConfig:
+    """The same base without scaling; its original context stays, others count in it."""
+    kept = {"share": rope.share, "original_context": rope.original_context}
+    return RopeConfig(theta=rope.theta, **kept)
+
+
 def _changes(rope: RopeConfig, other: RopeConfig) -> list[str]:
     return [f.name for f in fields(rope) if getattr(rope, f.name) != getattr(other, f.name)]
 
@@ -92,7 +98,7 @@ def _candidates(
     # linear scaling slows the fastest pair too
     linear = float(f"{1 / first:.3g}") if 0 < first < 0.99 else None
     for theta in dict.fromkeys(thetas):
-        plain = RopeConfig(theta=theta, share=rope.share)
+        plain = replace(unscaled(rope), theta=theta)
         slowed = [] if linear is None else [replace(plain, type="linear", factor=linear)]
         yield [plain, *slowed], _stacked([plain, *slowed], width)
         yield _scaled(plain, rope, context, width)
@@ -125,7 +131,7 @@ def likely(rope: RopeConfig, config: Any) -> Iterator[tuple[RopeConfig, str, str
     """Other scalings by themselves or with another base, where no angle was seen to tell them."""
     found: list[RopeConfig] = []
     if rope.type != "default":
-        found += [RopeConfig(theta=theta, share=rope.share) for theta in (1e4, 5e5, 1e6)]
+        found += [replace(unscaled(rope), theta=theta) for theta in (1e4, 5e5, 1e6)]
         found += [replace(rope, original_context=c) for c in (*_CONTEXTS, config.context_length)]
     else:
         found += [replace(rope, type="linear", factor=factor) for factor in _FACTORS]

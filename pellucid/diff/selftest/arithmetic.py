@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.diff.selftest.port import Port
 
 SPLITS = 4  # parts of the inner dimension in a split-K product
+Parameters = tuple[Tensor | None, Tensor | None]  # weight and bias of a norm
 
 
 def product(x: Tensor, y: Tensor, summation: str) -> Tensor:
@@ -54,26 +55,28 @@ def normalise(
 
 
 def by_head(
-    x: Tensor, weight: Tensor | None, config: Any, port: Port
-) -> tuple[Tensor, Tensor | None]:
-    """x (B, heads, T, D) laid out for a norm of heads, and a weight that fits.
+    x: Tensor, parameters: Parameters, config: Any, port: Port
+) -> tuple[Tensor, Parameters]:
+    """x (B, heads, T, D) laid out for a norm of heads, and a weight and a bias that fit.
 
-    A weight made for the other kind of norm is cut or repeated: what a port that takes one for the
+    Those made for the other kind of norm are cut or repeated: what a port that takes one for the
     other would do.
     """
     heads, width = x.shape[1], x.shape[-1]
-    if config.qk_norm == "whole":
-        flat = x.transpose(1, 2).flatten(2)  # (B, T, heads · D)
-        fits = weight is None or len(weight) == heads * width
-        return flat, weight if fits or weight is None else weight.repeat(heads)
-    if weight is not None and port.first_head_norm:
-        weight = weight[:width]
-    if weight is not None and len(weight) != width:
-        weight = weight.view(heads, 1, width)
-    return x, weight
+
+    def fitted(vector: Tensor | None) -> Tensor | None:
+        if vector is None:
+            return None
+        if config.qk_norm == "whole":
+            return vector if len(vector) == heads * width else vector.repeat(heads)
+        vector = vector[:width] if port.first_head_norm else vector
+        return vector if len(vector) == width else vector.view(heads, 1, width)
+
+    flat = x.transpose(1, 2).flatten(2) if config.qk_norm == "whole" else x  # (B, T, heads · D)
+    return flat, (fitted(parameters[0]), fitted(parameters[1]))
 
 
-def inverse_frequencies(rope: Any, width: int, exponent: str = "2i/D") -> Tensor:
+def inverse_frequencies(rope: Any, width: int, exponent: str = "2i/D", length: int = 0) -> Tensor:
     """Radians per position of each pair, (width/2), with the scaling for longer contexts."""
     half = width // 2
     pair = torch.arange(half).float()
@@ -94,16 +97,41 @@ def inverse_frequencies(rope: Any, width: int, exponent: str = "2i/D") -> Tensor
         high = min(math.ceil(edges[1]) if rope.truncate else edges[1], width - 1)
         slow = ((pair - low) / max(high - low, 0.001)).clamp(0, 1)
         return plain * (1 - slow) + plain / rope.factor * slow
+    if rope.type == "longrope":
+        longer = length > rope.original_context
+        return plain / torch.tensor(rope.long_factor if longer else rope.short_factor)
     return plain
+
+
+def _size(rope: Any) -> float:
+    """What cos and sin are multiplied by: attention sharpens as the context grows."""
+    if rope.type not in ("yarn", "longrope"):
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.type == "longrope":
+        return (1 + math.log(rope.factor) / math.log(rope.original_context)) ** 0.5
+    scales = rope.mscale or 0.0, rope.mscale_all_dim or 0.0
+    above, below = (
+        0.1 * scale * math.log(rope.factor) + 1 for scale in (scales if all(scales) else (1.0, 0.0))
+    )
+    return above / below
+
+
+def query_growth(positions: Tensor, config: Any) -> Tensor:
+    """Factor on the query at each position: a little more with every original context passed."""
+    passed = positions // config.rope.original_context
+    return 1 + config.query_growth * (1 + passed).float().log()
 
 
 def table(
     positions: Tensor, rope: Any, width: int, port: Port, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of each angle, (T, width/2) or (B, T, width/2)."""
-    turns = inverse_frequencies(rope, width, port.exponent).to(port.frequency_dtype).float()
+    length = int(positions.max()) + 1
+    turns = inverse_frequencies(rope, width, port.exponent, length).to(port.frequency_dtype).float()
     angles = positions.to(port.position_dtype).float()[..., None] * turns
-    size = 0.1 * math.log(rope.factor) + 1 if rope.type == "yarn" else 1.0
+    size = _size(rope)
     return (angles.cos() * size).to(dtype), port.direction * (angles.sin() * size).to(dtype)
 
 

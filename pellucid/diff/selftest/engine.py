@@ -28,7 +28,8 @@ __all__ = ["Engine", "Port", "inverse_frequencies"]
 
 DROPPED = 0.1
 Turns = tuple[Tensor, Tensor]  # cos and sin
-_SHARED = ("positions", "mask", "cos", "sin", "pos_embed")  # no batch axis without padding
+# no batch axis without padding
+_SHARED = ("positions", "mask", "cos", "sin", "pos_embed", "query_growth")
 # What no hook on a module sees.
 _NO_MODULE = (
     *("positions", "mask", "rope.cos", "rope.sin", "q_rotated", "k_rotated", "attn.scores"),
@@ -99,6 +100,10 @@ class Engine:
         positions, allowed = self._places(tokens.shape[1], past, padding)
         x = self._entering(tokens, positions)
         turns = self._tables(positions)
+        self.growth: Tensor | None = None
+        if self.config.query_growth:
+            growth = arithmetic.query_growth(positions, self.config).to(self.dtype)
+            self.growth = self.see("query_growth", growth)
         masks = {False: allowed, True: self._window(allowed, past)}
         for layer, kind in enumerate(self.config.kinds):
             x = self._block(layer, x, turns.get(kind.rope), masks[kind.window])
@@ -223,6 +228,8 @@ class Engine:
         if not self.config.qk_norm_last:
             first, last = last, first
         q, k = last(at, *first(at, q, k, turns), turns)
+        if self.growth is not None:
+            q = self.see(at + "q_scaled", q * self.growth.unsqueeze(-1).unsqueeze(-3))
         if self.port.rotates == "values too" and turns is not None:
             v = arithmetic.rotate(v, *turns, self.port)
         q, k = (k, q) if self.port.exchanged else (q, k)
@@ -276,9 +283,9 @@ class Engine:
             return q, k
         normed: list[Tensor] = []
         for letter, x in zip("qk", (q, k), strict=True):
-            weight, bias = (self.weights.get(f"{at}{letter}_norm.{w}") for w in ("weight", "bias"))
-            flat, weight = arithmetic.by_head(x, weight, self.config, self.port)
-            y = arithmetic.normalise(flat, weight, bias, self.config, self.port)
+            own = tuple(self.weights.get(f"{at}{letter}_norm.{w}") for w in ("weight", "bias"))
+            flat, own = arithmetic.by_head(x, (own[0], own[1]), self.config, self.port)
+            y = arithmetic.normalise(flat, *own, self.config, self.port)
             if flat.ndim == 3:
                 y = y.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
             normed.append(self.see(f"{at}{letter}_normed", y))

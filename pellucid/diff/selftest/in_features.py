@@ -215,8 +215,15 @@ FACTORS = (
         "score multiplier inverted",
         "layers.0.attn.scores",
         "score multiplier inverted",
-        applies=lambda c: c.score_scale > 0,
+        applies=lambda c: c.score_scale not in (0, 1),
         port=Port(misreads=lambda c: replace(c, score_scale=1 / c.score_scale)),
+    ),
+    fault(
+        "growth of the queries left out",
+        "layers.0.attn.scores",
+        "query growth missing",
+        applies=lambda c: c.query_growth != 0,
+        port=_as(query_growth=0.0),
     ),
     fault(
         "sinks left out",

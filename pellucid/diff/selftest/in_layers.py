@@ -8,6 +8,7 @@ from typing import Any
 
 from pellucid.diff.selftest.fault import Change, every, fault, first_turned, learned, plain_scores
 from pellucid.diff.selftest.port import Port
+from pellucid.models import RopeConfig
 from pellucid.models.config import Layer
 
 _OTHER: dict[str, Any] = {"rope": "second_rope", "second_rope": "rope", "": ""}
@@ -37,8 +38,28 @@ def _windowed(kind: Layer) -> bool:
 
 def _after_rope(config: Any) -> str:
     """What reads rotated queries first."""
-    normed = config.qk_norm and config.qk_norm_last
-    return "layers.0.attn.q_normed" if normed else "layers.0.attn.scores"
+    if config.qk_norm and config.qk_norm_last:
+        return "layers.0.attn.q_normed"
+    return "layers.0.attn.q_scaled" if config.query_growth else "layers.0.attn.scores"
+
+
+def _first_rope(config: Any) -> Any:
+    """The RoPE of the first layer, or None."""
+    return getattr(config, config.kinds[0].rope) if config.kinds[0].rope else None
+
+
+def _table(config: Any) -> str:
+    return f"{config.kinds[0].rope}.cos"
+
+
+def _first_as(change: Change) -> Port:
+    """A port that takes the RoPE of the first layer for another."""
+    return Port(misreads=lambda c: replace(c, **{c.kinds[0].rope: change(_first_rope(c))}))
+
+
+def _any_share(config: Any) -> bool:
+    """The first RoPE may turn any share: it has no factors for so many pairs."""
+    return config.kinds[0].rope == "rope" and not config.rope.short_factor
 
 
 WINDOWS = (
@@ -150,14 +171,14 @@ ROPE = (
         _at("attn.q_rotated", lambda kind: kind.rope == "second_rope"),
         "RoPE of the other kind of layer",
         applies=lambda c: {"rope", "second_rope"} <= {kind.rope for kind in c.kinds},
-        port=_kinds(lambda c, kind: kind._replace(rope="rope")),
+        port=_kinds(lambda c, kind: kind._replace(rope="rope" if kind.rope else "")),
     ),
     fault(
         "NoPE layers turned",
         _at("attn.scores", lambda kind: not kind.rope),
         "NoPE layer turned",
-        applies=lambda c: {"", "rope"} == {kind.rope for kind in c.kinds} and not c.qk_norm_last,
-        port=_kinds(lambda c, kind: kind._replace(rope="rope")),
+        applies=lambda c: {"", "rope"} <= {kind.rope for kind in c.kinds} and not c.qk_norm_last,
+        port=_kinds(lambda c, kind: kind if kind.rope else kind._replace(rope="rope")),
     ),
     fault(
         "RoPE left out of all layers",
@@ -170,15 +191,49 @@ ROPE = (
         "all components turned",
         "rope.cos",
         "rotary share",
-        applies=lambda c: c.kinds[0].rope == "rope" and c.rope.share < 1,
+        applies=every(_any_share, lambda c: c.rope.share < 1),
         port=Port(misreads=lambda c: replace(c, rope=replace(c.rope, share=1.0))),
     ),
     fault(
         "half of the components turned",
         "rope.cos",
         "rotary share",
-        applies=lambda c: c.kinds[0].rope == "rope" and c.rotary_width(c.rope) % 4 == 0,
+        applies=every(_any_share, lambda c: c.rotary_width(c.rope) % 4 == 0),
         port=Port(misreads=_share(0.5)),
+    ),
+    fault(
+        "scaling of RoPE left out",
+        _table,
+        "RoPE scaling missing",
+        applies=lambda c: _first_rope(c) is not None and _first_rope(c).type != "default",
+        port=_first_as(
+            lambda rope: RopeConfig(
+                theta=rope.theta, share=rope.share, original_context=rope.original_context
+            )
+        ),
+    ),
+    fault(
+        "factor of yarn or longrope on cos and sin left out",
+        _table,
+        "RoPE magnitude missing",
+        applies=lambda c: _first_rope(c) is not None and _first_rope(c).magnitude != 1,
+        port=_first_as(lambda rope: replace(rope, attention_factor=1.0)),
+    ),
+    fault(
+        "longrope's factors of a short text for a long one",
+        _table,
+        "RoPE factors of the other length",
+        applies=lambda c: _first_rope(c) is not None and bool(_first_rope(c).short_factor),
+        port=_first_as(lambda rope: replace(rope, long_factor=rope.short_factor)),
+        rows="long",
+    ),
+    fault(
+        "longrope's factors of a long text for a short one",
+        _table,
+        "RoPE factors of the other length",
+        applies=lambda c: _first_rope(c) is not None and bool(_first_rope(c).short_factor),
+        with_config=lambda c: replace(c, rope=replace(c.rope, original_context=c.context_length)),
+        port=_first_as(lambda rope: replace(rope, short_factor=rope.long_factor)),
     ),
     fault(
         "the last components turned",

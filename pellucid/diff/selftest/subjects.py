@@ -111,6 +111,22 @@ _FEATURES: dict[str, dict[str, Any]] = {
     },
     "olmo2": {"rounding": "olmo", "norm_places": "after", "qk_norm": "whole"},
     "smollm3": {"layers": (Layer(), Layer(rope="")), "tied": True},
+    "phi3": {
+        "rope": RopeConfig(
+            theta=10000.0,
+            type="longrope",
+            factor=16.0,
+            original_context=64,
+            short_factor=(1.0, 1.1, 1.2, 1.4, 1.7, 2.0),
+            long_factor=(1.0, 1.6, 2.5, 4.0, 8.0, 16.0),
+        ),
+    },
+    "ministral3": {
+        "query_growth": 0.1,
+        "rope": RopeConfig(
+            theta=1e6, type="yarn", factor=16.0, original_context=16, mscale=1.0, mscale_all_dim=1.0
+        ),
+    },
     "granite": {
         "embed_scale": 12.0,
         "residual_scale": 0.22,
