@@ -295,6 +295,20 @@ def widened(seen, keys, *leaves):
     return Trace({n: pad(x, (0, keys)) if n.endswith(leaves) else x for n, x in seen.items()})
 
 
+def test_a_slot_of_the_cache_left_empty_is_told_by_the_positions_before_it():
+    """Decoding that begins one position too far has a key more than there are tokens."""
+    model = random_model(LLAMA, torch.float32)
+    seen = dict(from_model(model, "B").observe([random_tokens(LLAMA, 12).tolist()], 1))
+    for leaf in ("q_rotated", "k_rotated"):
+        name = f"step.1.layers.0.attn.{leaf}"
+        seen[name] = seen[name].roll(1, -1)
+    del seen["step.1.mask"]
+    wider = ("attn.scores", "attn.masked_scores", "attn.pattern")
+    first = {name: x for name, x in seen.items() if not name.startswith("step.1.")}
+    report = diff(model, Trace({**widened(seen, 1, *wider), **first}))
+    assert report.first is not None and report.first.name == "step.1.layers.0.attn.q_rotated"
+
+
 @pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt2"])
 def test_a_pattern_as_wide_as_a_static_cache_is_one_line(config):
     model = random_model(config, torch.float32)

@@ -90,7 +90,8 @@ class Engine:
 
     def see(self, name: str, tensor: Tensor) -> Tensor:
         """Write a tensor down and hand it back."""
-        if not name.endswith(_NO_MODULE if self.port.hooked else self.hides):
+        hidden = (*_NO_MODULE, *self.hides) if self.port.hooked else self.hides
+        if not name.endswith(hidden):
             self.seen[self.prefix + name] = tensor
         return tensor
 
