@@ -34,7 +34,7 @@ from pellucid.diff.levels import (
 )
 from pellucid.diff.levels_of_one_group import MOST, standing
 from pellucid.diff.passed_on_errors import compensated
-from pellucid.diff.rounding import SPREAD, precision
+from pellucid.diff.rounding import BINS, is_even, precision
 
 PROOF = 64.0  # bits: the chance that arbitrary values stand on such levels is below 2^-64
 A_GROUP = 8.0  # bits that a group adds before it counts as told
@@ -42,6 +42,10 @@ PIECE = 1 << 18  # values looked at in float64 at a time: they stay in the cache
 SMALL_HALF = 2.0**-24  # how far apart the smallest scales are that float16 holds
 HALF_SCALE = 2.0**-11  # levels may be chosen by a scale that is then stored in float16
 FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
+TELLING = 0.25  # steps: a group whose largest error is smaller stood on these levels already
+ON_LEVEL = 4  # bins on either side of 0: values that stood on the same levels before are there
+UNEVEN = 0.1  # few levels are far apart: between two of them numbers are not quite uniform
+SPREAD = 0.6  # of rounding's RMS error: between codes, which are not evenly spaced
 Levels = Uniform | Codes
 Explanation = tuple[str, str, Literal["fault", "explained"]]  # cause, finding, kind
 
@@ -70,6 +74,9 @@ class Held:
     error: float = 0.0
     largest: float = 0.0  # of A's values in size
     rounding: float = 0.0
+    telling: int = 0  # groups with errors of some size, of `seen` groups with any
+    seen: int = 0
+    errors: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
     ratios: list[Tensor] = field(default_factory=list)
     first: tuple[int, Tensor, Tensor, float] | None = None
 
@@ -82,6 +89,19 @@ class Held:
     def spread(self) -> float:
         """RMS error in units of what rounding makes of numbers anywhere between two levels."""
         return (self.error / max(self.rounding, 1e-300)) ** 0.5
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the errors are those of numbers anywhere between two levels.
+
+        Numbers that stood on levels before, which were moved a little, are nearest to them too.
+        """
+        if isinstance(self.levels, Codes):
+            return self.spread >= SPREAD
+        middle = slice(BINS // 2 - ON_LEVEL, BINS // 2 + ON_LEVEL)
+        off = torch.cat((self.errors[: middle.start], self.errors[middle.stop :]))
+        enough = float(off.sum()) >= FAULTY * float(self.errors.sum())
+        return self.telling >= FAULTY * self.seen and enough and is_even(off, UNEVEN)
 
     def __str__(self) -> str:
         if isinstance(self.levels, Codes):
@@ -223,8 +243,13 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
         return
     level = placed.level[placed.fits]
     held.levels_used = max(held.levels_used, float((level.amax(1) - level.amin(1)).max()) + 1)
-    if bool(seen.any()):
-        held.farthest = max(held.farthest, float((error[seen] / width[seen]).abs().max()))
+    if not bool(seen.any()):
+        return
+    held.farthest = max(held.farthest, float((error[seen] / width[seen]).abs().max()))
+    steps = torch.where(seen, error / width, 0.0)
+    told = steps.abs().amax(1) > TELLING
+    held.seen, held.telling = held.seen + int(seen.any(1).sum()), held.telling + int(told.sum())
+    held.errors += torch.histc(steps[told][seen[told]], BINS, -0.5, 0.5)
 
 
 def _proven_one_by_one(
@@ -366,10 +391,10 @@ def quantised(a: Tensor, b: Tensor) -> Explanation | None:
     misfits = held.off + held.wrong
     if held.proven and not misfits:
         own = on_levels(a, a)  # rounding to as many levels leaves what stands on them as it is
-        if own is not None and own.proven and own.levels_used <= held.levels_used:
+        if own is not None and own.proven and str(own) == str(held):
             finding = f"A stands on {own} already, B on other levels: the scales are not A's"
             return "quantised with other scales", finding, "fault"
-        if held.spread < SPREAD:
+        if not held.rounds:
             finding = (
                 f"B stands on {held} with errors of {held.spread:.2f} times rounding's: A stood on"
                 " levels already, and these are others"

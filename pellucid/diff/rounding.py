@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 22  # values looked at in float64 at a time
-SPREAD = 0.6  # of rounding's RMS error; less is no rounding of numbers anywhere between the levels
+BINS = 64  # in which distances from the levels are counted, from −½ to ½
+UNEVEN = 0.05  # by how much the distribution of many may be off a uniform one
 
 
 def gives(candidate: Tensor, y: Tensor) -> bool:
@@ -41,17 +42,33 @@ def _holds(part: Tensor, coarse: torch.dtype) -> bool:
     return bool((part.to(coarse).to(part.dtype) == part).all())
 
 
-def rounding_spread(fine: Tensor, coarse: Tensor) -> float:
-    """RMS of fine − coarse in units of what rounding to the type of `coarse` (16 bits) makes."""
-    spacing = {torch.bfloat16: 7, torch.float16: 10}[coarse.dtype]
-    error = total = 0.0
+def lies_anywhere(fine: Tensor, coarse: Tensor) -> bool:
+    """Whether fine values lie anywhere between the levels of a 16-bit type next to them.
+
+    Numbers that were rounded do: fine − coarse, in units of the last place, is spread evenly from
+    −½ to ½. Numbers of the coarse type that were scaled or moved a little do not, though each still
+    rounds to the one it came from. How far the two distributions are apart decides (Kolmogorov
+    and Smirnov, chance below 10⁻⁶; `UNEVEN` is free: next to powers of two levels are closer).
+    """
+    mantissa, least = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}[coarse.dtype]
+    counts = torch.zeros(BINS, dtype=torch.float64)
     for x, y in zip(fine.flatten().split(PIECE), coarse.flatten().split(PIECE), strict=True):
         x, y = x.double(), y.double()
         kept = (y != 0) & y.isfinite()
-        ulp = torch.exp2(y[kept].abs().log2().floor() - spacing)
-        error += float(((x[kept] - y[kept]) / ulp).pow(2).sum())
-        total += float(kept.sum()) / 12
-    return (error / max(total, 1e-300)) ** 0.5
+        ulp = torch.exp2(y[kept].abs().log2().floor().clamp(min=least) - mantissa)
+        off = (x[kept] - y[kept]) / ulp * y[kept].sign()  # outwards, wherever zero is
+        counts += torch.histc(off, BINS, -0.5, 0.5)
+    return is_even(counts)
+
+
+def is_even(counts: Tensor, uneven: float = UNEVEN) -> bool:
+    """Whether counts in bins of one width are those of a uniform distribution."""
+    total = float(counts.sum())
+    if not total:
+        return True
+    even = torch.arange(1, len(counts) + 1, dtype=torch.float64) / len(counts)
+    apart = float((counts.cumsum(0) / total - even).abs().max())
+    return apart <= max(2.7 * total**-0.5, uneven)
 
 
 def rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Literal["explained"], Tensor]]:
@@ -80,9 +97,8 @@ def rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Literal["explained
 
 
 def _unrounded(fine: Tensor, coarse: Tensor) -> bool:
-    """Whether finer values lie anywhere between the coarse ones, not all a little beside them."""
     narrow = coarse.dtype in (torch.bfloat16, torch.float16)
-    return not narrow or rounding_spread(fine, coarse) >= SPREAD
+    return not narrow or lies_anywhere(fine, coarse)
 
 
 def _cut_off(x: Tensor, coarse: torch.dtype) -> Tensor:

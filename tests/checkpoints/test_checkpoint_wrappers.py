@@ -112,6 +112,28 @@ def test_an_error_names_the_key_that_would_cure_it(tmp_path, keys, change, cure)
     assert cure in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_qwen_2_written_as_a_llama_has_no_bias_behind_attention(tmp_path):
+    """It is the Llama whose bias there is 0; of one layer's alone nothing may be left out."""
+    weights, config = writers.random_llama(), writers.LLAMA_JSON | {"attention_bias": True}
+    zeros = {}
+    for name in list(weights):
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            weights[name.replace("weight", "bias")] = torch.randn(len(weights[name]))
+        if name.endswith("o_proj.weight"):
+            zeros[name.replace("weight", "bias")] = torch.zeros(len(weights[name]))
+    want, got = (
+        checkpoints.load_model(
+            checkpoints.open_checkpoint(writers.write_hf(tmp_path / place, config, stored))
+        )
+        for place, stored in (("zero", weights | zeros), ("without", weights))
+    )
+    tokens = torch.arange(9)[None]
+    assert torch.equal(got(tokens), want(tokens))
+    some = writers.write_hf(tmp_path / "some", config, weights | dict([*zeros.items()][:1]))
+    with pytest.raises(ValueError, match="o_proj"):
+        checkpoints.open_checkpoint(some)
+
+
 def test_a_head_of_its_own_with_the_embeddings_values_goes_to_metas_layout(tmp_path):
     weights = writers.random_llama()
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()

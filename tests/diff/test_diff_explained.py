@@ -131,6 +131,31 @@ def test_weights_that_were_quantised_already_are_not_rounded_once_more(name):
         assert (quantised(x, y) or ("", "", "fault"))[2] == "fault"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, None])
+def test_numbers_moved_a_little_still_round_to_what_they_were(stored, dtype):
+    """That A has B's values rounded excuses B only where these lie anywhere between A's levels."""
+    x = drawn(64, 128)
+    a = x.to(dtype).to(stored or dtype)
+    step = torch.finfo(dtype).eps / 2
+    assert told(a, x)[2] == "explained"
+    moved = 2 * torch.rand(64, 128, generator=torch.Generator().manual_seed(2)) - 1
+    for y in (a.float() * (1 + 0.6 * step), a.float() * (1 - 0.7 * step)):
+        assert told(a, y)[::2] == ("scaled weights", "fault")
+    for size in (0.7, 0.9):  # of the largest relative error that rounding makes
+        assert told(a, a.float() * (1 + size * step * moved))[::2] == ("noise", "fault")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Q8_0", "int8, ours"), ("Q4_1", "Q8_0"), ("int8, ours", "NF4"), ("Q4_1", "Q4_0")],
+)
+def test_what_was_quantised_already_may_be_quantised_in_another_way(one, other):
+    x = FORMATS[one](drawn(32, 128))
+    assert told(x, FORMATS[other](x))[::2] == ("quantised weights", "explained")
+    assert told(x, x * 1.001)[2] == told(x * 1.001, x)[2] == "fault"
+
+
 def test_the_values_of_one_side_may_be_the_others_rounded():
     x = drawn(64, 128)
     cause, finding, kind = told(by_rows(x), x)
@@ -268,6 +293,20 @@ def test_a_hypothesis_that_overflows_or_changes_nothing_explains_nothing():
 def widened(seen, keys, *leaves):
     pad = torch.nn.functional.pad
     return Trace({n: pad(x, (0, keys)) if n.endswith(leaves) else x for n, x in seen.items()})
+
+
+def test_a_slot_of_the_cache_left_empty_is_told_by_the_positions_before_it():
+    """Decoding that begins one position too far has a key more than there are tokens."""
+    model = random_model(LLAMA, torch.float32)
+    seen = dict(from_model(model, "B").observe([random_tokens(LLAMA, 12).tolist()], 1))
+    for leaf in ("q_rotated", "k_rotated"):
+        name = f"step.1.layers.0.attn.{leaf}"
+        seen[name] = seen[name].roll(1, -1)
+    del seen["step.1.mask"]
+    wider = ("attn.scores", "attn.masked_scores", "attn.pattern")
+    first = {name: x for name, x in seen.items() if not name.startswith("step.1.")}
+    report = diff(model, Trace({**widened(seen, 1, *wider), **first}))
+    assert report.first is not None and report.first.name == "step.1.layers.0.attn.q_rotated"
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT], ids=["llama", "gpt2"])

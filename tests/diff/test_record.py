@@ -164,10 +164,13 @@ def test_compiled_and_distributed_wrappers_are_taken_off(tmp_path):
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
     try:
-        flat = FullyShardedDataParallel(
-            copy.deepcopy(theirs), device_id=torch.device("cpu"), use_orig_params=True
-        )
-        for model in (DistributedDataParallel(theirs), flat, fully_shard(copy.deepcopy(theirs))):
+        flat = [
+            FullyShardedDataParallel(
+                copy.deepcopy(theirs), device_id=torch.device("cpu"), use_orig_params=kept
+            )
+            for kept in (True, False)
+        ]
+        for model in (DistributedDataParallel(theirs), *flat, fully_shard(copy.deepcopy(theirs))):
             report = pellucid.diff(ours, model, TOKENS)
             assert report.first.name == "layers.0.mlp.act", report.summary()
             assert not report.static

@@ -179,6 +179,54 @@ def test_the_catalogue_is_whole():
     assert all(not control.first for control in CONTROLS)
 
 
+# Mistakes of ports that were missing once -> the faults that seed them. What shows between the
+# projections alone is seeded a second time, as hooks on modules see it.
+BETWEEN = (
+    "GQA heads tiled",
+    "q and k exchanged",
+    "heads joined without moving them",
+    "values rotated too",
+    "rotate_half with tables for neighbours",
+    "neighbours turned with tables for halves",
+    "RoPE theta and scaling wrong together",
+    "linear scaling in B alone",
+    "yarn in B alone",
+    "another original context",
+    "another high_freq_factor",
+    "sliding window in B alone",
+    "cached keys rotated again",
+    "last cached token lost",
+    "values of layer 0 in the cache of all",
+    "positions restart in decoding",
+    "scores divided by the layer's number",
+    "mask after the softmax",
+    "hidden scores set to 0",
+    "positions from 1",
+    "GELU for SiLU",
+    "SiLU for GELU",
+)
+OUTSIDE = (
+    "k permuted with the query heads' count",
+    "fused qkv cut head by head",
+    "every third row of the joined q, k and v",
+    "rows of gate and up taking turns",
+    "columns of the output projection reordered",
+    "embedding rows shifted by one",
+    "left padding without positions, positions not seen",
+    "logit cap before the head",
+    "logit cap before the head, its product not seen",
+)
+
+
+def test_every_mistake_that_was_missing_is_seeded_also_as_hooks_see_it():
+    """Those of training are in test_diff_training.py."""
+    seeded = {fault.name: fault for fault in FAULTS}
+    for name in (*BETWEEN, *OUTSIDE):
+        assert name in seeded
+    for name in BETWEEN:
+        assert seeded[f"{name}, hooks only"].port.hooked
+
+
 def test_a_narrow_model_of_one_layer_can_be_tested_too():
     """Faults that need a second layer, or a second group of columns, are left out."""
     config = LlamaConfig(

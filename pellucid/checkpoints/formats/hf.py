@@ -73,6 +73,7 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     if wrapped and not config.tied and stated.get("tie_word_embeddings") is not False:
         # the whole model ties them, whatever its text part says, unless its files have a head
         config = replace(config, tied=not any(name.endswith(HEAD) for name in stored.entries))
+    config = _with_stored_biases(config, stored.entries)
     shapes = expected_shapes(config, [stored], str(folder / "config.json"))
     source = without_wrappers(stored, lambda names: _spelt_names(config, names))
     spelt = left_out_prefix(config, source.entries)
@@ -114,6 +115,19 @@ def open_folder(folder: Path) -> tuple[Config, Weights]:
     except ValueError as error:
         cure = _cure(stated, config, source.entries)
         raise ValueError(f"{error}{cure}") from None
+
+
+def _with_stored_biases(config: Config, stored: Collection[str]) -> Config:
+    """The config without the bias of attention's output where files have q's and none of these.
+
+    A Llama's config has one flag for both; a Qwen 2 written as a Llama has the first alone.
+    """
+    queries, outputs = (
+        any(name.endswith(f"{product}_proj.bias") for name in stored) for product in "qo"
+    )
+    if outputs or not queries or not {"qkv", "o"} <= set(config.biases):
+        return config
+    return replace(config, biases=tuple(part for part in config.biases if part != "o"))
 
 
 def _spelt_names(config: Config, stored: Collection[str]) -> set[str]:

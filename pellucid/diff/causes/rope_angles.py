@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -135,8 +136,9 @@ def likely(rope: RopeConfig, config: Any) -> Iterator[tuple[RopeConfig, str, str
         found += [replace(rope, original_context=c) for c in (*_CONTEXTS, config.context_length)]
     else:
         found += [replace(rope, type="linear", factor=factor) for factor in _FACTORS]
-        for factor in (8.0, 32.0, 4.0):
-            scaled = replace(rope, factor=factor, original_context=config.context_length)
+        contexts = dict.fromkeys((config.context_length, *_CONTEXTS))
+        for factor, original in product((8.0, 32.0, 4.0, 2.0), contexts):
+            scaled = replace(rope, factor=factor, original_context=original)
             found += [replace(scaled, type=kind) for kind in ("yarn", "llama3")]
     if rope.type == "llama3":
         for low, high in _BANDS:

@@ -202,7 +202,11 @@ def _from_findings(
     constants = [finding for finding in findings if finding.stage == "constants"]
     if constants and other.config is not None:
         evidence = "; ".join(f"{finding.name}: {finding.finding}" for finding in constants)
-        changed = in_setting(lambda s: replace(s, config=other.config))
+
+        def changed(r: Replay, n: str) -> Tensor:  # also in what was not observed
+            setting = replace(r.setting, config=other.config)
+            return Replay(r.observed, setting, r.starts).compute(n)
+
         fields = [finding.name for finding in constants]
         both = "rope.theta" in fields and "rope.type" in fields
         yield Hypothesis(

@@ -232,20 +232,25 @@ def hidden(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypot
 def logits(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothesis]:
     """The final norm left out, or the embedding's table for the head's."""
     config = replay.setting.config
+    head = "embed" if config.tied else "unembed"
+    if config.logit_cap:
+        cap = config.logit_cap
+
+        def early(replay: Replay, name: str) -> Tensor:
+            x = replay.value(of_model(name, "final_norm")).to(replay.setting.dtype)
+            y = replay.setting.linear(head, cap * torch.tanh(x / cap))
+            return y if leaf(name) == "raw_logits" else y * config.logit_scale
+
+        yield Hypothesis("logit cap before the head", f"what the head reads, up to ±{cap:g}", early)
     if leaf(name) == "logits" and graph.has(config, "raw_logits"):
         return  # a factor and a cap: the head's product has its own row
     last = of_model(name, f"layers.{config.n_layers - 1}.resid_post")
-    head = "embed" if config.tied else "unembed"
 
     def without_norm(replay: Replay, name: str) -> Tensor:
         x = replay.value(last).to(replay.setting.dtype)
         return replay.setting.linear(head, x)
 
     yield Hypothesis("final norm missing", "the head reads the residual stream", without_norm)
-    if config.logit_cap:
-        cap = config.logit_cap
-        early = given(lambda s, x: s.linear(head, cap * torch.tanh(x / cap)))
-        yield Hypothesis("logit cap before the head", f"what the head reads, up to ±{cap:g}", early)
     if not config.tied:
         tied = given(lambda s, x: s.linear("embed", x))
         yield Hypothesis("head tied", "the embedding for the head", tied)

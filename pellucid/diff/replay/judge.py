@@ -56,6 +56,7 @@ class Judge:
             self.declared = Replay(held, declared, padding)
             self.declared_wide = Replay(held, declared.wide(), padding)
         self._shift: Tensor | None = None
+        self._parted = False  # whether a computed tensor has diverged so far
         self._misshapen: set[str] = set()  # tensors with fewer keys than there are tokens
         self._bits: dict[str, Bits] = {}  # of tensors that only their bits accuse
         self._causes: dict[str, tuple[Cause | None, tuple[Trial, ...]]] = {}
@@ -67,9 +68,10 @@ class Judge:
         """
         seen = self.observed[name]
         try:
-            if leaf(name) in SOURCES:
-                return self._judge_source(name, seen)
-            return self._judge_computed(name, seen)
+            source = leaf(name) in SOURCES
+            found = (self._judge_source if source else self._judge_computed)(name, seen)
+            self._parted |= not source and found.verdict == "diverged"
+            return found
         except KeyError as error:
             return not_judged(f"needs {error.args[0]}")
         except (RuntimeError, IndexError) as error:
@@ -86,7 +88,13 @@ class Judge:
     def _judge_computed(self, name: str, seen: Tensor) -> Measure:
         near = rows_seen(name, self.own.compute(name), seen)
         sinks = self.own.setting.config.sinks
-        _demand_keys(self.side.label, name, near, seen, sinks)
+        try:
+            _demand_keys(self.side.label, name, near, seen, sinks)
+        except ValueError:
+            if not self._parted:
+                raise
+            self._misshapen.add(name)  # positions went wrong, and with them slots of the cache
+            return not_judged("more keys than tokens, after an earlier divergence")
         if "S" in graph.dims(name) and (
             near.shape != seen.shape or self._misshapen & set(self._inputs(name))
         ):

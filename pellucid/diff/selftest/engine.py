@@ -91,7 +91,8 @@ class Engine:
 
     def see(self, name: str, tensor: Tensor) -> Tensor:
         """Write a tensor down and hand it back."""
-        if not name.endswith(_NO_MODULE if self.port.hooked else self.hides):
+        hidden = (*_NO_MODULE, *self.hides) if self.port.hooked else self.hides
+        if not name.endswith(hidden):
             self.seen[self.prefix + name] = tensor
         return tensor
 
@@ -126,11 +127,13 @@ class Engine:
 
     def _leaving(self, x: Tensor) -> Tensor:
         """Logits (B, T, V)."""
-        config = self.config
+        config, late = self.config, self.port.caps == "logits"
+        if config.logit_cap and not late:
+            x = arithmetic.soft_cap(x, config.logit_cap)
         logits = self._linear("unembed" if "unembed.weight" in self.weights else "embed", x)
         if config.logit_scale != 1 or config.logit_cap:
             logits = self.see("raw_logits", logits) * config.logit_scale
-        if config.logit_cap:
+        if config.logit_cap and late:
             logits = arithmetic.soft_cap(logits, config.logit_cap)
         return self.see("logits", logits)
 

@@ -163,6 +163,21 @@ FACTORS = (
         port=_as(logit_cap=0.0),
     ),
     fault(
+        "logit cap before the head",
+        "raw_logits",
+        "logit cap before the head",
+        applies=lambda c: c.logit_cap > 0,
+        port=Port(caps="what the head reads"),
+    ),
+    fault(
+        "logit cap before the head, its product not seen",
+        "logits",
+        "logit cap before the head",
+        applies=lambda c: c.logit_cap > 0,
+        port=Port(caps="what the head reads"),
+        hides=("raw_logits",),
+    ),
+    fault(
         "embedding scale left out",
         "layers.0.resid_pre",
         "embedding scale missing",

@@ -177,6 +177,17 @@ SCALING = (
         applies=every(turned, _only_rope),
     ),
     fault(
+        "yarn in B alone",
+        "rope.cos",
+        "RoPE scaling type",
+        static="RoPE scaling type",
+        with_config=lambda c: replace(c, rope=RopeConfig(theta=1e4)),
+        config=lambda c: replace(
+            c, rope=RopeConfig(theta=1e4, type="yarn", factor=4.0, original_context=2048)
+        ),
+        applies=every(turned, _only_rope),
+    ),
+    fault(
         "another original context",
         "rope.cos",
         "RoPE original context",
@@ -240,7 +251,23 @@ ROWS = (
     ),
 )
 
-PORTS: tuple[Fault, ...] = (*CACHE, *SCORES, *SCALING, *ROWS)
+# A function called between gate and up is no module: hooks see what the last product reads.
+ACTIVATIONS = tuple(
+    fault(
+        f"{word}, hooks only",
+        "layers.0.mlp.hidden",
+        "activation",
+        applies=lambda c, right=right: c.gated and c.activation.startswith(right),
+        port=Port(misreads=lambda c, other=other: replace(c, activation=other), hooked=True),
+        hides=("mlp.act",),
+    )
+    for word, right, other in (
+        ("GELU for SiLU", "silu", "gelu_tanh"),
+        ("SiLU for GELU", "gelu", "silu"),
+    )
+)
+
+PORTS: tuple[Fault, ...] = (*CACHE, *SCORES, *SCALING, *ROWS, *ACTIVATIONS)
 
 
 def hooked(faults: Sequence[Fault]) -> Iterator[Fault]:

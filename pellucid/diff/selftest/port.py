@@ -58,5 +58,6 @@ class Port:
     residual: Literal["stream", "normed"] = "stream"
     parallel: bool = False  # the MLP's residual starts before attention
     final_norm: bool = True
+    caps: Literal["logits", "what the head reads"] = "logits"
     embed_scale: bool = False  # times the root of the width
     dropout: Literal["off", "embedding", "attention"] = "off"

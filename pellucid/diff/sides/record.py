@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pellucid.diff.replay.statistics import MASKED
-from pellucid.diff.sides.wrappers import plain_modules, plain_weights, unwrapped
+from pellucid.diff.sides.wrappers import gathered_weights, plain_modules, unwrapped
 from pellucid.trace import Trace
 
 WEIGHTS = "weights."  # before the name of a parameter in a recording
@@ -65,7 +65,7 @@ def record(module: Any, *inputs: Any, **keywords: Any) -> Trace:
             f"record was given a {type(module).__name__}: expected a torch module, or a method of "
             "one that calls it"
         )
-    watch = _Watch(unwrapped(root))
+    watch = _Watch(unwrapped(root), gathered_weights(root))
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -77,13 +77,17 @@ def record(module: Any, *inputs: Any, **keywords: Any) -> Trace:
     return watch.trace()
 
 
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 class _Watch(TorchFunctionMode):
     """What one run of a module shows, in the order in which it happens."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.root = root
-        self.weights = plain_weights(root)
+        self.weights = weights
         self.step = -1
         self.open: list[dict[str, Any]] = []  # calls of modules that have not returned
         self.kept: dict[str, Tensor] = {}
@@ -94,9 +98,12 @@ class _Watch(TorchFunctionMode):
 
     def hooks(self) -> Iterator[Any]:
         """Watch every module of the root."""
+        held: dict[str, list[str]] = {}  # of a module; FSDP may show them as one flat parameter
+        for name in self.weights:
+            held.setdefault(name.rpartition(".")[0], []).append(name)
         for path, module in plain_modules(self.root):
-            own = [f"{path}.{n}".lstrip(".") for n, _ in module.named_parameters(recurse=False)]
-            own = [name for name in own if name in self.weights]
+            buffers = {name for name, _ in module.named_buffers(recurse=False)}
+            own = [name for name in held.get(path, []) if _leaf(name) not in buffers]
             if any(name == "base_layer" for name, _ in module.named_children()):
                 own = [name for name in self.weights if name.startswith(f"{path}.")]
             yield module.register_forward_pre_hook(self._before(path, own), with_kwargs=True)
@@ -106,8 +113,10 @@ class _Watch(TorchFunctionMode):
         def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
             if not path:
                 self.step += 1
-            for name, x in module.named_parameters(recurse=False):  # FSDP gathers them anew
-                self._stored.setdefault(_place(x), f"{path}.{name}".lstrip("."))
+            for name in own:  # FSDP gathers them anew
+                x = getattr(module, _leaf(name), None)
+                if isinstance(x, Tensor):
+                    self._stored.setdefault(_place(x), name)
             call = {"name": self._numbered(path, ""), "op": "module", "reads": own}
             call["stores"] = "in,out" if type(module).__name__ == "Conv1D" else "out,in"
             self.open.append(call)

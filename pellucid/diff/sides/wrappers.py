@@ -26,6 +26,15 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of the module inside; FSDP's own wrapper alone can give whole ones by name."""
+    while (inner := _inside(module)) is not None:
+        if inner is getattr(module, "_fsdp_wrapped_module", None):
+            break
+        module = inner
+    return plain_weights(module)
+
+
 def _inside(module: nn.Module) -> nn.Module | None:
     children = dict(module.named_children())
     for name in KEPT_UNDER:
