@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from copy import deepcopy
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,15 @@ from pellucid.models.quantised import Format, QuantisedMatrix, quantise
 
 WINDOW = 512
 _QUIET: list[Any] = []  # the callback: the library keeps a pointer to it
-OURS = {"int4": Format(bits=4), "int6": Format(bits=6), "int8": Format(bits=8),
-        "int4 before, groups of 64": Format(bits=4, group=64)}  # fmt: skip
+OURS = {
+    "int4": Format(bits=4),
+    "int6": Format(bits=6),
+    "int6 as small as q4_k_m": Format(
+        bits=6, group=128, head_bits=6
+    ),  # of columns that are no 256s
+    "int8": Format(bits=8),
+    "int4 before, groups of 64": Format(bits=4, group=64),
+}
 PEERS = ("q4_k_m", "q4_0", "q5_k_m", "q6_k", "q8_0")
 FITTED_TO = ("argparse", "typing", "inspect", "subprocess", "logging", "tarfile", "datetime")
 MEASURED_ON = ("asyncio.events", "decimal", "statistics", "ipaddress", "difflib", "optparse")
@@ -170,15 +178,24 @@ def be_quiet() -> None:
     library.llama_log_set(_QUIET[0], ctypes.c_void_p(0))
 
 
-def measure(name: str, rounds: int, home: Path) -> dict[str, Any]:
-    """Every format of one model."""
+def say(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+def wanted(title: str, asked: argparse.Namespace) -> bool:
+    return any(fnmatch(title, glob) for glob in asked.formats)
+
+
+def measure(name: str, asked: argparse.Namespace, home: Path) -> dict[str, Any]:
+    """The formats asked for of one model."""
     lm, code = pellucid.load(name, dtype="float32"), name != "smollm2"
     if not code:
         rescale(lm.model)
     texts = (text_of(modules, code) for modules in (MEASURED_ON, FITTED_TO))
     measured, fitted = (torch.tensor(lm.encode(text)) for text in texts)
     context = min(WINDOW, lm.config.context_length)
-    tokens = measured[: 2048 // context * context + 1].unfold(0, context + 1, context)
+    tokens = measured[: asked.tokens // context * context + 1].unfold(0, context + 1, context)
     windows = fitted[: 4096 // context * context].view(-1, context)
     reference = Reference(lm.model, tokens)
     rows: dict[str, Any] = {}
@@ -187,22 +204,24 @@ def measure(name: str, rounds: int, home: Path) -> dict[str, Any]:
     checkpoints.save(home / f"{name}-f32", lm.config, dict(lm.model.state_dict()),
                      tokenizer_from=checkpoints.open_checkpoint(name).folder)  # fmt: skip
     checkpoints.convert(home / f"{name}-f32", source, "gguf")
-    for kind in PEERS:
+    for kind in (kind for kind in PEERS if wanted(f"llama.cpp {kind}", asked)):
         path = home / f"{name}-{kind}.gguf"
         llama_cpp.quantise(source, path, kind)
         model = checkpoints.load_model(checkpoints.open_checkpoint(path), torch.float32)
         rows[f"llama.cpp {kind}"] = gguf_bits(path) | reference.cost(model)
         runners[f"llama.cpp {kind}"] = llama_cpp.Runner(path, torch.get_num_threads())
-        print(name, kind, rows[f"llama.cpp {kind}"], flush=True)
+        say(name, kind, rows[f"llama.cpp {kind}"])
     for label, how in OURS.items():
         for fitted_too in (False, True):
             if fitted_too and not how.offsets:
                 continue
+            title = label + (", fitted to a text" if fitted_too else "")
+            if not wanted(title, asked):
+                continue
             model = deepcopy(lm.model)
             quantise_by_inputs(model, how, windows) if fitted_too else quantise(model, how)
-            title = label + (", fitted to a text" if fitted_too else "")
             rows[title] = our_bits(model) | reference.cost(model)
-            print(name, title, rows[title], flush=True)
+            say(name, title, rows[title])
             if not fitted_too:  # the same kernels
                 folder = home / f"{name}-{label}"
                 model.to(torch.bfloat16)
@@ -210,8 +229,10 @@ def measure(name: str, rounds: int, home: Path) -> dict[str, Any]:
                 runners[title] = ours.Runner(
                     folder, torch.get_num_threads(), f"int{how.bits}", True
                 )
-    for title, ratio in speeds(runners, "llama.cpp q4_0", rounds, lm.config.context_length).items():
-        rows[title]["speed_over_q4_0"] = ratio
+    if asked.rounds:
+        room = lm.config.context_length
+        for title, ratio in speeds(runners, "llama.cpp q4_0", asked.rounds, room).items():
+            rows[title]["speed_over_q4_0"] = ratio
     return {"tokens": tokens[:, 1:].numel(), "perplexity": reference.perplexity, "formats": rows}
 
 
@@ -233,7 +254,9 @@ def table(found: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", default=["demo", "demo-gpt2", "smollm2"])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="0: no speeds")
+    parser.add_argument("--tokens", type=int, default=2048, help="predicted")
+    parser.add_argument("--formats", nargs="+", default=["*"], metavar="GLOB")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     found: dict[str, Any] = {
@@ -242,8 +265,8 @@ def main() -> int:
     be_quiet()
     with tempfile.TemporaryDirectory() as home:
         for name in asked.models:
-            found[name] = measure(name, asked.rounds, Path(home))
-            print(table(found[name]), flush=True)
+            found[name] = measure(name, asked, Path(home))
+            say(table(found[name]))
     if asked.out:
         asked.out.write_text(json.dumps(found, indent=2) + "\n")
     return 0

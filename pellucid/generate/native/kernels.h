@@ -15,7 +15,7 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && LANES == 8
 #define LANES 8
 #else
 #define LANES 4
@@ -351,7 +351,7 @@ INLINE void tile_bytes(const Tile *t, const Vector *x, int batch, int bits, floa
     }
     for (int b = 0; b < batch; b++) finish_rows(t->row_scales, sums[b], shifts[b], 0, b, coded, out);
 }
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && LANES == 8
 #define BYTES_MULTIPLY
 /* Pairs of 16 bits: all of 15 bits of the vector in one product. More vectors than two take half of a
  * tile's rows at a time, or the sums would not stay in registers. */
