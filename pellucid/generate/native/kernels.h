@@ -15,7 +15,7 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#elif defined(__AVX2__) && LANES == 8
+#elif defined(__AVX2__)
 #define LANES 8
 #else
 #define LANES 4
