@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import textwrap
 
 import pytest
 import torch
@@ -68,20 +70,38 @@ def test_a_diff_calls_it_explained_and_the_c_decoder_within_rounding(made):
 
 
 def test_a_diff_tells_a_damaged_scale_from_quantisation(made, tmp_path):
-    source, folder, _ = made
+    source, folder, done = made
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in folder.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     state = load_file(folder / "model.safetensors")
-    state["layers.1.attn.v_proj.scales"][0, 0, 3] *= 2
+    scales = state["layers.1.attn.v_proj.scales"][0, 0].view(-1)  # of codes, the scales first
+    scales[3] = scales[3] * 2 if scales.is_floating_point() else scales[3] // 2
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
     report = pellucid.diff(source, broken, "def f(x):")
     assert report.verdict == "diverged"
     found = [finding for finding in report.static if finding.kind == "fault"]
     assert [finding.name for finding in found] == ["layers.1.attn.v_proj.weight"]
-    assert "1 group(s) are not A's numbers rounded; the first at [3, 0:64]" in found[0].finding
+    where = f"the first at [3, 0:{done.format.group}]"
+    assert f"1 group(s) are not A's numbers rounded; {where}" in found[0].finding
     assert report.first.name == "layers.1.attn.v"
+
+
+def test_a_long_text_is_fitted_to_and_a_diff_explains_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pellucid.evaluate.quantise._LEAST_INPUTS", 800)
+    text, how = tmp_path / "text.py", Format(bits=4)
+    text.write_text(inspect.getsource(textwrap))
+    nearest = quantise_checkpoint("demo", tmp_path / "nearest", how)
+    done = quantise_checkpoint("demo", tmp_path / "fitted", how, text=[text])
+    assert not nearest.fitted_to and done.fitted_to > 800 and done.format.fitted
+    report = pellucid.diff("demo", tmp_path / "fitted", "def f(x):")
+    assert report.verdict == "explained"
+    assert any("fitted to a text's inputs" in finding.finding for finding in report.static)
+    lm = pellucid.load("demo")
+    rest = lm.encode(inspect.getsource(textwrap))[-done.cost.tokens :]
+    before = quantisation_cost(lm.model, pellucid.load(tmp_path / "nearest").model, rest)
+    assert done.cost.kl_mean < 0.85 * before.kl_mean
 
 
 def test_walk_info_and_evaluation_read_it(made, capsys):
@@ -99,7 +119,9 @@ def test_walk_info_and_evaluation_read_it(made, capsys):
     ("change", "message"),
     [
         ({"bits": 5}, "5 bits: expected 8, 6 or 4"),
-        ({"group_size": 32}, "tensors do not fit config.json"),
+        ({"group_size": 128}, "tensors do not fit config.json"),
+        ({"offsets": 3}, "offsets 3 with"),
+        ({"fitted": "so"}, "fitted is so: expected true or false"),
         ({"zero_point": True}, "quantization_config has"),
     ],
 )
@@ -118,7 +140,8 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "int8"
     assert main(["convert", "demo", str(out), "--to", "int8", "--json"]) in (0, None)
     done = json.loads(capsys.readouterr().out)
-    assert done["format"] == {"bits": 8, "group": 64, "head_bits": 8} and done["cost"] is None
+    plain = {"bits": 8, "group": 64, "head_bits": 8, "offsets": False, "fitted": False}
+    assert done["format"] == plain and done["cost"] is None
     assert main(["convert", "demo", str(tmp_path / "x"), "--to", "hf", "--group", "32"]) == 2
     assert "--group is for --to int8" in capsys.readouterr().err
     assert main(["convert", str(out), str(tmp_path / "y"), "--to", "int4"]) == 2

@@ -67,7 +67,8 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_bits_arguments(group: argparse._ArgumentGroup) -> None:
     shared = "number of weights that share a scale, 32, 64 or 128"
-    add_value(group, "--group", "N", shared, otherwise="64")
+    otherwise = "64; with --to int4, 32 that share a scale and an offset"
+    add_value(group, "--group", "N", shared, otherwise=otherwise)
     group.add_argument(
         "--head-bits",
         type=int,
@@ -78,7 +79,8 @@ def _add_bits_arguments(group: argparse._ArgumentGroup) -> None:
         "--text",
         nargs="+",
         metavar="FILE",
-        help="measure on these text files what quantising costs in perplexity and KL divergence",
+        help="measure on these text files what quantising costs in perplexity and KL divergence; "
+        "of 4,096 tokens or more, the first three quarters are used to round so that it costs less",
     )
 
 
@@ -100,10 +102,10 @@ def convert(arguments: argparse.Namespace) -> None:
 
 def _quantised(arguments: argparse.Namespace) -> Quantisation:
     from pellucid.evaluate.quantise import quantise_checkpoint
-    from pellucid.models.quantised import GROUP, Format
+    from pellucid.models.quantised import Format
 
     how = Format(
-        bits=BITS[arguments.to], group=arguments.group or GROUP, head_bits=arguments.head_bits or 0
+        bits=BITS[arguments.to], group=arguments.group or 0, head_bits=arguments.head_bits or 0
     )
     text = arguments.text or ()
     return quantise_checkpoint(arguments.source, arguments.destination, how, text=text)

@@ -236,6 +236,7 @@ def _declared_levels(
         wrong, group = matrix.misfits(other[name]), matrix.group
         if not wrong.any():
             finding = f"{side}'s values are {source}'s in int{matrix.bits} in groups of {group}"
+            finding += ", fitted to a text's inputs" if matrix.fitted else ""
             return "quantised weights", finding, "explained"
         if side == "A" or wrong.float().mean() > 0.5:
             continue  # another tensor, or another order: for the search to say

@@ -8,16 +8,20 @@ quantise_checkpoint("demo", "demo-int4", Format(bits=4), text=["held-out.txt"])
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pellucid import checkpoints, tokenizers
 from pellucid.evaluate import compare_models
 from pellucid.files import check_ordinary
 from pellucid.models import Model
-from pellucid.models.quantised import GROUP, Format
+from pellucid.models.levels import Products
+from pellucid.models.quantised import Format, is_quantised
 from pellucid.models.quantised import quantise as quantise_model
 from pellucid.train import held_out_windows
 from pellucid.train.data.documents import decoded
@@ -25,6 +29,8 @@ from pellucid.train.data.documents import decoded
 __all__ = ["Cost", "Format", "Quantisation", "quantisation_cost", "quantise", "quantise_checkpoint"]
 
 WINDOWS = 64  # of text that the cost is measured on, spread over it
+_INPUTS = 512, 32  # tokens of a window, and windows, that show what matrices are multiplied with
+_LEAST_INPUTS = 4096  # tokens of a text whose first part shows that; a shorter one is too little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantisation:
-    """What `quantise_checkpoint` wrote; bytes of the weight files before and after."""
+    """What `quantise_checkpoint` wrote; bytes of the weight files before and after.
+
+    fitted_to  tokens of the text whose products the levels keep; 0: weights went to the nearest
+    """
 
     source: str
     destination: str
@@ -55,13 +64,15 @@ class Quantisation:
     bytes_before: int
     bytes_after: int
     cost: Cost | None
+    fitted_to: int = 0
 
 
-def quantise(model: Model, bits: int = 8, group: int = GROUP, head_bits: int = 0) -> Model:
+def quantise(model: Model, bits: int = 8, group: int = 0, head_bits: int = 0) -> Model:
     """Quantise a model's matrices in place and return it.
 
     bits       8, 6 or 4, of the blocks' matrices; norms, biases and position embeddings stay
-    group      neighbours in a row that share a scale: 32, 64 or 128
+    group      neighbours in a row that share a scale: 32, 64 or 128; 0: 64, or where `bits` is 4,
+               32 that share a scale and an offset
     head_bits  of embedding and head; 0: 8, or 6 where `bits` is 4
 
     Raises ValueError for other numbers, and for a model that is quantised already.
@@ -79,21 +90,32 @@ def quantise_checkpoint(
 ) -> Quantisation:
     """Quantise a checkpoint into a new folder that every verb reads.
 
-    text  files to measure the cost on: the model before against the model after
+    text  files to measure the cost on: the model before against the model after. Of 4,096 tokens
+          or more, the first three quarters show the inputs that matrices are multiplied with
+          (`quantise_by_inputs`), and the cost is measured on the rest
 
     Raises ValueError or OSError, in one line, where the source cannot be read, is quantised
     already, or the destination may not be written.
     """
     checkpoint = checkpoints.open_checkpoint(source)
     model = checkpoints.load_model(checkpoint)
-    quantise_model(model, how)
+    tokens = _tokens(checkpoint, text) if text else []
+    share = len(tokens) * 3 // 4 if len(tokens) >= _LEAST_INPUTS else 0
+    windows = None
+    if share and not is_quantised(model):
+        length, most = _INPUTS
+        length = min(length, model.config.context_length)
+        windows = held_out_windows(torch.tensor(tokens[:share]), length, most)[:, :-1]
+        how = replace(how, fitted=True)
+        quantise_by_inputs(model, how, windows)
+    else:
+        quantise_model(model, how)
     checkpoints.save_quantised(
         destination, model, how, tokenizer_from=checkpoint.folder, overwrite=overwrite
     )
     cost = None
     if text:
-        tokens = _tokens(checkpoint, text)
-        cost = quantisation_cost(checkpoints.load_model(checkpoint), model, tokens)
+        cost = quantisation_cost(checkpoints.load_model(checkpoint), model, tokens[share:])
     return Quantisation(
         source=str(source),
         destination=str(destination),
@@ -101,7 +123,57 @@ def quantise_checkpoint(
         bytes_before=checkpoint.file_bytes,
         bytes_after=checkpoints.open_checkpoint(destination).file_bytes,
         cost=cost,
+        fitted_to=0 if windows is None else windows.numel(),
     )
+
+
+@torch.no_grad()
+def quantise_by_inputs(model: Model, how: Format, windows: Tensor) -> Model:
+    """Quantise in place so that products with the inputs which `windows` (N, T) bring stay close.
+
+    One pass over all windows at once: before a block runs, it runs once more to show its matrices'
+    inputs, those that the quantised blocks before it make. Embedding and head are rounded to the
+    nearest levels, as by `quantise`, and so are the errors.
+    """
+    hooks = [
+        layer.register_forward_pre_hook(partial(_quantise_block, number, how))
+        for number, layer in enumerate(model.layers)
+    ]
+    try:
+        model.hidden(windows.to(model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return quantise_model(model, how, rest=True)
+
+
+def _quantise_block(number: int, how: Format, block: nn.Module, given: tuple[Any, ...]) -> None:
+    """Before a block's forward pass with the arguments `given`."""
+    modules = {
+        path: module for path, module in block.named_modules() if isinstance(module, nn.Linear)
+    }
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, x, path=path: inputs.update({path: x[0]}))
+        for path, module in modules.items()
+    ]
+    try:
+        block.forward(*given)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    products: dict[int, Products] = {}  # by the tensor: q, k and v have the same inputs
+    for path, module in modules.items():
+        x = inputs[path]
+        if id(x) not in products:
+            wide = x.flatten(0, -2).float()
+            products[id(x)] = Products(wide.T @ wide)
+        whole = f"layers.{number}.{path}"
+        made = how.made(whole, module)
+        assert made is not None, "a linear layer is quantised"
+        made.quantise_(module.weight.detach(), f"{whole}.weight", products[id(x)])
+        parent, _, leaf = path.rpartition(".")
+        setattr(block.get_submodule(parent), leaf, made)
 
 
 def quantisation_cost(before: Model, after: Model, tokens: Sequence[int]) -> Cost:

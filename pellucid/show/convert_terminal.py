@@ -37,6 +37,8 @@ def quantisation_lines(done: Quantisation) -> Iterator[str]:
     yield f"{done.source} → {done.destination}"
     yield f"{'format':<12}{done.format}"
     yield f"{'bytes':<12}{done.bytes_before:,} → {done.bytes_after:,} ({ratio:.2f} times smaller)"
+    if done.fitted_to:
+        yield f"{'rounding':<12}keeps products with the inputs of {done.fitted_to:,} tokens"
     cost = done.cost
     if cost is None:
         yield f"{'cost':<12}not measured: give --text FILE"

@@ -37,6 +37,10 @@ def print_report(out: Console, report: ModelReport) -> None:
         total = sum(nbytes for _, nbytes in report.stored.values())
         kinds = (f"{count} in {kind}" for kind, (count, _) in report.stored.items())
         out.print(f"The file: tensors {', '.join(kinds)}; {in_units(total, 'B', 1000)} of weights")
+        from pellucid.checkpoints.formats.gguf import PLAIN
+
+        if report.stored.keys() - PLAIN.keys():
+            out.print("Loading makes numbers of the blocks: the decoder in C reads none as stored")
         out.print()
 
 

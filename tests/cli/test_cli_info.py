@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from pellucid.checkpoints.model_report import model_report
 from pellucid.cli import main
+from pellucid.show.info_terminal import print_report
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -92,3 +97,12 @@ def test_a_folder_with_params_json_alone(tmp_path: Path, capsys):
     (tmp_path / "params.json").write_text(json.dumps(params | {"vocab_size": -1}))
     assert main(["info", str(tmp_path)]) == 2
     assert "vocab_size is left to the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "said"), [("Q4_1", True), ("F16", False)])
+def test_blocks_that_c_does_not_read_as_stored_are_told(kind, said):
+    report = replace(model_report("book-gpt"), stored={kind: (3, 99), "F32": (1, 4)})
+    out = io.StringIO()
+    print_report(Console(file=out, width=120), report)
+    assert f"3 in {kind}" in out.getvalue()
+    assert ("the decoder in C reads none as stored" in out.getvalue()) == said

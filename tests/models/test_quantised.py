@@ -110,11 +110,27 @@ def test_a_damaged_level_or_scale_does_not_fit():
         assert wrong.sum() == 1 and wrong[7, 1]
 
 
+def test_with_offsets_values_are_what_the_codes_say():
+    weight = random_weight(20, 100) + 0.4
+    matrix = QuantisedMatrix(20, 100, bits=4, group=32, offsets=True, dtype=torch.float32)
+    matrix.quantise_(weight)
+    row, column = 17, 70
+    codes, worth = matrix.scales[1, 2, :, 1].float(), matrix.row_scales[1, :, 1].float()
+    level = unpacked(matrix.packed, 4)[1, 1, 2, column - 64]
+    value = level * (codes[0] * worth[0]) + (codes[1] - 128) * worth[1]
+    assert value == matrix.weight[row, column]
+    assert torch.equal(matrix.rows_at(torch.tensor([row])), matrix.weight[[row]])
+    plain = QuantisedMatrix(20, 100, bits=4, group=32, dtype=torch.float32)
+    plain.quantise_(weight)
+    errors = [(each.weight - weight).square().mean() for each in (matrix, plain)]
+    assert errors[0] < 0.75 * errors[1]
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_quantised_model_computes_with_what_its_levels_stand_for(kind):
     original = random_model(CONFIGS[kind], torch.float32)
     expected = random_model(CONFIGS[kind], torch.float32)
-    quantised = quantise(original, Format(bits=4, group=32))
+    quantised = quantise(original, Format(bits=4))
     weights = FullWeights(quantised)
     assert list(weights).sort() == list(expected.state_dict()).sort()
     expected.load_state_dict(dict(weights))
@@ -142,6 +158,8 @@ def test_wrong_formats_are_refused():
         Format(bits=3)
     with pytest.raises(ValueError, match="groups of 48 weights: expected 32, 64 or 128"):
         Format(group=48)
+    with pytest.raises(ValueError, match="offsets True with 8 bits"):
+        Format(offsets=True)
     quantised = quantise(random_model(CONFIGS["gpt2"], torch.float32), Format())
     with pytest.raises(ValueError, match="quantised already"):
         quantise(quantised, Format())

@@ -19,7 +19,9 @@ from typing import Any
 
 from pellucid.gguf_file import read_header
 
-_FILE_TYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's enum llama_ftype
+_FILE_TYPES = {  # llama.cpp's enum llama_ftype
+    "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18,
+}  # fmt: skip
 _QUIET: list[Any] = []  # the callback: the library keeps a pointer to it while the process lives
 _MOST_TOKENS = 4096  # of one call of llama_decode: a prefill of 8 rows fits
 

@@ -9,6 +9,7 @@ folder is mapped and runs without any conversion. The layout of levels is descri
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def _stated(how: Format) -> dict[str, Any]:
         "bits": how.bits,
         "group_size": how.group,
         "head_bits": how.head_bits,
+        **{name: True for name in ("offsets", "fitted") if getattr(how, name)},
     }
 
 
@@ -76,14 +78,18 @@ def quantised_format(folder: Path) -> Format | None:
     if not isinstance(stated, dict) or stated.get("quant_method") != METHOD:
         return None
     expected = {"quant_method", "bits", "group_size", "head_bits"}
-    if set(stated) != expected:
+    if stated.keys() - {"offsets", "fitted"} != expected:
         raise ValueError(
             f"{path}: quantization_config has {', '.join(sorted(stated))}; expected "
             f"{', '.join(sorted(expected))}"
         )
     try:
         return Format(
-            bits=stated["bits"], group=stated["group_size"], head_bits=stated["head_bits"]
+            bits=stated["bits"],
+            group=stated["group_size"],
+            head_bits=stated["head_bits"],
+            offsets=stated.get("offsets", False),
+            fitted=stated.get("fitted", False),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -121,11 +127,11 @@ class QuantisedWeights(Weights):
         if module is None:
             return self._file.read(self.stored_name(name))
         prefix = name.removesuffix("weight")
-        alone = QuantisedMatrix(
-            module.rows, module.columns, bits=module.bits, group=module.group, dtype=self._dtype
-        )
-        alone.packed = self._file.read(f"{prefix}packed")
-        alone.scales = self._file.read(f"{prefix}scales")
+        alone = copy(module)
+        alone._buffers = {
+            part: self._file.read(prefix + part) for part in dict(module.named_buffers())
+        }
+        alone.dtype = self._dtype
         return alone.weight
 
     def __iter__(self) -> Iterator[str]:
@@ -171,9 +177,9 @@ class QuantisedWeights(Weights):
 
     def _parts(self, name: str, rows: slice | None) -> list[Tensor]:
         """The mapped tensors that a parameter is computed from."""
-        stored = self.stored_name(name)
-        both = (stored, stored.removesuffix("packed") + "scales") if self._module(name) else (name,)
-        return [self._file.read(each) for each in both]
+        module, prefix = self._module(name), name.removesuffix("weight")
+        parts = [prefix + part for part in dict(module.named_buffers())] if module else [name]
+        return [self._file.read(each) for each in parts]
 
     def reopened(self, dtype: torch.dtype | None = None) -> QuantisedWeights:
         """The same parameters through a mapping of their own."""
@@ -185,7 +191,9 @@ class QuantisedWeights(Weights):
     def load_model(self, dtype: torch.dtype, device: torch.device, dialect: str) -> Model:
         """The quantised model: levels and scales as they are mapped, the rest in `dtype`."""
         for name in self._file.entries:
-            if name.endswith(".scales"):  # levels are whole numbers, and few bytes are scales
+            if name.endswith(
+                (".scales", ".row_scales")
+            ):  # levels are whole numbers, and few bytes are scales
                 check_finite(name, self._file.read(name))
         model = quantised_empty(self._config, self._how, dialect)
         for module in model.modules():
@@ -193,7 +201,7 @@ class QuantisedWeights(Weights):
                 module.dtype = dtype
         state: Mapping[str, Tensor] = {
             name: self._file.read(name).to(device)
-            if name.endswith((".packed", ".scales"))
+            if name.endswith((".packed", ".scales", ".row_scales"))
             else self._file.read(name).to(device, dtype)
             for name in self._file.entries
         }

@@ -309,7 +309,13 @@ static void look_up(const Matrix *m, int64_t row, float *out) {
     for (int64_t k = 0; k < m->columns; k++) {
         int64_t g = tile * groups + k / m->group;
         int level = level_at((const uint8_t *)m->weights + g * group_bytes(l), l, (int)r, (int)(k % m->group));
-        out[k] = level * from_bfloat16(m->scales[g * TILE + r]);
+        if (!m->row_scales) {
+            out[k] = level * from_bfloat16(((const uint16_t *)m->scales)[g * TILE + r]);
+            continue;
+        }
+        const uint8_t *codes = (const uint8_t *)m->scales + 2 * g * TILE;
+        const uint16_t *worth = m->row_scales + 2 * tile * TILE;
+        out[k] = level * (codes[r] * from_bfloat16(worth[r])) + (codes[TILE + r] - 128) * from_bfloat16(worth[TILE + r]);
     }
 }
 
@@ -543,7 +549,8 @@ static void inputs_from_stream(Decoder *d, const Matrix *w, const Norm *norm, in
 
 /* A matrix of another kind than the one the inputs were prepared for, when only some are quantised. */
 static void prepare_again(Decoder *d, const Matrix *before, const Matrix *now, Vector *x) {
-    if (before->kind == now->kind && before->group == now->group && before->exact == now->exact) return;
+    if (before->kind == now->kind && before->group == now->group && before->exact == now->exact &&
+        !before->row_scales == !now->row_scales) return;
     for (int b = 0; b < d->step->batch; b++) prepare(now, &x[b]);
 }
 
@@ -718,6 +725,7 @@ static void open_vectors(Vector *x, int count, int64_t wide) {
     for (int b = 0; b < count; b++) {
         x[b].wide = aligned_alloc(64, wide * 4), x[b].half = aligned_alloc(64, wide * 2);
         x[b].high = aligned_alloc(64, wide), x[b].low = aligned_alloc(64, wide);
+        x[b].pairs = aligned_alloc(64, wide * 2), x[b].total = aligned_alloc(64, wide * 4);
         x[b].step = aligned_alloc(64, wide * 4), x[b].sum = aligned_alloc(64, wide * 4);
     }
 }
@@ -725,7 +733,7 @@ static void open_vectors(Vector *x, int count, int64_t wide) {
 static void close_vectors(Vector *x, int count) {
     for (int b = 0; b < count; b++) {
         free(x[b].wide), free(x[b].half), free(x[b].high);
-        free(x[b].low), free(x[b].step), free(x[b].sum);
+        free(x[b].low), free(x[b].pairs), free(x[b].total), free(x[b].step), free(x[b].sum);
     }
 }
 

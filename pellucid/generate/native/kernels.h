@@ -31,12 +31,14 @@ typedef float v __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef uint8_t vb __attribute__((vector_size(LANES)));
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT6, INT4 };
 
 typedef struct {
     const void *weights;    /* (rows, columns); quantised: tiles, see quantised.py */
-    const uint16_t *scales; /* bfloat16 (rows / TILE, groups, TILE), quantised only */
+    const void *scales;     /* quantised only: bfloat16 (rows / TILE, groups, TILE), or codes */
+    const uint16_t *row_scales; /* where scales are codes (rows / TILE, groups, 2, TILE); or NULL */
     const float *bias;      /* (rows) or NULL */
     int64_t rows, columns;
     int32_t kind, group;
@@ -60,8 +62,10 @@ typedef struct {
     float *wide;     /* (padded) */
     uint16_t *half;  /* (padded) bfloat16 */
     int8_t *high, *low;  /* (padded): value = step * (128 * high + low), 15 bits of it */
+    int16_t *pairs;  /* (padded) 128 * high + low of columns 0 and 2, 1 and 3 of each four */
     float *step;     /* (groups) */
     int32_t *sum;    /* (groups) of 128 * high + low */
+    float *total;    /* (groups) sums of the values */
 } Vector;
 
 /* ── Numbers of 16 bits ───────────────────────────────────────────────────────────────────────── */
@@ -268,15 +272,47 @@ INLINE int level_at(const uint8_t *w, Levels l, int row, int inside) {
     return stored - l.offset;
 }
 
+/* Scales of a group for the rows of a tile from `part` · LANES on; `coded`: of its row's worth. */
+INLINE v scales_at(const void *scales, int64_t g, int part, int coded) {
+    if (!coded) return load_bfloat16((const uint16_t *)scales + g * TILE + part * LANES);
+    vb codes;
+    memcpy(&codes, (const uint8_t *)scales + 2 * g * TILE + part * LANES, sizeof codes);
+    return __builtin_convertvector(__builtin_convertvector(codes, vi), v);
+}
+
+INLINE v offsets_at(const void *scales, int64_t g, int part) {
+    vb codes;
+    memcpy(&codes, (const uint8_t *)scales + (2 * g + 1) * TILE + part * LANES, sizeof codes);
+    return __builtin_convertvector(__builtin_convertvector(codes, vi) - 128, v);
+}
+
+/* What sums over groups come to, for the rows of a tile from `part` · LANES on. */
+INLINE void finish_rows(const uint16_t *row_scales, v sum, v shift, int part, int b, int coded,
+                        float out[TILE][BATCH]) {
+    if (coded)
+        sum = sum * load_bfloat16(row_scales + part * LANES) + shift * load_bfloat16(row_scales + TILE + part * LANES);
+    for (int r = 0; r < LANES; r++) out[part * LANES + r][b] = sum[r];
+}
+
+/* A tile of a quantised matrix, and how many groups it has. */
+typedef struct {
+    const uint8_t *levels;
+    const void *scales;
+    const uint16_t *row_scales; /* NULL where scales are not coded */
+    int64_t groups;
+    int group;
+} Tile;
+
 /* One tile with one to BATCH vectors, out (TILE, BATCH); `bits` is a constant when inlined. */
 #if defined(__AVX512VNNI__)
-INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
-                       const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
-    const Levels l = levels_of(bits, group);
+#define BYTES_MULTIPLY
+INLINE void tile_bytes(const Tile *t, const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const Levels l = levels_of(bits, t->group);
+    const int coded = t->row_scales != NULL;
+    const uint8_t *w = t->levels;
     const __m512i low_bits = _mm512_set1_epi8(15), high_bits = _mm512_set1_epi8(48);
-    __m512 sums[BATCH];
-    for (int b = 0; b < batch; b++) sums[b] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++, w += group_bytes(l)) {
+    v sums[BATCH] = {{0}}, shifts[BATCH] = {{0}};
+    for (int64_t g = 0; g < t->groups; g++, w += group_bytes(l)) {
         __m512i high[BATCH], low[BATCH];
         for (int b = 0; b < batch; b++) {
             high[b] = _mm512_setzero_si512();
@@ -296,34 +332,93 @@ INLINE void tile_bytes(const uint8_t *w, const uint16_t *scales, int64_t groups,
                 second = _mm512_or_si512(second, _mm512_and_si512(other, high_bits));
             }
             for (int b = 0; b < batch; b++) {
-                const int32_t *h = (const int32_t *)(x[b].high + g * group);
-                const int32_t *t = (const int32_t *)(x[b].low + g * group);
+                const int32_t *h = (const int32_t *)(x[b].high + g * t->group);
+                const int32_t *r = (const int32_t *)(x[b].low + g * t->group);
                 high[b] = _mm512_dpbusd_epi32(high[b], first, _mm512_set1_epi32(h[s]));
-                low[b] = _mm512_dpbusd_epi32(low[b], first, _mm512_set1_epi32(t[s]));
+                low[b] = _mm512_dpbusd_epi32(low[b], first, _mm512_set1_epi32(r[s]));
                 if (bits < 8) {
                     high[b] = _mm512_dpbusd_epi32(high[b], second, _mm512_set1_epi32(h[s + l.loads]));
-                    low[b] = _mm512_dpbusd_epi32(low[b], second, _mm512_set1_epi32(t[s + l.loads]));
+                    low[b] = _mm512_dpbusd_epi32(low[b], second, _mm512_set1_epi32(r[s + l.loads]));
                 }
             }
         }
-        __m512 scale = (__m512)load_bfloat16(scales + g * TILE);
+        v scale = scales_at(t->scales, g, 0, coded);
         for (int b = 0; b < batch; b++) {
             __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(high[b], 7), low[b]);
-            __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(x[b].step[g]));
-            sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), factor, sums[b]);
+            sums[b] += (v)_mm512_cvtepi32_ps(whole) * (scale * x[b].step[g]);
+            if (coded) shifts[b] += offsets_at(t->scales, g, 0) * (x[b].step[g] * (float)x[b].sum[g]);
         }
     }
-    for (int b = 0; b < batch; b++)
-        for (int r = 0; r < TILE; r++) out[r][b] = ((v)sums[b])[r];
+    for (int b = 0; b < batch; b++) finish_rows(t->row_scales, sums[b], shifts[b], 0, b, coded, out);
+}
+#elif defined(__AVX2__) && LANES == 8
+#define BYTES_MULTIPLY
+/* Pairs of 16 bits: all of 15 bits of the vector in one product. More vectors than two take half of a
+ * tile's rows at a time, or the sums would not stay in registers. */
+INLINE void tile_bytes(const Tile *t, const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const Levels l = levels_of(bits, t->group);
+    const int coded = t->row_scales != NULL;
+    const __m256i low_bits = _mm256_set1_epi8(15), high_bits = _mm256_set1_epi8(48);
+    const __m256i even = _mm256_set1_epi16(255);
+    enum { PARTS = TILE / LANES };
+    const int at_once = batch <= 2 ? PARTS : 1;
+    for (int begin = 0; begin < PARTS; begin += at_once) {
+        v sums[BATCH][PARTS] = {{{0}}}, shifts[BATCH][PARTS] = {{{0}}};
+        const uint8_t *w = t->levels + begin * 32;
+        for (int64_t g = 0; g < t->groups; g++, w += group_bytes(l)) {
+            __m256i whole[BATCH][PARTS];
+            for (int b = 0; b < batch; b++)
+                for (int p = 0; p < at_once; p++) whole[b][p] = _mm256_set1_epi32(-l.offset * x[b].sum[g]);
+            for (int s = 0; s < l.loads; s++)
+                for (int p = 0; p < at_once; p++) {
+                    __m256i packed = _mm256_loadu_si256((const __m256i *)(w + s * 64 + p * 32));
+                    __m256i first = bits == 8 ? packed : _mm256_and_si256(packed, low_bits);
+                    __m256i second = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_bits);
+                    if (bits == 6) {
+                        int late = s >= l.quarter; /* quarters 1 and 3, else 0 and 2 */
+                        const uint8_t *at = w + (l.loads + s - late * l.quarter) * 64 + p * 32;
+                        __m256i top = _mm256_loadu_si256((const __m256i *)at);
+                        __m256i one = late ? _mm256_slli_epi16(top, 2) : _mm256_slli_epi16(top, 4);
+                        __m256i other = late ? _mm256_srli_epi16(top, 2) : top;
+                        first = _mm256_or_si256(first, _mm256_and_si256(one, high_bits));
+                        second = _mm256_or_si256(second, _mm256_and_si256(other, high_bits));
+                    }
+                    __m256i level[4] = {_mm256_and_si256(first, even), _mm256_srli_epi16(first, 8),
+                                        _mm256_and_si256(second, even), _mm256_srli_epi16(second, 8)};
+                    for (int b = 0; b < batch; b++) {
+                        const int32_t *pair = (const int32_t *)(x[b].pairs + g * t->group);
+#define ADD_PAIRS(I, AT) \
+    whole[b][p] = _mm256_add_epi32(whole[b][p], _mm256_madd_epi16(level[I], _mm256_set1_epi32(pair[AT])))
+                        ADD_PAIRS(0, 2 * s);
+                        ADD_PAIRS(1, 2 * s + 1);
+                        if (bits == 8) continue;
+                        ADD_PAIRS(2, 2 * (s + l.loads));
+                        ADD_PAIRS(3, 2 * (s + l.loads) + 1);
+                    }
+                }
+            for (int p = 0; p < at_once; p++) {
+                v scale = scales_at(t->scales, g, begin + p, coded);
+                for (int b = 0; b < batch; b++) {
+                    sums[b][p] += (v)_mm256_cvtepi32_ps(whole[b][p]) * (scale * x[b].step[g]);
+                    if (coded)
+                        shifts[b][p] += offsets_at(t->scales, g, begin + p) * (x[b].step[g] * (float)x[b].sum[g]);
+                }
+            }
+        }
+        for (int b = 0; b < batch; b++)
+            for (int p = 0; p < at_once; p++)
+                finish_rows(t->row_scales, sums[b][p], shifts[b][p], begin + p, b, coded, out);
+    }
 }
 #endif
 
 /* The same with the vector in float32: for models in float32, and where bytes cannot be multiplied. */
-INLINE void tile_widened(const uint8_t *w, const uint16_t *scales, int64_t groups, int group,
-                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
-    const Levels l = levels_of(bits, group);
-    v sums[BATCH][TILE / LANES] = {{{0}}};
-    for (int64_t g = 0; g < groups; g++, w += group_bytes(l)) {
+INLINE void tile_widened(const Tile *t, const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
+    const Levels l = levels_of(bits, t->group);
+    const int coded = t->row_scales != NULL;
+    const uint8_t *w = t->levels;
+    v sums[BATCH][TILE / LANES] = {{{0}}}, shifts[BATCH][TILE / LANES] = {{{0}}};
+    for (int64_t g = 0; g < t->groups; g++, w += group_bytes(l)) {
         v inside[BATCH][TILE / LANES] = {{{0}}};
         for (int s = 0; s < l.steps; s++)
             for (int part = 0; part < TILE / LANES; part++) {
@@ -338,30 +433,59 @@ INLINE void tile_widened(const uint8_t *w, const uint16_t *scales, int64_t group
                     vi level = (vi)(packed >> 8 * j & 255) - l.offset;
                     v row = __builtin_convertvector(level, v);
                     for (int b = 0; b < batch; b++)
-                        inside[b][part] += row * x[b].wide[g * group + 4 * s + j];
+                        inside[b][part] += row * x[b].wide[g * t->group + 4 * s + j];
                 }
             }
         for (int part = 0; part < TILE / LANES; part++) {
-            v scale = load_bfloat16(scales + g * TILE + part * LANES);
-            for (int b = 0; b < batch; b++) sums[b][part] += inside[b][part] * scale;
+            v scale = scales_at(t->scales, g, part, coded);
+            for (int b = 0; b < batch; b++) {
+                sums[b][part] += inside[b][part] * scale;
+                if (coded) shifts[b][part] += offsets_at(t->scales, g, part) * x[b].total[g];
+            }
         }
     }
     for (int b = 0; b < batch; b++)
-        for (int r = 0; r < TILE; r++) out[r][b] = sums[b][r / LANES][r % LANES];
+        for (int part = 0; part < TILE / LANES; part++)
+            finish_rows(t->row_scales, sums[b][part], shifts[b][part], part, b, coded, out);
 }
 
-INLINE void tile_quantised(const uint8_t *w, const uint16_t *scales, int64_t groups, const Matrix *m,
-                           const Vector *x, int batch, int bits, float out[TILE][BATCH]) {
-#if defined(__AVX512VNNI__)
+INLINE void tile_quantised(const Tile *t, const Matrix *m, const Vector *x, int batch, int bits,
+                           float out[TILE][BATCH]) {
+#if defined(BYTES_MULTIPLY)
     if (!m->exact) {
-        tile_bytes(w, scales, groups, m->group, x, batch, bits, out);
+        tile_bytes(t, x, batch, bits, out);
         return;
     }
 #endif
-    tile_widened(w, scales, groups, m->group, x, batch, bits, out);
+    tile_widened(t, x, batch, bits, out);
 }
 
 /* ── Any matrix ───────────────────────────────────────────────────────────────────────────────── */
+
+#if defined(BYTES_MULTIPLY)
+/* A group of a vector in 15 bits of its largest value. */
+INLINE void as_whole_numbers(Vector *x, int64_t g, int group) {
+    const float *in = x->wide + g * group;
+    float most = 0, none = 0;  // a comparison passes over NaN; its product with 0 does not
+    for (int i = 0; i < group; i++) most = in[i] > most ? in[i] : -in[i] > most ? -in[i] : most;
+    for (int i = 0; i < group; i++) none += in[i] * 0.0f;
+    float step = most / 16319.0f + none, per = most > 0 ? 16319.0f / most : 0;
+    int32_t sum = 0;
+    for (int i = 0; i < group; i++) {
+        int32_t level = (int32_t)__builtin_rintf(in[i] * per);
+#if defined(__AVX512VNNI__)
+        int32_t top = (level + 64) >> 7;
+        x->high[g * group + i] = (int8_t)top;
+        x->low[g * group + i] = (int8_t)(level - 128 * top);
+#else
+        x->pairs[g * group + i / 4 * 4 + i % 2 * 2 + i / 2 % 2] = (int16_t)level;
+#endif
+        sum += level;
+    }
+    x->step[g] = step;
+    x->sum[g] = sum;
+}
+#endif
 
 /* Forms of a vector that this matrix's kernel reads; `wide` (padded with zeros) is there already. */
 static void prepare(const Matrix *m, Vector *x) {
@@ -376,27 +500,17 @@ static void prepare(const Matrix *m, Vector *x) {
     if (!bits_of(m)) return;
     int64_t padded = (k + m->group - 1) / m->group * m->group;
     for (int64_t i = k; i < padded; i++) x->wide[i] = 0;
-#if defined(__AVX512VNNI__)
-    if (m->exact) return;
-    for (int64_t g = 0; g < padded / m->group; g++) {
-        const float *in = x->wide + g * m->group;
-        int8_t *high = x->high + g * m->group, *low = x->low + g * m->group;
-        float most = 0, none = 0;  // a comparison passes over NaN; its product with 0 does not
-        for (int i = 0; i < m->group; i++) most = in[i] > most ? in[i] : -in[i] > most ? -in[i] : most;
-        for (int i = 0; i < m->group; i++) none += in[i] * 0.0f;
-        float step = most / 16319.0f + none, per = most > 0 ? 16319.0f / most : 0;
-        int32_t sum = 0;
-        for (int i = 0; i < m->group; i++) {
-            int32_t level = (int32_t)__builtin_rintf(in[i] * per);
-            int32_t top = (level + 64) >> 7;
-            high[i] = (int8_t)top;
-            low[i] = (int8_t)(level - 128 * top);
-            sum += level;
-        }
-        x->step[g] = step;
-        x->sum[g] = sum;
+#if defined(BYTES_MULTIPLY)
+    if (!m->exact) {
+        for (int64_t g = 0; g < padded / m->group; g++) as_whole_numbers(x, g, m->group);
+        return;
     }
 #endif
+    for (int64_t g = 0; m->row_scales && g < padded / m->group; g++) {
+        float sum = 0;
+        for (int i = 0; i < m->group; i++) sum += x->wide[g * m->group + i];
+        x->total[g] = sum;
+    }
 }
 
 INLINE void rows_of(const Matrix *m, int64_t row, int rows, const Vector *x, int batch,
@@ -438,12 +552,13 @@ static void multiply(const Matrix *m, int64_t first, int64_t last, const Vector 
             int64_t groups = (m->columns + m->group - 1) / m->group;
             for (int64_t row = first / TILE * TILE; row < last; row += TILE) {
                 float tile[TILE][BATCH];
-                const uint8_t *w = (const uint8_t *)m->weights + row * row_bytes(m);
-                const uint16_t *scales = m->scales + row * groups;
-#define QUANTISED(B)                                                                 \
-    if (m->kind == INT8) tile_quantised(w, scales, groups, m, here, B, 8, tile);      \
-    else if (m->kind == INT6) tile_quantised(w, scales, groups, m, here, B, 6, tile); \
-    else tile_quantised(w, scales, groups, m, here, B, 4, tile)
+                Tile t = {(const uint8_t *)m->weights + row * row_bytes(m),
+                          (const uint8_t *)m->scales + row * groups * 2, m->row_scales, groups, m->group};
+                if (m->row_scales) t.row_scales += row * 2;
+#define QUANTISED(B)                                                     \
+    if (m->kind == INT8) tile_quantised(&t, m, here, B, 8, tile);         \
+    else if (m->kind == INT6) tile_quantised(&t, m, here, B, 6, tile);    \
+    else tile_quantised(&t, m, here, B, 4, tile)
                 FOR_EACH_NUMBER(QUANTISED)
                 for (int64_t r = row < first ? first : row; r < row + TILE && r < last; r++)
                     for (int b = 0; b < some; b++) to[b * stride + r] = tile[r - row][b];

@@ -27,6 +27,7 @@ class MatrixC(Structure):
     _fields_ = (
         ("weights", c_void_p),
         ("scales", c_void_p),
+        ("row_scales", c_void_p),
         ("bias", c_void_p),
         ("rows", c_int64),
         ("columns", c_int64),
@@ -220,7 +221,7 @@ class Described:
         described, self.held[module] = described_matrix(module)
         described.bias = self._floats(getattr(module, "bias", None))
         if isinstance(module, QuantisedMatrix):
-            self._kept.append(module.scales)
+            self._kept += [module.scales, *([module.row_scales] if module.offsets else [])]
         return described
 
     def _floats(self, tensor: Tensor | None) -> int | None:
@@ -268,6 +269,7 @@ def described_matrix(module: nn.Module) -> tuple[MatrixC, Tensor]:
         described = MatrixC(
             weights=module.packed.data_ptr(),
             scales=module.scales.data_ptr(),
+            row_scales=module.row_scales.data_ptr() if module.offsets else None,
             rows=module.rows,
             columns=module.columns,
             kind=_QUANTISED_KINDS[module.bits],

@@ -60,12 +60,13 @@ def test_stored_matrices(made, dtype, shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize(("bits", "offsets"), [(8, False), (6, False), (4, False), (4, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_quantised_matrices(made, dtype, bits, group, shape):
+def test_quantised_matrices(made, dtype, bits, offsets, group, shape):
     rows, columns = shape
     layer = linear(rows, columns, dtype, seed=columns)
-    quantised = QuantisedLinear(layer, bits=bits, group=group)
+    layer.weight.add_(0.3)
+    quantised = QuantisedLinear(layer, bits=bits, group=group, offsets=offsets)
     quantised.quantise_(layer.weight)
     weight = as_stored(quantised)
     for batch in (1, 3, 4, 6):
@@ -74,7 +75,9 @@ def test_quantised_matrices(made, dtype, bits, group, shape):
         # Of a model in 16 bits activations keep 15 bits of the largest of their group.
         bits_kept = 2**-15 if dtype == torch.bfloat16 else 0
         step = x.abs().amax() * bits_kept * weight.double().abs().sum(1)
-        allowed = step + bound(weight, x, columns**0.5 * 2**-22) + 1e-30
+        # An offset is taken times the sum of its group's inputs, levels times each of them.
+        unit = columns**0.5 * 2**-22 * (4 if offsets else 1)
+        allowed = step + bound(weight, x, unit) + 1e-30
         assert ((multiply(made, quantised, x).double() - exact).abs() <= allowed).all()
 
 
@@ -82,8 +85,8 @@ def test_zeros_and_extremes(made):
     layer = linear(20, 96, torch.float32, seed=0)
     layer.weight[3] = 0
     layer.weight[4, :64] = 0
-    for bits in (8, 6, 4):
-        quantised = QuantisedLinear(layer, bits=bits)
+    for bits, offsets in ((8, False), (6, False), (4, False), (4, True)):
+        quantised = QuantisedLinear(layer, bits=bits, offsets=offsets)
         quantised.quantise_(layer.weight)
         x = torch.zeros(2, 96)
         x[1, 70] = -3e4
