@@ -51,7 +51,10 @@ def write(path: Path, kind: str, config: Config = CONFIG) -> None:
     keys = write_gguf_config(config)
     writer = gguf.GGUFWriter(path, keys.pop("general.architecture"))
     for key, value in keys.items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+        if isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_uint32(key, value)
     for each in planned(config, kind):
         values, nbytes = BLOCKS[each.type]
         shape = (*each.shape[:-1], each.shape[-1] // values * nbytes)
