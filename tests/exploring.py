@@ -33,7 +33,9 @@ def language_model(config: Config, dtype=torch.float32, dialect: str = "hf") -> 
     return LanguageModel(random_model(config, dtype, dialect), tokenizer())
 
 
-def tiny_run(config: Config, dtype=torch.float32, dialect: str = "hf", tokens: int = 9) -> ExploredRun:
+def tiny_run(
+    config: Config, dtype=torch.float32, dialect: str = "hf", tokens: int = 9
+) -> ExploredRun:
     """A run of random tokens."""
     runs = Runs({"tiny": language_model(config, dtype, dialect)})
     return runs.run("tiny", random_tokens(config, tokens).tolist())
