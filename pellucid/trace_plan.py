@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from pellucid import graph, names
 from pellucid.edits import Edit, Edits
 from pellucid.numerics import Dialect
-from pellucid.spelling import suggestion
+from pellucid.spelling import nearest, suggestion
 from pellucid.trace import Globs
 
 _FROM_ROTATED = ("attn.q_rotated", "attn.k_rotated", "attn.scores", "attn.masked_scores")
@@ -21,12 +21,22 @@ def check_names(config: Any, only: Globs = (), edit: Mapping[str, Edit] | None =
     for given in (only,) if isinstance(only, str) else tuple(only):
         globs = [names.without_step(glob) for glob in names.spellings(given)]
         if not any(fnmatchcase(name, glob) for name in known for glob in globs):
-            near = suggestion(given, known)
+            near = suggestion(given, [*known, *_mended(given, known)])
             raise ValueError(
                 f"no tensor of this model is called {given}{near or ': names look like '}"
                 f"{'' if near else 'layers.0.attn.q or logits'}"
             )
     Edits(edit or {}).check_known(known)
+
+
+def _mended(glob: str, known: Sequence[str]) -> list[str]:
+    """The glob with each part that no name has as the nearest that one has; [] if none fits."""
+    parts = {part for name in known for part in name.split(".")}
+    mended = ".".join(
+        part if any(fnmatchcase(each, part) for each in parts) else nearest(part, parts) or part
+        for part in glob.split(".")
+    )
+    return [mended] if any(fnmatchcase(name, mended) for name in known) else []
 
 
 def estimated_bytes(

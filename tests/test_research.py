@@ -51,6 +51,8 @@ def test_what_is_no_prompt_is_said(lm):
         lm.trace(3)
     with pytest.raises(ValueError, match="no tensor of this model is called .*; did you mean"):
         lm.trace("a", only="layers.*.attn.patern")
+    with pytest.raises(ValueError, match=r"did you mean \*.attn.\*\?"):
+        lm.trace("a", only="*.atn.*")
     with pytest.raises(ValueError, match="expected one number of the logits"):
         lm.trace("a", gradients=lambda logits: logits[0, -1])
 
