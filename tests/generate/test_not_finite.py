@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import pellucid
 from pellucid import checkpoints
 from pellucid.cli import main
-from pellucid.evaluate.quantise import quantise
+from pellucid.evaluate.quantise import Format, quantise
 from pellucid.evaluate.text import TextScore
 from pellucid.models.finite import check_finite, is_finite
 
@@ -36,7 +36,7 @@ def test_every_way_to_use_it_names_the_tensor(damaged, tmp_path):
         lambda: pellucid.text_report(lm, ["import os, sys"]),
         lambda: quantise(lm.model, bits=4),
         lambda: pellucid.convert(damaged, tmp_path / "meta", "meta"),
-        lambda: pellucid.quantise_checkpoint(damaged, tmp_path / "q", checkpoints_format()),
+        lambda: pellucid.quantise_checkpoint(damaged, tmp_path / "q", Format(bits=4)),
     ):
         with pytest.raises(ValueError, match=NAME) as caught:
             call()
@@ -51,19 +51,14 @@ def test_what_only_shows_such_logits_says_so(damaged, tmp_path):
         main(["walk", "import os", "-m", str(damaged), "--json"])
 
 
-def checkpoints_format():
-    from pellucid.evaluate.quantise import Format
-
-    return Format(bits=4)
-
-
-def test_a_quantised_folder_with_a_scale_that_is_no_number_is_not_loaded(tmp_path):
-    pellucid.quantise_checkpoint("demo", tmp_path / "q", checkpoints_format())
-    file = tmp_path / "q" / "model.safetensors"
+@pytest.mark.parametrize(("group", "scales"), [(64, "scales"), (0, "row_scales")])
+def test_a_quantised_folder_with_a_scale_that_is_no_number_is_not_loaded(tmp_path, group, scales):
+    pellucid.quantise_checkpoint("demo", tmp_path / "q", Format(bits=4, group=group))
+    file, name = tmp_path / "q" / "model.safetensors", f"layers.0.attn.q_proj.{scales}"
     weights = load_file(file)
-    weights["layers.0.attn.q_proj.scales"].view(-1)[7] = math.inf
+    weights[name].view(-1)[7] = math.inf
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="layers.0.attn.q_proj.scales has 1 values"):
+    with pytest.raises(ValueError, match=f"{name} has 1 values"):
         pellucid.load(tmp_path / "q")
 
 
