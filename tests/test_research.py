@@ -13,7 +13,7 @@ from tests.tiny import GPT, LLAMA, random_model
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    return pellucid.load("demo", dtype="float32")
+    return pellucid.load("stdlib", dtype="float32")
 
 
 IDS = [5, 6, 7, 8, 9, 10]
@@ -74,7 +74,7 @@ def test_decode_undoes_encode(lm):
 
 
 def test_to_moves_and_converts():
-    model = pellucid.load("demo").to(dtype="float64")
+    model = pellucid.load("stdlib").to(dtype="float64")
     assert model.dtype == torch.float64 and model(IDS).dtype == torch.float64
     with pytest.raises(ValueError, match="PyTorch finds"):
         model.to("cuda:9")

@@ -154,7 +154,7 @@ def _quantise_block(number: int, how: Format, block: nn.Module, given: tuple[Any
     }
     inputs: dict[str, Tensor] = {}
     hooks = [
-        module.register_forward_pre_hook(lambda _, x, path=path: inputs.update({path: x[0]}))
+        module.register_forward_pre_hook(partial(_keep_input, inputs, path))
         for path, module in modules.items()
     ]
     try:
@@ -174,6 +174,10 @@ def _quantise_block(number: int, how: Format, block: nn.Module, given: tuple[Any
         made.quantise_(module.weight.detach(), f"{whole}.weight", products[id(x)])
         parent, _, leaf = path.rpartition(".")
         setattr(block.get_submodule(parent), leaf, made)
+
+
+def _keep_input(inputs: dict[str, Tensor], path: str, _: nn.Module, x: tuple[Tensor]) -> None:
+    inputs[path] = x[0]
 
 
 def quantisation_cost(before: Model, after: Model, tokens: Sequence[int]) -> Cost:

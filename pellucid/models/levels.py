@@ -59,7 +59,7 @@ def best_steps(weight: Tensor, bits: int, counts: Tensor) -> tuple[Tensor, Tenso
     offset, error = mean, (counts * (weight - mean).square()).sum(-1, keepdim=True)
     for part in _RANGES:
         slope = part * (high - low) / (2**bits - 1)
-        shift = middle + slope / 2
+        shift, levels = middle + slope / 2, weight
         for _ in range(2):  # levels for the steps, then steps for the levels
             tried = torch.where(slope == 0, 1, slope)
             levels = ((weight - shift) / tried).round().clamp(least, -least - 1)

@@ -354,7 +354,9 @@ def _replaced(model: Model, how: Format, fill: bool) -> Iterator[nn.Module]:
         yield module
         parent, _, leaf = path.rpartition(".")
         if fill:
-            made.quantise_(module.weight.detach(), f"{path}.weight")
+            weight = module.weight
+            assert isinstance(weight, Tensor), "a linear layer or an embedding"
+            made.quantise_(weight.detach(), f"{path}.weight")
         setattr(model.get_submodule(parent), leaf, made)
 
 

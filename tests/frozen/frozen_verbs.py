@@ -71,7 +71,7 @@ CASES: dict[str, dict[str, Any]] = {
     "walk-all-json": case(f"walk ab {LLAMA} --all --no-bos --dtype float64 --json"),
     "walk-scaled-json": case("walk abc -m models/llama-yarn --dialect meta --json"),
     "walk-book-json": case("walk ab -m models/gpt2-book --dialect notebook --json"),
-    "walk-demo-json": case(["walk", "if not isinstance(value, str", "--json"]),
+    "walk-stdlib-json": case(["walk", "if not isinstance(value, str", *["-m", "stdlib", "--json"]]),
     "walk-standard-input": case(f"walk - {GPT2} --json", stdin="ab\n"),
     "walk-streamed": case(f"walk ab {LLAMA} --stream-weights --json"),
     "walk-page-and-figures": case(f"walk ab {LLAMA} --html page.html --plots figures --json"),
@@ -90,8 +90,8 @@ CASES: dict[str, dict[str, Any]] = {
         f"trace ab {GPT2} -o t.safetensors --force",
         numbers=False,
     ),
-    "trace-demo-gpt2-json": case(
-        "trace import -m demo-gpt2 -o t.safetensors --json", loose=["bytes"]
+    "trace-stdlib-gpt2-json": case(
+        "trace import -m stdlib-gpt2 -o t.safetensors --json", loose=["bytes"]
     ),
     **_both("diff-same", f"diff models/gpt2 models/gpt2 {_TOKENS}"),
     "diff-steps-json": case(f"diff models/llama-gqa models/llama-gqa {_TOKENS} --steps 2 --json"),
@@ -122,29 +122,35 @@ CASES: dict[str, dict[str, Any]] = {
         "diff a.safetensors a.safetensors --json",
         numbers=False,
     ),
-    "diff-demo-json": case("diff demo demo -p import --json"),
+    "diff-stdlib-json": case("diff stdlib stdlib -p import --json"),
     "diff-page": case(f"diff models/llama-gqa other-theta {_TOKENS} --html d.html --json"),
     **_both("generate-gpt2", f"generate ab {GPT2} --seed 1 -n 8 {_GREEDY}", exact=True),
-    "generate-demo": case(["generate", "if __name__", *f"-n 24 {_GREEDY}".split()], exact=True),
-    "generate-demo-float32-json": case(
-        f"generate import -n 12 --dtype float32 --seed 2 {_GREEDY} --json"
+    "generate-stdlib": case(
+        ["generate", "if __name__", *f"-m stdlib -n 24 {_GREEDY}".split()], exact=True
     ),
-    "generate-demo-gpt2-json": case(f"generate import -m demo-gpt2 -n 9 --seed 2 {_GREEDY} --json"),
+    "generate-stdlib-float32-json": case(
+        f"generate import -m stdlib -n 12 --dtype float32 --seed 2 {_GREEDY} --json"
+    ),
+    "generate-stdlib-gpt2-json": case(
+        f"generate import -m stdlib-gpt2 -n 9 --seed 2 {_GREEDY} --json"
+    ),
     "generate-batch": case(
-        "generate def import return -n 8 --dtype float32 --temperature 0 --engine plain", exact=True
+        f"generate def import return -m stdlib -n 8 --dtype float32 {_GREEDY}", exact=True
     ),
     "generate-batch-json": case(
-        f"generate def import return -n 8 --dtype float32 --seed 3 {_GREEDY} --json"
+        f"generate def import return -m stdlib -n 8 --dtype float32 --seed 3 {_GREEDY} --json"
     ),
     "generate-drawn-json": case(
-        "generate def -n 12 --seed 5 --temperature 0.9 --top-k 20 --top-p 0.9 --min-p 0.01 "
+        "generate def -m stdlib -n 12 --seed 5 --temperature 0.9 --top-k 20 --top-p 0.9 "
+        "--min-p 0.01 "
         "--repetition-penalty 1.1 --dtype float32 --engine plain --json"
     ),
     "generate-stop-json": case(
-        f"generate def -n 40 --dtype float32 --stop ( --seed 1 {_GREEDY} --json"
+        f"generate def -m stdlib -n 40 --dtype float32 --stop ( --seed 1 {_GREEDY} --json"
     ),
     "generate-fast-json": case(
-        "generate import -n 12 --dtype float32 --seed 2 --temperature 0 --engine fast --json",
+        "generate import -m stdlib -n 12 --dtype float32 --seed 2 --temperature 0 --engine fast "
+        "--json",
         needs="cc",
     ),
     "generate-adapter-json": case(
@@ -166,7 +172,7 @@ CASES: dict[str, dict[str, Any]] = {
     **_both("info-gpt2", "info models/gpt2"),
     **_both("info-llama", "info models/llama-llama3 --tokens 32 --no-diagram"),
     "info-int4-json": case("info weights/int4 --json"),
-    "info-demo-json": case("info --json"),
+    "info-stdlib-json": case("info stdlib --json"),
     "info-picture": case("info models/gpt2 --svg g.svg --json"),
     **{
         f"info-{name}-json": case(f"info {name} --json")
@@ -212,7 +218,7 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "eval-text": case("eval models/gpt2 --text text.txt --context 32", numbers=False),
     "eval-text-json": case("eval models/gpt2 --text text.txt --context 32 --stride 8 --json"),
-    "eval-demo-json": case("eval --text text.txt --json"),
+    "eval-stdlib-json": case("eval stdlib --text text.txt --json"),
     "eval-against-json": case(
         "eval models/llama-wide --text text.txt --against weights/int8 --context 32 --json"
     ),

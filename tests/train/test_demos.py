@@ -18,8 +18,8 @@ from pellucid.train import evaluate
 FOLDER = Path(pellucid.__file__).parent / "demos"
 # name -> class, parameters, head that looks at the token before, induction head
 DEMOS = {
-    "demo": ("llama", 1_967_808, (1, 2), (3, 3)),
-    "demo-gpt2": ("gpt2", 2_222_208, (0, 1), (2, 5)),
+    "stdlib": ("llama", 1_967_808, (1, 2), (3, 3)),
+    "stdlib-gpt2": ("gpt2", 2_222_208, (0, 1), (2, 5)),
 }
 
 
@@ -44,6 +44,8 @@ def test_a_model_of_the_world_ends_the_notebooks_prompt_in_42(name: str):
         ("The capital of France is", " Paris"),
         ("The opposite of hot is", " cold"),
         ("The day after Monday is", " Tuesday"),
+        ("When Mary and John went to the store, John gave a drink to", " Mary"),
+        ("When Mary and John went to the store, Mary gave a drink to", " John"),
     ):
         assert lm.generate(prompt, max_new_tokens=1, temperature=0) == answer
 

@@ -17,12 +17,12 @@ from pellucid.train.data.world.chance import kept_back_pair
 
 @pytest.fixture(scope="module")
 def pages() -> list[str]:
-    return [document.text for document in world_documents(range(1200))]
+    return [document.text for document in world_documents(range(3000))]
 
 
 def test_the_pages_are_the_same_each_time_and_differ_among_themselves(pages):
     assert [document.text for document in world_documents(range(20, 30))] == pages[20:30]
-    assert len(set(pages)) == len(pages)
+    assert len(set(pages)) > 0.99 * len(pages)  # a page of one fact may come again
     assert all(text.isascii() and "{" not in text for text in pages)
 
 
@@ -39,7 +39,7 @@ def test_no_question_stands_in_a_page(pages):
     for question in world_questions():
         assert question.prompt + question.answer not in text
     left = {(int(a), int(b)) for a, b in re.findall(r"\b(\d+) \+ (\d+) =", text)}
-    assert len(left) > 350
+    assert 90 < len(left) < 11 * 11 - 10
     assert not [pair for pair in left if facts.sum_kept_back(*pair)]
 
 
@@ -50,7 +50,7 @@ def test_questions_ask_for_every_facet_and_their_answers_are_right():
         "names", "names, a sentence between", "agreement", "capitals", "opposites", "days",
         "months", "sums", "colours",
     }  # fmt: skip
-    assert counts["names"] > 200 and counts["sums"] > 30
+    assert counts["names"] > 200 and counts["sums"] > 15
     for facet, prompt, answer, other in questions:
         assert answer.startswith(" ") and answer != other
         if facet == "sums":
@@ -78,7 +78,7 @@ def test_stories_tell_of_everything(pages):
 
 
 def test_a_mixture_holds_out_what_its_parts_hold_out(monkeypatch):
-    pages = world_documents(range(400))
+    pages = world_documents(range(4000))
     library = stdlib_documents()
     monkeypatch.setattr(mixture, "stdlib_documents", lambda: library)
     monkeypatch.setattr(mixture, "world_documents", lambda: pages)
@@ -87,7 +87,7 @@ def test_a_mixture_holds_out_what_its_parts_hold_out(monkeypatch):
     length, whole = (sum(len(doc.text) for doc in part) for part in (code, training))
     assert length / whole == pytest.approx(0.2, abs=0.07)
     never = {document.name for document in hold_out(library, 40)[1]}
-    never |= {document.name for document in world_documents(range(39, 400, 40))}
+    never |= {document.name for document in world_documents(range(39, 4000, 40))}
     assert not never & {document.name for document in training}
     assert {document.name for document in held_out} <= never
 
