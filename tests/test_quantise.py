@@ -17,7 +17,7 @@ from pellucid.cli import main
 from pellucid.evaluate.quantise import Format, quantisation_cost, quantise, quantise_checkpoint
 
 
-@pytest.fixture(scope="module", params=[("demo", 4), ("demo-gpt2", 8), ("demo", 6)])
+@pytest.fixture(scope="module", params=[("stdlib", 4), ("stdlib-gpt2", 8), ("stdlib", 6)])
 def made(request, tmp_path_factory):
     source, bits = request.param
     folder = tmp_path_factory.mktemp("quantised") / f"int{bits}"
@@ -92,13 +92,13 @@ def test_a_long_text_is_fitted_to_and_a_diff_explains_it(tmp_path, monkeypatch):
     monkeypatch.setattr("pellucid.evaluate.quantise._LEAST_INPUTS", 800)
     text, how = tmp_path / "text.py", Format(bits=4)
     text.write_text(inspect.getsource(textwrap))
-    nearest = quantise_checkpoint("demo", tmp_path / "nearest", how)
-    done = quantise_checkpoint("demo", tmp_path / "fitted", how, text=[text])
+    nearest = quantise_checkpoint("stdlib", tmp_path / "nearest", how)
+    done = quantise_checkpoint("stdlib", tmp_path / "fitted", how, text=[text])
     assert not nearest.fitted_to and done.fitted_to > 800 and done.format.fitted
-    report = pellucid.diff("demo", tmp_path / "fitted", "def f(x):")
+    report = pellucid.diff("stdlib", tmp_path / "fitted", "def f(x):")
     assert report.verdict == "explained"
     assert any("fitted to a text's inputs" in finding.finding for finding in report.static)
-    lm = pellucid.load("demo")
+    lm = pellucid.load("stdlib")
     rest = lm.encode(inspect.getsource(textwrap))[-done.cost.tokens :]
     before = quantisation_cost(lm.model, pellucid.load(tmp_path / "nearest").model, rest)
     assert done.cost.kl_mean < 0.85 * before.kl_mean
@@ -138,13 +138,13 @@ def test_a_config_that_does_not_fit_is_refused(made, tmp_path, change, message):
 
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "int8"
-    assert main(["convert", "demo", str(out), "--to", "int8", "--json"]) in (0, None)
+    assert main(["convert", "stdlib", str(out), "--to", "int8", "--json"]) in (0, None)
     done = json.loads(capsys.readouterr().out)
     plain = {"bits": 8, "group": 64, "head_bits": 8, "offsets": False, "fitted": False}
     assert done["format"] == plain and done["cost"] is None
-    assert main(["convert", "demo", str(tmp_path / "x"), "--to", "hf", "--group", "32"]) == 2
+    assert main(["convert", "stdlib", str(tmp_path / "x"), "--to", "hf", "--group", "32"]) == 2
     assert "--group is for --to int8" in capsys.readouterr().err
     assert main(["convert", str(out), str(tmp_path / "y"), "--to", "int4"]) == 2
     assert "quantised already" in capsys.readouterr().err
-    assert main(["convert", "demo", str(out), "--to", "int4"]) == 2
+    assert main(["convert", "stdlib", str(out), "--to", "int4"]) == 2
     assert "holds a model already" in capsys.readouterr().err

@@ -189,14 +189,18 @@ def test_an_interrupt_that_python_loses_ends_the_verb_all_the_same(where, monkey
         reference = weakref.ref(held, lambda _: where == "callback" and signal.raise_signal(2))
         del held
         assert reference() is None
-        end = time.monotonic() + 60
+        end = time.monotonic() + 10
         while time.monotonic() < end:
             time.sleep(0.01)
         return "went on as if no key had been pressed"
 
     before = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
     monkeypatch.setattr(cli, "_dispatch", lambda words: loses_it())
-    assert cli.main(["doctor"]) == 130
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test's worker has none
+    try:
+        assert cli.main(["doctor"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert capsys.readouterr().err == "\n"
     assert (sys.unraisablehook, signal.getsignal(signal.SIGALRM)) == before
 

@@ -88,7 +88,10 @@ def features_part(table: Table) -> str:
 def subjects():
     """The models to measure on, those that are here."""
     found = [random_llama(), random_gpt2()]
-    sources = {"demo": "demo", "demo-gpt2": "demo-gpt2", "stories260K": ASSETS / "stories260K/hf"}
+    sources = {
+        **{name: name for name in ("stdlib", "stdlib-gpt2", "demo", "demo-gpt2")},
+        "stories260K": ASSETS / "stories260K/hf",
+    }
     for name, source in sources.items():
         try:
             found.append(replace(from_language_model(pellucid.load(source)), name=name))

@@ -33,7 +33,7 @@ def test_each_new_token_is_spelt_with_old_ones(old, new):
 
 
 def test_the_rows_are_means_and_the_blocks_are_kept(new):
-    lm = pellucid.load("demo-gpt2", dtype="float32")
+    lm = pellucid.load("stdlib-gpt2", dtype="float32")
     weights = dict(lm.model.state_dict())
     config, found = with_vocabulary(lm.config, weights, lm.tokenizer, new)
     assert config.vocab_size == new.vocab_size == len(found["embed.weight"])
@@ -51,7 +51,7 @@ def test_the_rows_are_means_and_the_blocks_are_kept(new):
 def test_a_run_learns_a_new_vocabulary(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT * 12)
     run = pellucid.train(
-        data=[str(tmp_path / "text.txt")], init="demo", new_vocab=True, vocab=290, steps=2, batch=1,
+        data=[str(tmp_path / "text.txt")], init="stdlib", new_vocab=True, vocab=290, steps=2, batch=1,
         warmup=0, sample_every=0, plot=False, tensorboard=False, out=tmp_path / "run",
     )  # fmt: skip
     assert run.model.config.vocab_size == 290

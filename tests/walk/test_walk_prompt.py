@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pellucid
-from pellucid.prompt_walk import CODE_PROMPT, WeightsOnDevice, walk_prompt
+from pellucid.prompt_walk import CODE_PROMPT, LLAMA3_PROMPT, WeightsOnDevice, walk_prompt
 
 FROZEN = Path(__file__).parents[1] / "frozen"
 
@@ -46,7 +46,8 @@ def _logits(source: str, adapter: Path | None) -> torch.Tensor:
 
 
 def test_without_a_prompt_there_is_an_example():
-    assert walk_prompt("demo").prompt == CODE_PROMPT
+    assert walk_prompt("stdlib").prompt == CODE_PROMPT
+    assert walk_prompt("demo").prompt == LLAMA3_PROMPT
     with pytest.raises(ValueError, match="the prompt is empty"):
         walk_prompt("demo", "")
 

@@ -122,12 +122,14 @@ def _with_stored_biases(config: Config, stored: Collection[str]) -> Config:
 
     A Llama's config has one flag for both; a Qwen 2 written as a Llama has the first alone.
     """
-    queries, outputs = (
-        any(name.endswith(f"{product}_proj.bias") for name in stored) for product in "qo"
-    )
-    if outputs or not queries or not {"qkv", "o"} <= set(config.biases):
+    if not {"qkv", "o"} <= set(config.biases):
         return config
-    return replace(config, biases=tuple(part for part in config.biases if part != "o"))
+    without = replace(config, biases=tuple(part for part in config.biases if part != "o"))
+    spelt = _spelt_names(config, stored) - _spelt_names(without, stored)
+    outputs = tuple(".".join(name.split(".")[-2:]) for name in spelt)
+    if any(name.endswith(outputs) for name in stored):
+        return config
+    return without if any(name.endswith("q_proj.bias") for name in stored) else config
 
 
 def _spelt_names(config: Config, stored: Collection[str]) -> set[str]:

@@ -92,7 +92,8 @@ def test_zeros_and_extremes(made):
         x[1, 70] = -3e4
         out = multiply(made, quantised, x)
         assert (out[0] == 0).all() and out[1, 3] == 0
-        torch.testing.assert_close(out[1], -3e4 * quantised.weight[:, 70])
+        near = {"rtol": 1e-5, "atol": 3e-3} if offsets else {}  # level and offset may cancel
+        torch.testing.assert_close(out[1], -3e4 * quantised.weight[:, 70], **near)
 
 
 def test_each_library_says_what_it_is():

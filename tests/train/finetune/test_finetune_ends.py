@@ -35,11 +35,11 @@ TALK = [
 
 @pytest.fixture
 def speaking(tmp_path):
-    """The demo's tokenizer with the marks of ChatML and a chat template."""
+    """The tokenizer of `stdlib` with the marks of ChatML and a chat template."""
 
     def made(template: str):
         folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "m"
-        shutil.copytree(checkpoints.open_checkpoint("demo").folder, folder)
+        shutil.copytree(checkpoints.open_checkpoint("stdlib").folder, folder)
         document = json.loads((folder / "tokenizer.json").read_text())
         for number, name in enumerate(("<|im_start|>", "<|im_end|>")):
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
