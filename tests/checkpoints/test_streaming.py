@@ -304,8 +304,6 @@ def mapped_bytes(folder: Path) -> int:
 def test_the_shipped_models_speak_and_walk_the_same(source):
     loaded, streamed = (pellucid.load(source, stream=stream) for stream in (False, True))
     assert (streamed.dtype, streamed.device) == (loaded.dtype, loaded.device)
-    greedy = {"max_new_tokens": 8, "temperature": 0.0}
-    assert streamed.generate("import", **greedy) == loaded.generate("import", **greedy)
     only = ["layers.1.attn.pattern", "logits"]
     one, other = (lm.trace("import os", only, generate=2) for lm in (loaded, streamed))
     assert list(one) == list(other)
@@ -316,6 +314,8 @@ def test_the_shipped_models_speak_and_walk_the_same(source):
             assert torch.equal(step.value, expected.value)
         else:
             assert step.value == expected.value
+    greedy = {"max_new_tokens": 8, "temperature": 0.0}  # last: C lays GPT-2's matrices out anew
+    assert streamed.generate("import", **greedy) == loaded.generate("import", **greedy)
 
 
 def test_what_streamed_weights_cannot_do():

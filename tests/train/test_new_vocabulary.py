@@ -51,8 +51,8 @@ def test_the_rows_are_means_and_the_blocks_are_kept(new):
 def test_a_run_learns_a_new_vocabulary(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(TEXT * 12)
     run = pellucid.train(
-        data=[str(tmp_path / "text.txt")], init="stdlib", new_vocab=True, vocab=290, steps=2, batch=1,
-        warmup=0, sample_every=0, plot=False, tensorboard=False, out=tmp_path / "run",
+        data=[str(tmp_path / "text.txt")], init="stdlib", new_vocab=True, vocab=290, steps=2,
+        batch=1, warmup=0, sample_every=0, plot=False, tensorboard=False, out=tmp_path / "run",
     )  # fmt: skip
     assert run.model.config.vocab_size == 290
     lm = pellucid.load(tmp_path / "run" / "last")
