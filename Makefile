@@ -76,6 +76,9 @@ train-world: venv  ## train the two models of the small world (docs/demo-world.m
 		$(WORLD) --init runs/$$name-3/last $(NAMES) --seed 4 --hold 400 --steps 700 --out runs/$$name-4 \
 		|| exit 1; done
 	$(WORLD) --init runs/demo-4/last $(NAMES) --seed 5 --hold 300 --steps 520 --out runs/demo-5
+	for name in demo-5 demo-gpt2-4; do \
+		$(WORLD) --init runs/$$name/last --new-vocab --vocab 2048 $(NAMES) --seed 6 --hold 260 \
+			--steps 420 --out runs/$$name-2048 || exit 1; done
 
 train-demos: venv  ## train models like those that ship (docs/demos.md, demo-world.md), into runs/; three hours
 	$(TRAIN) --stdlib --family llama --kv-heads 2 --copies 0.15 --steps 1800 --hold 1000 \

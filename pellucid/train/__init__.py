@@ -135,7 +135,11 @@ __all__ = [
 ]
 
 
+_OLDER = {"Layout": "TextFormat"}  # as earlier versions had it
+
+
 def __getattr__(name: str) -> Any:
+    name = _OLDER.get(name, name)
     if name in _LAZY:
         return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
