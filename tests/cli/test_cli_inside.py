@@ -19,7 +19,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-@pytest.mark.parametrize("model", ["demo", "demo-gpt2"])
+@pytest.mark.parametrize("model", ["stdlib", "stdlib-gpt2"])
 def test_walk_tells_the_model_s_own_next_token(capsys, model: str):
     status, out, err = run(capsys, "walk", "for i in range", "-m", model, "--json")
     assert (status, err) == (0, "")
@@ -64,7 +64,7 @@ def test_walk_writes_page_and_figures(capsys, tmp_path: Path):
         (["walk", "a", "--head", "-1"], "head -1"),
         (["walk", "a", "-m", "no-such-model"], "no such folder"),
         (["walk", "a", "--dialect", "latin"], "unknown dialect 'latin'"),
-        (["walk", "a " * 400, "-m", "demo-gpt2"], "256"),
+        (["walk", "a " * 400, "-m", "stdlib-gpt2"], "256"),
         (["walk", "a", "--html", "/no/such/folder/x.html"], "folder"),
     ],
 )
@@ -83,7 +83,7 @@ def test_trace_writes_a_file_anything_can_read(capsys, tmp_path: Path):
     assert "layers.*.attn.pattern" in out
     with safe_open(path, "np") as file:
         names = set(file.keys())
-        assert file.metadata()["model"] == "demo"
+        assert file.metadata()["model"] == "stdlib"
     assert {"layers.3.attn.pattern", "step.2.layers.0.attn.pattern", "step.1.logits"} <= names
     assert not any("resid" in name for name in names)
     status, _, err = run(capsys, "trace", "import os", "-o", str(path))

@@ -38,7 +38,7 @@ CHATS = [
 
 
 def loaded(dtype: str = "float32", **changes) -> LanguageModel:
-    lm = pellucid.load("demo", dtype=dtype)
+    lm = pellucid.load("stdlib", dtype=dtype)
     if changes:
         weights, config = lm.model.state_dict(), replace(lm.config, **changes)
         model = empty_model(config, lm.model.dialect.name)
@@ -55,7 +55,7 @@ def lm():
 
 @contextmanager
 def url_of(lm: LanguageModel, **options):
-    with served(ServedModel(lm, "demo", **options)) as client:
+    with served(ServedModel(lm, "stdlib", **options)) as client:
         yield str(client.base_url).rstrip("/")
 
 
@@ -79,7 +79,7 @@ def test_a_healthy_server_is_within_rounding(lm, dtype):
 
 @pytest.mark.parametrize(("dtype", "how"), [("bfloat16", "meta"), ("float32", "fast")])
 def test_other_threads_dialects_and_the_fast_way_are_healthy(lm, dtype, how):
-    other = pellucid.load("demo", dtype=dtype, dialect="meta" if how == "meta" else None)
+    other = pellucid.load("stdlib", dtype=dtype, dialect="meta" if how == "meta" else None)
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else 1)
     try:
@@ -92,8 +92,8 @@ def test_other_threads_dialects_and_the_fast_way_are_healthy(lm, dtype, how):
 
 
 def test_a_gpt2_and_its_own_weights_as_a_chat(lm):
-    gpt = pellucid.load("demo-gpt2", dtype="float32")
-    assert against(gpt, pellucid.load("demo-gpt2", dtype="bfloat16")).verdict == "within-rounding"
+    gpt = pellucid.load("stdlib-gpt2", dtype="float32")
+    assert against(gpt, pellucid.load("stdlib-gpt2", dtype="bfloat16")).verdict == "within-rounding"
     report = against(lm, loaded("bfloat16"), [{"role": "user", "content": PROMPT}])
     assert report.verdict == "within-rounding" and report.gaps.sampled == report.gaps.tokens == 32
 
@@ -222,15 +222,15 @@ def test_settings_in_the_logprobs_are_named(lm, cause, dtype, monkeypatch):
 
 def test_the_command_line_has_text_json_and_exit_codes(capsys):
     with url_of(loaded("bfloat16")) as url:
-        assert main(["diff", "demo", url, "--steps", "8", "--json"]) == 0
+        assert main(["diff", "stdlib", url, "--steps", "8", "--json"]) == 0
         told = json.loads(capsys.readouterr().out)
         assert told["verdict"] == "within-rounding" and told["first"] is None
         assert told["served"]["sampled"] == 8 and told["served"]["unit"] > 0
         assert {"logprob_a", "logprob_b"} <= set(told["served"]["rows"][0])
-        assert main(["diff", "demo", url]) == 0
+        assert main(["diff", "stdlib", url]) == 0
         assert "bfloat16 against float32" in capsys.readouterr().out
     with url_of(Begun(lambda ids: [0, *ids])) as url:
-        assert main(["diff", "demo", url, "--prompt", PROMPT]) == 1
+        assert main(["diff", "stdlib", url, "--prompt", PROMPT]) == 1
     assert "FIRST" in capsys.readouterr().out
 
 
@@ -242,19 +242,19 @@ def one_line(capsys, *words) -> str:
 
 
 def test_trouble_is_one_line(capsys, monkeypatch, lm):
-    assert "cannot be reached" in one_line(capsys, "demo", "http://127.0.0.1:9/v1")
-    assert "expected one like" in one_line(capsys, "demo", "http://")
-    assert "as A" in one_line(capsys, "http://127.0.0.1:9", "demo")
-    with served(ServedModel(lm, "demo"), rules=Rules(key="secret")) as client:
+    assert "cannot be reached" in one_line(capsys, "stdlib", "http://127.0.0.1:9/v1")
+    assert "expected one like" in one_line(capsys, "stdlib", "http://")
+    assert "as A" in one_line(capsys, "http://127.0.0.1:9", "stdlib")
+    with served(ServedModel(lm, "stdlib"), rules=Rules(key="secret")) as client:
         url = str(client.base_url)
-        assert "PELLUCID_API_KEY" in one_line(capsys, "demo", url)
+        assert "PELLUCID_API_KEY" in one_line(capsys, "stdlib", url)
         monkeypatch.setenv("PELLUCID_API_KEY", "secret")
-        assert main(["diff", "demo", url, "--steps", "2"]) == 0
+        assert main(["diff", "stdlib", url, "--steps", "2"]) == 0
         capsys.readouterr()
     with served(ServedModel(lm, "one"), ServedModel(loaded(), "two")) as client:
         url = str(client.base_url)
-        assert "serves one, two: name one" in one_line(capsys, "demo", url)
-        assert main(["diff", "demo", f"{url}#two", "--steps", "2"]) == 0
+        assert "serves one, two: name one" in one_line(capsys, "stdlib", url)
+        assert main(["diff", "stdlib", f"{url}#two", "--steps", "2"]) == 0
         capsys.readouterr()
-        assert "status 404" in one_line(capsys, "demo", f"{url}#three")
-    assert "only prompt, steps" in one_line(capsys, "demo", "http://x", "--fused")
+        assert "status 404" in one_line(capsys, "stdlib", f"{url}#three")
+    assert "only prompt, steps" in one_line(capsys, "stdlib", "http://x", "--fused")
