@@ -83,7 +83,7 @@ def test_trace_writes_a_file_anything_can_read(capsys, tmp_path: Path):
     assert "layers.*.attn.pattern" in out
     with safe_open(path, "np") as file:
         names = set(file.keys())
-        assert file.metadata()["model"] == "stdlib"
+        assert file.metadata()["model"] == "demo"
     assert {"layers.3.attn.pattern", "step.2.layers.0.attn.pattern", "step.1.logits"} <= names
     assert not any("resid" in name for name in names)
     status, _, err = run(capsys, "trace", "import os", "-o", str(path))
