@@ -42,7 +42,7 @@ from pellucid.models.levels import (
 TILE = 16
 GROUP = 64  # with a scale only
 GROUP_WITH_OFFSET = 32
-_PARTS = ("packed", "scales", "row_scales")
+PARTS = ("packed", "scales", "row_scales")  # buffers of a matrix, the last with offsets only
 _SLICE = 16  # tiles at a time: float32 copies of them are made
 Steps = tuple[Tensor, Tensor | None]  # scales and offsets of groups, float32
 
@@ -371,7 +371,7 @@ class FullWeights(Mapping[str, Tensor]):
         }
         state = model.state_dict()
         stored = {
-            f"{name.removesuffix('weight')}{part}" for name in self._quantised for part in _PARTS
+            f"{name.removesuffix('weight')}{part}" for name in self._quantised for part in PARTS
         }
         self._plain = {name: tensor for name, tensor in state.items() if name not in stored}
 

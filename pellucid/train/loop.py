@@ -1,8 +1,8 @@
 """The training loop: a batch, its gradients, one step of AdamW, over and over.
 
-`train` is a generator: it yields a `Progress` after every optimiser step and holds no opinion on
-what to do with it. Whoever drives it prints, samples and saves between two steps, and stops by not
-asking for the next one. All that a later continuation needs is in the `TrainState` it is given.
+`train` is a generator: it yields a `Progress` after every optimiser step and does nothing
+with it. The code that calls it prints, samples and saves between two steps, and stops by not asking
+for the next one. All that a later continuation needs is in the `TrainState` it is given.
 """
 
 from __future__ import annotations

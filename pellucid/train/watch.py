@@ -129,8 +129,8 @@ class Watch:
     ) -> Iterator[Seen | None]:
         """Around gradients and optimiser of one step; None where it is not watched.
 
-        Whoever is given a `Seen` runs its first pass inside `Seen.first_pass()` and says
-        `Seen.arrived` when the gradient is whole; what was seen is written at the end.
+        The loop runs its first pass inside `Seen.first_pass()` and calls `Seen.arrived` when the
+        gradient is whole; what was seen is written when the block ends.
         """
         if not self.due(step):
             yield None

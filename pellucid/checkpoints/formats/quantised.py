@@ -24,9 +24,10 @@ from pellucid.checkpoints.writers import SafetensorsWriter
 from pellucid.files import read_json
 from pellucid.models import Config, Model
 from pellucid.models.finite import check_finite
-from pellucid.models.quantised import Format, FullWeights, QuantisedMatrix, quantised_empty
+from pellucid.models.quantised import PARTS, Format, FullWeights, QuantisedMatrix, quantised_empty
 
 METHOD = "pellucid"
+_STORED = tuple(f".{part}" for part in PARTS)  # ends of names: kept as they are, in any dtype
 FILE = "model.safetensors"
 
 
@@ -191,9 +192,7 @@ class QuantisedWeights(Weights):
     def load_model(self, dtype: torch.dtype, device: torch.device, dialect: str) -> Model:
         """The quantised model: levels and scales as they are mapped, the rest in `dtype`."""
         for name in self._file.entries:
-            if name.endswith(
-                (".scales", ".row_scales")
-            ):  # levels are whole numbers, and few bytes are scales
+            if name.endswith(_STORED[1:]):  # levels are whole numbers, and few bytes are scales
                 check_finite(name, self._file.read(name))
         model = quantised_empty(self._config, self._how, dialect)
         for module in model.modules():
@@ -201,7 +200,7 @@ class QuantisedWeights(Weights):
                 module.dtype = dtype
         state: Mapping[str, Tensor] = {
             name: self._file.read(name).to(device)
-            if name.endswith((".packed", ".scales", ".row_scales"))
+            if name.endswith(_STORED)
             else self._file.read(name).to(device, dtype)
             for name in self._file.entries
         }
