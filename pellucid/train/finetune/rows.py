@@ -101,7 +101,8 @@ class ShuffledRows:
 class ExampleRows(ShuffledRows):
     """Rows of examples.
 
-    packed  several examples in a row of `context` tokens, none of which sees another; else one
+    packed  several examples in a row of `context` tokens, none of which sees another; else one.
+            Few examples stand in shorter rows, so that a batch has as many rows as it asks for
 
     Raises ValueError where there are no examples.
     """
@@ -121,6 +122,8 @@ class ExampleRows(ShuffledRows):
         sizes = [len(example.ids) - 1 for example in examples]
         assert max(sizes) <= context, "an example is longer than the context: `fitted` cuts them"
         self.rows = filled(sizes, context) if packed else [[place] for place in range(len(sizes))]
+        if len(self.rows) < batch and packed:  # narrower ones, or a batch would repeat them
+            self.rows = filled(sizes, max(*sizes, -(-sum(sizes) // batch)))
         self.width = max(sum(sizes[place] for place in row) for row in self.rows)
 
     def __len__(self) -> int:

@@ -93,3 +93,16 @@ def test_bins(sizes):
     assert max(loads) <= 20
     # no two bins would fit into one: at most twice the number there must be
     assert len(loads) < 2 or sum(sorted(loads)[:2]) > 20
+
+
+def test_few_examples_make_as_many_rows_as_a_batch_asks_for():
+    """Twelve that would fit into one row of 64 stand in four, and each once in a batch of four."""
+    examples = [
+        Example(torch.full((6,), number + 1), torch.ones(6, dtype=torch.bool))
+        for number in range(12)
+    ]
+    rows = ExampleRows(examples, context=64, batch=4, seed=0)
+    assert len(rows) == 4
+    batch = rows.at(0)
+    assert batch.inputs.shape == (4, 15)
+    assert sorted(set(batch.inputs.flatten().tolist())) == list(range(1, 13))
