@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -326,9 +327,14 @@ def _check_config(opened: Checkpoint, written: Checkpoint) -> None:
 def _remarks(opened: Checkpoint, written: Checkpoint, tokenizer: Tokenizer | None) -> list[str]:
     """What the layout leaves open, and what else matters to a user of the result."""
     notes = []
-    if any(opened.weights.dtype(name) != written.weights.dtype(name) for name in opened.weights):
+    pairs = Counter((opened.weights.dtype(n), written.weights.dtype(n)) for n in opened.weights)
+    others = {pair: count for pair, count in pairs.items() if pair[0] != pair[1]}
+    if others:
+        most = (opened.dtype, written.dtype)
+        before, after = most if most in others else max(others, key=others.__getitem__)
+        some = "" if most in others else f" in {others[before, after]} tensors"
         notes.append(
-            f"{word(opened.dtype)} became {word(written.dtype)}: digests and logits are those of "
+            f"{word(before)} became {word(after)}{some}: digests and logits are those of "
             "the values after that, on both sides"
         )
     pictures = sum(PICTURES.match(name) is not None for name in opened.weights.left_out)

@@ -51,5 +51,5 @@ def _files(source: str, config: Config) -> tuple[str, Callable[[str], str]]:
             "they were made of"
         )
     if checkpoint.layout != "hf":
-        return checkpoint.layout, str
+        return checkpoint.dialect, str
     return "hf", left_out_prefix(config, checkpoint.weights.stored)

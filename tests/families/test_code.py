@@ -116,3 +116,10 @@ def test_a_file_that_is_run_writes_what_the_model_writes(demo, tmp_path):
     assert done.returncode == 0, done.stderr
     expected = lm.generate(prompt, max_new_tokens=64, temperature=0.0)
     assert done.stdout == f"{prompt}{expected}\n"
+
+
+def test_a_gguf_models_file_reads_the_folder_that_is_made_of_it(tmp_path):
+    checkpoints.convert("demo", tmp_path / "in" / "model.gguf", "gguf")
+    checkpoints.convert(tmp_path / "in", tmp_path / "out", "hf")
+    without_name = [pellucid.code(tmp_path / name).splitlines()[1:] for name in ("in", "out")]
+    assert without_name[0] == without_name[1]
