@@ -62,7 +62,7 @@ def carry_out(
 def _begun(
     settings: FinetuneSettings, out: Path, listener: Listener, *, resume: bool
 ) -> Finetuning:
-    run = prepare(settings, out, listener)
+    run = prepare(settings, out, listener, resume=resume)
     if resume:
         run.restore()
     else:

@@ -102,7 +102,9 @@ class FinetuneSettings:
         "auto", "data type of matrix products; auto is bfloat16 where the processor has it"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = setting(
-        None, "data type of the weights that adapters leave as they are", "as stored"
+        None,
+        "data type of the weights that adapters leave as they are",
+        "as stored, or float32 where the processor multiplies no 16 bits and has room",
     )
     device: str = setting("cpu", "device to compute on: cpu, cuda, cuda:1 …", metavar="DEVICE")
     eval_every: int | None = setting(None, "steps between two evaluations", "10 evaluations in all")
