@@ -105,6 +105,13 @@ def test_named_steps_equal_fused_attention_with_a_cache(kind, parts):
     close(*runs, torch.float64)
 
 
+def test_two_tokens_alone_are_causal():
+    model = random_model(LLAMA)
+    tokens = random_tokens(LLAMA, 2, 2)
+    with torch.no_grad():
+        close(model(tokens)[:, :1], model(tokens[:, :1]), torch.float64)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
 def test_named_steps_equal_fused_attention_on_padded_rows(kind):
     config = CONFIGS[kind]

@@ -2,19 +2,23 @@
 
 A mutant is one changed operator, comparison, constant, condition or argument in a core module. The
 package is copied, the copy changed, and the tests of that module run against it (mutants_tried.py);
-a mutant that they let pass is a hole, or changes nothing that can be observed (said in
-docs/security.md). mutmut and cosmic-ray run the whole suite from the changed tree or need one test
-command for all modules, and import everything for each mutant; here each module names its own
-tests, which are imported once, so 300 mutants take an hour and not a week.
+a mutant that they let pass is a hole, or changes nothing that can be observed: then
+mutants_explained.py says why. It is not counted as killed all the same. Which mutants a seed draws
+depends on each one's own text, so that a change of the code changes few of them.
+
+mutmut and cosmic-ray run the whole suite from the changed tree or need one test command for all
+modules, and import everything for each mutant; here each module names its own tests, which are
+imported once, so 300 mutants take an hour and not a week.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
+import hashlib
 import json
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -28,6 +32,7 @@ import safetensors.torch  # noqa: F401
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from mutants_explained import EXPLAINED
 from mutants_tried import Collected
 
 torch.set_num_threads(1)
@@ -80,6 +85,7 @@ class Mutant:
     statement    the lines of the statement around it; of one with a body, those of its head
     inside       whether it is in a function, which runs again when it is called
     source       the whole module with it
+    code         the line that it changes, as it was
     """
 
     module: str
@@ -89,6 +95,7 @@ class Mutant:
     before: str
     after: str
     source: str
+    code: str
 
     def __str__(self) -> str:
         return f"pellucid/{self.module}:{self.line}: {self.before}  ->  {self.after}"
@@ -115,9 +122,25 @@ def mutants(module: str) -> list[Mutant]:
             where = statements.get(id(node), range(node.lineno, node.end_lineno + 1))
             found.append(
                 Mutant(module, node.lineno, where, id(node) in inside, ast.unparse(node), after,
-                       source.decode())
+                       source.decode(), lines[node.lineno - 1].decode().strip())
             )  # fmt: skip
     return sorted(found, key=lambda each: (each.line, each.after))
+
+
+def drawn(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
+    """`count` mutants at random; another line elsewhere changes nothing about who is drawn."""
+    seen: dict[str, int] = {}
+    places = {}
+    for mutant in every:
+        text = f"{seed} {mutant.module} {mutant.code} {mutant.before} {mutant.after}"
+        seen[text] = seen.get(text, 0) + 1  # the same change twice in one line, or in equal lines
+        places[hashlib.sha256(f"{text} {seen[text]}".encode()).digest()] = mutant
+    return [places[place] for place in sorted(places)[:count]]
+
+
+def explained(mutant: Mutant) -> str:
+    """Why a mutant changes nothing that can be observed; empty: it should be killed."""
+    return EXPLAINED.get((mutant.module, mutant.code), {}).get((mutant.before, mutant.after), "")
 
 
 def _of_statement(node: ast.stmt) -> Iterator[tuple[ast.AST, range]]:
@@ -131,7 +154,13 @@ def _of_statement(node: ast.stmt) -> Iterator[tuple[ast.AST, range]]:
 
 
 def _unobserved(node: ast.AST) -> Iterator[ast.AST]:
-    """What no test can or should see: messages, annotations, decorators, docstrings."""
+    """What no test can or should see: messages, annotations, decorators, docstrings.
+
+    A union of types with another operator is a TypeError for whoever runs the line: it says nothing
+    about tests.
+    """
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and _is_type(node.right):
+        yield from ast.walk(node)
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr):
         yield from ast.walk(node)
     if isinstance(node, ast.AnnAssign):
@@ -144,6 +173,13 @@ def _unobserved(node: ast.AST) -> Iterator[ast.AST]:
             yield from ast.walk(part)
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         yield from ast.walk(node)
+
+
+def _is_type(node: ast.AST) -> bool:
+    """Whether an operand is None or a class by its name: the rest of a union, not of a number."""
+    name = getattr(node, "id", getattr(node, "attr", ""))
+    return name in dir(builtins) or (name[:1].isupper() and not name.isupper()) or (
+        isinstance(node, ast.Constant) and node.value is None)  # fmt: skip
 
 
 def _changes(node: ast.AST) -> Iterator[ast.expr]:
@@ -186,18 +222,21 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(MODULES))
+    parser.add_argument("--first", type=int, default=1, help="number of the first that is tried")
     parser.add_argument("--seconds", type=float, default=300, help="of a module's tests")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0: never")
     parser.add_argument("--least", type=float, default=0.93, help="share to be killed")
     given = parser.parse_args()
-    every = [mutant for module in given.only or MODULES for mutant in mutants(module)]
-    chosen = random.Random(given.seed).sample(every, min(given.mutants, len(every)))
+    every = [mutant for module in MODULES for mutant in mutants(module)]
+    chosen = [(number, mutant)
+              for number, mutant in enumerate(drawn(every, given.mutants, given.seed), 1)
+              if number >= given.first and mutant.module in (given.only or MODULES)]  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copied(Path(folder))
         tests: dict[str, Collected] = {}
-        survivors, done = [], 0
+        holes, equal, done = [], {}, 0
         end = time.monotonic() + (60 * given.minutes or float("inf"))
-        for mutant in chosen:
+        for number, mutant in chosen:
             if time.monotonic() > end:
                 break
             module = mutant.module
@@ -206,14 +245,18 @@ def main() -> int:
                 if not tests[module].pass_as_they_are(given.seconds):
                     print(f"{module}: its tests fail without a mutant", file=sys.stderr)
                     return 2
-            alive, done = tests[module].pass_with(mutant), done + 1
-            survivors += [str(mutant)] if alive else []
-            print(f"{done}/{len(chosen)} {'SURVIVED' if alive else 'killed'} {mutant}",
-                  file=sys.stderr, flush=True)  # fmt: skip
-    killed = 1 - len(survivors) / done
+            alive, done, why = tests[module].pass_with(mutant), done + 1, explained(mutant)
+            if alive and why:
+                equal[str(mutant)] = why
+            elif alive:
+                holes.append(str(mutant))
+            print(f"{number}/{given.mutants} {'SURVIVED' if alive else 'killed'} {mutant}"
+                  f"{f' ({why})' if why else ''}", file=sys.stderr, flush=True)  # fmt: skip
+    killed = 1 - (len(holes) + len(equal)) / max(done, 1)
     print(json.dumps({"mutants": done, "of": len(every), "killed": round(killed, 3),
-                      "survivors": survivors}, indent=1, ensure_ascii=False))  # fmt: skip
-    return 0 if killed >= given.least else 1
+                      "survivors": holes, "change nothing": equal}, indent=1,
+                     ensure_ascii=False))  # fmt: skip
+    return 0 if killed >= given.least and not holes else 1
 
 
 if __name__ == "__main__":

@@ -48,6 +48,13 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk: int | None):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
 
 
+def test_in_one_piece_the_loss_is_that_of_pytorch_to_the_bit():
+    hidden, weight, targets = problem(torch.float32)
+    logits = F.linear(hidden.detach().flatten(0, 1), weight.detach())
+    wanted = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert linear_cross_entropy(hidden, weight, targets).equal(wanted)
+
+
 def test_a_second_backward_pass_is_refused_and_not_wrong():
     hidden, weight, targets = problem(torch.float64)
     loss = linear_cross_entropy(hidden, weight, targets, chunk=4)
@@ -143,6 +150,9 @@ def test_as_many_rows_at_a_time_as_keep_the_logits_small(monkeypatch):
     monkeypatch.setattr(
         cross_entropy._LinearCrossEntropy, "apply", lambda *given: taken.append(given[-1])
     )
+    large = torch.zeros(1).expand(2**13, 1)  # 4,096 rows of logits of 32 KB each: 128 MB, not 64
+    linear_cross_entropy(torch.zeros(1).expand(2**12, 1), large, torch.zeros(2**12).long())
+    assert taken.pop() == 2**11
     whole = 21 * 11 * 4  # bytes of all logits: 21 rows, 11 tokens, float32
     for most, rows in ((whole, 21), (whole - 1, 11), (11 * 4 * 5, 5), (11 * 4, 1)):
         monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", most)
