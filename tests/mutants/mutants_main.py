@@ -39,7 +39,8 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
 # Core modules, and what tests them.
 MODULES = {
-    "models/quantised.py": "tests/models/test_quantised.py tests/models/test_quantised_slices.py",
+    "models/quantised.py": "tests/models/test_quantised.py tests/models/test_quantised_slices.py "
+    "tests/models/test_levels.py",
     "models/attention.py": "tests/models/test_attention.py",
     "models/rope.py": "tests/models/test_rope.py",
     "models/rope_scaling.py": "tests/models/test_rope.py",
@@ -47,7 +48,8 @@ MODULES = {
     "models/adapters.py": "tests/train/finetune/test_finetune_lora.py "
     "tests/train/finetune/test_finetune_peft_format.py tests/test_load_adapter.py",
     "generate/sample.py": "tests/generate/test_generate_sample.py",
-    "generate/engine.py": "tests/generate/test_generate_engine.py",
+    "generate/engine.py": "tests/generate/test_generate_engine.py "
+    "tests/generate/test_generate_lookup.py tests/generate/test_generate_together.py",
     "diff/replay/statistics.py": "tests/diff/test_diff_statistics.py",
     "diff/replay/judge.py": "tests/diff/test_diff_judge.py tests/diff/test_diff_replay.py",
     "checkpoints/formats/meta.py": "tests/checkpoints/test_checkpoint_layouts.py "
@@ -222,15 +224,17 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", choices=sorted(MODULES))
-    parser.add_argument("--first", type=int, default=1, help="number of the first that is tried")
+    parser.add_argument("--number", type=int, action="append", help="of the drawn, try this one")
     parser.add_argument("--seconds", type=float, default=300, help="of a module's tests")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so long; 0: never")
     parser.add_argument("--least", type=float, default=0.93, help="share to be killed")
     given = parser.parse_args()
     every = [mutant for module in MODULES for mutant in mutants(module)]
-    chosen = [(number, mutant)
-              for number, mutant in enumerate(drawn(every, given.mutants, given.seed), 1)
-              if number >= given.first and mutant.module in (given.only or MODULES)]  # fmt: skip
+    chosen = [
+        (number, mutant)
+        for number, mutant in enumerate(drawn(every, given.mutants, given.seed), 1)
+        if mutant.module in (given.only or MODULES) and number in (given.number or [number])
+    ]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = copied(Path(folder))
         tests: dict[str, Collected] = {}
@@ -245,6 +249,8 @@ def main() -> int:
                 if not tests[module].pass_as_they_are(given.seconds):
                     print(f"{module}: its tests fail without a mutant", file=sys.stderr)
                     return 2
+                print(f"{module}: {sum(tests[module].seconds.values()):.0f} s of tests",
+                      file=sys.stderr, flush=True)  # fmt: skip
             alive, done, why = tests[module].pass_with(mutant), done + 1, explained(mutant)
             if alive and why:
                 equal[str(mutant)] = why
