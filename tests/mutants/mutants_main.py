@@ -50,8 +50,9 @@ MODULES = {
     "generate/sample.py": "tests/generate/test_generate_sample.py",
     "generate/engine.py": "tests/generate/test_generate_engine.py "
     "tests/generate/test_generate_lookup.py tests/generate/test_generate_together.py",
-    "diff/replay/statistics.py": "tests/diff/test_diff_statistics.py",
-    "diff/replay/judge.py": "tests/diff/test_diff_judge.py tests/diff/test_diff_replay.py",
+    "diff/replay/statistics.py": "tests/diff/test_diff_statistics.py "
+    "tests/diff/test_diff_bounds.py",
+    "diff/replay/judge.py": "tests/diff/test_diff_judge.py tests/diff/test_diff_sources.py",
     "checkpoints/formats/meta.py": "tests/checkpoints/test_checkpoint_layouts.py "
     "tests/checkpoints/test_checkpoint_config.py tests/checkpoints/test_checkpoint_errors.py",
     "checkpoints/formats/peft_config.py": "tests/test_load_adapter.py "
