@@ -132,12 +132,11 @@ def test_more_keys_than_tokens_are_of_a_static_cache():
 
 
 def test_fewer_keys_in_a_later_pass_are_a_token_lost():
-    later = [f"step.1.{name}" for name in SCORES]
+    later = [f"step.1.{name}" for name in SCORES[:2]]
     found = judged({name: lambda x: x[..., 1:] for name in later}, later)
     assert said(found) == [
         ("diverged", "shape (1, 4, 1, 9), expected (1, 4, 1, 10)"),
         ("not-judged", f"computed from {later[0]}, which has another shape"),
-        SAME,
     ]
 
 
