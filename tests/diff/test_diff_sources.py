@@ -98,6 +98,13 @@ def test_a_mask_says_which_token_looks_where_and_padding_is_ignored():
     assert said(wide) == [("diverged", "token 0 may not look at token 4")]
 
 
+def test_a_mask_of_one_row_may_have_axes_for_rows_and_heads():
+    found = judged({"mask": lambda x: x[None, None]}, ["mask"])
+    assert said(found) == [SAME]
+    wrong = {"mask": lambda x: changed((0, 0, 4, 6), True)(x[None, None])}
+    assert said(judged(wrong, ["mask"])) == [("diverged", "token 4 may look at token 6")]
+
+
 def test_a_mask_of_another_shape_is_said_with_both():
     (found,) = judged({"mask": lambda x: x[:4, :4]}, ["mask"])
     assert (found.verdict, found.note) == ("diverged", "shape (4, 4), expected (9, 9)")

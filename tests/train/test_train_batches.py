@@ -69,6 +69,8 @@ def test_ranks_read_their_rows_of_the_same_batch():
             assert torch.cat([part.targets for part in parts]).equal(whole.targets)
             strided = batches.at(step, slice(1, None, 3))
             assert strided.inputs.equal(whole.inputs[1::3])
+            alone = [batches.at(step, slice(row, row + 1)).inputs for row in range(6)]
+            assert torch.cat(alone).equal(whole.inputs)
 
 
 def test_documents_name_the_place_in_the_row_where_each_begins():
