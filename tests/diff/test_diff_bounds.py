@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny import LLAMA, random_model, random_tokens
 
+from pellucid.diff import compare, from_model
+from pellucid.diff.replay import judge
 from pellucid.diff.replay.statistics import equal, explained_error, measure, not_judged, overflowed
+from pellucid.models import build
 
 
 def rms(x: np.ndarray) -> float:
@@ -52,6 +57,18 @@ def test_the_ratio_is_that_of_the_worst_slice(shape, unit):
         assert found.where == (word if ratio > 1 else "")
         assert found.error_a == pytest.approx(rms(a - exact) / rms(exact), rel=1e-12)
         assert found.error_b == pytest.approx(rms(b - exact) / rms(exact), rel=1e-12)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_bits_of_so_many_tensors_are_searched_for_a_cause(most, monkeypatch):
+    monkeypatch.setattr(judge, "MOST_SEARCHED", most)
+    rows = [random_tokens(LLAMA, 64).tolist()]
+    a = from_model(random_model(LLAMA, torch.bfloat16), "A")
+    other = build(replace(LLAMA, norm_eps=20 * LLAMA.norm_eps))
+    other.load_state_dict(random_model(LLAMA, torch.bfloat16).state_dict(), assign=True)
+    b = replace(from_model(other.eval(), "B"), weights=None, config=None, dialect=None)
+    names = [fault.name for fault in compare(a, b, rows).faults]
+    assert names[:1] == ["layers.0.attn_norm"][:most]
 
 
 def test_of_two_slices_alike_the_first_axis_is_named():

@@ -52,7 +52,8 @@ MODULES = {
     "tests/generate/test_generate_lookup.py tests/generate/test_generate_together.py",
     "diff/replay/statistics.py": "tests/diff/test_diff_statistics.py "
     "tests/diff/test_diff_bounds.py",
-    "diff/replay/judge.py": "tests/diff/test_diff_judge.py tests/diff/test_diff_sources.py",
+    "diff/replay/judge.py": "tests/diff/test_diff_judge.py "
+    "tests/diff/test_diff_sources.py tests/diff/test_diff_bounds.py",
     "checkpoints/formats/meta.py": "tests/checkpoints/test_checkpoint_layouts.py "
     "tests/checkpoints/test_checkpoint_config.py tests/checkpoints/test_checkpoint_errors.py",
     "checkpoints/formats/peft_config.py": "tests/test_load_adapter.py "

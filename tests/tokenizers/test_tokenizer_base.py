@@ -99,6 +99,26 @@ def test_begin_and_end_tokens(small: Tokenizer) -> None:
     assert small.decode([]) == ""
 
 
+def test_a_text_stops_at_what_ends_a_turn_and_nowhere_else() -> None:
+    plain = {"kind": "k", "table": [b"x"] * 9, "bos_id": 0}
+    names = {"<|begin|>": 0, "<|eot_id|>": 1, "<|end|>": 2, "<|python_tag|>": 3}
+    assert Tokenizer(**plain, specials=names, eos_id=None).stop_ids == {1}
+    marked = Tokenizer(**plain, specials={"<|end|>": 2}, eos_id=2, marks={"</s>": 4, "<s>": 5})
+    assert marked.stop_ids == {2, 4}
+    assert Tokenizer(**plain, specials={}, eos_id=3, stop_ids=[7]).stop_ids == {3, 7}
+    assert not Tokenizer(**plain, specials={}, eos_id=3, adds_bos=False).adds_bos
+    assert Tokenizer(**plain, specials={}, eos_id=3, adds_bos=True).adds_bos
+    assert not Tokenizer(**plain | {"bos_id": None}, specials={}, eos_id=3, adds_bos=True).adds_bos
+
+
+def test_of_special_tokens_that_begin_alike_the_longest_is_meant() -> None:
+    names = {"<|a|>": 0, "<|a|>b": 1, "<|a|>bc": 2}
+    tokenizer = Tokenizer(kind="k", table=[b"x"] * 3, specials=names, bos_id=None, eos_id=None)
+    assert tokenizer.split_specials("<|a|>bcd<|a|>b<|a|>") == [2, "d", 1, 0]
+    assert tokenizer.split_specials("plain") == ["plain"]
+    assert tokenizer.split_specials("") == []
+
+
 def test_surrogates_join_or_become_the_replacement_character(small: Tokenizer) -> None:
     assert small.encode("\ud83e\udd99") == small.encode("🦙")
     assert small.decode(small.encode("a\ud83eb")) == "a\ufffdb"
