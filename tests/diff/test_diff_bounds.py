@@ -68,7 +68,7 @@ def test_bits_of_so_many_tensors_are_searched_for_a_cause(most, monkeypatch):
     other.load_state_dict(random_model(LLAMA, torch.bfloat16).state_dict(), assign=True)
     b = replace(from_model(other.eval(), "B"), weights=None, config=None, dialect=None)
     names = [fault.name for fault in compare(a, b, rows).faults]
-    assert names[:1] == ["layers.0.attn_norm"][:most]
+    assert ("layers.0.attn_norm" in names) == (most > 0)  # its sizes say nothing, its bits do
 
 
 def test_of_two_slices_alike_the_first_axis_is_named():
