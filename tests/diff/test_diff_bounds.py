@@ -94,6 +94,9 @@ def test_what_is_no_number_has_no_error():
         if not math.isnan(values[0]):
             assert found.verdict == "identical"
         assert (found.error_a, found.ratio) == (0.0, 0.0)
+    exact, both = torch.tensor([[[2.0, math.inf]]]), torch.tensor([[[2.5, math.inf]]])
+    found = measure(exact.double(), both, both.clone(), ("B", "T", "C"), 1e-7)
+    assert found.error_a == pytest.approx(math.sqrt(0.5**2 / 2) / 2)  # of the size of the finite
     for each in (equal("why"), not_judged("why")):
         assert (each.error_a, each.error_b, each.ratio, each.where) == (0.0, 0.0, 0.0, "")
         assert each.note == "why"

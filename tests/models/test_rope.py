@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,6 +147,19 @@ def test_longrope_by_hand():
     cos, _ = RotaryEmbedding(rope, 8, dialect("hf", "llama"))(torch.arange(100), DOUBLE)
     angles = [5 * each / by for each, by in zip(base, rope.short_factor, strict=True)]
     assert cos[5].tolist() == pytest.approx([rope.magnitude * math.cos(a) for a in angles])
+
+
+def test_turned_heads_have_the_precision_that_the_dialect_keeps():
+    style = dialect("hf", "llama")
+    x = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    angles = RotaryEmbedding(RopeConfig(), 8, replace(style, rope="keep"))(
+        torch.arange(5), torch.float32
+    )
+    kept = rotate(x, *angles, replace(style, rope="keep"))
+    rounded = rotate(x, *angles, replace(style, rope="float32"))
+    assert (kept.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(kept.bfloat16(), rounded)
+    assert not torch.equal(kept, rounded.float())
 
 
 def test_interleaved_puts_the_two_of_a_pair_side_by_side():

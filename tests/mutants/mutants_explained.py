@@ -30,6 +30,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
     "generate/sample.py": {
         "smallest_kept = torch.topk(logits, min(k, logits.shape[(1)])).values[:, -1:]":
         "logits have two axes",
+        "cumulative = probabilities.cumsum((1))  # (B, V)": "logits have two axes",
+        "return logits.argmax((1))": "logits have two axes",
+        "return torch.from_numpy(logits.detach().numpy().argmax((1)))  # vectorised, unlike "
+        "PyTorch's":
+        "logits have two axes",
         "lowered = torch.where((logits <= 0), logits * penalty, logits / penalty)":
         "zero times and zero through the penalty are zero",
     },
