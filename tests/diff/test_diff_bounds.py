@@ -94,6 +94,9 @@ def test_what_is_no_number_has_no_error():
         if not math.isnan(values[0]):
             assert found.verdict == "identical"
         assert (found.error_a, found.ratio) == (0.0, 0.0)
+    for infinite in (math.inf, -math.inf):
+        exact, both = torch.tensor([[[2.0, infinite]]]), torch.tensor([[[2.0, 1.0]]])
+        assert measure(exact.double(), both, both.clone(), ("B", "T", "C"), 1e-7).error_a == 0
     exact, both = torch.tensor([[[2.0, math.inf]]]), torch.tensor([[[2.5, math.inf]]])
     found = measure(exact.double(), both, both.clone(), ("B", "T", "C"), 1e-7)
     assert found.error_a == pytest.approx(math.sqrt(0.5**2 / 2) / 2)  # of the size of the finite

@@ -27,6 +27,11 @@ EXPLAINED: dict[str, dict[str, str]] = {
         'verdict: Verdict = "diverged" if (worst >= 1) else "within-rounding"':
         "errors are measured: none is the bound to the bit",
     },
+    "generate/engine.py": {
+        "if (len(self._live) <= len(logits)):": "all rows of logits are the same rows",
+        "return any(longest > (rope.original_context or (2)) for rope in self._ropes_by_length())":
+        "a RoPE that follows the length has an original context",
+    },
     "generate/sample.py": {
         "smallest_kept = torch.topk(logits, min(k, logits.shape[(1)])).values[:, -1:]":
         "logits have two axes",
@@ -37,6 +42,9 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "logits have two axes",
         "lowered = torch.where((logits <= 0), logits * penalty, logits / penalty)":
         "zero times and zero through the penalty are zero",
+    },
+    "models/cache.py": {
+        "capacity = max(end, (3) * self.k.shape[2])": "how much room is made: speed, no result",
     },
     "models/quantised.py": {
         "if group < 16 or group % 16 or group > (257):": "the next multiple of 16 is 272",
@@ -57,6 +65,8 @@ EXPLAINED: dict[str, dict[str, str]] = {
     },
     "train/data/batches.py": {
         "self._epoch, self._shift, self._order = -1, (1), Shuffle(1, 0)  # of the epoch read last":
+        "no epoch has the number -1: all three are made anew before they are read",
+        "self._epoch, self._shift, self._order = -1, 0, Shuffle(1, (1))  # of the epoch read last":
         "no epoch has the number -1: all three are made anew before they are read",
         "chosen = (torch.rand(self.batch, generator=generator) <= self.copies)":
         "a number drawn is none of the shares to the bit",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pellucid import tokenizers
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.base import ChatFormat
 
 quick = settings(
     max_examples=60,
@@ -117,6 +118,34 @@ def test_of_special_tokens_that_begin_alike_the_longest_is_meant() -> None:
     assert tokenizer.split_specials("<|a|>bcd<|a|>b<|a|>") == [2, "d", 1, 0]
     assert tokenizer.split_specials("plain") == ["plain"]
     assert tokenizer.split_specials("") == []
+
+
+class Numbered(ChatFormat):
+    """Says how many messages there are."""
+
+    name = "numbered"
+
+    def _encode(self, messages, add_generation_prompt, tools):
+        return [len(messages), add_generation_prompt, len(tools or ())]
+
+
+def test_a_conversation_is_checked_before_a_format_writes_it(small: Tokenizer) -> None:
+    told, message, tool = Numbered(small), {"role": "user", "content": "a"}, {"name": "f"}
+    assert told.encode([message]) == [1, True, 0]
+    assert told.encode([message, message], add_generation_prompt=False, tools=[]) == [2, False, 0]
+    with pytest.raises(ValueError, match="at least one message, got none"):
+        told.encode([])
+    for key in ("role", "content"):
+        lacking = {name: value for name, value in message.items() if name != key}
+        for wrong in (lacking, message | {key: 5}):
+            with pytest.raises(ValueError, match=f"message 1: '{key}' is .*; expected text"):
+                told.encode([message, wrong])
+    called = message | {"tool_calls": [tool]}
+    for given_tools, messages in (([tool], [message]), (None, [message, called])):
+        with pytest.raises(ValueError, match="numbered has no place for tools"):
+            told.encode(messages, tools=given_tools)
+    told.tells_tools = True
+    assert told.encode([message, called], tools=[tool]) == [2, True, 1]
 
 
 def test_surrogates_join_or_become_the_replacement_character(small: Tokenizer) -> None:

@@ -70,6 +70,7 @@ def test_long_white_space_is_cut_where_the_pattern_cuts_it(
     @given(st.text(st.sampled_from("a1!é🦙'  \t\n\r\u2028\x85"), max_size=40))
     @example("!\n\n\n x")
     @example("   ")
+    @example("\n   b")
     @example("a\n\n\n\n")
     @example("\n\n \n  b!")
     @example("a\n\r\t\r b")

@@ -17,6 +17,7 @@ from pellucid.train import (
 )
 from pellucid.train.cross_entropy import linear_cross_entropy
 from pellucid.train.objective import document_starts
+from pellucid.train.parallel import vocabulary
 
 
 def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,6 +143,19 @@ def test_documents_say_where_each_token_s_text_begins():
     starts = document_starts(Batch(tokens, tokens, numbers))
     assert starts is not None
     assert starts.tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 2, 2, 2, 2]]
+
+
+def test_a_vocabulary_that_ranks_share_has_a_loss_of_its_own(monkeypatch):
+    hidden, weight, targets = problem(torch.float32)
+    weight.device_mesh = "several ranks"  # as a DTensor has
+    taken = []
+    monkeypatch.setattr(
+        vocabulary, "split_linear_cross_entropy", lambda *given: taken.extend(given)
+    )
+    linear_cross_entropy(hidden, weight, targets)
+    rows, same, flat, most = taken
+    assert torch.equal(rows, hidden.view(21, 5)) and same is weight
+    assert torch.equal(flat, targets.view(21)) and most == 2**26
 
 
 def test_as_many_rows_at_a_time_as_keep_the_logits_small(monkeypatch):
