@@ -43,10 +43,8 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "lowered = torch.where((logits <= 0), logits * penalty, logits / penalty)":
         "zero times and zero through the penalty are zero",
     },
-    "models/cache.py": {
-        "capacity = max(end, (3) * self.k.shape[2])": "how much room is made: speed, no result",
-    },
     "models/quantised.py": {
+        "padding = some[0, (1)].numel() - self.columns": "all rows of tiles are as long",
         "if group < 16 or group % 16 or group > (257):": "the next multiple of 16 is 272",
     },
     "models/rope_scaling.py": {
