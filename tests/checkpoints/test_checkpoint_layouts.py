@@ -190,6 +190,14 @@ def test_params_of_the_releases(release):
         assert sum(each.numel() for each in build(config).parameters()) == count
 
 
+def test_rows_of_heads_go_to_halves_and_back():
+    stored = torch.arange(16.0)[:, None] * torch.ones(3)  # two heads of eight rows
+    split = meta.half_split(stored, 2)
+    rows = [0, 2, 4, 6, 1, 3, 5, 7]
+    assert split[:, 1].tolist() == [*rows, *(8 + row for row in rows)]
+    assert torch.equal(meta.interleaved(split, 2), stored)
+
+
 def test_both_roundings_of_the_hidden_width_matter():
     # by hand: int(8 · 100 / 3) = 266, int(1.3 · 266) = 345 = 5 · 69. Without the inner int() 346
     # comes out, without the outer one 345.8, and both would go up to 350.
