@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# module -> the changed line, its new part in brackets -> why
+# module -> the changed line, its new part in brackets, with the line above it where that is needed
+# to tell it from others -> why
 EXPLAINED: dict[str, dict[str, str]] = {
     "checkpoints/formats/meta.py": {
         "_ROWS_COMPARED = (4097)": "how many rows at a time: memory, no result",
@@ -54,6 +55,10 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "there the ramp is taken, and gives the same",
     },
     "tokenizers/bytelevel.py": {
+        "if left not in parts: return (True)":
+        "a part that is not there by now never will be, and the count at the end says no",
+        "if right not in parts: return (True)":
+        "a part that is not there by now never will be, and the count at the end says no",
         "if (last >= rest):": "one more piece, without a character",
     },
     "train/cross_entropy.py": {

@@ -160,8 +160,9 @@ def drawn(every: list[Mutant], count: int, seed: int) -> list[Mutant]:
 
 def explained(mutant: Mutant) -> str:
     """Why a mutant changes nothing that can be observed; empty: it should be killed."""
-    changed = mutant.source.splitlines()[mutant.line - 1].strip()
-    return EXPLAINED.get(mutant.module, {}).get(changed, "")
+    lines, known = mutant.source.splitlines(), EXPLAINED.get(mutant.module, {})
+    above, changed = (line.strip() for line in lines[mutant.line - 2 : mutant.line])
+    return known.get(changed, "") or known.get(f"{above} {changed}", "")
 
 
 def _of_statement(node: ast.stmt) -> Iterator[tuple[ast.AST, range]]:
