@@ -267,11 +267,14 @@ def parse_yaml(text: str, where: str) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return Plain(text).get_single_data()
+        values = Plain(text).get_single_data()
     except yaml.YAMLError as error:
         reason = _reason(error)
     except (ValueError, RecursionError, TypeError) as error:  # a date of month 13; a list as key
         reason = _reason(error)
+    else:
+        _check_numbers(values, where)
+        return values
     raise ValueError(f"{where} is not YAML: {reason}")
 
 

@@ -21,6 +21,9 @@ class Layer(NamedTuple):
     rope: Literal["rope", "second_rope", ""] = "rope"
 
 
+_MOST_ELEMENTS = 2**60  # of 8 bytes each, which PyTorch counts in 64 bits
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a decoder; the defaults are Llama 3 8B's.
@@ -101,6 +104,12 @@ class ModelConfig:
         for name in (*sizes, "head_dim", "hidden_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        places = self.context_length if self.rope is None else 1  # learned, a row each
+        rows = max(self.vocab_size, self.n_heads * self.head_dim, self.hidden_width, places)
+        if rows * self.width >= _MOST_ELEMENTS:
+            raise ValueError(
+                f"a matrix of {rows} rows and width {self.width}: no tensor can be this large"
+            )
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly"

@@ -93,6 +93,14 @@ def test_llama_defaults_are_those_of_transformers():
                 mscale=0.7, truncate=False,
             ),
         ),
+        (  # both spellings, as some files have them
+            {
+                "rope_theta": 9.0,
+                "rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": None},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 9.0},
+            },
+            RopeConfig(theta=9.0, type="linear", factor=4.0),
+        ),
         (
             {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 16}},
             RopeConfig(type="yarn", factor=4.0, original_context=16),
@@ -126,8 +134,18 @@ def test_rope_spellings(keys, expected):
         ({"rope_scaling": {"rope_type": "linear"}}, "'linear' needs a factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor is 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "wavelength": 1}}, "key wavelength"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2},
+             "rope_parameters": {"rope_type": "linear", "factor": 4}},
+            r"contradict each other \(factor\)",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2},
+             "rope_parameters": {"rope_type": "dynamic", "factor": 2}},
+            r"contradict each other \(type\)",
+        ),
     ],
-)
+)  # fmt: skip
 def test_llama_errors(keys, expected):
     with pytest.raises(ValueError, match=expected) as caught:
         read_config({**LLAMA, **keys}, "folder/config.json")

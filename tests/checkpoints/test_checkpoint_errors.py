@@ -219,6 +219,8 @@ def test_many_missing_tensors_are_counted(tmp_path):
         ({"num_hidden_layers": 10**12}, "is 1000000000000; expected at most 100,000"),
         ({"hidden_size": 10**18, "head_dim": 4}, "no tensor can be this large"),
         ({"vocab_size": 10**30}, "no tensor can be this large"),
+        ({"num_attention_heads": 10**30, "head_dim": 4}, "no tensor can be this large"),
+        ({"intermediate_size": 2**55}, "no tensor can be this large"),
     ],
 )
 def test_sizes_beyond_all_bounds(tmp_path, config, expected):

@@ -47,6 +47,18 @@ def test_a_written_out_head_that_equals_the_embedding_is_tied(tmp_path, shards, 
     assert not checkpoints.open_checkpoint(folder).config.tied
 
 
+@pytest.mark.parametrize(("shards", "embed_dim"), [(1, 1), (2, 0), (2, 1)])
+@pytest.mark.parametrize("row", [0, 19, 20, 39])
+def test_a_head_that_differs_in_one_row_is_not_tied(tmp_path, shards, embed_dim, row):
+    weights = writers.random_llama()
+    head = weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    head[row, 5] += 1
+    folder = writers.write_meta(tmp_path, writers.PARAMS_JSON, weights, shards, embed_dim)
+    opened = checkpoints.open_checkpoint(folder)
+    assert not opened.config.tied
+    assert torch.equal(opened.weights["unembed.weight"], head)
+
+
 def test_sharded_safetensors_equal_one_file(tmp_path):
     weights = writers.random_llama()
     one, three = (
@@ -178,11 +190,24 @@ def test_params_of_the_releases(release):
         assert sum(each.numel() for each in build(config).parameters()) == count
 
 
+def test_rows_of_heads_go_to_halves_and_back():
+    stored = torch.arange(16.0)[:, None] * torch.ones(3)  # two heads of eight rows
+    split = meta.half_split(stored, 2)
+    rows = [0, 2, 4, 6, 1, 3, 5, 7]
+    assert split[:, 1].tolist() == [*rows, *(8 + row for row in rows)]
+    assert torch.equal(meta.interleaved(split, 2), stored)
+
+
 def test_both_roundings_of_the_hidden_width_matter():
     # by hand: int(8 · 100 / 3) = 266, int(1.3 · 266) = 345 = 5 · 69. Without the inner int() 346
     # comes out, without the outer one 345.8, and both would go up to 350.
     assert meta.hidden_width(100, 5, 1.3) == 345
     assert meta.hidden_width(64, 4, None) == 172
+    assert meta.hidden_width(100, 1, None) == 266
+    params, vocabulary, *_ = RELEASES["llama 3 8B"]
+    shard = {"tok_embeddings.weight": Stored((vocabulary, 4096), torch.bfloat16)}
+    exact = params | {"multiple_of": 1, "ffn_dim_multiplier": None}
+    assert meta.read_params(exact, "params.json", [shard], False).hidden_width == 10922
 
 
 def test_detects_the_layout(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from pellucid.checkpoints.files import PthFile
 from pellucid.diff.served.logs import read_logs
-from pellucid.files import read_json, read_text
+from pellucid.files import parse_json, parse_toml, parse_yaml, read_json, read_text
 from pellucid.gguf_file import read_header
 
 
@@ -42,6 +42,26 @@ def test_json_that_is_none_is_one_line_with_the_file(tmp_path, text, expected):
     with pytest.raises(ValueError, match=expected) as caught:
         read_json(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_json, '{{"a": [1, {{"b": {}}}]}}'),
+        (parse_toml, "a = [1, {{ b = {} }}]"),
+        (parse_yaml, "a: [1, {{b: {}}}]"),
+    ],
+)
+def test_a_number_has_a_hundred_digits_at_most(parse, text):
+    for digits in (1, 100):
+        for sign in ("", "-"):
+            number = sign + "9" * digits
+            if len(number) <= 100:
+                assert parse(text.format(number), "a") == {"a": [1, {"b": int(number)}]}
+    for odd in ('"text"', "1.5", "true"):
+        assert parse(text.format(odd), "a")["a"][0] == 1
+    with pytest.raises(ValueError, match=r"^a[: ].*number of (101|more than 100) digits"):
+        parse(text.format("9" * 101), "a")
 
 
 def test_a_byte_order_mark_and_a_size(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def test_blocks_that_c_does_not_read_as_stored_are_told(kind, said):
     print_report(Console(file=out, width=120), report)
     assert f"3 in {kind}" in out.getvalue()
     assert ("the decoder in C reads none as stored" in out.getvalue()) == said
+
+
+def test_sizes_that_no_machine_has_are_one_line(tmp_path, capsys):
+    """Without files of weights nothing but the config says how large a model is."""
+    demos = Path(str(files("pellucid"))) / "demos"
+    config = json.loads((demos / "demo" / "config.json").read_text())
+    for key in ("num_attention_heads", "vocab_size", "intermediate_size"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: 2 * 10**30}))
+        for verb in ("info", "plan"):
+            assert main([verb, str(tmp_path)]) == 2
+            said = capsys.readouterr().err
+            assert "no tensor can be this large" in said and said.count("\n") == 1

@@ -94,6 +94,13 @@ def test_which_files_belong_to_a_model(tmp_path):
     assert is_model_file(tmp_path / "w.safetensors")
 
 
+def test_a_folder_is_no_output_and_neither_is_a_file_in_none(tmp_path):
+    with pytest.raises(ValueError, match="-o .*: it is a folder; give a file"):
+        check_output(tmp_path, True, "-o")
+    with pytest.raises(ValueError, match="-o .*: there is no folder .*none; give a file"):
+        check_output(tmp_path / "none" / "page.html", True, "-o")
+
+
 def test_plots_are_replaced_only_when_told(tmp_path, capsys):
     (tmp_path / "logits.png").write_text("mine")
     assert main(["walk", PROMPT, "--plots", str(tmp_path)]) == 2

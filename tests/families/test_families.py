@@ -314,6 +314,14 @@ def test_null_says_something_else_than_absence():
     assert read("nanochat", (), final_logit_softcapping=None).logit_cap == 0.0
 
 
+def test_longrope_sharpens_nothing_within_its_own_context():
+    """The factor is how much longer the context is than the original one, and never below 1."""
+    for original, factor in ((16, 4.0), (48, 64 / 48), (64, 1.0), (100, 1.0)):
+        sizes = {"max_position_embeddings": 64, "original_max_position_embeddings": original}
+        found = config_of("phi3 longrope", **sizes).rope
+        assert found and (found.factor, found.original_context) == (factor, original)
+
+
 def test_defaults_are_those_of_each_class():
     assert read("granite by default", ()).score_scale == 1.0  # not 1/√D
     assert [name for name in ROTARY if read_config(SAMPLES[name], "").tied] == [

@@ -249,6 +249,30 @@ def test_a_kept_cache_changes_nothing_but_the_work(name: str) -> None:
         conversation = conversation + answer + prompt(2, seed=turn)
 
 
+@pytest.mark.parametrize("first", [15, 16])
+def test_keys_turned_by_short_divisors_are_not_read_by_a_text_that_is_longer(first: int) -> None:
+    """longrope has other divisors beyond its original context, here of 16 tokens."""
+    rope = RopeConfig(
+        type="longrope", factor=4.0, original_context=16, short_factor=(1.0,) * 5,
+        long_factor=(1.0, 1.5, 2.0, 3.0, 4.0),
+    )  # fmt: skip
+    model, kept = random_model(replace(LLAMA, rope=rope)), KeptCache()
+    options = {"sampling": GREEDY, "max_new_tokens": 1}
+    start = prompt(first)
+    text_alone(model, start, kept=kept, **options)
+    for longer in ([*start, 5], [*start, 5, 6, 7]):
+        steps = generate_tokens(model, [longer], kept=kept, **options)
+        next(steps)
+        with torch.no_grad():
+            alone = model(torch.tensor([longer]))[:, -1]
+        torch.testing.assert_close(steps.logits, alone, rtol=1e-12, atol=1e-12)
+    steps = generate_tokens(model, [longer[:12]], kept=kept, **options)
+    next(steps)
+    with torch.no_grad():
+        alone = model(torch.tensor([longer[:12]]))[:, -1]
+    torch.testing.assert_close(steps.logits, alone, rtol=1e-12, atol=1e-12)
+
+
 def test_a_kept_cache_follows_a_changed_history() -> None:
     model, kept = model_of("llama-gqa"), KeptCache()
     options = {"sampling": GREEDY, "max_new_tokens": 3}

@@ -66,6 +66,18 @@ def test_the_same_text_and_bits_by_fewer_passes(kind, sampling, dtype, monkeypat
     assert len(passes) == 39 - guessed < 12  # the first of 40 is the prompt's
 
 
+def test_what_a_pass_took_is_noted_under_its_tokens(monkeypatch):
+    model = random_model(CONFIGS["llama-gqa"], torch.float32)
+    plain, *_ = written(model, False)
+    noted, took = [], Lookup.took
+    monkeypatch.setattr(Lookup, "took", lambda self, *told: (noted.append(told), took(self, *told)))
+    passes = guess_from(monkeypatch, PROMPT + plain)
+    written(model, True)
+    assert [tokens for tokens, _ in noted] == passes
+    assert all(seconds > 0 for _, seconds in noted)
+    assert max(passes) == 8  # seven guesses and the token before them
+
+
 def test_a_kept_cache_holds_no_token_that_was_only_guessed(monkeypatch):
     model, kept = random_model(CONFIGS["llama-gqa"], torch.float32), KeptCache()
     plain, *_ = written(model, False, tokens=20)

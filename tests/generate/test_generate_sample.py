@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -185,11 +186,16 @@ def test_seeds() -> None:
     assert row_seed(7, 0) == 7
     seeds = {row_seed(seed, row) for seed in range(20) for row in range(1, 20)}
     assert len(seeds) == 20 * 19 and all(0 <= seed < 2**63 for seed in seeds)
+    digest = hashlib.blake2b(b"7 1", digest_size=8).digest()  # the top 63 of its 64 bits
+    assert row_seed(7, 1) == int(digest.hex(), 16) // 2
     assert [g.initial_seed() for g in row_generators([3, 4], 2)] == [3, 4]
     chance = {g.initial_seed() for _ in range(3) for g in row_generators(None, 2)}
     assert len(chance) == 6
     with pytest.raises(ValueError, match="seed is -1"):
         row_generators(-1, 1)
+    assert row_seed(2**63 - 1, 0) == 2**63 - 1
+    with pytest.raises(ValueError, match=f"seed is {2**63}"):
+        row_seed(2**63, 0)
     with pytest.raises(ValueError, match="2 seeds for 3 prompts"):
         row_generators([1, 2], 3)
 

@@ -10,7 +10,7 @@ import torch
 from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 
 from pellucid.models import Cache, RopeConfig
-from pellucid.models.attention import positions_and_mask, repeat_heads, softmax
+from pellucid.models.attention import last_of, positions_and_mask, repeat_heads, softmax
 from pellucid.trace import trace
 
 # Fused attention sums in another order; float32 keeps 24 bits of numbers up to about 10 here.
@@ -105,6 +105,13 @@ def test_named_steps_equal_fused_attention_with_a_cache(kind, parts):
     close(*runs, torch.float64)
 
 
+def test_two_tokens_alone_are_causal():
+    model = random_model(LLAMA)
+    tokens = random_tokens(LLAMA, 2, 2)
+    with torch.no_grad():
+        close(model(tokens)[:, :1], model(tokens[:, :1]), torch.float64)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama-gqa"])
 def test_named_steps_equal_fused_attention_on_padded_rows(kind):
     config = CONFIGS[kind]
@@ -150,6 +157,17 @@ def test_the_mask_by_hand():
     positions, allowed = positions_and_mask(torch.zeros(1, 2, dtype=torch.long), 2, None)
     assert positions.tolist() == [2, 3]
     assert allowed.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_a_window_ends_so_many_tokens_back():
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    _, allowed = positions_and_mask(tokens, 2, None)
+    assert last_of(allowed, 2).int().tolist() == [
+        [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]
+    ]  # fmt: skip
+    # A static cache of 7 places, of which the pass has filled 2, 3 and 4.
+    wide = torch.ones(3, 7, dtype=torch.bool).tril(2)
+    assert torch.equal(last_of(wide, 2, torch.tensor(4))[:, :5], last_of(allowed, 2))
 
 
 def test_the_mask_of_padded_rows_by_hand():

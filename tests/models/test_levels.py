@@ -73,6 +73,28 @@ def test_products_are_closer_and_values_farther(offsets):
     assert made[1].misfits(weight).nonzero().tolist() == [[21, 1]]
 
 
+@pytest.mark.parametrize(("rows", "offsets"), [(1, True), (40, False), (1090, True)])
+def test_a_fitted_matrix_has_the_levels_of_the_rule_for_its_own_steps(rows, offsets):
+    """Columns that fill no group, rows that fill no tile, and more tiles than one slice has."""
+    weight, x = random(rows, 40) + 0.2, random(200, 40) @ (torch.eye(40) + 0.2 * random(40, 40))
+    products = Products(x.T @ x)
+    made = QuantisedMatrix(rows, 40, bits=4, group=32, offsets=offsets, dtype=torch.float32)
+    made.quantise_(weight, products=products)
+    scales, shifts = (
+        None if each is None else each.flatten(0, 1)[:rows].repeat_interleave(32, 1)[:, :40]
+        for each in made.steps()
+    )
+    assert scales is not None
+    assert (shifts is not None) == offsets
+    levels = compensated_levels(weight, scales, shifts, 4, products)
+    assert torch.equal(made.weight, levels * scales + (0 if shifts is None else shifts))
+    assert made.fitted
+    assert not made.misfits(weight).any()
+    other = weight.clone()
+    other[rows - 1, 35] += 9 * float(scales[rows - 1, 35].abs()) * 2
+    assert made.misfits(other).nonzero().tolist() == [[rows - 1, 1]]
+
+
 def test_inputs_that_depend_on_one_another_are_no_obstacle():
     x = random(5, 40)  # fewer inputs than columns
     levels = compensated_levels(random(8, 40), torch.full((8, 40), 0.3), None, 4,

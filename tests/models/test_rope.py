@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import cmath
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pellucid.models import RopeConfig
-from pellucid.models.rope import RotaryEmbedding, frequencies, rotate
+from pellucid.models.rope import RotaryEmbedding, frequencies, interleaved, rotate
 from pellucid.numerics import dialect
 
 DOUBLE = torch.float64
@@ -56,6 +57,7 @@ def test_default_and_linear_by_hand():
     assert freqs(RopeConfig(theta=10000.0)) == pytest.approx([1, 0.1, 0.01, 0.001])
     linear = RopeConfig(theta=10000.0, type="linear", factor=4.0)
     assert freqs(linear) == pytest.approx([0.25, 0.025, 0.0025, 0.00025])
+    assert freqs(RopeConfig(theta=1.0, type="linear", factor=1.25)) == [0.8] * 4
 
 
 def test_dynamic_by_hand():
@@ -106,6 +108,90 @@ def test_a_part_of_a_head_is_turned_and_rows_by_their_own_angles():
     for row in range(2):
         alone = rotate(x[row : row + 1, ..., :8], angles[row].cos(), angles[row].sin(), style)
         assert torch.equal(turned[row : row + 1, ..., :8], alone)
+
+
+def test_a_wave_at_an_edge_of_llama3_s_ramp():
+    # The first wave is 2π tokens long, and so is 64 / (32 / π).
+    edge = 32 / math.pi
+    assert 64 / edge == 2 * math.pi
+    long = RopeConfig(
+        theta=100.0, type="llama3", factor=4.0, original_context=64, low_freq_factor=edge,
+        high_freq_factor=2 * edge,
+    )  # fmt: skip
+    assert freqs(long)[0] == 1 / 4  # the longest of the ramp: slowed whole
+    short = RopeConfig(
+        theta=100.0, type="llama3", factor=4.0, original_context=64, high_freq_factor=edge
+    )
+    assert freqs(short)[0] == 1  # the shortest: as trained
+    wave = 2 * math.pi * 100 ** (2 / 8)  # low_freq_factor is 1 where none is given
+    ramp = (64 / wave - 1) / (edge - 1)
+    second = plain(100.0, 8)[1]
+    assert freqs(short)[1] == pytest.approx((1 - ramp) * second / 4 + ramp * second, rel=1e-14)
+
+
+def test_longrope_by_hand():
+    rope = RopeConfig(
+        theta=10000.0, type="longrope", factor=4.0, original_context=100,
+        short_factor=(1.0, 1.5, 2.0, 2.5), long_factor=(1.0, 4.0, 16.0, 64.0),
+    )  # fmt: skip
+    assert rope.follows_length
+    base = plain(10000.0, 8)
+    for length, divisors in ((1, rope.short_factor), (100, rope.short_factor),
+                             (101, rope.long_factor)):  # fmt: skip
+        expected = [each / by for each, by in zip(base, divisors, strict=True)]
+        assert freqs(rope, length=length) == pytest.approx(expected, rel=1e-14)
+    assert rope.magnitude == pytest.approx(math.sqrt(1 + math.log(4) / math.log(100)), rel=1e-15)
+    cos, _ = RotaryEmbedding(rope, 8, dialect("hf", "llama"))(torch.arange(101), DOUBLE)
+    angles = [5 * each / by for each, by in zip(base, rope.long_factor, strict=True)]
+    assert cos[5].tolist() == pytest.approx([rope.magnitude * math.cos(a) for a in angles])
+    cos, _ = RotaryEmbedding(rope, 8, dialect("hf", "llama"))(torch.arange(100), DOUBLE)
+    angles = [5 * each / by for each, by in zip(base, rope.short_factor, strict=True)]
+    assert cos[5].tolist() == pytest.approx([rope.magnitude * math.cos(a) for a in angles])
+
+
+def test_turned_heads_have_the_precision_that_the_dialect_keeps():
+    style = dialect("hf", "llama")
+    x = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    angles = RotaryEmbedding(RopeConfig(), 8, replace(style, rope="keep"))(
+        torch.arange(5), torch.float32
+    )
+    kept = rotate(x, *angles, replace(style, rope="keep"))
+    rounded = rotate(x, *angles, replace(style, rope="float32"))
+    assert (kept.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(kept.bfloat16(), rounded)
+    assert not torch.equal(kept, rounded.float())
+
+
+def test_interleaved_puts_the_two_of_a_pair_side_by_side():
+    x = torch.arange(2 * 3 * 5 * 6).view(2, 3, 5, 6)
+    moved = interleaved(x)
+    assert moved.shape == x.shape
+    for place, source in enumerate((0, 3, 1, 4, 2, 5)):
+        assert torch.equal(moved[..., place], x[..., source])
+
+
+def test_the_rows_of_a_pass_are_laid_out_as_the_references_leave_them():
+    """As (B, T, H, D) in memory: in another order q · k may add up its terms differently."""
+    x = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    for name in ("hf", "meta"):
+        style = dialect(name, "llama")
+        angles = RotaryEmbedding(RopeConfig(), 8, style)(torch.arange(5), torch.float32)
+        turned = rotate(x, *angles, style)
+        assert turned.transpose(1, 2).is_contiguous()
+        assert interleaved(turned).transpose(1, 2).is_contiguous()
+
+
+def test_the_angles_are_rounded_as_each_reference_rounds_them():
+    """transformers takes cos and sin of the angles, Meta the parts of a complex number."""
+    positions = torch.arange(3000)
+    turns = 1.0 / 10000 ** (torch.arange(0, 8, 2).float() / 8)
+    angles = positions[:, None].float() * turns
+    cis = torch.polar(torch.ones_like(angles), angles)
+    for name, expected in (("hf", (angles.cos(), angles.sin())), ("meta", (cis.real, cis.imag))):
+        embedding = RotaryEmbedding(RopeConfig(), 8, dialect(name, "llama"))
+        cos, sin = embedding(positions, torch.float32)
+        assert torch.equal(cos, expected[0])
+        assert torch.equal(sin, expected[1])
 
 
 def test_yarn_by_hand():
@@ -171,6 +257,10 @@ def test_angles_are_at_least_float32():
     [
         ({"type": "ntk"}, "unknown rope type 'ntk'.*default, linear, dynamic"),
         ({"theta": 0.0}, "theta is 0.0"),
+        ({"share": 0.0}, "share is 0.0"),
+        ({"type": "longrope", "original_context": 8, "short_factor": (1.0,)}, "1 short and 0 long"),
+        ({"type": "longrope", "original_context": 8}, "0 short and 0 long"),
+        ({"type": "longrope", "short_factor": (1.0,), "long_factor": (1.0,)}, "needs the original"),
         ({"share": 1.5}, "share is 1.5: expected a share above 0, at most 1"),
         ({"type": "linear", "factor": 0.5}, "factor is 0.5: expected 1 or more"),
         ({"type": "dynamic", "factor": 2.0}, "'dynamic' needs the original context"),

@@ -1,10 +1,10 @@
 """Where mutants are tried: for each module a process that has collected the module's tests.
 
 Importing and collecting take seconds, a test that notices a mutant mostly less than one. So a fork
-of that process gets the mutant's code put into the module's functions and runs the tests: first
-those that run the changed line, the quickest before the others. What runs at import (a constant, a
-field of a class, a function that is called while the tests are collected) is changed in the file,
-and a new process imports it.
+of that process gets the mutant's code put into the module's functions and runs the tests that run
+the changed line, themselves or in a fixture of theirs, the quickest first. What runs at import (a
+constant, a field of a class, a function that is called while the tests are collected) is changed in
+the file, and a new process imports it and runs all of the module's tests.
 """
 
 from __future__ import annotations
@@ -62,24 +62,21 @@ class Collected:
 
     def pass_with(self, mutant: Change) -> bool:
         """Whether the tests pass with a mutant; a hang is noticed as well as a failure."""
-        order = sorted(self.seconds, key=lambda test: self._rank(test, mutant.statement))
-        ask = {"source": mutant.source, "order": order}
+        order = sorted(self.seconds, key=self.seconds.__getitem__)
+        chosen = [test for test in order if self._runs(test, mutant.statement)]
+        ask = {"source": mutant.source, "order": chosen, "limits": self.seconds}
         seconds = 20 + 2 * sum(self.seconds.values())
         self.file.write_text(mutant.source, "utf-8")
         try:
             if mutant.inside and not self._runs("", mutant.statement):
-                return self._passes(ask, seconds)
+                return not chosen or self._passes(ask, seconds)
             anew = Collected(self.file, self.tests)
             try:
-                return anew._passes({"source": None, "order": order}, seconds)
+                return anew._passes(ask | {"source": None, "order": order}, seconds)
             finally:
                 anew._ask.close()
         finally:
             self.file.write_text(self._whole, "utf-8")
-
-    def _rank(self, test: str, statement: range) -> tuple[bool, float]:
-        runs = self._runs(test, statement)
-        return (not runs, self.seconds[test] if runs else 0.0)
 
     def _runs(self, test: str, statement: range) -> bool:
         return not set(statement).isdisjoint(self.lines[test])
@@ -115,14 +112,22 @@ class Collected:
             os._exit(status)
 
 
+# A function's lines are noted in its first so many calls of a test: to note them takes long.
+MOST_CALLS = 300
+
+
 class Trying:
     """The pytest plugin of that process: once tests are collected, each fork runs them."""
 
     def __init__(self, file: Path, whole: str, told: Path, asks: Any, answers: Any) -> None:
         self.file, self.whole, self.told = file, whole, told
+        self._name = str(file)
         self.asks, self.answers = asks, answers
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, list[int]] = {}
+        self.limits: dict[str, float] = {}  # of tests with a mutant, in processor seconds
+        self._of_fixtures: dict[int, set[int]] = {}
+        self._calls: dict[CodeType, int] = {}
         self._seen: set[int] = set()
         self._watching = True
         self._watch(True)
@@ -143,16 +148,25 @@ class Trying:
             self.answers.flush()
         os._exit(0)
 
-    def _prepare(self, session: pytest.Session, source: str | None, order: list[str]) -> None:
-        self._watching = False
+    def _prepare(
+        self,
+        session: pytest.Session,
+        source: str | None,
+        order: list[str],
+        limits: dict[str, float],
+    ) -> None:
+        self._watching, self.limits = False, limits
         place = {test: number for number, test in enumerate(order)}
-        session.items.sort(key=lambda item: place.get(item.nodeid, len(place)))
+        session.items[:] = [item for item in session.items if item.nodeid in place]
+        session.items.sort(key=lambda item: place[item.nodeid])
+        session.testscollected = len(session.items)
         if source is not None:
             put_code_in(self.file, self.whole, source)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        if not self._watching:
+        if not self._watching:  # one that hangs is killed by this timer, which nothing catches
+            signal.setitimer(signal.ITIMER_PROF, 5 + 10 * self.limits[item.nodeid])
             return (yield)
         begin = time.process_time()
         self._watch(True)
@@ -161,7 +175,22 @@ class Trying:
         finally:
             self._watch(False)
             self.seconds[item.nodeid] = time.process_time() - begin
+            of_test = getattr(item, "_fixtureinfo", None)
+            for fixtures in of_test.name2fixturedefs.values() if of_test is not None else ():
+                self._seen.update(*(self._of_fixtures.get(id(each), ()) for each in fixtures))
             self.lines[item.nodeid] = sorted(self._seen)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        """What a fixture of several tests runs, each of these runs."""
+        if not self._watching or fixturedef.scope == "function":
+            return (yield)
+        before, self._seen = self._seen, set()
+        try:
+            return (yield)
+        finally:
+            self._of_fixtures.setdefault(id(fixturedef), set()).update(self._seen)
+            self._seen |= before
 
     def pytest_sessionfinish(self) -> None:
         if self._watching:
@@ -169,12 +198,16 @@ class Trying:
 
     def _watch(self, on: bool) -> None:
         if on:
-            self._seen = set()
+            self._seen, self._calls = set(), {}
         threading.settrace(self._call if on else None)
         sys.settrace(self._call if on else None)
 
     def _call(self, frame: FrameType, event: str, given: Any) -> Any:
-        return self._line if frame.f_code.co_filename == str(self.file) else None
+        code = frame.f_code
+        if code.co_filename != self._name:
+            return None
+        self._calls[code] = self._calls.get(code, 0) + 1
+        return self._line if self._calls[code] <= MOST_CALLS else None
 
     def _line(self, frame: FrameType, event: str, given: Any) -> Any:
         self._seen.add(frame.f_lineno)

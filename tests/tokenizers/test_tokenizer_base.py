@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pellucid import tokenizers
 from pellucid.tokenizers import Tokenizer
+from pellucid.tokenizers.base import ChatFormat
 
 quick = settings(
     max_examples=60,
@@ -97,6 +98,54 @@ def test_begin_and_end_tokens(small: Tokenizer) -> None:
     assert small.eos_id in small.stop_ids
     assert small.encode("") == []
     assert small.decode([]) == ""
+
+
+def test_a_text_stops_at_what_ends_a_turn_and_nowhere_else() -> None:
+    plain = {"kind": "k", "table": [b"x"] * 9, "bos_id": 0}
+    names = {"<|begin|>": 0, "<|eot_id|>": 1, "<|end|>": 2, "<|python_tag|>": 3}
+    assert Tokenizer(**plain, specials=names, eos_id=None).stop_ids == {1}
+    marked = Tokenizer(**plain, specials={"<|end|>": 2}, eos_id=2, marks={"</s>": 4, "<s>": 5})
+    assert marked.stop_ids == {2, 4}
+    assert Tokenizer(**plain, specials={}, eos_id=3, stop_ids=[7]).stop_ids == {3, 7}
+    assert not Tokenizer(**plain, specials={}, eos_id=3, adds_bos=False).adds_bos
+    assert Tokenizer(**plain, specials={}, eos_id=3, adds_bos=True).adds_bos
+    assert not Tokenizer(**plain | {"bos_id": None}, specials={}, eos_id=3, adds_bos=True).adds_bos
+
+
+def test_of_special_tokens_that_begin_alike_the_longest_is_meant() -> None:
+    names = {"<|a|>": 0, "<|a|>b": 1, "<|a|>bc": 2}
+    tokenizer = Tokenizer(kind="k", table=[b"x"] * 3, specials=names, bos_id=None, eos_id=None)
+    assert tokenizer.split_specials("<|a|>bcd<|a|>b<|a|>") == [2, "d", 1, 0]
+    assert tokenizer.split_specials("plain") == ["plain"]
+    assert tokenizer.split_specials("") == []
+
+
+class Numbered(ChatFormat):
+    """Says how many messages there are."""
+
+    name = "numbered"
+
+    def _encode(self, messages, add_generation_prompt, tools):
+        return [len(messages), add_generation_prompt, len(tools or ())]
+
+
+def test_a_conversation_is_checked_before_a_format_writes_it(small: Tokenizer) -> None:
+    told, message, tool = Numbered(small), {"role": "user", "content": "a"}, {"name": "f"}
+    assert told.encode([message]) == [1, True, 0]
+    assert told.encode([message, message], add_generation_prompt=False, tools=[]) == [2, False, 0]
+    with pytest.raises(ValueError, match="at least one message, got none"):
+        told.encode([])
+    for key in ("role", "content"):
+        lacking = {name: value for name, value in message.items() if name != key}
+        for wrong in (lacking, message | {key: 5}):
+            with pytest.raises(ValueError, match=f"message 1: '{key}' is .*; expected text"):
+                told.encode([message, wrong])
+    called = message | {"tool_calls": [tool]}
+    for given_tools, messages in (([tool], [message]), (None, [message, called])):
+        with pytest.raises(ValueError, match="numbered has no place for tools"):
+            told.encode(messages, tools=given_tools)
+    told.tells_tools = True
+    assert told.encode([message, called], tools=[tool]) == [2, True, 1]
 
 
 def test_surrogates_join_or_become_the_replacement_character(small: Tokenizer) -> None:

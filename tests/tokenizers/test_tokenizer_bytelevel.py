@@ -70,6 +70,7 @@ def test_long_white_space_is_cut_where_the_pattern_cuts_it(
     @given(st.text(st.sampled_from("a1!é🦙'  \t\n\r\u2028\x85"), max_size=40))
     @example("!\n\n\n x")
     @example("   ")
+    @example("\n   b")
     @example("a\n\n\n\n")
     @example("\n\n \n  b!")
     @example("a\n\r\t\r b")
@@ -141,6 +142,9 @@ def test_merges_become_ranks_only_where_that_is_the_same() -> None:
     assert ranks_from_merges(vocab, merges[::-1]) is None, "made out of order"
     assert ranks_from_merges(vocab | {"he": 259}, merges) is None, "a token that no merge makes"
     assert ranks_from_merges(vocab, [*merges, ("x", "y")]) is None, "a merge without a token"
+    for order in (["he", "the"], ["the", "he"]):  # "he", which no merge makes, comes first or last
+        odd = _vocab([]) | {token: 256 + place for place, token in enumerate(order)}
+        assert ranks_from_merges(odd, [("t", "he")]) is None
     lacking = {token: id for token, id in vocab.items() if token != "a"}
     assert ranks_from_merges(lacking, merges) is None, "a byte is missing"
     assert ranks_from_merges(vocab | {"日": 259}, merges) is None, "no way to write bytes"

@@ -69,6 +69,8 @@ def test_ranks_read_their_rows_of_the_same_batch():
             assert torch.cat([part.targets for part in parts]).equal(whole.targets)
             strided = batches.at(step, slice(1, None, 3))
             assert strided.inputs.equal(whole.inputs[1::3])
+            alone = [batches.at(step, slice(row, row + 1)).inputs for row in range(6)]
+            assert torch.cat(alone).equal(whole.inputs)
 
 
 def test_documents_name_the_place_in_the_row_where_each_begins():
@@ -178,6 +180,9 @@ def test_copies_are_put_into_their_share_of_rows_and_leave_the_stream_alone():
 def test_text_shorter_than_the_context_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"5 tokens long: a context of 8 needs at least 9"):
         Batches(torch.arange(5), context=8, batch=1, seed=0)
+    with pytest.raises(ValueError, match=r"8 tokens long: a context of 8 needs at least 9"):
+        Batches(torch.arange(8), context=8, batch=1, seed=0)
+    assert Batches(torch.arange(9), context=8, batch=1, seed=0).windows == 1
 
 
 def test_held_out_windows_lie_side_by_side():
@@ -186,6 +191,7 @@ def test_held_out_windows_lie_side_by_side():
     assert windows[:, -1].tolist() == [5, 10, 15, 20]
     assert held_out_windows(torch.arange(21), 5, limit=2)[:, 0].tolist() == [0, 15]
     assert held_out_windows(torch.arange(3), context=5).tolist() == [[0, 1, 2]]
+    assert held_out_windows(torch.arange(2), context=5).tolist() == [[0, 1]]
     with pytest.raises(ValueError, match="1 tokens long"):
         held_out_windows(torch.arange(1), context=5)
 

@@ -17,6 +17,7 @@ from pellucid.train import (
 )
 from pellucid.train.cross_entropy import linear_cross_entropy
 from pellucid.train.objective import document_starts
+from pellucid.train.parallel import vocabulary
 
 
 def problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,6 +47,13 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(chunk: int | None):
     torch.testing.assert_close(loss, wanted, atol=1e-12, rtol=1e-12)
     for got, want in zip(grads, wanted_grads, strict=True):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=1e-12)
+
+
+def test_in_one_piece_the_loss_is_that_of_pytorch_to_the_bit():
+    hidden, weight, targets = problem(torch.float32)
+    logits = F.linear(hidden.detach().flatten(0, 1), weight.detach())
+    wanted = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    assert linear_cross_entropy(hidden, weight, targets).equal(wanted)
 
 
 def test_a_second_backward_pass_is_refused_and_not_wrong():
@@ -137,12 +145,28 @@ def test_documents_say_where_each_token_s_text_begins():
     assert starts.tolist() == [[0, 0, 0, 3, 3, 5], [0, 0, 2, 2, 2, 2]]
 
 
+def test_a_vocabulary_that_ranks_share_has_a_loss_of_its_own(monkeypatch):
+    hidden, weight, targets = problem(torch.float32)
+    weight.device_mesh = "several ranks"  # as a DTensor has
+    taken = []
+    monkeypatch.setattr(
+        vocabulary, "split_linear_cross_entropy", lambda *given: taken.extend(given)
+    )
+    linear_cross_entropy(hidden, weight, targets)
+    rows, same, flat, most = taken
+    assert torch.equal(rows, hidden.view(21, 5)) and same is weight
+    assert torch.equal(flat, targets.view(21)) and most == 2**26
+
+
 def test_as_many_rows_at_a_time_as_keep_the_logits_small(monkeypatch):
     hidden, weight, targets = problem(torch.float32)
     taken = []
     monkeypatch.setattr(
         cross_entropy._LinearCrossEntropy, "apply", lambda *given: taken.append(given[-1])
     )
+    large = torch.zeros(1).expand(2**13, 1)  # 4,096 rows of logits of 32 KB each: 128 MB, not 64
+    linear_cross_entropy(torch.zeros(1).expand(2**12, 1), large, torch.zeros(2**12).long())
+    assert taken.pop() == 2**11
     whole = 21 * 11 * 4  # bytes of all logits: 21 rows, 11 tokens, float32
     for most, rows in ((whole, 21), (whole - 1, 11), (11 * 4 * 5, 5), (11 * 4, 1)):
         monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", most)

@@ -47,6 +47,9 @@ def test_steps_beyond_the_last_have_the_final_rate():
 
 def test_no_warm_up_and_a_single_step():
     assert Schedule(peak=1.0, final=0.0, warmup=0, steps=1).rate(0) == 1.0
+    for shape in ("cosine", "linear"):
+        two = Schedule(peak=1.0, final=0.25, warmup=0, steps=2, shape=shape)
+        assert [two.rate(0), two.rate(1)] == [1.0, 0.25]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,27 @@ def test_any_size_takes_no_memory():
         Shuffle(0, 1)
 
 
+@pytest.mark.parametrize(("size", "seed"), [(1, 0), (4, 5), (5, 2), (100, 7), (1000, 2**40)])
+def test_the_order_is_that_of_the_network_as_written(size: int, seed: int):
+    """A run that goes on in a later version reads what it would have read."""
+    half = 1
+    while 4**half < size:
+        half += 1
+    order = []
+    for place in range(size):
+        while True:
+            left, right = divmod(place, 2**half)
+            for number in range(6):
+                scrambled = mix(right ^ mix(6 * seed + number))
+                left, right = right, left ^ (scrambled % 2**half)
+            place = left * 2**half + right
+            if place < size:
+                break
+        order.append(place)
+    shuffle = Shuffle(size, seed)
+    assert [shuffle[place] for place in range(size)] == order
+
+
 def test_mix_is_splitmix64():
     # First outputs for seed 1234567, as published with the generator (Vigna, splitmix64.c).
     gamma, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1

@@ -132,6 +132,31 @@ def test_a_trace_has_the_names_it_always_had(config):
     assert not torch.equal(before["layers.0.attn.q"], after["layers.0.attn.q"])
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [((3, 8), (6, 3)), ((3, 7), (5, 3)), ((3, 7), (6, 4)), ((3, 8), (5, 4))]
+)
+def test_matrices_that_do_not_fit_a_layer_are_refused(a, b):
+    fits = lora.Adapter(nn.Linear(7, 6), torch.zeros(3, 7), torch.zeros(6, 3), alpha=6.0)
+    assert (fits.rank, fits.scale) == (3, 2.0)
+    with pytest.raises(ValueError, match=r"7 to 6: expected \(r, 7\) and \(6, r\)"):
+        lora.Adapter(nn.Linear(7, 6), torch.zeros(a), torch.zeros(b), alpha=1.0)
+
+
+def test_a_new_adapter_begins_as_in_peft_and_asks_for_room_for_its_training(monkeypatch):
+    asked = []
+    monkeypatch.setattr(lora, "check_room", lambda bytes_, *_: asked.append(bytes_))
+    model = random_model(LLAMA, torch.float32)
+    made = lora.inject(model, LoraConfig(rank=40, targets=("layers.*.attn.q_proj",)))
+    for adapter in made.values():
+        bound = 36**-0.5  # 36 inputs
+        assert -bound <= adapter.a.min() < -0.95 * bound
+        assert 0.95 * bound < adapter.a.max() <= bound
+        assert (adapter.b == 0).all()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 2 * 40 * (36 + 40)
+    assert asked == [16 * trained]  # float32: the number, its gradient and two of AdamW
+
+
 def test_dropout_is_for_training_and_scales_what_is_left():
     linear = nn.Linear(400, 1, bias=False, dtype=torch.float64)
     nn.init.zeros_(linear.weight)

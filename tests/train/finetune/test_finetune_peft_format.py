@@ -14,6 +14,7 @@ from tiny import CONFIGS, GPT, LLAMA, random_model, random_tokens
 from pellucid.checkpoints import load_model, open_checkpoint
 from pellucid.checkpoints.formats.hf import table
 from pellucid.checkpoints.formats.peft import apply_adapter, module_names, save_adapter
+from pellucid.checkpoints.formats.peft_config import read_config, scale, written_config
 from pellucid.models import adapters as lora
 from pellucid.models.adapters import LoraConfig
 
@@ -122,6 +123,65 @@ def test_rank_stabilised_patterns_and_a_model_without_its_head(tmp_path: Path):
     write(tmp_path, {"layers.0.self_attn.q_proj": (a, b)}, **config)
     made = apply_adapter(random_model(LLAMA), tmp_path, module_names(table(LLAMA)))
     assert made["layers.0.attn.q_proj"].scale == pytest.approx(6 / 4**0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "module", "matches"),
+    [
+        ("q_proj", "model.layers.0.self_attn.q_proj", True),
+        ("proj", "model.layers.0.self_attn.q_proj", False),  # whole names only
+        (r"layers\.\d+\.mlp\.(up|down)_proj", "model.layers.12.mlp.down_proj", True),
+        (r"(a|b)\.(c|d|e)\.[*+?]x", "m.b.e.*x", True),
+        (r"a*b*c?", "aabbbc", True),  # 64³ ways, as many as there may be
+        (r"a\*b\*c\*d\*", "a*b*c*d*", True),
+        ("a" * 2000, "a" * 2000, True),
+        (r"a*b*c*(d|e)", "", None),
+        (r"a*b+c?d*", "", None),
+        ("(a+)+", "", None),
+        ("(?:a)*", "", None),
+        ("(a){9}", "", None),
+        ("a{9}", "", None),
+        ("((?=a))", "", None),
+        (f"({'|'.join('a' * 64)})" * 4, "", None),
+        ("a" * 2001, "", None),
+        ("(", "", None),
+    ],
+)
+def test_a_pattern_is_searched_only_where_few_ways_can_be_tried(key, module, matches):
+    config = {"r": 1, "lora_alpha": 1, "rank_pattern": {key: 3}}
+    if matches is None:
+        with pytest.raises(ValueError, match="adapter_config.json: pattern "):
+            scale(config, "m.a", 1, "x")
+    else:
+        assert scale(config, module, 3 if matches else 1, "x") == (1 / 3 if matches else 1)
+
+
+def test_what_is_written_for_peft_beside_the_matrices():
+    names = {f"m.{layer}.{leaf}": [f"{layer}.{leaf}"] for layer in "01" for leaf in ("q", "up")}
+    config = written_config(
+        names, {"m.0.q": 4, "m.1.q": 4, "m.0.up": 8}, {"m.0.q": 2.5, "m.1.q": 2.5, "m.0.up": 6.0},
+        0.1, "base",
+    )  # fmt: skip
+    assert config == {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base",
+        "r": 4, "lora_alpha": 2.5, "lora_dropout": 0.1, "bias": "none", "fan_in_fan_out": False,
+        "rank_pattern": {"0.up": 8}, "alpha_pattern": {"0.up": 6},
+        "target_modules": ["0.up", "q"], "inference_mode": True, "init_lora_weights": True,
+        "use_dora": False, "use_rslora": False,
+    }  # fmt: skip
+    assert isinstance(config["alpha_pattern"]["0.up"], int)
+    joined = written_config({"m.c": ["q", "k"]}, {"m.c": 2}, {"m.c": 2.0}, 0.0, None)
+    assert joined["fan_in_fan_out"]
+
+
+@pytest.mark.parametrize("beginning", [None, True, False, "gaussian", "orthogonal", "eva"])
+def test_how_an_adapter_began_does_not_matter_where_its_base_is_as_it_was(beginning, tmp_path):
+    settings(saved(tmp_path), init_lora_weights=beginning, lora_dropout=None, lora_alpha=999999999)
+    read = read_config(tmp_path)
+    assert (read["lora_dropout"], read["lora_alpha"]) == (0.0, 999999999)
+    settings(tmp_path, lora_alpha=10**9)
+    with pytest.raises(ValueError, match="lora_alpha: expected a number from 0 to 1e9"):
+        read_config(tmp_path)
 
 
 def test_a_file_whose_metadata_is_wrong_is_read_as_it_is(tmp_path: Path):
