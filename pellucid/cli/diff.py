@@ -37,45 +37,34 @@ def diff_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--all", action="store_true", help="list every tensor, also the equal ones")
     add_page_argument(group, "the report")
     add_shared(group, "--json", "--force")
-    group.add_argument(
-        "--self-test",
-        action="store_true",
-        help="put known faults into A and B, or two random models, and report which are found",
-    )
+    test = "put known faults into A and B, or two random models, and report which are found"
+    group.add_argument("--self-test", action="store_true", help=test)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("input")
     prompt = group.add_mutually_exclusive_group()
-    prompt.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="text to run both on (default: a short sentence)"
-    )
+    text = "text to run both on (default: a short sentence)"
+    prompt.add_argument("-p", "--prompt", metavar="TEXT", help=text)
     rows = "token ids to run both on: 1,2,3, or several rows 1,2;3,4"
     add_value(prompt, "--tokens", "IDS", rows, kind=token_rows)
     steps = "after the prompt, also compare N decoding steps with the KV cache"
     server = "; of a server N sampled tokens, 32 unless given"
     add_value(group, "--steps", "N", steps, kind=count, default=0, otherwise=server)
-    group.add_argument(
-        "--map",
-        metavar="MAP",
-        help="naming scheme of a recording's tensors: transformers, meta, transformerlens, gguf, "
-        "litgpt, vllm, or a YAML file (default: recognised by itself)",
-    )
+    schemes = "transformers, meta, transformerlens, gguf, litgpt, vllm, or a YAML file"
+    named = f"naming scheme of a recording's tensors: {schemes} (default: recognised by itself)"
+    group.add_argument("--map", metavar="MAP", help=named)
     map_out = "write the name map that was found out for a recording of pellucid.record, as YAML"
     group.add_argument("--map-out", metavar="FILE", help=map_out)
     for side in "AB":
         group = parser.add_argument_group(f"how to run {side}, if it is a model")
-        group.add_argument(
-            f"--dtype-{side.lower()}",
-            choices=DTYPES,
-            help=f"data type that {side} computes in (default: that of its weights)",
+        kind = f"data type that {side} computes in (default: that of its weights)"
+        group.add_argument(f"--dtype-{side.lower()}", choices=DTYPES, help=kind)
+        whose = (
+            f"reference implementation whose rounding {side} follows: meta, hf, notebook "
+            "(default: the one that wrote its files)"
         )
-        group.add_argument(
-            f"--dialect-{side.lower()}",
-            metavar="NAME",
-            help=f"reference implementation whose rounding {side} follows: meta, hf, notebook "
-            "(default: the one that wrote its files)",
-        )
+        group.add_argument(f"--dialect-{side.lower()}", metavar="NAME", help=whose)
     group.add_argument("--fused", action="store_true", help="run B's attention in one fused kernel")
     add_value(group, "--copies", "N", "give B N copies of a row", kind=count, default=1)
     group.add_argument("--fast", action="store_true", help="with --steps: run B's decoding in C")

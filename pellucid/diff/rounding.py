@@ -10,6 +10,7 @@ from torch import Tensor
 
 PIECE = 1 << 22  # values looked at in float64 at a time
 BINS = 64  # in which distances from the levels are counted, from −½ to ½
+FEW = 4096  # values that may be too few for the distribution to tell
 UNEVEN = 0.05  # by how much the distribution of many may be off a uniform one
 
 
@@ -49,6 +50,8 @@ def lies_anywhere(fine: Tensor, coarse: Tensor) -> bool:
     −½ to ½. Numbers of the coarse type that were scaled or moved a little do not, though each still
     rounds to the one it came from. How far the two distributions are apart decides (Kolmogorov
     and Smirnov, chance below 10⁻⁶; `UNEVEN` is free: next to powers of two levels are closer).
+    Numbers that were coarse once and were trained on lie close to those levels, but up to the
+    edge at ±½ where rounding turns, and none beyond it: that says as much (`_fills_both_edges`).
     """
     mantissa, least = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}[coarse.dtype]
     counts = torch.zeros(BINS, dtype=torch.float64)
@@ -58,7 +61,32 @@ def lies_anywhere(fine: Tensor, coarse: Tensor) -> bool:
         ulp = torch.exp2(y[kept].abs().log2().floor().clamp(min=least) - mantissa)
         off = (x[kept] - y[kept]) / ulp * y[kept].sign()  # outwards, wherever zero is
         counts += torch.histc(off, BINS, -0.5, 0.5)
-    return is_even(counts)
+    return is_even(counts) or _fills_both_edges(counts)
+
+
+def _fills_both_edges(counts: Tensor) -> bool:
+    """Whether the last bins say, by a straight line, that more would lie beyond either edge.
+
+    None does, since every fine value rounds to its coarse one. Values moved by less than half a
+    place end before the edge; even noise of just that size thins out towards it.
+    """
+    for last, before in (counts[[0, 1]].tolist(), counts[[-1, -2]].tolist()):
+        beyond = 2 * last - before
+        if beyond < max(20.0, 6 * (4 * last + before) ** 0.5):
+            return False
+    return True
+
+
+def moved_alike(fine: Tensor, coarse: Tensor) -> bool:
+    """Whether fine values are coarse ones times one number, or plus one, as float32 shows it."""
+    x, y = fine.double().flatten(), coarse.double().flatten()
+    x, y = x[y != 0], y[y != 0]
+    if len(y) < 4:
+        return False
+    for off, unit in ((x / y - 1, 1.0), (x - y, float(y.abs().max()))):
+        if off.any() and float(off.max() - off.min()) <= 4 * 2.0**-24 * unit:
+            return True
+    return False
 
 
 def is_even(counts: Tensor, uneven: float = UNEVEN) -> bool:
@@ -98,7 +126,19 @@ def rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Literal["explained
 
 def _unrounded(fine: Tensor, coarse: Tensor) -> bool:
     narrow = coarse.dtype in (torch.bfloat16, torch.float16)
-    return not narrow or lies_anywhere(fine, coarse)
+    few = coarse.numel() <= FEW and moved_alike(fine, coarse)
+    return not narrow or (not few and lies_anywhere(fine, coarse))
+
+
+def rounds_to(fine: Tensor, coarse: Tensor) -> bool:
+    """Whether `coarse` is in a 16-bit type, or holds values of one, and is `fine` rounded to it."""
+    if fine.shape != coarse.shape or fine.dtype.itemsize <= 2:
+        return False
+    for dtype in (torch.bfloat16, torch.float16):
+        kept = coarse.dtype in (dtype, fine.dtype) and gives(fine.to(dtype), coarse.to(dtype))
+        if kept and gives(coarse.to(dtype).to(coarse.dtype), coarse):
+            return True
+    return False
 
 
 def _cut_off(x: Tensor, coarse: torch.dtype) -> Tensor:

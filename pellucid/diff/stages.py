@@ -27,7 +27,6 @@ from pellucid.diff.static import (
     constant_findings,
     shape_mismatch,
     token_findings,
-    trained_further,
     weight_findings,
 )
 from pellucid.prompts import padded
@@ -61,7 +60,7 @@ def compare(
     progress("tokens")
     rows, static = _tokens(a, b, prompt)
     progress("weights")
-    static += trained_further(list(weight_findings(a, b)), a.weights, b.weights)
+    static += weight_findings(a, b)
     static += list(constant_findings(a, b, max(map(len, rows)) + steps))
     progress("forward")
     seen_a = a.observe(rows, steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pellucid.diff.gguf_types import declared_type
 from pellucid.diff.relayout import Explanation, explain
+from pellucid.diff.rounding import moved_alike, rounds_to
 from pellucid.diff.sides.side import Side
 from pellucid.models.quantised import FullWeights
 
@@ -152,8 +153,16 @@ def shape_mismatch(a: Side, b: Side) -> str | None:
     return None
 
 
-def weight_findings(a: Side, b: Side) -> Iterator[Finding]:
-    """Every parameter of A against B's of the same name, exactly; a difference is explained."""
+def weight_findings(a: Side, b: Side) -> list[Finding]:
+    """Every parameter of A against B's of the same name, exactly; a difference is explained, by
+    its own values and then by those of the other tensors."""
+    found = list(_one_by_one(a, b))
+    if a.weights is None or b.weights is None or not found:
+        return found
+    return trained_further(rounded_as_the_rest(found, a.weights, b.weights), a.weights, b.weights)
+
+
+def _one_by_one(a: Side, b: Side) -> Iterator[Finding]:
     mine, theirs = a.weights, b.weights
     if mine is None or theirs is None:
         return
@@ -185,8 +194,41 @@ def _turned_width(name: str, a: Side) -> int:
     return a.config.head_dim if turned and a.config is not None and a.config.rope else 0
 
 
+def rounded_as_the_rest(
+    found: Sequence[Finding], a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+) -> list[Finding]:
+    """The findings, those of vectors explained where most matrices prove that A is B rounded.
+
+    The values of a norm may all be near 1, between two or three numbers of a 16-bit type: too few
+    roundings to tell anything. What the matrices say of the model then holds for such a vector
+    too, if its own values round to A's and are not A's moved by one factor or one amount.
+    """
+    explained = {f.name for f in found if f.cause in ("other dtype", "rounded weights")}
+    matrices = [name for name in a if name in b and a[name].ndim == 2]
+    proven = [
+        name
+        for name in matrices
+        if name in explained and rounds_to(b[name][:1], a[name][:1]) and a[name].shape[1] > 1
+        and not torch.equal(b[name][:1], a[name][:1].to(b[name].dtype))
+    ]  # fmt: skip
+    if 2 * len(proven) <= len(matrices):
+        return list(found)
+    told = []
+    for finding in found:
+        name = finding.name
+        if finding.stage == "weights" and finding.kind == "fault" and name in a and name in b:
+            x, y = a[name], b[name]
+            if x.ndim == 1 and rounds_to(y, x) and not moved_alike(y, x):
+                said = (
+                    f"A's values are B's rounded, as in {len(proven)} of {len(matrices)} matrices"
+                )
+                finding = replace(finding, cause="rounded weights", finding=said, kind="explained")
+        told.append(finding)
+    return told
+
+
 def trained_further(
-    found: Sequence[Finding], a: Mapping[str, Tensor] | None, b: Mapping[str, Tensor] | None
+    found: Sequence[Finding], a: Mapping[str, Tensor], b: Mapping[str, Tensor]
 ) -> list[Finding]:
     """The findings, with one name for all changes without structure where they are everywhere.
 
@@ -194,7 +236,7 @@ def trained_further(
     order; each finding keeps the size of its tensor.
     """
     loose = [f for f in found if f.stage == "weights" and f.cause in ("noise", "other weights")]
-    if a is None or b is None or not loose:
+    if not loose:
         return list(found)
     matrices = [name for name in a if name in b and a[name].ndim == 2]
     wide = [f.name for f in loose if f.name in matrices]

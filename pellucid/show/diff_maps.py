@@ -23,7 +23,7 @@ from pellucid.show.colours import scale_of
 CELLS = 6144  # kept of a tensor that diverged: 96 × 64
 FEW_CELLS = 2048  # of any other
 PANELS = 16
-MASKED_BELOW = -1e4  # a score that is switched off, whichever number an implementation writes
+MASKED_BELOW = -5e3  # a score that is switched off, whichever number an implementation writes
 
 # One byte a cell. Values: 0 … 250 for −limit … +limit. Errors, relative to the size of R: 0 for
 # none, 1 … 250 for 10^−9 … 10.

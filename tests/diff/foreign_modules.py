@@ -166,9 +166,13 @@ class Looking(nn.Module):
             .transpose(1, 2)
             for n in "qkv"
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        scores = q @ k.transpose(-1, -2)
+        scores = scores if self.wrong == "scale" else scores / math.sqrt(q.shape[-1])
         hidden = torch.ones(length, length, dtype=torch.bool).triu(2 if self.wrong == "mask" else 1)
-        pattern = scores.masked_fill(hidden, -1e9).softmax(-2 if self.wrong == "axis" else -1)
+        masked = scores.masked_fill(hidden, -1e9)
+        if self.wrong == "added":  # not wrong: as a BERT's or an old GPT-2's mask
+            masked = scores - 10_000.0 * hidden
+        pattern = masked.softmax(-2 if self.wrong == "axis" else -1)
         z = pattern @ v
         z = z if self.wrong == "join" else z.transpose(1, 2)
         flat = z.reshape(-1, width)

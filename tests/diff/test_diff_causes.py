@@ -9,7 +9,9 @@ import torch
 from tiny import GPT, LLAMA, random_model, random_tokens
 
 from pellucid.diff import compare, from_model
-from pellucid.models import build
+from pellucid.diff.causes.rope_angles import fitting
+from pellucid.models import RopeConfig, build
+from pellucid.models.rope import frequencies
 
 ROWS = [random_tokens(LLAMA, 40).tolist()]
 
@@ -130,3 +132,27 @@ def test_where_no_hypothesis_fits_none_is_named():
     assert report.first is not None and report.first.name == "layers.0.attn_out"
     assert report.first.cause is None and "no known cause" in report.summary()
     assert len(report.first.tried) > 10
+
+
+@pytest.mark.parametrize("unit", [0.0, 2.0**-8])  # of float64, of bfloat16
+@pytest.mark.parametrize(
+    "rope",
+    [
+        RopeConfig(theta=2e4),
+        RopeConfig(theta=2e4, type="linear", factor=4.0),
+        RopeConfig(type="yarn", factor=16.0, original_context=2048),
+        RopeConfig(type="yarn", factor=4.0, original_context=256, attention_factor=1.0),
+        RopeConfig(type="llama3", factor=8.0, original_context=64),
+    ],
+    ids=str,
+)
+def test_a_scaling_is_among_the_few_that_fit_the_measured_angles(rope, unit):
+    """Angles of 20 tokens, known up to whole turns, with the noise that is left of the roundoff."""
+    turns = frequencies(rope, 32, length=0, dtype=torch.float64)
+    random = torch.Generator().manual_seed(0)
+    angles = torch.arange(20)[:, None] * turns
+    angles += unit / 8 * torch.randn(angles.shape, generator=random)
+    wrapped = torch.atan2(angles.sin(), angles.cos())
+    found = list(fitting(RopeConfig(), wrapped, torch.arange(20), replace(LLAMA), unit))
+    assert rope in [changed for changed, _, _ in found], found
+    assert len(found) <= 8

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import GPT, LLAMA, random_model
 
+from pellucid.diff.rounding import lies_anywhere, rounds_to
 from pellucid.diff.sides.side import Side, from_model
 from pellucid.diff.static import (
     constant_findings,
@@ -130,3 +131,76 @@ def test_models_of_different_shape_are_no_pair():
     assert shape_mismatch(a, a) is None
     message = shape_mismatch(a, wider)
     assert message is not None and "56" in message and "60" in message
+
+
+# ── A in 16 bits against the float32 numbers that it was rounded from ────────────────────────────
+
+
+def _rounded_from(dtype, change=lambda weights: None, held=False, spread=1e-4):
+    """A in `dtype`, or its numbers held in float32; B the originals, norms near 1, then changed."""
+    random = torch.Generator().manual_seed(0)
+    whole = {
+        name: 1 + spread * torch.randn(x.shape, generator=random) if x.ndim == 1 else x
+        for name, x in random_model(LLAMA, torch.float32).state_dict().items()
+    }
+    low = {name: x.to(dtype) for name, x in whole.items()}
+    a = Side(
+        label="A",
+        dtype=torch.float32 if held else dtype,
+        config=LLAMA,
+        weights={name: x.float() for name, x in low.items()} if held else low,
+    )
+    change(whole)
+    return a, replace(a, label="B", dtype=torch.float32, weights=whole)
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("spread", [1e-5, 1e-4, 1e-2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_rounded_model_is_its_original_rounded_norms_near_one_too(dtype, spread, held):
+    a, b = _rounded_from(dtype, spread=spread, held=held)
+    for sides in ((a, b), (b, a)):
+        found = weight_findings(*sides)
+        assert found and {finding.kind for finding in found} == {"explained"}, found
+
+
+NORM = "layers.1.mlp_norm.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights: weights.update({NORM: torch.full_like(weights[NORM], 1.0005)}),
+        lambda weights: weights[NORM].add_(0.01 * torch.rand_like(weights[NORM])),
+    ],
+)
+def test_what_proves_most_of_a_model_does_not_excuse_a_changed_norm(change):
+    found = weight_findings(*_rounded_from(torch.bfloat16, change))
+    assert [f.name for f in found if f.kind == "fault"] == [NORM], found
+
+
+def test_a_norm_with_noise_beside_exact_weights_is_no_original():
+    """Nothing else was rounded: B is A's numbers, but for noise below their last place."""
+
+    def change(weights):
+        for name, x in weights.items():
+            low = x.bfloat16().float()
+            weights[name] = low * (1 + 1e-4 * torch.randn(x.shape)) if name == NORM else low
+
+    torch.manual_seed(0)
+    found = weight_findings(*_rounded_from(torch.bfloat16, change))
+    assert [f.name for f in found if f.kind == "fault"] == [NORM], found
+
+
+def test_a_model_trained_on_from_coarse_numbers_is_what_a_rounds():
+    """Most values stay near a bfloat16 number; those that left go on to the edge and beyond it,
+    where A has the next one. Noise on A's own numbers never gets there."""
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(192, 128, generator=random).bfloat16().float()
+    for size in (2e-3, 4e-3):
+        trained = base * (1 + size * torch.randn(base.shape, generator=random))
+        assert rounds_to(trained, trained.bfloat16())
+        assert lies_anywhere(trained, trained.bfloat16()), size
+    even = 2 * torch.rand(base.shape, generator=random) - 1
+    for moved in (base * 1.0019, base * (1 + 2.0**-9 * even), base * (1 + 5e-4 * even)):
+        assert rounds_to(moved, base) and not lies_anywhere(moved, base.bfloat16())

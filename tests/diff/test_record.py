@@ -42,6 +42,15 @@ def test_a_right_module_has_no_fault_and_needs_no_map(kind, tmp_path):
     assert again.verdict == "within-rounding"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_that_adds_ten_thousand_is_a_mask(dtype):
+    ours, theirs = pair("bare", "added")
+    ours, theirs = (model.to(getattr(torch, dtype)) for model in (ours, theirs))
+    report = pellucid.diff(ours, theirs, TOKENS)
+    assert "layers.1.attn.masked_scores" in {row.name for row in report.tensors}
+    assert "masked_scores" not in str(report.first), report.summary()
+
+
 def given(kind):
     return (0,) if kind == "cached" else ()
 
@@ -58,6 +67,7 @@ FAULTS = {
     ("bare", "norm"): ("layers.0.mlp_norm", "swapped weights"),
     ("bare", "stream"): ("layers.0.resid_post", "residual after the norm"),
     ("bare", "mask"): ("layers.0.attn.masked_scores", "mask one too wide"),
+    ("bare", "scale"): ("layers.0.attn.masked_scores", "attention scale"),
     ("bare", "axis"): ("layers.0.attn.pattern", "softmax axis"),
     ("bare", "join"): ("layers.0.attn_out", "heads joined wrongly"),
     ("bare", "erf"): ("layers.0.mlp.act", "GELU form"),

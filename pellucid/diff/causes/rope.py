@@ -22,6 +22,7 @@ from pellucid.diff.causes.rope_angles import (
 )
 from pellucid.diff.replay.operations import Setting, leaf
 from pellucid.diff.replay.replay import Replay
+from pellucid.diff.replay.statistics import roundoff
 from pellucid.models.attention import repeat_heads
 from pellucid.models.rope import RopeConfig, RotaryEmbedding, frequencies, rotate
 
@@ -170,8 +171,8 @@ def _measured(replay: Replay, name: str, which: str) -> Iterator[Variant]:
     positions = replay.arguments(name)[0]
     if tables[0] is not None and tables[1] is not None:
         angles = torch.atan2(tables[1].double(), tables[0].double())
-        config = replay.setting.config
-        yield from fitting(getattr(config, which), angles, positions, config)
+        config, unit = replay.setting.config, roundoff(tables[0].dtype)
+        yield from fitting(getattr(config, which), angles, positions, config, unit)
         yield from _of_angles(config, which, angles, positions)
 
 
@@ -377,7 +378,8 @@ def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Var
     which = config.layer(names.layer_of(name) or 0).rope
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
-        yield from fitting(getattr(config, which), angles, positions, config)
+        unit = roundoff(observed.dtype) if observed is not None else 0.0
+        yield from fitting(getattr(config, which), angles, positions, config, unit)
         yield from _of_angles(config, which, angles, positions)
 
 

@@ -16,6 +16,7 @@ from pellucid.models.rope import RopeConfig, frequencies
 
 _FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 _CONTEXTS = (2048, 4096, 8192, 16384, 32768)
+_MEASURED_CONTEXTS = tuple(1 << power for power in range(6, 18))
 _BANDS = ((1.0, 4.0), (1.0, 2.0), (1.0, 8.0), (2.0, 4.0), (1.0, 3.0), (0.5, 4.0))
 MOST = 4  # configs that are replayed, those with the fewest changes first
 _WORDS = {
@@ -29,11 +30,12 @@ _WORDS = {
 
 
 def fitting(
-    rope: RopeConfig, angles: Tensor, positions: Tensor, config: Any
+    rope: RopeConfig, angles: Tensor, positions: Tensor, config: Any, unit: float = 0.0
 ) -> Iterator[tuple[RopeConfig, str, str]]:
     """Configs (with cause and evidence) whose frequencies are those that the angles show.
 
-    angles (T, D/2) are known up to whole turns; positions (T).
+    angles (T, D/2) are known up to whole turns; positions (T). `unit` is the roundoff of what they
+    were measured on; over all heads and some positions an eighth of it is left.
     """
     pairs = angles.shape[-1]
     slopes = [radians_per_position(angles[..., pair], positions) for pair in range(pairs)]
@@ -44,9 +46,10 @@ def fitting(
     ropes = (config.rope, config.second_rope) if config.second_rope is not None else ()
     declared = [frequencies(r, 2 * pairs, length=0, dtype=torch.float64) for r in ropes if r]
     found = []
-    for others, expected in _candidates(rope, seen, config.context_length):
+    noise = 1e-5 + unit / 8
+    for others, expected in _candidates(rope, seen, config.context_length, noise):
         off = (expected - seen).abs()[:, known]
-        fits = (off < 1e-3 * expected[:, known] + 1e-5).all(1)
+        fits = (off < 1e-3 * expected[:, known] + noise).all(1)
         for place in fits.nonzero()[:, 0].tolist():
             if any(torch.allclose(expected[place], own) for own in declared):
                 continue  # the other kind of layer's: a hypothesis of its own
@@ -56,8 +59,12 @@ def fitting(
     # Of those that fit alike the roundest, which is tried first: 50,000, not 49,986 in 16 bits.
     found.sort(key=lambda row: (row[0], row[1] if row[1] > 3 * least else 0.0))
     for count, _, other, changes in found[:MOST]:
+        cause = _cause(rope, other, changes) if count else ""
         if count:
-            yield other, _cause(rope, other, changes), _evidence(rope, other, changes)
+            yield other, cause, _evidence(rope, other, changes)
+        if count and "type" in changes and other.magnitude != 1:  # no angle tells it
+            said = f"{_evidence(rope, other, changes)}, its factor on cos and sin left out"
+            yield replace(other, attention_factor=1.0), cause, said
 
 
 def unscaled(rope: RopeConfig) -> RopeConfig:
@@ -87,7 +94,7 @@ def _evidence(rope: RopeConfig, other: RopeConfig, changes: list[str]) -> str:
 
 
 def _candidates(
-    rope: RopeConfig, seen: Tensor, context: int
+    rope: RopeConfig, seen: Tensor, context: int, noise: float
 ) -> Iterator[tuple[list[RopeConfig], Tensor]]:
     """Configs and their frequencies (N, D/2), those of one theta after those of another."""
     width = 2 * len(seen)
@@ -97,25 +104,34 @@ def _candidates(
         theta = (second / first) ** -(width / 2)
         thetas += [float(f"{theta:.{digits}e}") for digits in (0, 2, 4)]
     # linear scaling slows the fastest pair too
-    linear = float(f"{1 / first:.3g}") if 0 < first < 0.99 else None
+    linear = _round(1 / first) if 0 < first < 0.99 else ()
     for theta in dict.fromkeys(thetas):
         plain = replace(unscaled(rope), theta=theta)
-        slowed = [] if linear is None else [replace(plain, type="linear", factor=linear)]
+        own = frequencies(plain, width, length=0, dtype=torch.float64)
+        slowed = [replace(plain, type="linear", factor=factor) for factor in linear]
         yield [plain, *slowed], _stacked([plain, *slowed], width)
-        yield _scaled(plain, rope, context, width)
+        clear = seen > 20 * noise
+        slowest = float((own / seen)[clear].amax()) if bool(clear.any()) else 0.0
+        if slowest > 1.05:
+            larger = (factor for factor in _FACTORS if factor > 0.9 * slowest)
+            yield _scaled(plain, rope, context, width, (*_round(slowest), *larger))
+
+
+def _round(number: float) -> tuple[float, ...]:
+    """A measured number in one to three digits."""
+    return tuple(dict.fromkeys(float(f"{number:.{digits}e}") for digits in (0, 1, 2)))
 
 
 @lru_cache(maxsize=256)
 def _scaled(
-    plain: RopeConfig, rope: RopeConfig, context: int, width: int
+    plain: RopeConfig, rope: RopeConfig, context: int, width: int, measured: tuple[float, ...]
 ) -> tuple[list[RopeConfig], Tensor]:
     """The candidates of one theta in which slow pairs are slowed. Kept: there are hundreds."""
     found: list[RopeConfig] = []
-    for original in dict.fromkeys((rope.original_context or context, context, *_CONTEXTS)):
-        for factor in dict.fromkeys((rope.factor, *_FACTORS)):
-            if factor <= 1:
-                continue
-            scaled = replace(plain, factor=factor, original_context=original)
+    original = dict.fromkeys((rope.original_context or context, context, *_MEASURED_CONTEXTS))
+    for factor in dict.fromkeys((rope.factor, *measured)):
+        for length in original if factor > 1 else ():
+            scaled = replace(plain, factor=factor, original_context=length)
             if rope.type != "llama3":
                 found.append(replace(scaled, type="yarn"))
             for low, high in _BANDS:

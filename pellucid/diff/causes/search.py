@@ -16,7 +16,7 @@ from pellucid.diff.causes.table import hypotheses
 from pellucid.diff.replay.bits import Bits, telling, tells
 from pellucid.diff.replay.operations import SOURCES, leaf
 from pellucid.diff.replay.replay import Replay, rows_seen
-from pellucid.diff.replay.statistics import Measure, beyond, equal, rms
+from pellucid.diff.replay.statistics import MASKED, Measure, beyond, equal, rms
 from pellucid.diff.sides.side import Side
 from pellucid.diff.static import Finding
 
@@ -240,9 +240,12 @@ def _trial(replay: Replay, name: str, observed: Tensor, hypothesis: Hypothesis) 
 
 
 def _difference(near: Tensor, observed: Tensor) -> float:
-    """Relative RMS difference; NaN where either is not finite."""
-    seen = observed[..., : near.shape[-1]].double()
-    return float(rms(near.double() - seen) / rms(seen))
+    """Relative RMS difference, scores that both switch off left out; NaN where not finite."""
+    near, seen = near.double(), observed[..., : near.shape[-1]].double()
+    if near.shape == seen.shape:
+        off = (near <= MASKED) & (seen <= MASKED)
+        near, seen = torch.where(off, 0.0, near), torch.where(off, 0.0, seen)
+    return float(rms(near - seen) / rms(seen))
 
 
 def _finite_where(observed: Tensor, exact: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 TENSOR_FACTOR = 3.0  # error of a whole tensor, in units of A's own
 SLICE_FACTOR = 8.0  # error of one token, head or channel: fewer numbers, more chance
 STEADY = 8  # weight of the whole tensor's error in that of a slice, in numbers
-MASKED = -1e4  # a score this low is switched off, whichever number an implementation writes
+MASKED = -5e3  # a score this low is switched off: some add −10,000, others write −∞
 
 Verdict = Literal["identical", "within-rounding", "explained", "diverged", "not-judged"]
 

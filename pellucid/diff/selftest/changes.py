@@ -16,7 +16,7 @@ from torch import Tensor
 from pellucid.diff.selftest.quantisers import FORMATS, by_rows, with_offset
 from pellucid.diff.selftest.subjects import Subject
 from pellucid.diff.sides.side import Side
-from pellucid.diff.static import trained_further, weight_findings
+from pellucid.diff.static import weight_findings
 
 Weights = dict[str, Tensor]
 DTYPES = ("float32", "bfloat16")
@@ -296,7 +296,7 @@ def read(subject: Subject, dtype: str, change: Change, is_control: bool = False)
     theirs = {name: x.to(held) for name, x in changed.items()}
     a = Side(label="A", dtype=held, config=subject.config, weights=mine)
     b = replace(a, label="B", weights=theirs)
-    found = trained_further(list(weight_findings(a, b)), mine, theirs)
+    found = weight_findings(a, b)
     wrong = [finding for finding in found if finding.kind == "fault"]
     verdict = "diverged" if wrong else "explained" if found else "identical"
     return Outcome(
