@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,12 +21,13 @@ from pellucid.edits import Edit
 from pellucid.generate import (
     Sampling,
     TextStream,
+    check_same_tokens,
     default_length,
     encode_prompt,
     generate_tokens,
     stream_text,
 )
-from pellucid.models.quantised import FullWeights, is_quantised
+from pellucid.models.quantised import Format, FullWeights, is_quantised, quantise
 from pellucid.prompts import Prompt, Prompts, check_tokens, is_batch, padded
 from pellucid.trace import Globs, Trace, backward, edited, trace
 from pellucid.trace_plan import check_names, run_bytes
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pellucid.tokenizers import Tokenizer
     from pellucid.walk import Step
 
+Draft: TypeAlias = "str | Path | LanguageModel"
 Length = int | Literal["usual"] | None
 
 
@@ -95,6 +97,7 @@ class LanguageModel:
     ) -> None:
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         self.adapter: Path | None = None  # the folder whose adapter it has
+        self._copies: dict[str, Model] = {}  # quantised ones, by which it drafts for itself
 
     @property
     def config(self) -> Config:
@@ -211,12 +214,13 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        draft: Draft | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> str:
         """The text that follows `prompt`; the arguments are those of `stream`."""
         stream = self._edited_stream(
             self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
         return "".join(piece for (piece,) in stream)
@@ -235,6 +239,7 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        draft: Draft | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
@@ -246,12 +251,14 @@ class LanguageModel:
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
         fast            decode in C: None where it can be done, True or an error, False never
+        draft           a smaller model (see `draft_model`) runs ahead where that pays. Greedy text
+                        is the same, drawn text as likely, but another for the same seed
         edit            name, glob or address -> number, tensor or function (`edits`), in every
                         step; decodes in PyTorch
         """
         stream = self._edited_stream(
             self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
         return (piece for (piece,) in stream if piece)
@@ -291,14 +298,30 @@ class LanguageModel:
     def _stream(
         self, rows: Sequence[Sequence[int]], length: Length, *,
         stop: str | Sequence[str] | None, seed: int | None, slide: bool, fast: bool | None,
-        **sampling: Any,
+        draft: Draft | None = None, **sampling: Any,
     ) -> TextStream:  # fmt: skip
         if length == "usual":
             length = default_length(self.config, rows, slide=slide)
         return stream_text(
             self.model, self.tokenizer, rows, sampling=Sampling(**sampling), max_new_tokens=length,
             stop=stop, seed=seed, slide=slide, fast=fast,
+            draft=None if draft is None else self.draft_model(draft),
         )  # fmt: skip
+
+    def draft_model(self, draft: Draft) -> Model:
+        """The model that drafts for this one: any with the same tokens, or a source that opens one.
+
+        "int8", "int6" and "int4" are quantised copies of this model, each made once.
+        ValueError for another tokenizer, and for a copy of what is quantised or streamed already.
+        """
+        if isinstance(draft, str) and draft in ("int8", "int6", "int4"):
+            if draft not in self._copies:
+                how = Format(bits=int(draft[3:]))
+                self._copies[draft] = quantise(deepcopy(self).model, how)
+            return self._copies[draft]
+        other = draft if isinstance(draft, LanguageModel) else load(draft)
+        check_same_tokens(self.tokenizer, other.tokenizer)
+        return other.model
 
     def _edited_stream(
         self, row: list[int], edit: Mapping[str, Edit] | None, length: Length, *,
@@ -306,8 +329,8 @@ class LanguageModel:
     ) -> Iterator[list[str]]:  # fmt: skip
         if not edit:
             return self._stream([row], length, fast=fast, **options)
-        if fast:
-            raise ValueError("edits act in PyTorch: leave out fast, or edit")
+        if fast or options.get("draft") is not None:
+            raise ValueError("edits act in PyTorch: leave out fast and draft, or edit")
         check_names(self.config, edit=edit)
         return edited(self.model, self._stream([row], length, fast=False, **options), edit)
 

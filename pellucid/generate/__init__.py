@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pellucid.generate.chat import Conversation
+from pellucid.generate.draft import check_same_tokens
 from pellucid.generate.engine import (
     Generation,
     generate_tokens,
@@ -27,6 +28,7 @@ __all__ = [
     "Sampling",
     "TextStream",
     "Together",
+    "check_same_tokens",
     "context_limit",
     "default_length",
     "encode_prompt",

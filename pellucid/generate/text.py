@@ -75,10 +75,12 @@ class Completion:
     text           their text, without the stop token and from a stop string on
     finish_reason  "stop": a stop token or string; "length": max_new_tokens or the context's end;
                    None: not finished
+    guessed        place in `tokens` -> "draft" or "lookup", of those whose pass was taken ahead
     """
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
+    guessed: dict[int, str] = field(default_factory=dict)
     text: str = ""
     finish_reason: Literal["stop", "length"] | None = None
 
@@ -110,6 +112,11 @@ class TextStream(Iterator[list[str]]):
             if not generation.is_live(row):
                 completion.finish_reason = "length"
 
+    @property
+    def proposed(self) -> int:
+        """Tokens that the draft proposed so far."""
+        return self._generation.proposed
+
     def complete(self) -> list[Completion]:
         """Write to the end; one completion per prompt."""
         for _ in self:
@@ -122,6 +129,8 @@ class TextStream(Iterator[list[str]]):
 
     def _piece(self, row: int, token: int) -> str:
         completion, stops, decoder = self.completions[row], self._stops[row], self._decoders[row]
+        if self._generation.guessed_by is not None:
+            completion.guessed[len(completion.tokens)] = self._generation.guessed_by
         completion.tokens.append(token)
         stopped = token in self._stop_ids
         piece = "" if stopped else stops.push(decoder.push(token))
@@ -148,6 +157,7 @@ def stream_text(
     slide: bool = False,
     kept: KeptCache | None = None,
     fast: bool | None = None,
+    draft: Model | None = None,
 ) -> TextStream:
     """Continue prompts of token ids: an iterator of one piece of text per row and step.
 
@@ -169,6 +179,7 @@ def stream_text(
         vocab_size=tokenizer.vocab_size,
         unused_ids=tokenizer.unused_ids,
         fast=fast,
+        draft=draft,
     )
     completions = [Completion(prompt=list(prompt)) for prompt in prompts]
     return TextStream(generation, completions, tokenizer, stop=stop, stop_ids=ids)

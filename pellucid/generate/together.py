@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pellucid.generate.draft import draft_steps
 from pellucid.generate.engine import Generation, generate_tokens
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.limits import context_limit
@@ -31,23 +32,37 @@ class Together:
     """
 
     def __init__(
-        self, model: Model, *, fast: bool | None = None, shared_bytes: int = SHARED_BYTES
+        self,
+        model: Model,
+        *,
+        fast: bool | None = None,
+        draft: Model | None = None,
+        shared_bytes: int = SHARED_BYTES,
     ) -> None:
-        """fast: as for `generate_tokens`; shared_bytes: of what `prefixes` may hold."""
-        self._model = model
+        """fast: as for `generate_tokens`; shared_bytes: of what `prefixes` may hold.
+
+        draft: runs ahead of a generation that is alone, where its text stays what it is without:
+        a greedy one, or one without a seed. ValueError as for `generate_tokens`.
+        """
+        self._model, self._draft = model, None
+        if draft is not None:
+            fast, self._draft = draft_steps(model, draft, fast)
         self._steps = FastSteps(model, context_limit(model.config), fast)
         self.prefixes = PrefixStore(shared_bytes, any_length=self._steps.reads_prompts)
         self._rows: list[Generation] = []  # in the order in which they came
         self._turn = 0
+        self.proposed = self.guessed = 0  # tokens drafted, and guesses that were right
 
     def generate(self, prompt: Sequence[int], **options: Any) -> Generation:
         """A generation to `join` with; the options are those of `generate_tokens`.
 
         Nothing of it is run, and no memory of it held, before it has joined.
         """
+        same = options["sampling"].greedy or options.get("seed") is None
         return generate_tokens(
-            self._model, [prompt], kept=self.prefixes, fast=self._steps, **options
-        )
+            self._model, [prompt], kept=self.prefixes, fast=self._steps,
+            draft=self._draft if same else None, **options,
+        )  # fmt: skip
 
     def join(self, row: Generation) -> None:
         """From the next step on, until it leaves."""
@@ -57,19 +72,26 @@ class Together:
         """No further step is computed for it; its memory is free when the last reference goes."""
         if row in self._rows:
             self._rows.remove(row)
+            self.proposed += row.proposed
+            self.guessed += row.guessed
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __contains__(self, row: Generation) -> bool:
+        return row in self._rows
 
     def step(self) -> None:
         """One token for each row that decodes, and at most a piece of prompts.
 
         A row is `ready` then, until its next item is taken. An error stays in the row it is of.
         """
-        waiting = [row for row in self._rows if not row.ready]
+        waiting = [row for row in self._rows if not (row.ready or row.took_guess())]
         joint = [(row, *due) for row in waiting if (due := row.next_token()) is not None]
         apart = [row for row, _, cache in joint if not self._steps.joins(cache)]
         joint = [due for due in joint if due[0] not in apart]
+        if len(joint) == 1 and len(self._rows) == 1:  # it may run ahead by itself
+            apart, joint = [joint[0][0]], []
         if joint:
             rows, tokens, caches = zip(*joint, strict=True)
             try:
