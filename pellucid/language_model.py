@@ -19,12 +19,16 @@ from pellucid import checkpoints, tokenizers
 from pellucid.devices import as_device, as_dtype, check_room
 from pellucid.edits import Edit
 from pellucid.generate import (
+    AT_ONCE,
     Sampling,
     TextStream,
+    check_lengths,
     check_same_tokens,
+    decodes_in_c,
     default_length,
     encode_prompt,
     generate_tokens,
+    row_seeds,
     stream_text,
 )
 from pellucid.models.quantised import Format, FullWeights, is_quantised, quantise
@@ -267,7 +271,7 @@ class LanguageModel:
         self,
         prompts: Sequence[Prompt],
         *,
-        max_new_tokens: Length = "usual",
+        max_new_tokens: Length | Sequence[int] = "usual",
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -277,8 +281,12 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        at_once: int = AT_ONCE,
     ) -> list[str]:
         """As `generate` for several prompts at once; each row's text is the one it has alone.
+
+        max_new_tokens may be one number for each prompt. `at_once` prompts are written at a time;
+        where C decodes, the next one follows when one of them ends.
 
         ValueError for a single prompt: its letters or tokens are no prompts.
         """
@@ -287,24 +295,35 @@ class LanguageModel:
                 f"generate_batch takes a list of prompts, got one: {str(prompts)[:40]!r}; put it "
                 "into a list, or call generate"
             )
-        stream = self._stream(
-            [self.encode(prompt) for prompt in prompts], max_new_tokens,
-            stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        )  # fmt: skip
-        return [completion.text for completion in stream.complete()]
+        rows = [self.encode(prompt) for prompt in prompts]
+        lengths = max_new_tokens
+        if lengths == "usual":
+            lengths = default_length(self.config, rows, slide=slide)
+        lengths = check_lengths(rows, lengths, self.config, slide=slide)
+        seeds = row_seeds(seed, len(rows))
+        most = len(rows) if decodes_in_c(self.model, fast) else at_once
+        texts = []
+        for first in range(0, len(rows), most):  # where C does not decode: one padded batch each
+            some = slice(first, first + most)
+            stream = self._stream(
+                rows[some], lengths[some], stop=stop, seed=seeds[some], slide=slide, fast=fast,
+                at_once=at_once, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            )  # fmt: skip
+            texts += [completion.text for completion in stream.complete()]
+        return texts
 
     def _stream(
-        self, rows: Sequence[Sequence[int]], length: Length, *,
-        stop: str | Sequence[str] | None, seed: int | None, slide: bool, fast: bool | None,
-        draft: Draft | None = None, **sampling: Any,
+        self, rows: Sequence[Sequence[int]], length: Length | Sequence[int], *,
+        stop: str | Sequence[str] | None, seed: int | Sequence[int] | None, slide: bool,
+        fast: bool | None,
+        draft: Draft | None = None, at_once: int = AT_ONCE, **sampling: Any,
     ) -> TextStream:  # fmt: skip
         if length == "usual":
             length = default_length(self.config, rows, slide=slide)
         return stream_text(
             self.model, self.tokenizer, rows, sampling=Sampling(**sampling), max_new_tokens=length,
-            stop=stop, seed=seed, slide=slide, fast=fast,
+            stop=stop, seed=seed, slide=slide, fast=fast, at_once=at_once,
             draft=None if draft is None else self.draft_model(draft),
         )  # fmt: skip
 
@@ -327,6 +346,8 @@ class LanguageModel:
         self, row: list[int], edit: Mapping[str, Edit] | None, length: Length, *,
         fast: bool | None, **options: Any,
     ) -> Iterator[list[str]]:  # fmt: skip
+        if isinstance(length, list | tuple):
+            raise ValueError(f"max_new_tokens is {length!r}: expected a whole number")
         if not edit:
             return self._stream([row], length, fast=fast, **options)
         if fast or options.get("draft") is not None:

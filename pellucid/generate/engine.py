@@ -25,7 +25,7 @@ from torch import Tensor
 from pellucid import trace
 from pellucid.generate.draft import Ahead, draft_steps
 from pellucid.generate.fast import FastSteps
-from pellucid.generate.limits import check_prompts, context_limit, excluded_ids, room_of
+from pellucid.generate.limits import check_lengths, context_limit, excluded_ids
 from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
 from pellucid.generate.sample import (
     NotFinite,
@@ -355,7 +355,7 @@ def generate_tokens(
     prompts: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
     stop_ids: Collection[int] = (),
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
@@ -372,7 +372,7 @@ def generate_tokens(
     generator of its own. A trace opened around the iteration sees every pass: the prefill is step
     0, the i-th pass after it is step i.
 
-    max_new_tokens  None: until a stop token, or until prompt and text fill the context
+    max_new_tokens  None: until a stop token, or until prompt and text fill the context; or one each
     stop_ids        a row ends with the first of these, which is the last token given for it
     seed            one for all rows (row i then has ``row_seed(seed, i)``) or one for each
     slide           let a Llama go on past its context over the last tokens, as GPT-2 always does
@@ -389,18 +389,17 @@ def generate_tokens(
     and new tokens exceed its context without `slide`, a model in training mode, `fast` or `draft`
     where that cannot be.
     """
-    check_prompts(prompts, model.config.vocab_size)
+    room = check_lengths(prompts, max_new_tokens, model.config, slide=slide)
     if model.training:
         raise ValueError("the model is in training mode (dropout acts): call model.eval()")
     if kept is not None and len(prompts) != 1:
         raise ValueError(f"{len(prompts)} prompts: a kept cache belongs to exactly one")
-    crops = slide or model.config.rope is None
     if draft is not None:
         fast, draft = draft_steps(model, draft, fast)
     return Generation(
         model,
         [list(prompt) for prompt in prompts],
-        room=room_of(prompts, max_new_tokens, context_limit(model.config), crops),
+        room=room,
         sampling=sampling,
         generators=row_generators(seed, len(prompts)),
         stop_ids=frozenset(stop_ids),

@@ -182,6 +182,17 @@ class FastSteps:
         return self._compiled.step([row[0] for row in tokens], cache, starts)
 
 
+def decodes_in_c(model: Model, fast: bool | None) -> bool:
+    """Whether a model's steps go through C from the first one on; ValueError as for `FastSteps`."""
+    if fast is False or trace.is_open() or model.device.type != "cpu":
+        return False
+    if fast:
+        FastSteps(model, 1, True)
+    elif native.unsupported(model):
+        return False
+    return bool(fast) or native.building().ready() is not None
+
+
 def turned_anew(config: Config, length: int) -> bool:
     """Whether a text of so many tokens is run whole at every step, as C does not.
 

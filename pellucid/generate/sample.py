@@ -217,8 +217,8 @@ def row_seed(seed: int, row: int) -> int:
     return int.from_bytes(mixed, "big") >> 1
 
 
-def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator]:
-    """A random generator for each row: from one seed for all, one each, or chance (None)."""
+def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
+    """The seed of each row: from one for all, one each, or chance (None)."""
     if seed is None:
         seed = secrets.randbits(63)
     if isinstance(seed, int):
@@ -227,7 +227,12 @@ def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Ge
         seeds = [row_seed(one, 0) for one in seed]
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} prompts: expected one for all or one each")
-    return [torch.Generator().manual_seed(one) for one in seeds]
+    return seeds
+
+
+def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator]:
+    """A random generator for each row; its seed is `row_seeds`'."""
+    return [torch.Generator().manual_seed(one) for one in row_seeds(seed, rows)]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pellucid.generate.engine import Generation, generate_tokens
+from pellucid.generate.engine import Generation
 from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling
+from pellucid.generate.together import AT_ONCE, Batch, generate_rows
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
 
@@ -94,7 +95,7 @@ class TextStream(Iterator[list[str]]):
 
     def __init__(
         self,
-        generation: Generation,
+        generation: Generation | Batch,
         completions: list[Completion],
         tokenizer: Tokenizer,
         *,
@@ -150,7 +151,7 @@ def stream_text(
     prompts: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
     stop: str | Collection[str] | None = (),
     stop_ids: Collection[int] | None = None,
     seed: int | Sequence[int] | None = None,
@@ -158,16 +159,17 @@ def stream_text(
     kept: KeptCache | None = None,
     fast: bool | None = None,
     draft: Model | None = None,
+    at_once: int = AT_ONCE,
 ) -> TextStream:
     """Continue prompts of token ids: an iterator of one piece of text per row and step.
 
     A piece never holds half a character. A row ends before the first of the `stop` strings (one,
     several or None), wherever tokens cut it; `stop_ids` None takes the tokenizer's. Special tokens
-    show by name, except the one that stops. The rest is as for `generate_tokens`, and so are the
+    show by name, except the one that stops. The rest is as for `generate_rows`, and so are the
     errors.
     """
     ids = tokenizer.stop_ids if stop_ids is None else frozenset(stop_ids)
-    generation = generate_tokens(
+    generation = generate_rows(
         model,
         prompts,
         sampling=sampling,
@@ -180,6 +182,7 @@ def stream_text(
         unused_ids=tokenizer.unused_ids,
         fast=fast,
         draft=draft,
+        at_once=at_once,
     )
     completions = [Completion(prompt=list(prompt)) for prompt in prompts]
     return TextStream(generation, completions, tokenizer, stop=stop, stop_ids=ids)

@@ -10,17 +10,22 @@ one that its generation would make by itself; a prompt's passes are these anyhow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import torch
 
 from pellucid.generate.draft import draft_steps
 from pellucid.generate.engine import Generation, generate_tokens
-from pellucid.generate.fast import FastSteps
-from pellucid.generate.limits import context_limit
-from pellucid.generate.prefixes import PIECE, PrefixStore
+from pellucid.generate.fast import FastSteps, decodes_in_c
+from pellucid.generate.limits import check_lengths, context_limit
+from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
+from pellucid.generate.sample import row_seeds
 from pellucid.models import Model
 
 SHARED_BYTES = 1 << 30  # of caches that later prompts can begin from
+AT_ONCE = 32  # texts of a batch that are written at a time
 
 
 class Together:
@@ -125,3 +130,81 @@ class Together:
             row.advance()
         except Exception as error:
             row.fail(error)
+
+
+class Batch(Iterator[list[int | None]]):
+    """Several texts of one `Together` as one iterator, each at its own pace; no padding is run.
+
+    Iterating gives, per step, a token for each row that got one, and None for the others: those
+    that have finished, still read their prompt, or wait for a place. `logits` (B, V) are those of
+    the rows that got one.
+    """
+
+    guessed_by: str | None = None
+    proposed = 0
+
+    def __init__(self, together: Together, rows: list[Generation], at_once: int) -> None:
+        """rows: generations of `together`, so many of which are written at a time."""
+        self._together, self._rows, self._at_once = together, rows, at_once
+        self._waiting = deque(row for row, run in enumerate(self._rows) if run.is_live(0))
+        self._live: list[int] = []
+
+    def is_live(self, row: int) -> bool:
+        """Whether `row` gets another token."""
+        return self._rows[row].is_live(0)
+
+    def finish(self, row: int) -> None:
+        """End a row; it gets no further tokens."""
+        self._rows[row].finish(0)
+
+    def __next__(self) -> list[int | None]:
+        for row in [row for row in self._live if not self.is_live(row)]:
+            self._together.leave(self._rows[row])
+            self._live.remove(row)
+        while self._waiting and len(self._live) < self._at_once:
+            self._live.append(self._waiting.popleft())
+            self._together.join(self._rows[self._live[-1]])
+        if not self._live:
+            raise StopIteration
+        new: list[int | None] = [None] * len(self._rows)
+        while not (ready := [row for row in self._live if self._rows[row].ready]):
+            self._together.step()
+        for row in ready:
+            (new[row],) = next(self._rows[row])
+        self.logits = torch.cat([self._rows[row].logits for row in ready])
+        return new
+
+
+def generate_rows(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | Sequence[int] | None = None,
+    seed: int | Sequence[int] | None = None,
+    slide: bool = False,
+    fast: bool | None = None,
+    draft: Model | None = None,
+    kept: KeptCache | None = None,
+    at_once: int = AT_ONCE,
+    **options: Any,
+) -> Generation | Batch:
+    """As `generate_tokens`, but where C decodes several prompts share steps, not a padded batch.
+
+    max_new_tokens  one number for all prompts, or one for each
+    draft           of a single prompt, several are written without; kept: of a single one, too
+    at_once         prompts that are written at a time, where they share steps
+    """
+    lengths = check_lengths(prompts, max_new_tokens, model.config, slide=slide)
+    if len(prompts) > 1 and kept is None and decodes_in_c(model, fast):
+        together = Together(model, fast=fast)
+        rows = [
+            together.generate(prompt, seed=one, max_new_tokens=length, slide=slide, **options)
+            for prompt, one, length in zip(
+                prompts, row_seeds(seed, len(prompts)), lengths, strict=True
+            )
+        ]
+        return Batch(together, rows, at_once)
+    return generate_tokens(
+        model, prompts, max_new_tokens=lengths, seed=seed, slide=slide, fast=fast, kept=kept,
+        draft=draft if len(prompts) == 1 else None, **options,
+    )  # fmt: skip
