@@ -167,7 +167,7 @@ class Generation(Iterator[list[int | None]]):
             return
         if not self._begun:
             assert self._kept is not None, "only a kept cache is begun from"
-            self._cache, self._ready = self._kept.begin(self._rows[0], len(self._cache.layers))
+            self._cache, self._ready = self._kept.begin(self._rows[0], self._model)
             held = self.cached = self._cache.length
             self._begun = True
             self._exact = held if self._fast.reads_prompts else held - held % PIECE
@@ -347,7 +347,8 @@ class Generation(Iterator[list[int | None]]):
         self._starts = (
             torch.tensor(self._padding, device=self._device) if any(self._padding) else None
         )
-        self._cache = Cache(self._model.config.n_layers)
+        layers = self._model.config.n_layers
+        self._cache = Cache(layers) if self._kept is None else self._kept.empty(self._model)
 
 
 def generate_tokens(

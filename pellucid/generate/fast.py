@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pellucid import trace
 from pellucid.generate import native
+from pellucid.generate.paged import PagedCache
 from pellucid.models import Cache, Config, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
@@ -103,13 +104,18 @@ class FastSteps:
         return logits
 
     @property
+    def in_c(self) -> bool:
+        """Whether steps go through C, as soon as it is compiled."""
+        return self._possible and not self._on_gpu
+
+    @property
     def reads_prompts(self) -> bool:
         """Whether prompts of any length go through C as well."""
-        return self._possible and self._quantised and not self._on_gpu
+        return self.in_c and self._quantised
 
     def joins(self, cache: Cache) -> bool:
         """Whether the next token after what `cache` holds can be a row of `step_each`."""
-        if not self._possible or self._on_gpu or trace.is_open():
+        if not self.in_c or trace.is_open():
             return False
         end = cache.length + 1
         return end <= self.length and not turned_anew(self.model.config, end)
@@ -164,6 +170,9 @@ class FastSteps:
 
     def _begin(self, cache: Cache, rows: int, length: int) -> None:
         """Room for `length` more tokens in the cache, also of one that holds nothing yet."""
+        if isinstance(cache, PagedCache):
+            cache.reserve(cache.length + length)
+            return
         config = self.model.config
         room = min(self.length, max(cache.length + length + 64, 2 * cache.length))
         for layer in cache.layers:

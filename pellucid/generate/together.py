@@ -53,7 +53,9 @@ class Together:
         if draft is not None:
             fast, self._draft = draft_steps(model, draft, fast)
         self._steps = FastSteps(model, context_limit(model.config), fast)
-        self.prefixes = PrefixStore(shared_bytes, any_length=self._steps.reads_prompts)
+        self.prefixes = PrefixStore(
+            shared_bytes, any_length=self._steps.reads_prompts, paged=self._steps.in_c
+        )
         self._rows: list[Generation] = []  # in the order in which they came
         self._turn = 0
         self.proposed = self.guessed = 0  # tokens drafted, and guesses that were right

@@ -25,7 +25,7 @@ enum { SILU, GELU_TANH, GELU_COMPOSED, GELU_ERF, RELU_SQUARED };
 enum { RMS, RMS_WIDE, LAYER }; /* WIDE: times the weight before the result is rounded */
 enum { QUERIES, KEYS, VALUES };
 enum { PROJECT, NORM_WHOLE, ATTEND, ADD_ATTENTION, GATE_AND_UP, ADD_MLP, PHASES }; /* of a layer */
-enum { MOST = 64, SPINS = 1 << 14 };
+enum { MOST = 64, SPINS = 1 << 14, BLOCK = 64 }; /* BLOCK: tokens of a piece of a cache, see paged.py */
 enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vectors pass; read while waiting */
 
 /* What a step records for a trace, in the order of LEAVES in recording.py. */
@@ -75,6 +75,7 @@ typedef struct {
     int64_t start;            /* padding before it in its cache */
     int64_t seen, capacity;   /* tokens in its cache before this step, and the cache's room */
     int64_t end;              /* tokens in its cache after the pass of which this step is a part */
+    char *const *blocks;      /* each (layers, 2, n_kv_heads, BLOCK, head_dim), or NULL: keys and values lie in one piece */
 } Row; /* a text that this step makes longer; each has a cache of its own length */
 
 typedef struct {
@@ -82,7 +83,7 @@ typedef struct {
     const int64_t *tokens;    /* (batch): those of row 0, of row 1, … */
     const int32_t *row_of;    /* (batch) */
     const Row *row;           /* (rows) */
-    void *const *keys, *const *values;  /* (layers, rows) each (n_kv_heads, capacity, head_dim), model's dtype */
+    void *const *keys, *const *values;  /* (layers, rows) each (n_kv_heads, capacity, head_dim), of rows without blocks */
     float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
     float *const *recorded;   /* LEAVES pointers to (layers, batch, that leaf's width) or NULL; or NULL */
 } Step;
@@ -346,12 +347,28 @@ static void clip(const Model *m, float *x, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] > m->qkv_clip ? m->qkv_clip : x[i] < -m->qkv_clip ? -m->qkv_clip : x[i];
 }
 
-/* One token's key or value of a head, into `caches`, those of all layers and rows. */
-static void cache_head(Decoder *d, void *const *caches, int layer, int b, int head, const float *x) {
+/* Where token b's row keeps the key (kind KEYS) or value of a head at `column` of its cache; up to `*run`
+ * columns from there on lie side by side. */
+static char *cached(const Decoder *d, int kind, int layer, int b, int head, int64_t column, int64_t *run) {
     const Model *m = d->model;
     const Step *s = d->step;
-    int64_t place = head * row_of(s, b)->capacity + column_of(s, b);
-    store(m->dtype, caches[layer * s->rows + s->row_of[b]], place * m->head_dim, x, m->head_dim);
+    const Row *row = row_of(s, b);
+    int64_t bytes = (int64_t)m->head_dim * (m->dtype == FLOAT32 ? 4 : 2);
+    if (row->blocks) {
+        int64_t inside = column % BLOCK, heads = ((int64_t)layer * 2 + (kind == VALUES)) * m->n_kv_heads + head;
+        *run = BLOCK - inside;
+        return row->blocks[column / BLOCK] + (heads * BLOCK + inside) * bytes;
+    }
+    *run = row->capacity - column;
+    char *from = (kind == KEYS ? s->keys : s->values)[layer * s->rows + s->row_of[b]];
+    return from + (head * row->capacity + column) * bytes;
+}
+
+/* One token's key or value of a head, into its row's cache. */
+static void cache_head(Decoder *d, int kind, int layer, int b, int head, const float *x) {
+    int64_t run;
+    char *to = cached(d, kind, layer, b, head, column_of(d->step, b), &run);
+    store(d->model->dtype, to, 0, x, d->model->head_dim);
 }
 
 /* One token's queries or keys of `count` heads from `head` on, x (count, head_dim), as attention reads them:
@@ -379,7 +396,7 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
         record(d, Q_SCALED, layer, width, b, place, x, n);
     }
     if (kind == KEYS)
-        for (int i = 0; i < count; i++) cache_head(d, s->keys, layer, b, head + i, x + i * D);
+        for (int i = 0; i < count; i++) cache_head(d, KEYS, layer, b, head + i, x + i * D);
 }
 
 /* Head `unit` of q, k and v side by side: project, normalise and turn; k and v go into the cache. */
@@ -398,7 +415,7 @@ static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
         add_bias(m, w, place, place + D, to + b * width);
         if (m->qkv_clip > 0) clip(m, mine, D);
         record(d, Q + kind, layer, width, b, place, mine, D);
-        if (kind == VALUES) cache_head(d, s->values, layer, b, head, mine);
+        if (kind == VALUES) cache_head(d, VALUES, layer, b, head, mine);
         else if (!m->qk_norm_whole) finish_heads(d, layer, kind, b, head, 1, mine);
     }
 }
@@ -432,37 +449,45 @@ static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
     const Row *row = row_of(s, b);
-    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), own = layer * s->rows + s->row_of[b];
-    int64_t start = row->start, end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D;
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads);
+    int64_t start = row->start, end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D, run;
     if (l->window && start < end - l->window) start = end - l->window;
     if (start >= end) start = end - 1; /* padding looks at itself */
     int64_t n = end - start;
-    int64_t base = (kv_head * row->capacity + start) * D;
-    int size = m->dtype == FLOAT32 ? 4 : 2;
-    const char *values = (const char *)s->values[own] + base * size;
-    Matrix keys = {.weights = (const char *)s->keys[own] + base * size, .rows = n, .columns = D, .kind = m->dtype};
+    Matrix keys = {.columns = D, .kind = m->dtype};
     Vector *q = &mine->x[0];
     memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
     prepare(&keys, q);
-    multiply(&keys, 0, n, q, 1, mine->scores, n);
+    for (int64_t i = 0; i < n; i += run) {
+        keys.weights = cached(d, KEYS, layer, b, kv_head, start + i, &run);
+        keys.rows = run = run < n - i ? run : n - i;
+        multiply(&keys, 0, run, q, 1, mine->scores + i, run);
+    }
     softmax(m, l, head, mine->scores, n);
     float *z = d->z + b * width + (int64_t)head * D;
     int whole = D / LANES * LANES;
     for (int j = 0; j < whole; j += LANES) {
         v sums[4] = {{0}}; /* short sums round less than one long one, and need not wait in line */
-        for (int64_t i = 0; i < n; i++) {
-            int64_t place = i * D + j;
-            v value = m->dtype == FLOAT32 ? load_float32((const float *)values + place)
-                    : m->dtype == BFLOAT16 ? load_bfloat16((const uint16_t *)values + place)
-                                           : load_float16((const uint16_t *)values + place);
-            sums[i % 4] += value * mine->scores[i];
+        for (int64_t i = 0; i < n;) {
+            const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+            int64_t last = i + run < n ? i + run : n;
+            for (int64_t place = j; i < last; i++, place += D) {
+                v value = m->dtype == FLOAT32 ? load_float32((const float *)values + place)
+                        : m->dtype == BFLOAT16 ? load_bfloat16((const uint16_t *)values + place)
+                                               : load_float16((const uint16_t *)values + place);
+                sums[i % 4] += value * mine->scores[i];
+            }
         }
         v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         memcpy(z + j, &sum, sizeof sum);
     }
     for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
         double sum = 0;
-        for (int64_t i = 0; i < n; i++) sum += mine->scores[i] * at(m->dtype, values, i * D + j);
+        for (int64_t i = 0; i < n;) {
+            const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+            int64_t last = i + run < n ? i + run : n;
+            for (int64_t place = j; i < last; i++, place += D) sum += mine->scores[i] * at(m->dtype, values, place);
+        }
         z[j] = (float)sum;
     }
     for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
