@@ -91,7 +91,8 @@ typedef struct {
 typedef struct {
     Vector *x;       /* (MOST) this thread's own inputs of a product */
     float *stream;   /* (MOST, width) the shared one; a copy of its own where a norm comes before + */
-    float *scores;   /* (score_room) */
+    float *scores;   /* (score_room): of each head that attends at a time */
+    v *sums;         /* (BATCH, head_dim / LANES, 4) of values */
     int64_t score_room;
     int64_t phase, from, to; /* the piece of a phase this thread is at */
 } Scratch;
@@ -443,55 +444,104 @@ static void softmax(const Model *m, const Layer *l, int head, float *scores, int
         for (int64_t i = 0; i < n; i++) scores[i] = rounded(m->dtype, scores[i]);
 }
 
-/* One query head of one token looks at the tokens from its row's or its window's start to itself. */
-static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
+/* Values of `run` tokens, the first of them token `i` of those looked at, times the weights of several heads:
+ * sums (heads, D / LANES, 4). Short sums round less than one long one, and need not wait in line; token i adds to
+ * the sum i % 4, however the tokens are cut into runs. */
+#define DEFINE_WEIGH(NAME, TYPE, LOAD)                                                                          \
+    static void NAME(const TYPE *values, int D, int64_t i, int64_t run, const float *weights, int64_t stride,    \
+                     int heads, v *sums) {                                                                       \
+        for (int j = 0; j < D / LANES; j++)                                                                      \
+            for (int head = 0; head < heads; head++) {                                                           \
+                const TYPE *from = values + j * LANES;                                                           \
+                const float *weight = weights + head * stride;                                                   \
+                v *to = sums + (head * (D / LANES) + j) * 4;                                                     \
+                int64_t t = 0;                                                                                   \
+                for (; t < run && (i + t) % 4; t++) to[(i + t) % 4] += LOAD(from + t * D) * weight[t];           \
+                v a = to[0], b = to[1], c = to[2], e = to[3];                                                    \
+                for (; t + 4 <= run; t += 4) {                                                                   \
+                    a += LOAD(from + t * D) * weight[t];                                                         \
+                    b += LOAD(from + (t + 1) * D) * weight[t + 1];                                               \
+                    c += LOAD(from + (t + 2) * D) * weight[t + 2];                                               \
+                    e += LOAD(from + (t + 3) * D) * weight[t + 3];                                               \
+                }                                                                                                \
+                to[0] = a, to[1] = b, to[2] = c, to[3] = e;                                                      \
+                for (; t < run; t++) to[(i + t) % 4] += LOAD(from + t * D) * weight[t];                          \
+            }                                                                                                    \
+    }
+DEFINE_WEIGH(weigh_float32, float, load_float32)
+DEFINE_WEIGH(weigh_bfloat16, uint16_t, load_bfloat16)
+DEFINE_WEIGH(weigh_float16, uint16_t, load_float16)
+
+/* The weights of several heads times the values of n tokens from `start` on: what the heads read, z. */
+static void weigh(Decoder *d, int layer, int b, int head, int heads, int64_t start, int64_t n, Scratch *mine) {
+    const Model *m = d->model;
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), whole = D / LANES * LANES;
+    int64_t run;
+    memset(mine->sums, 0, (int64_t)heads * whole * 4 * sizeof(float));
+    for (int64_t i = 0; i < n; i += run) { /* a run stays in the core's cache while each head reads it */
+        const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+        run = run < BLOCK ? run : BLOCK;
+        run = run < n - i ? run : n - i;
+        const float *weights = mine->scores + i;
+        if (m->dtype == FLOAT32) weigh_float32((const float *)values, D, i, run, weights, n, heads, mine->sums);
+        else if (m->dtype == BFLOAT16)
+            weigh_bfloat16((const uint16_t *)values, D, i, run, weights, n, heads, mine->sums);
+        else weigh_float16((const uint16_t *)values, D, i, run, weights, n, heads, mine->sums);
+    }
+    for (int h = 0; h < heads; h++) {
+        float *z = d->z + ((int64_t)b * m->n_heads + head + h) * D;
+        for (int j = 0; j < D / LANES; j++) {
+            const v *sums = mine->sums + (h * (D / LANES) + j) * 4;
+            v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+            memcpy(z + j * LANES, &sum, sizeof sum);
+        }
+        for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
+            double sum = 0;
+            for (int64_t i = 0; i < n;) {
+                const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+                int64_t last = i + run < n ? i + run : n;
+                for (int64_t place = j; i < last; i++, place += D)
+                    sum += mine->scores[h * n + i] * at(m->dtype, values, place);
+            }
+            z[j] = (float)sum;
+        }
+        for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
+        record(d, Z, layer, (int64_t)m->n_heads * D, b, (int64_t)(head + h) * D, z, D);
+    }
+}
+
+/* Query heads of one token, which share a head of keys and values and so one reading of it, look at the tokens
+ * from their row's or their window's start to themselves. */
+static void attend(Decoder *d, int layer, int b, int head, int heads, Scratch *mine) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
-    const Row *row = row_of(s, b);
     int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads);
-    int64_t start = row->start, end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D, run;
+    int64_t start = row_of(s, b)->start, end = column_of(s, b) + 1, run;
     if (l->window && start < end - l->window) start = end - l->window;
     if (start >= end) start = end - 1; /* padding looks at itself */
     int64_t n = end - start;
     Matrix keys = {.columns = D, .kind = m->dtype};
-    Vector *q = &mine->x[0];
-    memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
-    prepare(&keys, q);
+    Vector *q = mine->x;
+    for (int h = 0; h < heads; h++) {
+        memcpy(q[h].wide, d->q + ((int64_t)b * m->n_heads + head + h) * D, D * sizeof(float));
+        prepare(&keys, &q[h]);
+    }
     for (int64_t i = 0; i < n; i += run) {
         keys.weights = cached(d, KEYS, layer, b, kv_head, start + i, &run);
         keys.rows = run = run < n - i ? run : n - i;
-        multiply(&keys, 0, run, q, 1, mine->scores + i, run);
+        multiply(&keys, 0, run, q, heads, mine->scores + i, n);
     }
-    softmax(m, l, head, mine->scores, n);
-    float *z = d->z + b * width + (int64_t)head * D;
-    int whole = D / LANES * LANES;
-    for (int j = 0; j < whole; j += LANES) {
-        v sums[4] = {{0}}; /* short sums round less than one long one, and need not wait in line */
-        for (int64_t i = 0; i < n;) {
-            const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
-            int64_t last = i + run < n ? i + run : n;
-            for (int64_t place = j; i < last; i++, place += D) {
-                v value = m->dtype == FLOAT32 ? load_float32((const float *)values + place)
-                        : m->dtype == BFLOAT16 ? load_bfloat16((const uint16_t *)values + place)
-                                               : load_float16((const uint16_t *)values + place);
-                sums[i % 4] += value * mine->scores[i];
-            }
-        }
-        v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        memcpy(z + j, &sum, sizeof sum);
-    }
-    for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
-        double sum = 0;
-        for (int64_t i = 0; i < n;) {
-            const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
-            int64_t last = i + run < n ? i + run : n;
-            for (int64_t place = j; i < last; i++, place += D) sum += mine->scores[i] * at(m->dtype, values, place);
-        }
-        z[j] = (float)sum;
-    }
-    for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
-    record(d, Z, layer, width, b, (int64_t)head * D, z, D);
+    for (int h = 0; h < heads; h++) softmax(m, l, head + h, mine->scores + h * n, n);
+    weigh(d, layer, b, head, heads, start, n, mine);
+}
+
+/* How many query heads attend together: all that share keys, but fewer where threads would be without work. */
+static int heads_at_once(const Decoder *d) {
+    const Model *m = d->model;
+    int group = m->n_heads / m->n_kv_heads, some = group < BATCH ? group : BATCH;
+    while (some > 1 && (int64_t)d->step->batch * m->n_heads < 2LL * d->n_threads * some) some = (some + 1) / 2;
+    return some;
 }
 
 /* Rows of gate and up, and of the hidden layer made of them. */
@@ -622,10 +672,15 @@ static void attention(Decoder *d, int layer, int phase, int thread) {
             }
         meet(d, next);
     }
-    all = (int64_t)s->batch * m->n_heads;
+    int group = m->n_heads / m->n_kv_heads, some = heads_at_once(d), parts = (group + some - 1) / some;
+    int64_t units = (int64_t)m->n_kv_heads * parts; /* of a token */
+    all = s->batch * units;
     while (next_piece(d, phase + ATTEND, thread, all, 1, all, &first, &last))
-        for (int64_t unit = first; unit < last; unit++)
-            attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
+        for (int64_t unit = first; unit < last; unit++) {
+            int within = (int)(unit % parts) * some, left = group - within;
+            int head = (int)(unit % units / parts) * group + within;
+            attend(d, layer, (int)(unit / units), head, left < some ? left : some, mine);
+        }
     meet(d, next);
     inputs_from(d, &l->o, d->z, x);
     while (next_rows(d, phase + ADD_ATTENTION, thread, &l->o, m->width, &first, &last))
@@ -791,7 +846,7 @@ void pellucid_close(Decoder *d) {
     for (int t = 1; t < d->n_threads; t++) pthread_join(d->threads[t], NULL);
     for (int t = 0; t < d->n_threads; t++) {
         close_vectors(d->scratch[t].x, MOST);
-        free(d->scratch[t].x), free(d->scratch[t].scores);
+        free(d->scratch[t].x), free(d->scratch[t].scores), free(d->scratch[t].sums);
         if (d->scratch[t].stream != d->stream) free(d->scratch[t].stream);
     }
     free(d->stream), free(d->q), free(d->k), free(d->v), free(d->z), free(d->out), free(d->hidden), free(d->gate);
@@ -818,6 +873,7 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     for (int t = 0; t < n_threads; t++) {
         Vector *x = d->scratch[t].x = zeroed(MOST * sizeof *x);
         open_vectors(x, MOST, wide);
+        d->scratch[t].sums = zeroed((int64_t)BATCH * 4 * model->head_dim * sizeof(float));
         d->scratch[t].stream = model->layers[0].attn_out_norm ? zeroed(stream) : d->stream;
     }
     pthread_mutex_init(&d->lock, NULL);
@@ -839,9 +895,10 @@ void pellucid_step(Decoder *d, const Step *step) {
             int64_t all = step->row[r].seen + step->row[r].length;
             needed = all > needed ? all : needed;
         }
+        needed *= BATCH;
         if (scratch->score_room >= needed) continue;
         free(scratch->scores);
-        scratch->score_room = 2 * needed + 256;
+        scratch->score_room = 2 * needed + 256 * BATCH;
         scratch->scores = zeroed(scratch->score_room * 4);
     }
     for (int phase = 0; phase < d->n_phases; phase++) atomic_store(&d->handed[phase], 0);
