@@ -165,14 +165,9 @@ class Generation(Iterator[list[int | None]]):
         """One pass nearer to the next step; several where a long prompt has yet to be read."""
         if self.ready:
             return
-        if not self._begun:
-            assert self._kept is not None, "only a kept cache is begun from"
-            self._cache, self._ready = self._kept.begin(self._rows[0], self._model)
-            held = self.cached = self._cache.length
-            self._begun = True
-            self._exact = held if self._fast.reads_prompts else held - held % PIECE
-            if self._ready is not None:
-                return
+        self._begin()
+        if self._ready is not None:
+            return
         if self.took_guess() or self._ran_ahead():
             return
         if not self._reading:
@@ -187,6 +182,16 @@ class Generation(Iterator[list[int | None]]):
         logits = self._pass(min(end, columns))
         if not self._reading:
             self._give(logits)
+
+    def _begin(self) -> None:
+        """Take over what a kept cache has of the prompt, before its first pass."""
+        if self._begun:
+            return
+        assert self._kept is not None, "only a kept cache is begun from"
+        self._cache, self._ready = self._kept.begin(self._rows[0], self._model)
+        held = self.cached = self._cache.length
+        self._begun = True
+        self._exact = held if self._fast.reads_prompts else held - held % PIECE
 
     def took_guess(self) -> bool:
         """Whether the latest token had been guessed; the step is ready then."""
@@ -229,11 +234,29 @@ class Generation(Iterator[list[int | None]]):
             return None
         return self._rows[0][-1], self._cache
 
-    def take(self, logits: Tensor) -> None:
-        """The logits (1, V) of a pass of `next_token`'s that was computed with those of others."""
-        self.cached = self._cache.length - 1
-        self._count_exact(self.cached, by_c=True)
-        self._give(logits)
+    def next_chunk(self, most: int) -> tuple[list[int], Cache] | None:
+        """At most so many next tokens of a row's prompt, where C reads it, and the cache before.
+
+        The code that computes them, which makes the cache longer, gives the logits after the last
+        to `take`.
+        """
+        if self.ready or len(self._rows) > 1 or not self._live or self._ropes_by_length():
+            return None
+        self._begin()
+        row, held = self._rows[0], self._cache.length
+        if self.ready or self._overflows() or not self._fast.reads(len(row) - held, self._cache):
+            return None
+        return row[held : held + most], self._cache
+
+    def take(self, logits: Tensor, tokens: int = 1) -> None:
+        """The logits (1, V) after `next_token`, or so many of a chunk, computed elsewhere."""
+        before = self._cache.length - tokens
+        if not self._reading:
+            self.cached = before
+        self._count_exact(before, by_c=True)
+        self._reading = self._cache.length < len(self._rows[0])
+        if not self._reading:
+            self._give(logits)
 
     def _give(self, logits: Tensor) -> None:
         self._ready = logits

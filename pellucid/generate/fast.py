@@ -113,6 +113,12 @@ class FastSteps:
         """Whether prompts of any length go through C as well."""
         return self.in_c and self._quantised
 
+    def reads(self, tokens: int, cache: Cache) -> bool:
+        """Whether so many tokens of a prompt can be rows of `step_each`, all or a part of them."""
+        if not self.in_c or trace.is_open() or cache.length + tokens > self.length:
+            return False
+        return self._quantised or 0 < tokens <= SHORT[self.model.dtype]
+
     def joins(self, cache: Cache) -> bool:
         """Whether the next token after what `cache` holds can be a row of `step_each`."""
         if not self.in_c or trace.is_open():
@@ -120,8 +126,10 @@ class FastSteps:
         end = cache.length + 1
         return end <= self.length and not turned_anew(self.model.config, end)
 
-    def step_each(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Tensor] | None:
-        """One token after what each of several caches holds -> logits (1, V) of each, or None.
+    def step_each(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache]
+    ) -> list[Tensor] | None:
+        """Tokens after what each of several caches holds -> logits (1, V) of each, or None.
 
         One pass over the weights for all; each row's bits are those it has alone.
         """
@@ -129,12 +137,16 @@ class FastSteps:
         if decoder is None:
             return None
         found, begin = [], time.perf_counter()
-        for first in range(0, len(tokens), native.MOST):
-            some = caches[first : first + native.MOST]
-            for cache in some:
-                self._begin(cache, 1, 1)
-            logits = decoder.step([[id] for id in tokens[first : first + len(some)]], some)
+        for row, cache in zip(tokens, caches, strict=True):
+            self._begin(cache, 1, len(row))
+        first = 0
+        while first < len(tokens):
+            last = first + 1
+            while last < len(tokens) and sum(map(len, tokens[first : last + 1])) <= native.MOST:
+                last += 1
+            logits = decoder.step(tokens[first:last], caches[first:last])
             found += [row.clone() for row in logits.split(1)]
+            first = last
         self._settle(decoder, time.perf_counter() - begin)
         return found
 

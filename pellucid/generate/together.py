@@ -1,7 +1,8 @@
 """Many generations of one model in shared steps; they join and leave between two of them.
 
-    step      │ a b c │ a b c d │ a c d │      one pass over the weights for all rows that decode
-    prompts   │ d d   │ e       │ e e e │      then at most a piece of the prompts still to be read
+    step      │ a b c │ a b c d │ a c d │      one pass over the weights for all rows that decode,
+    prompts   │ d d   │ e       │ e e e │      in C with tokens of prompts beside them; then at most
+                                               a piece in all of the prompts still to be read
 
 In the C decoder a row's bits do not depend on the rows beside it, so each answer is the one that
 the model gives alone. Where a model cannot run there, a step is one pass after another, each the
@@ -16,13 +17,14 @@ from typing import Any
 
 import torch
 
+from pellucid.generate import native
 from pellucid.generate.draft import draft_steps
 from pellucid.generate.engine import Generation, generate_tokens
 from pellucid.generate.fast import FastSteps, decodes_in_c
 from pellucid.generate.limits import check_lengths, context_limit
 from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
 from pellucid.generate.sample import row_seeds
-from pellucid.models import Model
+from pellucid.models import Cache, Model
 
 SHARED_BYTES = 1 << 30  # of caches that later prompts can begin from
 AT_ONCE = 32  # texts of a batch that are written at a time
@@ -94,32 +96,52 @@ class Together:
         A row is `ready` then, until its next item is taken. An error stays in the row it is of.
         """
         waiting = [row for row in self._rows if not (row.ready or row.took_guess())]
-        joint = [(row, *due) for row in waiting if (due := row.next_token()) is not None]
-        apart = [row for row, _, cache in joint if not self._steps.joins(cache)]
-        joint = [due for due in joint if due[0] not in apart]
-        if len(joint) == 1 and len(self._rows) == 1:  # it may run ahead by itself
-            apart, joint = [joint[0][0]], []
-        if joint:
-            rows, tokens, caches = zip(*joint, strict=True)
-            try:
-                found = self._steps.step_each(tokens, caches)
-            except Exception as error:  # of all that shared it
-                for row in rows:
-                    row.fail(error)
-            else:
-                apart += rows if found is None else ()
-                for row, logits in zip(rows, found or (), strict=False):
-                    row.take(logits)
+        decoding = [(row, *due) for row in waiting if (due := row.next_token()) is not None]
+        apart = [row for row, _, cache in decoding if not self._steps.joins(cache)]
+        if len(decoding) == 1 and len(self._rows) == 1:  # it may run ahead by itself
+            apart = [decoding[0][0]]
+        joint = [(row, [token], cache) for row, token, cache in decoding if row not in apart]
+        reading = [row for row in waiting if row not in {row for row, *_ in decoding}]
+        room, read = native.MOST - len(joint), 0
+        for row in self._in_turn(reading):
+            chunk = row.next_chunk(room - read) if read < room else None
+            if chunk is not None:
+                joint.append((row, *chunk))
+                read += len(chunk[0])
+        if not self._shared_pass(joint):
+            apart += [row for row, *_ in joint if row not in reading]
+            read = 0
         for row in apart:
             self._advance(row)
-        self._read([row for row in waiting if not row.ready and row.next_token() is None])
+        self._read([row for row in reading if not row.ready], PIECE - read)
 
-    def _read(self, rows: list[Generation]) -> None:
-        """Passes of at most a piece of tokens in all, and at least one."""
-        room = PIECE
+    def _in_turn(self, rows: list[Generation]) -> list[Generation]:
+        """Rows that read a prompt: first the oldest or the one with the least left, by turns."""
+        if not rows:
+            return []
+        self._turn += 1
+        first = rows[0] if self._turn % 2 else min(rows, key=lambda row: row.unread)
+        return [first, *(row for row in rows if row is not first)]
+
+    def _shared_pass(self, joint: list[tuple[Generation, list[int], Cache]]) -> bool:
+        """One pass for the next tokens of several rows; False where C is not there yet."""
+        if not joint:
+            return True
+        rows, tokens, caches = zip(*joint, strict=True)
+        try:
+            found = self._steps.step_each(tokens, caches)
+        except Exception as error:  # of all that shared it
+            for row in rows:
+                row.fail(error)
+            return True
+        for row, some, logits in zip(rows, tokens, found or (), strict=False):
+            row.take(logits, len(some))
+        return found is not None
+
+    def _read(self, rows: list[Generation], room: int) -> None:
+        """Passes of at most so many tokens of prompts in all, and at least one, unless it is 0."""
         while rows and room > 0:
-            self._turn += 1
-            row = rows[0] if self._turn % 2 else min(rows, key=lambda one: one.unread)
+            row = self._in_turn(rows)[0]
             before = row.unread
             self._advance(row)
             if row.ready:

@@ -81,11 +81,17 @@ def test_rows_that_decode_share_one_pass(monkeypatch):
     step_each = FastSteps.step_each
     monkeypatch.setattr(
         FastSteps, "step_each",
-        lambda self, tokens, caches: shared.append(len(tokens)) or step_each(self, tokens, caches),
+        lambda self, tokens, caches: (
+            shared.append([len(some) for some in tokens]) or step_each(self, tokens, caches)
+        ),
     )  # fmt: skip
     together = Together(model, fast=True)
     written(together, {number: prompt(3 + number, number) for number in (0, 3, 6)})
-    assert shared == [3, 3, 3]
+    assert shared == [[3, 6, 9], *3 * [[1, 1, 1]]]  # the prompts share one as well
+    shared.clear()
+    rows = {0: prompt(5), 3: prompt(PIECE + 9, 3)}
+    written(together, rows, {3: 1})
+    assert [1, 9] in shared  # the end of a prompt that C reads, beside a token
 
 
 def test_a_long_prompt_stalls_nobody_and_is_not_left_behind():
