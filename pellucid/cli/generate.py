@@ -75,7 +75,7 @@ def generate(arguments: argparse.Namespace) -> None:
     texts = list(zip(prompts, stream.complete(), strict=True))
     if arguments.json:
         results = [_as_json(prompt, completion) for prompt, completion in texts]
-        if arguments.draft is not None:
+        if arguments.draft is not None and len(results) == 1:
             results[0] |= _guesses(texts[0][1], stream.proposed)
         many = results[0] if len(results) == 1 else {"completions": results}
         print_json({"model": lm.name, "seed": seed, **many})

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pellucid.generate import native
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.limits import context_limit
-from pellucid.generate.lookup import Lookup, PassTimes
+from pellucid.generate.lookup import Lookup, PassTimes, nearer
 from pellucid.generate.prefixes import shared_length
 from pellucid.generate.sample import Sampling, draw, likeliest, one_thread, probabilities, warp
 from pellucid.models import Cache, Model
@@ -32,7 +32,7 @@ from pellucid.tokenizers import Tokenizer
 
 _LATELY = 0.1  # weight of the newest guess in the share of right ones
 _HOPED = 0.7  # that share before there are any
-_PAUSE = 64, 1024  # tokens before the next try where drafting did not pay: at first, and at most
+_PAUSE = 16, 1024  # tokens before the next try where drafting did not pay: at first, and at most
 
 
 class Guess(NamedTuple):
@@ -75,6 +75,9 @@ class Draft:
     passes take; where none pays, drafting pauses. For drawn text these times are not measured but
     follow from the sizes of the two models: how many tokens are drafted decides which numbers are
     drawn, and a seed must mean the same text on a busy machine.
+
+    A copy of the model in fewer bits goes on from the model's own cache, so it never reads the
+    text: what it writes there, behind the text, the pass that checks it writes again.
     """
 
     def __init__(
@@ -93,29 +96,34 @@ class Draft:
         self._times = times if sampling.greedy else PassTimes(1.0)
         self._seconds: float | None = None  # of a step of the draft
         self._limit = min(steps.length, context_limit(steps.model.config))
-        self._cache, self._held = Cache(steps.model.config.n_layers), []  # and the tokens in it
+        self._cache = None if is_copy(model, steps.model) else Cache(steps.model.config.n_layers)
+        self._held: list[int] = []  # tokens in its own cache
         self._right = _HOPED
         self._open: tuple[int, list[int]] = (0, [])  # where the latest draft begins, and its tokens
         self._retry, self._pause = 0, _PAUSE[0]
         self.proposed = 0  # tokens in all
 
-    def guess(self, text: Sequence[int], most: int, seen: Tensor | None) -> list[Guess]:
+    def guess(
+        self, text: Sequence[int], most: int, seen: Tensor | None, cache: Cache
+    ) -> list[Guess]:
         """At most `most` tokens that may follow the text; none where none are worth their time.
 
-        seen (1, V) bool: tokens of the text, where repetition is penalised
+        seen (1, V) bool: tokens of the text, where repetition is penalised; cache: the model's, of
+        all tokens but the last, and so it is left
         """
         self._score(text)
         count = self._worth(text, min(most, self._limit - len(text) - 1))
         if not count:
             return []
-        guesses, text = [], list(text)
+        guesses, text, length = [], list(text), cache.length
         seen = None if seen is None else seen.clone()
         with one_thread():
             for _ in range(count):
-                guesses.append(self._next(text, seen))
+                guesses.append(self._next(text, seen, cache))
                 text.append(guesses[-1].token)
                 if seen is not None:
                     seen[0, text[-1]] = True
+        cache.crop(length)
         self._open = len(text) - count, text[-count:]
         self.proposed += count
         return guesses
@@ -132,17 +140,20 @@ class Draft:
     def _worth(self, text: Sequence[int], most: int) -> int:
         if len(text) < self._retry or not self._times.known or most < 1:
             return 0
-        each = self._share * self._times[1] if self._seconds is None else self._seconds
-        count = self._times.best(most, self._right, each)
+        count = self._times.best(most, self._right, self._each())
         if not count:  # try again later
             self._right = _HOPED
             self._retry = len(text) + self._pause
             self._pause = min(2 * self._pause, _PAUSE[1])
         return count
 
-    def _next(self, text: list[int], seen: Tensor | None) -> Guess:
+    def _each(self) -> float:
+        """Seconds of a step of the draft: as measured, else by the sizes of the models."""
+        return self._share * self._times[1] if self._seconds is None else self._seconds
+
+    def _next(self, text: list[int], seen: Tensor | None, cache: Cache) -> Guess:
         """The draft's next token after the text."""
-        logits = self._logits(text)
+        logits = self._logits(text, cache)
         if not logits.amax().isfinite():
             raise ValueError("the draft's logits are not numbers (NaN, or infinite): leave it out")
         shaped = warp(logits, self._sampling, seen)
@@ -151,16 +162,16 @@ class Draft:
         (token,) = draw(shaped, [self._generator]).tolist()
         return Guess(token, "draft", probabilities(shaped)[0])
 
-    def _logits(self, text: list[int]) -> Tensor:
+    def _logits(self, text: list[int], cache: Cache) -> Tensor:
         """Of the token after the text, (1, V) with the model's V; ids it never writes at −inf."""
-        shared = shared_length(self._held, text, len(text) - 1)
-        self._cache.crop(shared)
-        begin = time.perf_counter()
-        logits = self._steps.read(text[shared:], self._cache)
-        if len(text) - shared == 1 and self._sampling.greedy:
-            seconds = time.perf_counter() - begin
-            self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
-        self._held = text.copy()
+        if self._cache is not None:
+            cache = self._cache
+            cache.crop(shared_length(self._held, text, len(text) - 1))
+            self._held = text.copy()
+        unread, begin = text[cache.length :], time.perf_counter()
+        logits = self._steps.read(unread, cache)
+        if len(unread) == 1 and self._sampling.greedy:
+            self._seconds = nearer(self._each(), time.perf_counter() - begin)
         own = logits[:, : self._size].float()
         own = nn.functional.pad(own, (0, self._size - own.shape[1]), value=-torch.inf)
         return own if self._excluded is None else own.masked_fill(self._excluded, -torch.inf)
@@ -203,12 +214,14 @@ class Ahead:
         """Tokens that the draft proposed so far."""
         return 0 if self._draft is None else self._draft.proposed
 
-    def guesses(self, text: Sequence[int], most: int, seen: Tensor | None) -> list[Guess]:
+    def guesses(
+        self, text: Sequence[int], most: int, seen: Tensor | None, cache: Cache
+    ) -> list[Guess]:
         """At most `most` tokens that may follow, from the text itself or else from the draft."""
         found = [] if self._lookup is None else self._lookup.guess(text, most)
         if found or self._draft is None:
             return [Guess(token, "lookup") for token in found]
-        return self._draft.guess(text, most, seen)
+        return self._draft.guess(text, most, seen, cache)
 
     def hold(self, guesses: Sequence[Guess], logits: Tensor, seconds: float) -> Tensor:
         """After a pass of the text's last token and its guesses that took so many seconds.
@@ -233,6 +246,15 @@ class Ahead:
 def weight_bytes(model: Model) -> int:
     """Bytes of a model's weights."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def is_copy(model: Model, draft: Model) -> bool:
+    """Whether a draft is the model in fewer bits: what is not quantised, the norms, is the same."""
+    if model.config != draft.config or model.dtype != draft.dtype:
+        return False
+    own, kept = dict(model.named_parameters()), dict(draft.named_parameters())
+    same = (name in own and torch.equal(own[name], weight) for name, weight in kept.items())
+    return bool(kept) and all(same)
 
 
 def check_same_tokens(tokenizer: Tokenizer, other: Tokenizer) -> None:

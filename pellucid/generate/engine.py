@@ -210,7 +210,7 @@ class Generation(Iterator[list[int | None]]):
             return False
         row = self._rows[0]
         most = min(self._room[0] - 1, self._window - len(row))
-        guesses = self._ahead.guesses(row, most, self._seen)
+        guesses = self._ahead.guesses(row, most, self._seen, self._cache)
         found = self._fast.step_ahead([due[0], *(guess.token for guess in guesses)], self._cache)
         if found is None:
             return False

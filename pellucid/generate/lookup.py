@@ -18,6 +18,11 @@ _LATELY = 0.1  # weight of the newest guess in the share of right ones
 _NEWEST = 0.3  # weight of the newest pass in what a pass takes
 
 
+def nearer(before: float, seconds: float) -> float:
+    """What something takes, after it took so long once more: a busy moment counts little."""
+    return before + _NEWEST * (min(seconds, 2 * before) - before)
+
+
 class PassTimes:
     """What a pass over the weights takes, by the number of its tokens."""
 
@@ -32,8 +37,8 @@ class PassTimes:
 
     def took(self, tokens: int, seconds: float) -> None:
         """After a pass of so many tokens."""
-        before = self._seconds.get(tokens, seconds)
-        self._seconds[tokens] = before + _NEWEST * (seconds - before)
+        known = any(size <= tokens for size in self._seconds)
+        self._seconds[tokens] = nearer(self[tokens], seconds) if known else seconds
 
     def __getitem__(self, size: int) -> float:
         """As measured, else as the next smaller one and a tenth a token more."""

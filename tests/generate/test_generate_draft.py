@@ -14,10 +14,11 @@ from tiny import CONFIGS, FEATURES, random_model
 import pellucid
 from pellucid.cli import main
 from pellucid.generate import Sampling, Together, draft, generate_tokens, native
-from pellucid.generate.draft import Draft, Guess
+from pellucid.generate.draft import Draft, Guess, is_copy
 from pellucid.generate.fast import FastSteps
 from pellucid.generate.lookup import PassTimes
 from pellucid.generate.sample import accept_or_draw, probabilities, warp
+from pellucid.models.quantised import Format, quantise
 
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1)
@@ -69,6 +70,24 @@ def test_greedy_text_and_its_logits_are_those_of_plain_decoding(kind, dtype, alw
         guessed, proposed = guessed + run.guessed, proposed + run.proposed
     assert 0 < guessed <= proposed
     assert guessed < proposed or kind == "like gemma2"  # which repeats one token, as any draft does
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_in_fewer_bits_reads_the_models_own_cache(dtype, always, monkeypatch):
+    model = random_model(CONFIGS["llama-gqa"], dtype)
+    copy, read = quantise(deepcopy(model), Format(bits=4, group=32)), []
+    steps = FastSteps.read
+    monkeypatch.setattr(
+        FastSteps, "read",
+        lambda self, tokens, cache: read.append(len(tokens)) or steps(self, tokens, cache),
+    )  # fmt: skip
+    plain, bits, _ = written(model, None)
+    text, drafted_bits, run = written(model, copy)
+    assert text == plain
+    assert torch.equal(drafted_bits, bits)
+    assert 0 < run.guessed < run.proposed == len(read)
+    assert set(read) == {1}, "it never reads the prompt"
+    assert is_copy(model, copy) and not is_copy(model, near(model))
 
 
 def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
@@ -143,7 +162,7 @@ def test_a_draft_that_is_never_right_is_left_alone(small, monkeypatch):
     model = random_model(replace(CONFIGS["llama-gqa"], context_length=600), torch.float32)
     plain, *_ = written(model, None, tokens=500)
 
-    def wrong(self, text, seen):
+    def wrong(self, text, seen, cache):
         return Guess((([*PROMPT, *plain, 0])[len(text)] + 1) % 90, "draft")
 
     monkeypatch.setattr(Draft, "_next", wrong)
