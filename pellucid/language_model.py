@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +19,19 @@ from pellucid import checkpoints, tokenizers
 from pellucid.devices import as_device, as_dtype, check_room
 from pellucid.edits import Edit
 from pellucid.generate import (
+    AT_ONCE,
     Sampling,
     TextStream,
+    check_lengths,
+    check_same_tokens,
+    decodes_in_c,
     default_length,
     encode_prompt,
     generate_tokens,
+    row_seeds,
     stream_text,
 )
-from pellucid.models.quantised import FullWeights, is_quantised
+from pellucid.models.quantised import Format, FullWeights, is_quantised, quantise
 from pellucid.prompts import Prompt, Prompts, check_tokens, is_batch, padded
 from pellucid.trace import Globs, Trace, backward, edited, trace
 from pellucid.trace_plan import check_names, run_bytes
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from pellucid.tokenizers import Tokenizer
     from pellucid.walk import Step
 
+Draft: TypeAlias = "str | Path | LanguageModel"
 Length = int | Literal["usual"] | None
 
 
@@ -95,6 +101,7 @@ class LanguageModel:
     ) -> None:
         self.model, self.tokenizer, self.checkpoint = model, tokenizer, checkpoint
         self.adapter: Path | None = None  # the folder whose adapter it has
+        self._copies: dict[str, Model] = {}  # quantised ones, by which it drafts for itself
 
     @property
     def config(self) -> Config:
@@ -211,12 +218,13 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        draft: Draft | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> str:
         """The text that follows `prompt`; the arguments are those of `stream`."""
         stream = self._edited_stream(
             self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
         return "".join(piece for (piece,) in stream)
@@ -235,6 +243,7 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        draft: Draft | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
@@ -246,12 +255,14 @@ class LanguageModel:
         seed            the same seed gives the same text; None draws another each time
         slide           let a Llama go on past its context, over the last tokens
         fast            decode in C: None where it can be done, True or an error, False never
+        draft           a smaller model (see `draft_model`) runs ahead where that pays. Greedy text
+                        is the same, drawn text as likely, but another for the same seed
         edit            name, glob or address -> number, tensor or function (`edits`), in every
                         step; decodes in PyTorch
         """
         stream = self._edited_stream(
             self.encode(prompt), edit, max_new_tokens, stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
             repetition_penalty=repetition_penalty,
         )  # fmt: skip
         return (piece for (piece,) in stream if piece)
@@ -260,7 +271,7 @@ class LanguageModel:
         self,
         prompts: Sequence[Prompt],
         *,
-        max_new_tokens: Length = "usual",
+        max_new_tokens: Length | Sequence[int] = "usual",
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -270,8 +281,12 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
+        at_once: int = AT_ONCE,
     ) -> list[str]:
         """As `generate` for several prompts at once; each row's text is the one it has alone.
+
+        max_new_tokens may be one number for each prompt. `at_once` prompts are written at a time;
+        where C decodes, the next one follows when one of them ends.
 
         ValueError for a single prompt: its letters or tokens are no prompts.
         """
@@ -280,34 +295,63 @@ class LanguageModel:
                 f"generate_batch takes a list of prompts, got one: {str(prompts)[:40]!r}; put it "
                 "into a list, or call generate"
             )
-        stream = self._stream(
-            [self.encode(prompt) for prompt in prompts], max_new_tokens,
-            stop=stop, seed=seed, slide=slide, fast=fast,
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        )  # fmt: skip
-        return [completion.text for completion in stream.complete()]
+        rows = [self.encode(prompt) for prompt in prompts]
+        lengths = max_new_tokens
+        if lengths == "usual":
+            lengths = default_length(self.config, rows, slide=slide)
+        lengths = check_lengths(rows, lengths, self.config, slide=slide)
+        seeds = row_seeds(seed, len(rows))
+        most = len(rows) if decodes_in_c(self.model, fast) else at_once
+        texts = []
+        for first in range(0, len(rows), most):  # where C does not decode: one padded batch each
+            some = slice(first, first + most)
+            stream = self._stream(
+                rows[some], lengths[some], stop=stop, seed=seeds[some], slide=slide, fast=fast,
+                at_once=at_once, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            )  # fmt: skip
+            texts += [completion.text for completion in stream.complete()]
+        return texts
 
     def _stream(
-        self, rows: Sequence[Sequence[int]], length: Length, *,
-        stop: str | Sequence[str] | None, seed: int | None, slide: bool, fast: bool | None,
-        **sampling: Any,
+        self, rows: Sequence[Sequence[int]], length: Length | Sequence[int], *,
+        stop: str | Sequence[str] | None, seed: int | Sequence[int] | None, slide: bool,
+        fast: bool | None,
+        draft: Draft | None = None, at_once: int = AT_ONCE, **sampling: Any,
     ) -> TextStream:  # fmt: skip
         if length == "usual":
             length = default_length(self.config, rows, slide=slide)
         return stream_text(
             self.model, self.tokenizer, rows, sampling=Sampling(**sampling), max_new_tokens=length,
-            stop=stop, seed=seed, slide=slide, fast=fast,
+            stop=stop, seed=seed, slide=slide, fast=fast, at_once=at_once,
+            draft=None if draft is None else self.draft_model(draft),
         )  # fmt: skip
+
+    def draft_model(self, draft: Draft) -> Model:
+        """The model that drafts for this one: any with the same tokens, or a source that opens one.
+
+        "int8", "int6" and "int4" are quantised copies of this model, each made once.
+        ValueError for another tokenizer, and for a copy of what is quantised or streamed already.
+        """
+        if isinstance(draft, str) and draft in ("int8", "int6", "int4"):
+            if draft not in self._copies:
+                how = Format(bits=int(draft[3:]))
+                self._copies[draft] = quantise(deepcopy(self).model, how)
+            return self._copies[draft]
+        other = draft if isinstance(draft, LanguageModel) else load(draft)
+        check_same_tokens(self.tokenizer, other.tokenizer)
+        return other.model
 
     def _edited_stream(
         self, row: list[int], edit: Mapping[str, Edit] | None, length: Length, *,
         fast: bool | None, **options: Any,
     ) -> Iterator[list[str]]:  # fmt: skip
+        if isinstance(length, list | tuple):
+            raise ValueError(f"max_new_tokens is {length!r}: expected a whole number")
         if not edit:
             return self._stream([row], length, fast=fast, **options)
-        if fast:
-            raise ValueError("edits act in PyTorch: leave out fast, or edit")
+        if fast or options.get("draft") is not None:
+            raise ValueError("edits act in PyTorch: leave out fast and draft, or edit")
         check_names(self.config, edit=edit)
         return edited(self.model, self._stream([row], length, fast=False, **options), edit)
 

@@ -42,6 +42,12 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "plain: the model's own PyTorch code; fast: decoding in C, or as CUDA graphs on a "
         "GPU; auto: fast on a CPU once the C code is compiled (default: auto)",
     },
+    "--draft": {
+        "metavar": "MODEL",
+        "help": "a smaller model with the same tokenizer that runs ahead of a single text where it "
+        "pays; int8, int6, int4: a copy of the model itself. Greedy text stays the same, drawn "
+        "text as likely (default: none)",
+    },
     "--resume": {
         "action": "store_true",
         "help": "continue the run from its last checkpoint, RUN/last, bit for bit",

@@ -32,6 +32,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
         help="read <|…|> in the prompt as special tokens (default: as ordinary text)",
     )
     add_writing_arguments(parser, "128, or what is left of the model's context")
+    add_shared(parser.add_argument_group("speed"), "--draft")
     add_model_arguments(parser)
     add_shared(parser.add_argument_group("output"), "--json")
 
@@ -62,6 +63,7 @@ def generate(arguments: argparse.Namespace) -> None:
         seed=seed,
         slide=arguments.slide,
         fast=ENGINES[arguments.engine],
+        draft=None if arguments.draft is None else lm.draft_model(arguments.draft),
     )
     if not arguments.json and len(prompts) == 1:
         if sys.stdout.isatty():
@@ -73,6 +75,8 @@ def generate(arguments: argparse.Namespace) -> None:
     texts = list(zip(prompts, stream.complete(), strict=True))
     if arguments.json:
         results = [_as_json(prompt, completion) for prompt, completion in texts]
+        if arguments.draft is not None and len(results) == 1:
+            results[0] |= _guesses(texts[0][1], stream.proposed)
         many = results[0] if len(results) == 1 else {"completions": results}
         print_json({"model": lm.name, "seed": seed, **many})
     else:
@@ -89,3 +93,11 @@ def _as_json(prompt: str, completion: Completion) -> dict[str, object]:
         "prompt_tokens": len(completion.prompt),
         "new_tokens": len(completion.tokens),
     }
+
+
+def _guesses(completion: Completion, proposed: int) -> dict[str, object]:
+    """Which tokens were taken ahead: places in ``tokens``, and how many the draft proposed."""
+    places: dict[str, list[int]] = {"draft": [], "lookup": []}
+    for place, source in completion.guessed.items():
+        places[source].append(place)
+    return {"drafted": places["draft"], "looked_up": places["lookup"], "proposed": proposed}

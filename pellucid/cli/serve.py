@@ -38,7 +38,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "given several times (default: none)",
     )  # fmt: skip
     model = parser.add_argument_group("model")
-    add_shared(model, "--dtype", "--device", "--engine")
+    add_shared(model, "--dtype", "--device", "--engine", "--draft")
     model.add_argument(
         "--memory", type=byte_size, default="1G", metavar="SIZE",
         help="how much the explorer's runs may hold, such as 500M or 4G; what is dropped is "
@@ -66,4 +66,5 @@ def serve(arguments: argparse.Namespace) -> None:
         report=report,
         dtype=arguments.dtype,
         device=arguments.device,
+        draft=arguments.draft,
     )

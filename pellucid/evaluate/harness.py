@@ -131,14 +131,11 @@ class Answers:
             prompts = {number: self._prompt(requests[number][0]) for number in numbers}
             asked = chosen["max_new_tokens"]
             left = {number: min(asked, self.context - len(prompts[number])) for number in numbers}
-            longest_first = sorted(numbers, key=lambda number: -len(prompts[number]))
-            for length in sorted(set(left.values())):
-                alike = [number for number in longest_first if left[number] == length]
-                for begin in range(0, len(alike), self.batch):
-                    some = alike[begin : begin + self.batch]
-                    rows = [prompts[number] for number in some]
-                    texts = self.lm.generate_batch(rows, **chosen | {"max_new_tokens": length})
-                    found |= zip(some, texts, strict=True)
+            numbers = sorted(numbers, key=lambda number: -len(prompts[number]))
+            lengths = [left[number] for number in numbers]
+            rows = [prompts[number] for number in numbers]
+            options = chosen | {"max_new_tokens": lengths, "at_once": self.batch}
+            found |= zip(numbers, self.lm.generate_batch(rows, **options), strict=True)
             if short := [number for number in numbers if left[number] < asked]:
                 warnings.warn(
                     f"{len(short):,} of {len(numbers):,} prompts leave less of the context of "

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pellucid.generate.chat import Conversation
+from pellucid.generate.draft import check_same_tokens
 from pellucid.generate.engine import (
     Generation,
     generate_tokens,
 )
-from pellucid.generate.limits import context_limit, default_length
+from pellucid.generate.fast import decodes_in_c
+from pellucid.generate.limits import check_lengths, context_limit, default_length
 from pellucid.generate.plain import generate_plain
 from pellucid.generate.prefixes import KeptCache
-from pellucid.generate.sample import Sampling, row_seed
+from pellucid.generate.sample import Sampling, row_seed, row_seeds
 from pellucid.generate.text import (
     Completion,
     TextStream,
     encode_prompt,
     stream_text,
 )
-from pellucid.generate.together import Together
+from pellucid.generate.together import AT_ONCE, Together, generate_rows
 
 __all__ = [
+    "AT_ONCE",
     "Completion",
     "Conversation",
     "Generation",
@@ -27,11 +30,16 @@ __all__ = [
     "Sampling",
     "TextStream",
     "Together",
+    "check_lengths",
+    "check_same_tokens",
     "context_limit",
+    "decodes_in_c",
     "default_length",
     "encode_prompt",
     "generate_plain",
+    "generate_rows",
     "generate_tokens",
     "row_seed",
+    "row_seeds",
     "stream_text",
 ]

@@ -17,18 +17,24 @@ prompts that begin alike share it bit for bit.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from pellucid import trace
+from pellucid.generate.draft import Ahead, draft_steps
 from pellucid.generate.fast import FastSteps
-from pellucid.generate.limits import check_prompts, context_limit, excluded_ids, room_of
-from pellucid.generate.lookup import Lookup
+from pellucid.generate.limits import check_lengths, context_limit, excluded_ids
 from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
-from pellucid.generate.sample import NotFinite, Sampling, next_tokens, one_thread, row_generators
+from pellucid.generate.sample import (
+    NotFinite,
+    Sampling,
+    accept_or_draw,
+    next_tokens,
+    one_thread,
+    row_generators,
+)
 from pellucid.models import Cache, Model, RopeConfig
 from pellucid.models.finite import why_not_finite
 
@@ -40,13 +46,15 @@ class Generation(Iterator[list[int | None]]):
 
     Iterating gives, per step, one token for each row, and None for rows that have finished.
     `logits` (rows of the last step, V) are the model's own, before sampling changes them; `cached`
-    is how many places of the cache the last step read instead of computing them; `guessed` how many
-    tokens so far a pass had taken ahead (`lookup.py`).
+    is how many places of the cache the last step read instead of computing them. `guessed_by` is
+    "draft" or "lookup" where the last step's token had been guessed and its pass taken ahead;
+    `guessed` how many such tokens there were, `proposed` how many a draft proposed.
     """
 
     logits: Tensor
     cached = 0
     guessed = 0
+    guessed_by: str | None = None
 
     def __init__(
         self,
@@ -61,6 +69,7 @@ class Generation(Iterator[list[int | None]]):
         kept: KeptCache | PrefixStore | None,
         fast: bool | FastSteps | None,
         lookup: bool = True,
+        draft: FastSteps | None = None,
     ) -> None:
         """`rows` are the prompts, and grow; `room` is the number of tokens each may still get;
         excluded (V) bool: ids that are never chosen."""
@@ -84,9 +93,9 @@ class Generation(Iterator[list[int | None]]):
         self._exact = 0  # leading places of the cache that are the bits any other would compute
         self._ready: Tensor | None = None  # logits (B, V) of a step that is not taken yet
         self._failure: Exception | None = None
-        alone = len(rows) == 1 and not isinstance(fast, FastSteps)
-        self._lookup = Lookup() if lookup and alone and not self._ropes_by_length() else None
-        self._ahead: deque[tuple[int, Tensor]] = deque()  # (guess, logits after it), computed
+        self._ahead: Ahead | None = None
+        if len(rows) == 1 and not self._ropes_by_length():
+            self._ahead = Ahead.of(model, sampling, generators[0], excluded, lookup, draft)
 
     def is_live(self, row: int) -> bool:
         """Whether `row` gets another token in the next step."""
@@ -108,14 +117,14 @@ class Generation(Iterator[list[int | None]]):
         self.logits = logits
         if self._excluded is not None:
             logits = logits.masked_fill(self._excluded, -torch.inf)
-        generators = [self._generators[row] for row in self._live]
-        seen = None if self._seen is None else self._seen[self._live]
         with one_thread():
             try:
-                chosen = next_tokens(logits, self._sampling, generators, seen)
+                chosen = self._chosen(logits)
             except NotFinite:
                 why = why_not_finite(self._model)
                 raise ValueError(f"the logits are not numbers (NaN, or infinite): {why}") from None
+        guess = self._ahead.due if self._ahead else None
+        self.guessed_by = guess.source if guess and guess.token == chosen[0] else None
         new: list[int | None] = [None] * len(self._rows)
         for row, token in zip(tuple(self._live), chosen, strict=True):
             new[row] = token
@@ -126,6 +135,21 @@ class Generation(Iterator[list[int | None]]):
             if token in self._stop_ids or self._room[row] == 0:
                 self._live.remove(row)
         return new
+
+    def _chosen(self, logits: Tensor) -> list[int]:
+        """The next token of each live row from its logits (live rows, V)."""
+        generators = [self._generators[row] for row in self._live]
+        seen = None if self._seen is None else self._seen[self._live]
+        guess = self._ahead.due if self._ahead else None
+        if guess is None or guess.probabilities is None:
+            return next_tokens(logits, self._sampling, generators, seen)
+        drafted = guess.token, guess.probabilities
+        return [accept_or_draw(logits, self._sampling, generators[0], seen, *drafted)]
+
+    @property
+    def proposed(self) -> int:
+        """Tokens that the draft proposed so far."""
+        return 0 if self._ahead is None else self._ahead.proposed
 
     @property
     def ready(self) -> bool:
@@ -141,15 +165,10 @@ class Generation(Iterator[list[int | None]]):
         """One pass nearer to the next step; several where a long prompt has yet to be read."""
         if self.ready:
             return
-        if not self._begun:
-            assert self._kept is not None, "only a kept cache is begun from"
-            self._cache, self._ready = self._kept.begin(self._rows[0], len(self._cache.layers))
-            held = self.cached = self._cache.length
-            self._begun = True
-            self._exact = held if self._fast.reads_prompts else held - held % PIECE
-            if self._ready is not None:
-                return
-        if self._took_guess() or self._ran_ahead():
+        self._begin()
+        if self._ready is not None:
+            return
+        if self.took_guess() or self._ran_ahead():
             return
         if not self._reading:
             if self._overflows() or self._stale():
@@ -164,13 +183,20 @@ class Generation(Iterator[list[int | None]]):
         if not self._reading:
             self._give(logits)
 
-    def _took_guess(self) -> bool:
-        """Whether the latest token had been guessed; the logits after it are there then."""
-        if not self._ahead:
-            return False
-        guess, logits = self._ahead.popleft()
-        if guess != self._rows[0][-1]:
-            self._ahead.clear()
+    def _begin(self) -> None:
+        """Take over what a kept cache has of the prompt, before its first pass."""
+        if self._begun:
+            return
+        assert self._kept is not None, "only a kept cache is begun from"
+        self._cache, self._ready = self._kept.begin(self._rows[0], self._model)
+        held = self.cached = self._cache.length
+        self._begun = True
+        self._exact = held if self._fast.reads_prompts else held - held % PIECE
+
+    def took_guess(self) -> bool:
+        """Whether the latest token had been guessed; the step is ready then."""
+        logits = None if self._ahead is None else self._ahead.take(self._rows[0][-1])
+        if logits is None:
             return False
         self.guessed += 1
         self._cache.uncrop(len(self._rows[0]))
@@ -179,19 +205,17 @@ class Generation(Iterator[list[int | None]]):
 
     def _ran_ahead(self) -> bool:
         """Whether a pass could take the latest token, and guesses of what follows it."""
-        due = self.next_token() if self._lookup is not None else None
-        if due is None or self._lookup is None or not self._fast.joins(self._cache):
+        due = None if self._ahead is None else self.next_token()
+        if due is None or self._ahead is None or not self._fast.joins(self._cache):
             return False
         row = self._rows[0]
-        guesses = self._lookup.guess(row, min(self._room[0] - 1, self._window - len(row)))
-        found = self._fast.step_ahead([due[0], *guesses], self._cache)
+        most = min(self._room[0] - 1, self._window - len(row))
+        guesses = self._ahead.guesses(row, most, self._seen, self._cache)
+        found = self._fast.step_ahead([due[0], *(guess.token for guess in guesses)], self._cache)
         if found is None:
             return False
-        logits, seconds = found
-        self._lookup.took(1 + len(guesses), seconds)
         self._cache.crop(len(row))
-        self._ahead.extend(zip(guesses, logits.split(1)[1:], strict=True))
-        self.take(logits[:1])
+        self.take(self._ahead.hold(guesses, *found))
         return True
 
     def fail(self, error: Exception) -> None:
@@ -210,11 +234,29 @@ class Generation(Iterator[list[int | None]]):
             return None
         return self._rows[0][-1], self._cache
 
-    def take(self, logits: Tensor) -> None:
-        """The logits (1, V) of a pass of `next_token`'s that was computed with those of others."""
-        self.cached = self._cache.length - 1
-        self._count_exact(self.cached, by_c=True)
-        self._give(logits)
+    def next_chunk(self, most: int) -> tuple[list[int], Cache] | None:
+        """At most so many next tokens of a row's prompt, where C reads it, and the cache before.
+
+        The code that computes them, which makes the cache longer, gives the logits after the last
+        to `take`.
+        """
+        if self.ready or len(self._rows) > 1 or not self._live or self._ropes_by_length():
+            return None
+        self._begin()
+        row, held = self._rows[0], self._cache.length
+        if self.ready or self._overflows() or not self._fast.reads(len(row) - held, self._cache):
+            return None
+        return row[held : held + most], self._cache
+
+    def take(self, logits: Tensor, tokens: int = 1) -> None:
+        """The logits (1, V) after `next_token`, or so many of a chunk, computed elsewhere."""
+        before = self._cache.length - tokens
+        if not self._reading:
+            self.cached = before
+        self._count_exact(before, by_c=True)
+        self._reading = self._cache.length < len(self._rows[0])
+        if not self._reading:
+            self._give(logits)
 
     def _give(self, logits: Tensor) -> None:
         self._ready = logits
@@ -328,7 +370,8 @@ class Generation(Iterator[list[int | None]]):
         self._starts = (
             torch.tensor(self._padding, device=self._device) if any(self._padding) else None
         )
-        self._cache = Cache(self._model.config.n_layers)
+        layers = self._model.config.n_layers
+        self._cache = Cache(layers) if self._kept is None else self._kept.empty(self._model)
 
 
 def generate_tokens(
@@ -336,7 +379,7 @@ def generate_tokens(
     prompts: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
     stop_ids: Collection[int] = (),
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
@@ -345,6 +388,7 @@ def generate_tokens(
     unused_ids: Collection[int] = (),
     fast: bool | FastSteps | None = None,
     lookup: bool = True,
+    draft: Model | FastSteps | None = None,
 ) -> Generation:
     """Continue each prompt: an iterator of one token per row and step, None for finished rows.
 
@@ -352,8 +396,7 @@ def generate_tokens(
     generator of its own. A trace opened around the iteration sees every pass: the prefill is step
     0, the i-th pass after it is step i.
 
-    model           in eval mode
-    max_new_tokens  None: until a stop token, or until prompt and text fill the context
+    max_new_tokens  None: until a stop token, or until prompt and text fill the context; or one each
     stop_ids        a row ends with the first of these, which is the last token given for it
     seed            one for all rows (row i then has ``row_seed(seed, i)``) or one for each
     slide           let a Llama go on past its context over the last tokens, as GPT-2 always does
@@ -361,25 +404,26 @@ def generate_tokens(
     vocab_size      never choose ids from here on (embeddings are often padded beyond the tokenizer)
     unused_ids      never choose these either (gaps inside a vocabulary)
     fast            decode in C: None wherever it can and as soon as it is compiled, True or an
-                    error, False never. The logits are the same up to rounding. Or the steps that
-                    several generations share
-    lookup          let a single row that is decoded in C guess tokens from its own text, where that
-                    is quicker; what is chosen is the same
+                    error, False never. The logits are the same up to rounding. Or shared steps
+    lookup          let a single row that C decodes guess from its own text where that is quicker
+    draft           a smaller model with the same tokens that runs ahead of a single row where that
+                    pays; greedy tokens are the same, drawn ones as likely (`draft.py`)
 
     Raises ValueError, at once: an empty prompt, an id outside the vocabulary, a Llama whose prompt
-    and new tokens exceed its context without `slide`, a model in training mode, `fast` where that
-    cannot be.
+    and new tokens exceed its context without `slide`, a model in training mode, `fast` or `draft`
+    where that cannot be.
     """
-    check_prompts(prompts, model.config.vocab_size)
+    room = check_lengths(prompts, max_new_tokens, model.config, slide=slide)
     if model.training:
         raise ValueError("the model is in training mode (dropout acts): call model.eval()")
     if kept is not None and len(prompts) != 1:
         raise ValueError(f"{len(prompts)} prompts: a kept cache belongs to exactly one")
-    crops = slide or model.config.rope is None
+    if draft is not None:
+        fast, draft = draft_steps(model, draft, fast)
     return Generation(
         model,
         [list(prompt) for prompt in prompts],
-        room=room_of(prompts, max_new_tokens, context_limit(model.config), crops),
+        room=room,
         sampling=sampling,
         generators=row_generators(seed, len(prompts)),
         stop_ids=frozenset(stop_ids),
@@ -387,4 +431,5 @@ def generate_tokens(
         kept=kept,
         fast=fast,
         lookup=lookup,
+        draft=draft,
     )

@@ -7,6 +7,7 @@ done only on request.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from pellucid import trace
 from pellucid.generate import native
+from pellucid.generate.paged import PagedCache
 from pellucid.models import Cache, Config, Model
 from pellucid.models.quantised import is_quantised
 from pellucid.trace import Trace
 
+# Tokens of a prompt up to which C is quicker than PyTorch's products of whole matrices.
+SHORT = {torch.float32: 16, torch.bfloat16: native.MOST, torch.float16: native.MOST}
+
 
 class FastSteps:
-    """Runs one-token steps of a generation in C; `step` gives None where it cannot.
+    """Runs the steps of a generation in C; `step` gives None where it cannot.
 
     The library is compiled once per machine. Until it is there, and wherever it cannot run a model,
     steps stay with the model's own code, which gives the same logits up to rounding.
@@ -33,7 +38,8 @@ class FastSteps:
 
         ValueError where it is wanted and not possible, with the reason.
         """
-        self._model, self._length = model, length
+        self.model, self.length = model, length
+        self._made: ctypes.CDLL | None = None
         self._decoder: native.NativeDecoder | None = None
         self._compiled: Any = None
         self._on_gpu, self._quantised = model.device.type == "cuda", is_quantised(model)
@@ -46,7 +52,7 @@ class FastSteps:
         self._possible = problem is None
         if wanted:
             try:
-                native.library()
+                self._made = native.library()
             except native.NotBuilt as reason:
                 raise ValueError(f"the fast engine is not available: {reason}") from None
 
@@ -59,21 +65,22 @@ class FastSteps:
     ) -> Tensor | None:
         """Tokens (B, T) after what `cache` holds -> logits (B, V), or None: not this way.
 
-        One token per row is a decoding step. More are a prompt, which PyTorch's products of whole
-        matrices take in faster; only quantised matrices go through it here, as they are. An open
-        trace is for the model's own code, which names its steps.
+        One token per row is a decoding step. More are a prompt; a long one PyTorch's products of
+        whole matrices take in faster, unless the matrices are quantised, which go through it here
+        as they are. An open trace is for the model's own code, which names its steps.
         """
         rows, length = len(tokens), len(tokens[0])
-        if not self._possible or trace.is_open() or cache.length + length > self._length:
+        if not self._possible or trace.is_open() or cache.length + length > self.length:
             return None
         if self._on_gpu:
             return (
                 self._on_gpu_step(tokens, cache, starts) if length == 1 and cache.length else None
             )
-        if rows > native.MOST or (length > 1 and not self._quantised):
+        short = self._quantised or length == 1 or rows * length <= SHORT[self.model.dtype]
+        if rows > native.MOST or not short:
             return None
         end = cache.length + length
-        if turned_anew(self._model.config, end - min(starts, default=0)):
+        if turned_anew(self.model.config, end - min(starts, default=0)):
             return None
         decoder = self._ready_decoder()
         if decoder is None:
@@ -87,20 +94,42 @@ class FastSteps:
         self._settle(decoder, time.perf_counter() - begin)
         return logits
 
+    def read(self, tokens: Sequence[int], cache: Cache) -> Tensor:
+        """Tokens of one text after what `cache` holds -> logits (1, V), the fast way or not."""
+        logits = self.step([tokens], cache, [0])
+        if logits is None:
+            with torch.no_grad():
+                given = torch.tensor([tokens], device=self.model.device)
+                logits = self.model(given, cache=cache, last=True)[:, -1]
+        return logits
+
+    @property
+    def in_c(self) -> bool:
+        """Whether steps go through C, as soon as it is compiled."""
+        return self._possible and not self._on_gpu
+
     @property
     def reads_prompts(self) -> bool:
-        """Whether prompts of several tokens go through C as well."""
-        return self._possible and self._quantised and not self._on_gpu
+        """Whether prompts of any length go through C as well."""
+        return self.in_c and self._quantised
+
+    def reads(self, tokens: int, cache: Cache) -> bool:
+        """Whether so many tokens of a prompt can be rows of `step_each`, all or a part of them."""
+        if not self.in_c or trace.is_open() or cache.length + tokens > self.length:
+            return False
+        return self._quantised or 0 < tokens <= SHORT[self.model.dtype]
 
     def joins(self, cache: Cache) -> bool:
         """Whether the next token after what `cache` holds can be a row of `step_each`."""
-        if not self._possible or self._on_gpu or trace.is_open():
+        if not self.in_c or trace.is_open():
             return False
         end = cache.length + 1
-        return end <= self._length and not turned_anew(self._model.config, end)
+        return end <= self.length and not turned_anew(self.model.config, end)
 
-    def step_each(self, tokens: Sequence[int], caches: Sequence[Cache]) -> list[Tensor] | None:
-        """One token after what each of several caches holds -> logits (1, V) of each, or None.
+    def step_each(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache]
+    ) -> list[Tensor] | None:
+        """Tokens after what each of several caches holds -> logits (1, V) of each, or None.
 
         One pass over the weights for all; each row's bits are those it has alone.
         """
@@ -108,12 +137,16 @@ class FastSteps:
         if decoder is None:
             return None
         found, begin = [], time.perf_counter()
-        for first in range(0, len(tokens), native.MOST):
-            some = caches[first : first + native.MOST]
-            for cache in some:
-                self._begin(cache, 1, 1)
-            logits = decoder.step([[id] for id in tokens[first : first + len(some)]], some)
+        for row, cache in zip(tokens, caches, strict=True):
+            self._begin(cache, 1, len(row))
+        first = 0
+        while first < len(tokens):
+            last = first + 1
+            while last < len(tokens) and sum(map(len, tokens[first : last + 1])) <= native.MOST:
+                last += 1
+            logits = decoder.step(tokens[first:last], caches[first:last])
             found += [row.clone() for row in logits.split(1)]
+            first = last
         self._settle(decoder, time.perf_counter() - begin)
         return found
 
@@ -134,13 +167,13 @@ class FastSteps:
         return logits, seconds
 
     def _ready_decoder(self) -> native.NativeDecoder | None:
-        if self._decoder is None and (made := native.building().ready()) is not None:
-            self._decoder = native.NativeDecoder(made, self._model, length=self._length)
+        if self._decoder is None and (made := self._made or native.building().ready()) is not None:
+            self._decoder = native.NativeDecoder(made, self.model, length=self.length)
         return self._decoder
 
     def _settle(self, decoder: native.NativeDecoder, seconds: float) -> None:
         """After a step that took so long: move matrices to large pages where it pays by now."""
-        account, left = native.account(self._model), decoder.unsettled
+        account, left = native.account(self.model), decoder.unsettled
         account.decoded(seconds)
         if left and account.pays(left):
             begin = time.perf_counter()
@@ -149,11 +182,14 @@ class FastSteps:
 
     def _begin(self, cache: Cache, rows: int, length: int) -> None:
         """Room for `length` more tokens in the cache, also of one that holds nothing yet."""
-        config = self._model.config
-        room = min(self._length, max(cache.length + length + 64, 2 * cache.length))
+        if isinstance(cache, PagedCache):
+            cache.reserve(cache.length + length)
+            return
+        config = self.model.config
+        room = min(self.length, max(cache.length + length + 64, 2 * cache.length))
         for layer in cache.layers:
             if layer.k is None:
-                like = torch.empty(0, dtype=self._model.dtype, device=self._model.device)
+                like = torch.empty(0, dtype=self.model.dtype, device=self.model.device)
                 layer.begin(rows, config.n_kv_heads, room, like, config.head_dim)
         cache.reserve(room)
 
@@ -163,8 +199,19 @@ class FastSteps:
         from pellucid.generate.compiled import CompiledSteps  # imports torch's compiler
 
         if self._compiled is None or self._compiled.cache is not cache:
-            self._compiled = CompiledSteps(self._model, cache, self._length)
+            self._compiled = CompiledSteps(self.model, cache, self.length)
         return self._compiled.step([row[0] for row in tokens], cache, starts)
+
+
+def decodes_in_c(model: Model, fast: bool | None) -> bool:
+    """Whether a model's steps go through C from the first one on; ValueError as for `FastSteps`."""
+    if fast is False or trace.is_open() or model.device.type != "cpu":
+        return False
+    if fast:
+        FastSteps(model, 1, True)
+    elif native.unsupported(model):
+        return False
+    return bool(fast) or native.building().ready() is not None
 
 
 def turned_anew(config: Config, length: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,29 +64,45 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
                 )
 
 
-def room_of(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int | None, window: int, crops: bool
+def check_lengths(
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int | Sequence[int] | None,
+    config: Config,
+    *,
+    slide: bool,
 ) -> list[int]:
-    """New tokens each row may get; ValueError where that is more than the context holds."""
+    """New tokens that each prompt may get; ValueError as `check_prompts` and `room_of`.
+
+    max_new_tokens: one number for all prompts, or one for each; None: what the context holds
+    """
+    check_prompts(prompts, config.vocab_size)
+    each = list(max_new_tokens) if isinstance(max_new_tokens, list | tuple) else None
+    if each is not None and len(each) != len(prompts):
+        raise ValueError(f"{len(each)} lengths for {len(prompts)} prompts: expected one each")
+    crops, window = slide or config.rope is None, context_limit(config)
+    return [
+        room_of(prompt, row, each[row] if each else max_new_tokens, window, crops)
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def room_of(prompt: Sequence[int], row: int, max_new_tokens: Any, window: int, crops: bool) -> int:
+    """New tokens a row may get; ValueError where that is more than the context holds."""
     if max_new_tokens is not None and not isinstance(max_new_tokens, int):
         raise ValueError(f"max_new_tokens is {max_new_tokens!r}: expected a whole number")
     if max_new_tokens is not None and max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: expected 0 or more")
-    for row, prompt in enumerate(prompts):
-        wanted = 1 if max_new_tokens is None else max_new_tokens
-        if len(prompt) + wanted <= window or (crops and max_new_tokens is not None):
-            continue
-        if max_new_tokens is None:
-            raise ValueError(
-                f"prompt {row} has {len(prompt)} tokens, which leaves no room in the context of "
-                f"{window}: shorten it, or say how many tokens to write (max_new_tokens) and let "
-                "the context slide (slide=True, --slide)"
-            )
-        raise ValueError(
-            f"prompt {row} ({len(prompt)} tokens) and {max_new_tokens} new tokens make "
-            f"{len(prompt) + max_new_tokens}, but the context is {window}: ask for at most "
-            f"{max(window - len(prompt), 0)}, or let it slide (slide=True, --slide)"
-        )
+    wanted = 1 if max_new_tokens is None else max_new_tokens
+    if len(prompt) + wanted <= window or (crops and max_new_tokens is not None):
+        return window - len(prompt) if max_new_tokens is None else max_new_tokens
     if max_new_tokens is None:
-        return [window - len(prompt) for prompt in prompts]
-    return [max_new_tokens] * len(prompts)
+        raise ValueError(
+            f"prompt {row} has {len(prompt)} tokens, which leaves no room in the context of "
+            f"{window}: shorten it, or say how many tokens to write (max_new_tokens) and let "
+            "the context slide (slide=True, --slide)"
+        )
+    raise ValueError(
+        f"prompt {row} ({len(prompt)} tokens) and {max_new_tokens} new tokens make "
+        f"{len(prompt) + max_new_tokens}, but the context is {window}: ask for at most "
+        f"{max(window - len(prompt), 0)}, or let it slide (slide=True, --slide)"
+    )

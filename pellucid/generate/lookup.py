@@ -18,18 +18,61 @@ _LATELY = 0.1  # weight of the newest guess in the share of right ones
 _NEWEST = 0.3  # weight of the newest pass in what a pass takes
 
 
+def nearer(before: float, seconds: float) -> float:
+    """What something takes, after it took so long once more: a busy moment counts little."""
+    return before + _NEWEST * (min(seconds, 2 * before) - before)
+
+
+class PassTimes:
+    """What a pass over the weights takes, by the number of its tokens."""
+
+    def __init__(self, plain: float | None = None) -> None:
+        """plain: what a pass of one token takes; None until one was measured."""
+        self._seconds: dict[int, float] = {} if plain is None else {1: plain}
+
+    @property
+    def known(self) -> bool:
+        """Whether a plain step's time is known, which comes first."""
+        return 1 in self._seconds
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """After a pass of so many tokens."""
+        known = any(size <= tokens for size in self._seconds)
+        self._seconds[tokens] = nearer(self[tokens], seconds) if known else seconds
+
+    def __getitem__(self, size: int) -> float:
+        """As measured, else as the next smaller one and a tenth a token more."""
+        if size in self._seconds:
+            return self._seconds[size]
+        below = max(known for known in self._seconds if known < size)
+        return self._seconds[below] * (1 + 0.1 * (size - below) / below)
+
+    def best(self, most: int, right: float, each: float = 0.0) -> int:
+        """How many guesses, at most `most`, give the most tokens a second: often none.
+
+        right: the share of guesses that are; each: seconds that a guess takes to make
+        """
+        sizes = [size for size in PASSES if size <= most + 1]
+
+        def rate(size: int) -> float:
+            expected = sum(right**place for place in range(size))
+            return expected / (self[size] + (size - 1) * each)
+
+        return max(sizes, key=rate, default=1) - 1
+
+
 class Lookup:
     """Guesses for one text, and whether they pay.
 
     Every guess is scored, those that were not run as well. A pass takes as many as promise the most
-    tokens a second by the share of right ones and by what passes of that size took: often none.
+    tokens a second by the share of right ones and by what passes of that size took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, times: PassTimes | None = None) -> None:
+        self.times = times or PassTimes()
         self._after: dict[tuple[int, ...], int] = {}  # a stretch -> the place behind its latest
         self._read = 0  # tokens of the text whose stretches are in it
         self._right = 0.5  # share of guesses that were right, lately
-        self._seconds: dict[int, float] = {}  # of a pass, by its tokens
         self._open: tuple[int, int] | None = None  # (place in the text, token guessed for it)
 
     def guess(self, text: Sequence[int], most: int) -> list[int]:
@@ -39,14 +82,11 @@ class Lookup:
         if place is None:
             return []
         self._open = len(text), text[place]
-        there = min(self._worth(most), len(text) - place)
+        if not self.times.known:
+            return []
+        there = min(self.times.best(most, self._right), len(text) - place)
         whole = max(size for size in PASSES if size <= there + 1) - 1
         return list(text[place : place + whole])
-
-    def took(self, tokens: int, seconds: float) -> None:
-        """After a pass of so many tokens."""
-        before = self._seconds.get(tokens, seconds)
-        self._seconds[tokens] = before + _NEWEST * (seconds - before)
 
     def _score(self, text: Sequence[int]) -> None:
         """Compare the latest guess with what came."""
@@ -64,21 +104,3 @@ class Lookup:
         self._read = len(text)
         stretches = (tuple(text[-length:]) for length in LENGTHS if length <= len(text))
         return next((self._after[s] for s in stretches if s in self._after), None)
-
-    def _worth(self, most: int) -> int:
-        """How many guesses give the most tokens a second."""
-        if 1 not in self._seconds:
-            return 0  # what a plain step takes comes first
-        sizes = [size for size in PASSES if size <= most + 1]
-        return max(sizes, key=lambda size: self._tokens(size) / self._time(size), default=1) - 1
-
-    def _tokens(self, size: int) -> float:
-        """Tokens that a pass of this size is expected to give."""
-        return sum(self._right**place for place in range(size))
-
-    def _time(self, size: int) -> float:
-        """What a pass takes: as measured, else as the next smaller one and a tenth a token more."""
-        if size in self._seconds:
-            return self._seconds[size]
-        below = max(known for known in self._seconds if known < size)
-        return self._seconds[below] * (1 + 0.1 * (size - below) / below)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pellucid.models import Cache
+from pellucid.generate.paged import PagedCache
+from pellucid.models import Cache, Model
 
 PIECE = 256  # tokens: a prompt is read in passes that end at multiples of it, see engine.py
 
@@ -23,17 +24,21 @@ class KeptCache:
     def __init__(self) -> None:
         self.forget()
 
+    def empty(self, model: Model) -> Cache:
+        """A new cache for a text of the model."""
+        return Cache(model.config.n_layers)
+
     def forget(self) -> None:
         """Empty the cache."""
         self._cache: Cache | None = None
         self._tokens: Sequence[int] = ()  # the first `_length` of them are in the cache
         self._length = 0
 
-    def begin(self, prompt: Sequence[int], n_layers: int) -> tuple[Cache, Tensor | None]:
+    def begin(self, prompt: Sequence[int], model: Model) -> tuple[Cache, Tensor | None]:
         """The cache, cropped to what `prompt` shares with it; its last token is left to run."""
         shared = shared_length(self._tokens[: self._length], prompt, len(prompt) - 1)
         if self._cache is None or shared == 0:
-            return Cache(n_layers), None
+            return self.empty(model), None
         self._length = shared
         self._cache.crop(shared)
         return self._cache, None
@@ -56,50 +61,63 @@ class _Entry:
     logits: Tensor | None = None
 
     @property
-    def nbytes(self) -> int:
-        return self.cache.nbytes + (0 if self.logits is None else self.logits.nbytes)
+    def tensors(self) -> list[Tensor]:
+        return self.cache.tensors + ([] if self.logits is None else [self.logits])
 
 
 class PrefixStore:
     """The caches of a model's latest generations, for prompts that begin as theirs did.
 
-    A prompt takes over what it shares, as a copy: the places of a text never change once they are
-    written, so the donor may still be writing. Only bits that the prompt alone would compute are
-    shared: whole pieces of prompts (in the C decoder, whose tokens do not change one another's
-    bits, any tokens), or all of an equal prompt with its logits. The least recently used entries
-    go first when they hold more than `most_bytes`; one thread at a time.
+    A prompt takes over what it shares, block by block (`paged.py`), or as a copy: the places of a
+    text never change once they are written, so the donor may still be writing. Only bits that the
+    prompt alone would compute are shared: whole pieces of prompts (in the C decoder, whose tokens
+    do not change one another's bits, any tokens), or all of an equal prompt with its logits. The
+    least recently used entries go first when they hold more than `most_bytes`; one thread at a
+    time.
     """
 
-    def __init__(self, most_bytes: int, *, any_length: bool = False, most: int = 64) -> None:
-        """any_length: any number of tokens can be shared; most: entries, which a prompt is held
-        against one by one."""
-        self._most_bytes, self._any_length, self._most = most_bytes, any_length, most
+    def __init__(
+        self, most_bytes: int, *, any_length: bool = False, paged: bool = False, most: int = 64
+    ) -> None:
+        """any_length: any number of tokens can be shared; paged: in blocks; most: entries, which a
+        prompt is held against one by one."""
+        self._paged, self._most_bytes, self._any_length, self._most = (
+            paged,
+            most_bytes,
+            any_length,
+            most,
+        )
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by id of the cache, latest last
         self.reused = 0  # tokens that did not have to be read again
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the caches that can be shared, of live generations too."""
-        return sum(entry.nbytes for entry in self._entries.values())
+        """Bytes of the caches that can be shared, of live generations too; each block once."""
+        held = {id(one): one for entry in self._entries.values() for one in entry.tensors}
+        return sum(one.nbytes for one in held.values())
+
+    def empty(self, model: Model) -> Cache:
+        """A new cache for a text of the model."""
+        return PagedCache(model) if self._paged else Cache(model.config.n_layers)
 
     def forget(self) -> None:
         """A generation goes on with another cache than it held; what is stored stays as it is."""
 
-    def begin(self, prompt: Sequence[int], n_layers: int) -> tuple[Cache, Tensor | None]:
+    def begin(self, prompt: Sequence[int], model: Model) -> tuple[Cache, Tensor | None]:
         """A new cache with what is known of `prompt`; if that is all, also the logits after it."""
         best, longest = None, 0
         for entry in reversed(self._entries.values()):
             if entry.logits is not None and entry.tokens[: entry.read] == prompt:
                 self._use(entry, len(prompt))
-                return _copied(entry.cache, len(prompt)), entry.logits.clone()
+                return entry.cache.shared(len(prompt)), entry.logits.clone()
             shared = shared_length(entry.tokens[: entry.exact], prompt, len(prompt) - 1)
             shared = shared if self._any_length else shared // PIECE * PIECE
             if shared > longest:
                 best, longest = entry, shared
         if best is None:
-            return Cache(n_layers), None
+            return self.empty(model), None
         self._use(best, longest)
-        return _copied(best.cache, longest), None
+        return best.cache.shared(longest), None
 
     def hold(
         self, cache: Cache, tokens: Sequence[int], exact: int, logits: Tensor | None = None
@@ -117,9 +135,8 @@ class PrefixStore:
             entry.read, entry.logits = len(tokens), logits.clone()
 
     def _make_room(self) -> None:
-        held = self.nbytes
-        while self._entries and (held > self._most_bytes or len(self._entries) > self._most):
-            held -= self._entries.popitem(last=False)[1].nbytes
+        while self._entries and (len(self._entries) > self._most or self.nbytes > self._most_bytes):
+            self._entries.popitem(last=False)
 
     def _use(self, entry: _Entry, length: int) -> None:
         self._entries.move_to_end(id(entry.cache))
@@ -136,13 +153,3 @@ def shared_length(tokens: Sequence[int], prompt: Sequence[int], most: int) -> in
     while shared < most and tokens[shared] == prompt[shared]:
         shared += 1
     return shared
-
-
-def _copied(cache: Cache, length: int) -> Cache:
-    """The first `length` tokens of a cache, in memory of their own."""
-    made = Cache(len(cache.layers))
-    for layer, own in zip(cache.layers, made.layers, strict=True):
-        assert layer.k is not None and layer.v is not None, "a cache that holds tokens"
-        own.k, own.v = layer.k[:, :, :length].clone(), layer.v[:, :, :length].clone()
-        own.length = length
-    return made

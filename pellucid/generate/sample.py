@@ -126,6 +126,11 @@ def warp(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tens
     return logits
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """What `draw` gives each token of logits (B, V) -> (B, V) float64 on the CPU, about 1 a row."""
+    return logits.softmax(-1).to("cpu", torch.float64)
+
+
 def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """One token per row of logits (B, V), each with its row's generator -> (B).
 
@@ -134,8 +139,7 @@ def draw(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
         0 ├── token 0 ──┼ 1 ┼──── token 2 ────┤ 1     the token on whose stretch the number falls
     """
-    probabilities = logits.softmax(-1).to("cpu", torch.float64)
-    cumulative = probabilities.cumsum(-1)  # (B, V)
+    cumulative = probabilities(logits).cumsum(-1)  # (B, V)
     total = cumulative[:, -1:]  # (B, 1), about 1
     uniform = torch.stack([torch.rand(1, dtype=torch.float64, generator=g) for g in generators])
     # Below 1, but the product may round up to the total, which is on no token's stretch.
@@ -159,15 +163,41 @@ def next_tokens(
 
     Raises NotFinite for logits that are not numbers: no token would be right.
     """
+    logits = _shaped(logits, sampling, seen)
+    chosen = likeliest(logits) if sampling.greedy else draw(logits, generators)
+    return chosen.tolist()
+
+
+def accept_or_draw(
+    logits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    seen: Tensor | None,
+    token: int,
+    drafted_by: Tensor,
+) -> int:
+    """The next token of logits (1, V), where `token` was drawn for it by `drafted_by` (V).
+
+    It is accepted with the probability min(1, p / q), else one is drawn from max(0, p − q): the
+    result is distributed by the row's own p, whatever q is. Raises NotFinite as `next_tokens`.
+    """
+    own = probabilities(_shaped(logits, sampling, seen))[0]
+    uniform = torch.rand(1, dtype=torch.float64, generator=generator)
+    if uniform * drafted_by[token] < own[token]:
+        return token
+    left = (own - drafted_by).clamp_min(0)
+    left = left if left.any() else own  # both are the same but for rounding
+    return int(draw(left.log()[None], [generator]))
+
+
+def _shaped(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not logits.amax(-1).isfinite().all():  # one NaN makes a row's largest logit NaN
         raise NotFinite(
             "the logits are not numbers (NaN, or infinite): the weights are damaged, or the dtype "
             "is too narrow for this model; try another dtype"
         )
-    logits = warp(logits, sampling, seen)
-    chosen = likeliest(logits) if sampling.greedy else draw(logits, generators)
-    return chosen.tolist()
+    return warp(logits, sampling, seen)
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -187,8 +217,8 @@ def row_seed(seed: int, row: int) -> int:
     return int.from_bytes(mixed, "big") >> 1
 
 
-def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator]:
-    """A random generator for each row: from one seed for all, one each, or chance (None)."""
+def row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
+    """The seed of each row: from one for all, one each, or chance (None)."""
     if seed is None:
         seed = secrets.randbits(63)
     if isinstance(seed, int):
@@ -197,7 +227,12 @@ def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Ge
         seeds = [row_seed(one, 0) for one in seed]
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} prompts: expected one for all or one each")
-    return [torch.Generator().manual_seed(one) for one in seeds]
+    return seeds
+
+
+def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator]:
+    """A random generator for each row; its seed is `row_seeds`'."""
+    return [torch.Generator().manual_seed(one) for one in row_seeds(seed, rows)]
 
 
 @contextmanager

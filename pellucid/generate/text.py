@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pellucid.generate.engine import Generation, generate_tokens
+from pellucid.generate.engine import Generation
 from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling
+from pellucid.generate.together import AT_ONCE, Batch, generate_rows
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
 
@@ -75,10 +76,12 @@ class Completion:
     text           their text, without the stop token and from a stop string on
     finish_reason  "stop": a stop token or string; "length": max_new_tokens or the context's end;
                    None: not finished
+    guessed        place in `tokens` -> "draft" or "lookup", of those whose pass was taken ahead
     """
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
+    guessed: dict[int, str] = field(default_factory=dict)
     text: str = ""
     finish_reason: Literal["stop", "length"] | None = None
 
@@ -92,7 +95,7 @@ class TextStream(Iterator[list[str]]):
 
     def __init__(
         self,
-        generation: Generation,
+        generation: Generation | Batch,
         completions: list[Completion],
         tokenizer: Tokenizer,
         *,
@@ -110,6 +113,11 @@ class TextStream(Iterator[list[str]]):
             if not generation.is_live(row):
                 completion.finish_reason = "length"
 
+    @property
+    def proposed(self) -> int:
+        """Tokens that the draft proposed so far."""
+        return self._generation.proposed
+
     def complete(self) -> list[Completion]:
         """Write to the end; one completion per prompt."""
         for _ in self:
@@ -122,6 +130,8 @@ class TextStream(Iterator[list[str]]):
 
     def _piece(self, row: int, token: int) -> str:
         completion, stops, decoder = self.completions[row], self._stops[row], self._decoders[row]
+        if self._generation.guessed_by is not None:
+            completion.guessed[len(completion.tokens)] = self._generation.guessed_by
         completion.tokens.append(token)
         stopped = token in self._stop_ids
         piece = "" if stopped else stops.push(decoder.push(token))
@@ -141,23 +151,25 @@ def stream_text(
     prompts: Sequence[Sequence[int]],
     *,
     sampling: Sampling,
-    max_new_tokens: int | None = None,
+    max_new_tokens: int | Sequence[int] | None = None,
     stop: str | Collection[str] | None = (),
     stop_ids: Collection[int] | None = None,
     seed: int | Sequence[int] | None = None,
     slide: bool = False,
     kept: KeptCache | None = None,
     fast: bool | None = None,
+    draft: Model | None = None,
+    at_once: int = AT_ONCE,
 ) -> TextStream:
     """Continue prompts of token ids: an iterator of one piece of text per row and step.
 
     A piece never holds half a character. A row ends before the first of the `stop` strings (one,
     several or None), wherever tokens cut it; `stop_ids` None takes the tokenizer's. Special tokens
-    show by name, except the one that stops. The rest is as for `generate_tokens`, and so are the
+    show by name, except the one that stops. The rest is as for `generate_rows`, and so are the
     errors.
     """
     ids = tokenizer.stop_ids if stop_ids is None else frozenset(stop_ids)
-    generation = generate_tokens(
+    generation = generate_rows(
         model,
         prompts,
         sampling=sampling,
@@ -169,6 +181,8 @@ def stream_text(
         vocab_size=tokenizer.vocab_size,
         unused_ids=tokenizer.unused_ids,
         fast=fast,
+        draft=draft,
+        at_once=at_once,
     )
     completions = [Completion(prompt=list(prompt)) for prompt in prompts]
     return TextStream(generation, completions, tokenizer, stop=stop, stop_ids=ids)

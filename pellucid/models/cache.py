@@ -66,10 +66,24 @@ class Cache:
         return self.layers[0].length if self.layers else 0
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that holds keys and values."""
+        held = (tensor for layer in self.layers for tensor in (layer.k, layer.v))
+        return [tensor for tensor in held if tensor is not None]
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by keys and values, spare capacity included."""
-        held = (tensor for layer in self.layers for tensor in (layer.k, layer.v))
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def shared(self, length: int) -> Cache:
+        """The first `length` tokens, for another text to go on from: here a copy."""
+        made = Cache(len(self.layers))
+        for layer, own in zip(self.layers, made.layers, strict=True):
+            assert layer.k is not None and layer.v is not None, "a cache that holds tokens"
+            own.k, own.v = layer.k[:, :, :length].clone(), layer.v[:, :, :length].clone()
+            own.length = length
+        return made
 
     def reserve(self, length: int) -> None:
         """Room for `length` tokens in every layer, row by row in memory."""

@@ -123,9 +123,11 @@ async def _not_found(request: Request, error: Any) -> Response:
 
 def open_engines(
     sources: Sequence[str], fast: bool | None = None, report: Callable[[str], None] | None = None,
-    **options: Any,
+    *, draft: str | None = None, **options: Any,
 ) -> list[ServedModel]:  # fmt: skip
     """An engine for each model, called as its source, or as its folder is called.
+
+    draft  as for `LanguageModel.generate`, of every model
 
     Raises ValueError for two of one name, and what `pellucid.load` raises.
     """
@@ -137,5 +139,5 @@ def open_engines(
         if report:
             report(f"loading {source}")
         lm: LanguageModel = load(source, **options)
-        engines[name] = ServedModel(lm, name, fast=fast)
+        engines[name] = ServedModel(lm, name, fast=fast, draft=draft)
     return list(engines.values())

@@ -34,6 +34,8 @@ class Metrics:
         rows = (
             ("prompt_tokens_total", "counter", "tokens read", lambda e: self.read[e.name]),
             ("new_tokens_total", "counter", "tokens written", lambda e: self.written[e.name]),
+            ("drafted_tokens_total", "counter", "tokens drafted", lambda e: e.together.proposed),
+            ("guessed_tokens_total", "counter", "guesses accepted", lambda e: e.together.guessed),
             ("turns_total", "counter", "turns of requests", lambda e: e.turns),
             ("requests_live", "gauge", "requests that take turns", lambda e: e.live),
             ("requests_waiting", "gauge", "requests that wait", lambda e: e.waiting),

@@ -58,6 +58,7 @@ class ServedModel:
 
     live      requests that take turns; waiting  requests that wait for a place among them
     fast      decode in C, as for `generate_tokens`
+    draft     runs ahead of a text that is written alone (`Together`), as for `LanguageModel`
     together  what is written, in shared steps
     """
 
@@ -69,9 +70,12 @@ class ServedModel:
         live: int = 16,
         waiting: int = 128,
         fast: bool | None = None,
+        draft: str | LanguageModel | None = None,
     ) -> None:
+        """ValueError for a draft with other tokens, or where C cannot decode either model."""
         self.lm, self.name, self.fast = lm, name, fast
-        self.together = Together(lm.model, fast=fast)
+        drafts = None if draft is None else lm.draft_model(draft)
+        self.together = Together(lm.model, fast=fast, draft=drafts)
         self._most_live, self._most_waiting = live, waiting
         self._waiting: deque[_Task] = deque()
         self._live: deque[_Task] = deque()

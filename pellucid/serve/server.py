@@ -91,7 +91,8 @@ def serve_models(
     show      open the explorer in this machine's browser
     memory    bytes that the explorer's runs may hold together
     report    called with what happens, a line each
-    options   those of `pellucid.load`: dtype, device, dialect, stream, adapter
+    options   those of `pellucid.load`: dtype, device, dialect, stream, adapter; and `draft`, a
+              model that runs ahead of a text that is written alone
 
     Raises ValueError or OSError, at once, for a host without a key, a port that is taken, and for
     models that cannot be loaded.

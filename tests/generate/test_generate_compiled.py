@@ -12,8 +12,11 @@ from pellucid.models import Cache
 KINDS = ["gpt2", "gpt2-book", "llama-mha", "llama-gqa", "llama-mqa"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kind", KINDS)
+# In bfloat16 the tolerance is wide: two of the kinds tell whether its graph runs at all.
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float64) for kind in KINDS), *((k, torch.bfloat16) for k in KINDS[::3])],
+)
 def test_steps_equal_the_models_own(kind, dtype):
     torch._dynamo.reset()
     model = random_model(CONFIGS[kind], dtype)

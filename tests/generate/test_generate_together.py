@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import CONFIGS, FEATURES, random_model
 
-from pellucid.generate import Sampling, Together, generate_tokens
+from pellucid.generate import Sampling, Together, generate_rows, generate_tokens, row_seed
 from pellucid.generate.fast import FastSteps
+from pellucid.generate.native import NativeDecoder
 from pellucid.generate.prefixes import PIECE, PrefixStore
 from pellucid.models.quantised import Format, quantise
 
@@ -80,11 +81,17 @@ def test_rows_that_decode_share_one_pass(monkeypatch):
     step_each = FastSteps.step_each
     monkeypatch.setattr(
         FastSteps, "step_each",
-        lambda self, tokens, caches: shared.append(len(tokens)) or step_each(self, tokens, caches),
+        lambda self, tokens, caches: (
+            shared.append([len(some) for some in tokens]) or step_each(self, tokens, caches)
+        ),
     )  # fmt: skip
     together = Together(model, fast=True)
     written(together, {number: prompt(3 + number, number) for number in (0, 3, 6)})
-    assert shared == [3, 3, 3]
+    assert shared == [[3, 6, 9], *3 * [[1, 1, 1]]]  # the prompts share one as well
+    shared.clear()
+    rows = {0: prompt(5), 3: prompt(PIECE + 9, 3)}
+    written(together, rows, {3: 1})
+    assert [1, 9] in shared  # the end of a prompt that C reads, beside a token
 
 
 def test_a_long_prompt_stalls_nobody_and_is_not_left_behind():
@@ -168,3 +175,50 @@ def test_an_error_stays_with_its_row(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         next(rows[0])
     assert len(next(rows[1])) == 1
+
+
+def batch(model, prompts, **more):
+    run = generate_rows(model, prompts, sampling=DRAWN, seed=4, **more)
+    texts = [[] for _ in prompts]
+    for step in run:
+        for text, token in zip(texts, step, strict=True):
+            text += [] if token is None else [token]
+    return texts
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_a_batch_is_each_of_its_texts_alone_and_computes_no_padding(bits, monkeypatch):
+    model = model_of("llama-gqa", bits=bits)
+    prompts = [prompt(length, length) for length in (1, 70, 3, 2 * PIECE + 9, 20, 5)]
+    lengths, read = [5, 2, 0, 3, 7, 4], []
+    step, forward = NativeDecoder.step, type(model).forward
+
+    def counted_step(self, tokens, *given, **options):
+        read.append(sum(map(len, tokens)))
+        return step(self, tokens, *given, **options)
+
+    def counted_forward(self, tokens, **options):
+        read.append(tokens.numel())
+        return forward(self, tokens, **options)
+
+    monkeypatch.setattr(NativeDecoder, "step", counted_step)
+    monkeypatch.setattr(type(model), "forward", counted_forward)
+    texts = batch(model, prompts, max_new_tokens=lengths, fast=True, at_once=3)
+    computed = sum(len(row) + length - 1 for row, length in zip(prompts, lengths, strict=True))
+    computed -= 2  # the prompt without an answer is not read: 3 - 1 of them
+    shared = 1 if bits else 0  # in C a prompt begins from whatever tokens an earlier one had
+    assert sum(read) == computed - shared
+    for number, (row, length) in enumerate(zip(prompts, lengths, strict=True)):
+        alone = generate_tokens(
+            model, [row], sampling=DRAWN, max_new_tokens=length, seed=row_seed(4, number), fast=True
+        )
+        assert texts[number] == [token for (token,) in alone]
+
+
+def test_lengths_are_one_or_one_each():
+    model, prompts = model_of("llama-gqa", context=24), [prompt(3), prompt(20)]
+    with pytest.raises(ValueError, match="1 lengths for 2 prompts"):
+        batch(model, prompts, max_new_tokens=[3])
+    with pytest.raises(ValueError, match=r"prompt 1 \(20 tokens\) and 5 new tokens make 25"):
+        batch(model, prompts, max_new_tokens=[5, 5], fast=True)
+    assert [len(text) for text in batch(model, prompts, fast=True)] == [21, 4]

@@ -25,7 +25,7 @@ enum { SILU, GELU_TANH, GELU_COMPOSED, GELU_ERF, RELU_SQUARED };
 enum { RMS, RMS_WIDE, LAYER }; /* WIDE: times the weight before the result is rounded */
 enum { QUERIES, KEYS, VALUES };
 enum { PROJECT, NORM_WHOLE, ATTEND, ADD_ATTENTION, GATE_AND_UP, ADD_MLP, PHASES }; /* of a layer */
-enum { MOST = 64, SPINS = 1 << 14 };
+enum { MOST = 64, SPINS = 1 << 14, BLOCK = 64 }; /* BLOCK: tokens of a piece of a cache, see paged.py */
 enum { CACHED = 1 << 18, AHEAD = 1 << 17 }; /* bytes: a piece that several vectors pass; read while waiting */
 
 /* What a step records for a trace, in the order of LEAVES in recording.py. */
@@ -75,6 +75,7 @@ typedef struct {
     int64_t start;            /* padding before it in its cache */
     int64_t seen, capacity;   /* tokens in its cache before this step, and the cache's room */
     int64_t end;              /* tokens in its cache after the pass of which this step is a part */
+    char *const *blocks;      /* each (layers, 2, n_kv_heads, BLOCK, head_dim), or NULL: keys and values lie in one piece */
 } Row; /* a text that this step makes longer; each has a cache of its own length */
 
 typedef struct {
@@ -82,7 +83,7 @@ typedef struct {
     const int64_t *tokens;    /* (batch): those of row 0, of row 1, … */
     const int32_t *row_of;    /* (batch) */
     const Row *row;           /* (rows) */
-    void *const *keys, *const *values;  /* (layers, rows) each (n_kv_heads, capacity, head_dim), model's dtype */
+    void *const *keys, *const *values;  /* (layers, rows) each (n_kv_heads, capacity, head_dim), of rows without blocks */
     float *logits;            /* (rows, vocab_size) after each row's last token, or NULL */
     float *const *recorded;   /* LEAVES pointers to (layers, batch, that leaf's width) or NULL; or NULL */
 } Step;
@@ -90,7 +91,8 @@ typedef struct {
 typedef struct {
     Vector *x;       /* (MOST) this thread's own inputs of a product */
     float *stream;   /* (MOST, width) the shared one; a copy of its own where a norm comes before + */
-    float *scores;   /* (score_room) */
+    float *scores;   /* (score_room): of each head that attends at a time */
+    v *sums;         /* (BATCH, head_dim / LANES, 4) of values */
     int64_t score_room;
     int64_t phase, from, to; /* the piece of a phase this thread is at */
 } Scratch;
@@ -346,12 +348,28 @@ static void clip(const Model *m, float *x, int n) {
     for (int i = 0; i < n; i++) x[i] = x[i] > m->qkv_clip ? m->qkv_clip : x[i] < -m->qkv_clip ? -m->qkv_clip : x[i];
 }
 
-/* One token's key or value of a head, into `caches`, those of all layers and rows. */
-static void cache_head(Decoder *d, void *const *caches, int layer, int b, int head, const float *x) {
+/* Where token b's row keeps the key (kind KEYS) or value of a head at `column` of its cache; up to `*run`
+ * columns from there on lie side by side. */
+static char *cached(const Decoder *d, int kind, int layer, int b, int head, int64_t column, int64_t *run) {
     const Model *m = d->model;
     const Step *s = d->step;
-    int64_t place = head * row_of(s, b)->capacity + column_of(s, b);
-    store(m->dtype, caches[layer * s->rows + s->row_of[b]], place * m->head_dim, x, m->head_dim);
+    const Row *row = row_of(s, b);
+    int64_t bytes = (int64_t)m->head_dim * (m->dtype == FLOAT32 ? 4 : 2);
+    if (row->blocks) {
+        int64_t inside = column % BLOCK, heads = ((int64_t)layer * 2 + (kind == VALUES)) * m->n_kv_heads + head;
+        *run = BLOCK - inside;
+        return row->blocks[column / BLOCK] + (heads * BLOCK + inside) * bytes;
+    }
+    *run = row->capacity - column;
+    char *from = (kind == KEYS ? s->keys : s->values)[layer * s->rows + s->row_of[b]];
+    return from + (head * row->capacity + column) * bytes;
+}
+
+/* One token's key or value of a head, into its row's cache. */
+static void cache_head(Decoder *d, int kind, int layer, int b, int head, const float *x) {
+    int64_t run;
+    char *to = cached(d, kind, layer, b, head, column_of(d->step, b), &run);
+    store(d->model->dtype, to, 0, x, d->model->head_dim);
 }
 
 /* One token's queries or keys of `count` heads from `head` on, x (count, head_dim), as attention reads them:
@@ -379,7 +397,7 @@ static void finish_heads(Decoder *d, int layer, int kind, int b, int head, int c
         record(d, Q_SCALED, layer, width, b, place, x, n);
     }
     if (kind == KEYS)
-        for (int i = 0; i < count; i++) cache_head(d, s->keys, layer, b, head + i, x + i * D);
+        for (int i = 0; i < count; i++) cache_head(d, KEYS, layer, b, head + i, x + i * D);
 }
 
 /* Head `unit` of q, k and v side by side: project, normalise and turn; k and v go into the cache. */
@@ -398,7 +416,7 @@ static void project_head(Decoder *d, int layer, int unit, const Vector *x) {
         add_bias(m, w, place, place + D, to + b * width);
         if (m->qkv_clip > 0) clip(m, mine, D);
         record(d, Q + kind, layer, width, b, place, mine, D);
-        if (kind == VALUES) cache_head(d, s->values, layer, b, head, mine);
+        if (kind == VALUES) cache_head(d, VALUES, layer, b, head, mine);
         else if (!m->qk_norm_whole) finish_heads(d, layer, kind, b, head, 1, mine);
     }
 }
@@ -426,47 +444,104 @@ static void softmax(const Model *m, const Layer *l, int head, float *scores, int
         for (int64_t i = 0; i < n; i++) scores[i] = rounded(m->dtype, scores[i]);
 }
 
-/* One query head of one token looks at the tokens from its row's or its window's start to itself. */
-static void attend(Decoder *d, int layer, int b, int head, Scratch *mine) {
+/* Values of `run` tokens, the first of them token `i` of those looked at, times the weights of several heads:
+ * sums (heads, D / LANES, 4). Short sums round less than one long one, and need not wait in line; token i adds to
+ * the sum i % 4, however the tokens are cut into runs. */
+#define DEFINE_WEIGH(NAME, TYPE, LOAD)                                                                          \
+    static void NAME(const TYPE *values, int D, int64_t i, int64_t run, const float *weights, int64_t stride,    \
+                     int heads, v *sums) {                                                                       \
+        for (int j = 0; j < D / LANES; j++)                                                                      \
+            for (int head = 0; head < heads; head++) {                                                           \
+                const TYPE *from = values + j * LANES;                                                           \
+                const float *weight = weights + head * stride;                                                   \
+                v *to = sums + (head * (D / LANES) + j) * 4;                                                     \
+                int64_t t = 0;                                                                                   \
+                for (; t < run && (i + t) % 4; t++) to[(i + t) % 4] += LOAD(from + t * D) * weight[t];           \
+                v a = to[0], b = to[1], c = to[2], e = to[3];                                                    \
+                for (; t + 4 <= run; t += 4) {                                                                   \
+                    a += LOAD(from + t * D) * weight[t];                                                         \
+                    b += LOAD(from + (t + 1) * D) * weight[t + 1];                                               \
+                    c += LOAD(from + (t + 2) * D) * weight[t + 2];                                               \
+                    e += LOAD(from + (t + 3) * D) * weight[t + 3];                                               \
+                }                                                                                                \
+                to[0] = a, to[1] = b, to[2] = c, to[3] = e;                                                      \
+                for (; t < run; t++) to[(i + t) % 4] += LOAD(from + t * D) * weight[t];                          \
+            }                                                                                                    \
+    }
+DEFINE_WEIGH(weigh_float32, float, load_float32)
+DEFINE_WEIGH(weigh_bfloat16, uint16_t, load_bfloat16)
+DEFINE_WEIGH(weigh_float16, uint16_t, load_float16)
+
+/* The weights of several heads times the values of n tokens from `start` on: what the heads read, z. */
+static void weigh(Decoder *d, int layer, int b, int head, int heads, int64_t start, int64_t n, Scratch *mine) {
+    const Model *m = d->model;
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), whole = D / LANES * LANES;
+    int64_t run;
+    memset(mine->sums, 0, (int64_t)heads * whole * 4 * sizeof(float));
+    for (int64_t i = 0; i < n; i += run) { /* a run stays in the core's cache while each head reads it */
+        const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+        run = run < BLOCK ? run : BLOCK;
+        run = run < n - i ? run : n - i;
+        const float *weights = mine->scores + i;
+        if (m->dtype == FLOAT32) weigh_float32((const float *)values, D, i, run, weights, n, heads, mine->sums);
+        else if (m->dtype == BFLOAT16)
+            weigh_bfloat16((const uint16_t *)values, D, i, run, weights, n, heads, mine->sums);
+        else weigh_float16((const uint16_t *)values, D, i, run, weights, n, heads, mine->sums);
+    }
+    for (int h = 0; h < heads; h++) {
+        float *z = d->z + ((int64_t)b * m->n_heads + head + h) * D;
+        for (int j = 0; j < D / LANES; j++) {
+            const v *sums = mine->sums + (h * (D / LANES) + j) * 4;
+            v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+            memcpy(z + j * LANES, &sum, sizeof sum);
+        }
+        for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
+            double sum = 0;
+            for (int64_t i = 0; i < n;) {
+                const char *values = cached(d, VALUES, layer, b, kv_head, start + i, &run);
+                int64_t last = i + run < n ? i + run : n;
+                for (int64_t place = j; i < last; i++, place += D)
+                    sum += mine->scores[h * n + i] * at(m->dtype, values, place);
+            }
+            z[j] = (float)sum;
+        }
+        for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
+        record(d, Z, layer, (int64_t)m->n_heads * D, b, (int64_t)(head + h) * D, z, D);
+    }
+}
+
+/* Query heads of one token, which share a head of keys and values and so one reading of it, look at the tokens
+ * from their row's or their window's start to themselves. */
+static void attend(Decoder *d, int layer, int b, int head, int heads, Scratch *mine) {
     const Model *m = d->model;
     const Layer *l = &m->layers[layer];
     const Step *s = d->step;
-    const Row *row = row_of(s, b);
-    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads), own = layer * s->rows + s->row_of[b];
-    int64_t start = row->start, end = column_of(s, b) + 1, width = (int64_t)m->n_heads * D;
+    int D = m->head_dim, kv_head = head / (m->n_heads / m->n_kv_heads);
+    int64_t start = row_of(s, b)->start, end = column_of(s, b) + 1, run;
     if (l->window && start < end - l->window) start = end - l->window;
     if (start >= end) start = end - 1; /* padding looks at itself */
     int64_t n = end - start;
-    int64_t base = (kv_head * row->capacity + start) * D;
-    int size = m->dtype == FLOAT32 ? 4 : 2;
-    const char *values = (const char *)s->values[own] + base * size;
-    Matrix keys = {.weights = (const char *)s->keys[own] + base * size, .rows = n, .columns = D, .kind = m->dtype};
-    Vector *q = &mine->x[0];
-    memcpy(q->wide, d->q + b * width + (int64_t)head * D, D * sizeof(float));
-    prepare(&keys, q);
-    multiply(&keys, 0, n, q, 1, mine->scores, n);
-    softmax(m, l, head, mine->scores, n);
-    float *z = d->z + b * width + (int64_t)head * D;
-    int whole = D / LANES * LANES;
-    for (int j = 0; j < whole; j += LANES) {
-        v sums[4] = {{0}}; /* short sums round less than one long one, and need not wait in line */
-        for (int64_t i = 0; i < n; i++) {
-            int64_t place = i * D + j;
-            v value = m->dtype == FLOAT32 ? load_float32((const float *)values + place)
-                    : m->dtype == BFLOAT16 ? load_bfloat16((const uint16_t *)values + place)
-                                           : load_float16((const uint16_t *)values + place);
-            sums[i % 4] += value * mine->scores[i];
-        }
-        v sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        memcpy(z + j, &sum, sizeof sum);
+    Matrix keys = {.columns = D, .kind = m->dtype};
+    Vector *q = mine->x;
+    for (int h = 0; h < heads; h++) {
+        memcpy(q[h].wide, d->q + ((int64_t)b * m->n_heads + head + h) * D, D * sizeof(float));
+        prepare(&keys, &q[h]);
     }
-    for (int j = whole; j < D; j++) { /* the end of a head that LANES does not divide */
-        double sum = 0;
-        for (int64_t i = 0; i < n; i++) sum += mine->scores[i] * at(m->dtype, values, i * D + j);
-        z[j] = (float)sum;
+    for (int64_t i = 0; i < n; i += run) {
+        keys.weights = cached(d, KEYS, layer, b, kv_head, start + i, &run);
+        keys.rows = run = run < n - i ? run : n - i;
+        multiply(&keys, 0, run, q, heads, mine->scores + i, n);
     }
-    for (int j = 0; j < D; j++) z[j] = rounded(m->dtype, z[j]);
-    record(d, Z, layer, width, b, (int64_t)head * D, z, D);
+    for (int h = 0; h < heads; h++) softmax(m, l, head + h, mine->scores + h * n, n);
+    weigh(d, layer, b, head, heads, start, n, mine);
+}
+
+/* How many query heads attend together: all that share keys, but fewer where threads would be without work. */
+static int heads_at_once(const Decoder *d) {
+    const Model *m = d->model;
+    int group = m->n_heads / m->n_kv_heads, some = group < BATCH ? group : BATCH;
+    while (some > 1 && (int64_t)d->step->batch * m->n_heads < 2LL * d->n_threads * some) some = (some + 1) / 2;
+    return some;
 }
 
 /* Rows of gate and up, and of the hidden layer made of them. */
@@ -597,10 +672,15 @@ static void attention(Decoder *d, int layer, int phase, int thread) {
             }
         meet(d, next);
     }
-    all = (int64_t)s->batch * m->n_heads;
+    int group = m->n_heads / m->n_kv_heads, some = heads_at_once(d), parts = (group + some - 1) / some;
+    int64_t units = (int64_t)m->n_kv_heads * parts; /* of a token */
+    all = s->batch * units;
     while (next_piece(d, phase + ATTEND, thread, all, 1, all, &first, &last))
-        for (int64_t unit = first; unit < last; unit++)
-            attend(d, layer, (int)(unit / m->n_heads), (int)(unit % m->n_heads), mine);
+        for (int64_t unit = first; unit < last; unit++) {
+            int within = (int)(unit % parts) * some, left = group - within;
+            int head = (int)(unit % units / parts) * group + within;
+            attend(d, layer, (int)(unit / units), head, left < some ? left : some, mine);
+        }
     meet(d, next);
     inputs_from(d, &l->o, d->z, x);
     while (next_rows(d, phase + ADD_ATTENTION, thread, &l->o, m->width, &first, &last))
@@ -766,7 +846,7 @@ void pellucid_close(Decoder *d) {
     for (int t = 1; t < d->n_threads; t++) pthread_join(d->threads[t], NULL);
     for (int t = 0; t < d->n_threads; t++) {
         close_vectors(d->scratch[t].x, MOST);
-        free(d->scratch[t].x), free(d->scratch[t].scores);
+        free(d->scratch[t].x), free(d->scratch[t].scores), free(d->scratch[t].sums);
         if (d->scratch[t].stream != d->stream) free(d->scratch[t].stream);
     }
     free(d->stream), free(d->q), free(d->k), free(d->v), free(d->z), free(d->out), free(d->hidden), free(d->gate);
@@ -793,6 +873,7 @@ Decoder *pellucid_open(const Model *model, int n_threads) {
     for (int t = 0; t < n_threads; t++) {
         Vector *x = d->scratch[t].x = zeroed(MOST * sizeof *x);
         open_vectors(x, MOST, wide);
+        d->scratch[t].sums = zeroed((int64_t)BATCH * 4 * model->head_dim * sizeof(float));
         d->scratch[t].stream = model->layers[0].attn_out_norm ? zeroed(stream) : d->stream;
     }
     pthread_mutex_init(&d->lock, NULL);
@@ -814,9 +895,10 @@ void pellucid_step(Decoder *d, const Step *step) {
             int64_t all = step->row[r].seen + step->row[r].length;
             needed = all > needed ? all : needed;
         }
+        needed *= BATCH;
         if (scratch->score_room >= needed) continue;
         free(scratch->scores);
-        scratch->score_room = 2 * needed + 256;
+        scratch->score_room = 2 * needed + 256 * BATCH;
         scratch->scores = zeroed(scratch->score_room * 4);
     }
     for (int phase = 0; phase < d->n_phases; phase++) atomic_store(&d->handed[phase], 0);

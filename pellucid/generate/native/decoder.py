@@ -16,6 +16,7 @@ from pellucid.generate.native.build import library
 from pellucid.generate.native.pages import PART, moving, unwritten_files, worth_moving
 from pellucid.generate.native.recording import Recording, RowRequest, StepRequest
 from pellucid.generate.native.structures import KINDS, Described, described_matrix
+from pellucid.generate.paged import BLOCK, PagedCache
 from pellucid.models import Cache, Model
 from pellucid.models.quantised import QuantisedLinear, QuantisedMatrix
 from pellucid.system import cores
@@ -114,7 +115,7 @@ class NativeDecoder:
         rows, flat = len(tokens), [token for row in tokens for token in row]
         assert min(lengths) > 0 and len(flat) <= MOST, f"{len(flat)} tokens: expected 1 … {MOST}"
         joint = [cache] if isinstance(cache, Cache) else cache
-        places, keys, values = _places(joint, lengths, starts or [0] * rows, end, one_text)
+        places, keys, values, blocks = _places(joint, lengths, starts or [0] * rows, end, one_text)
         logits = torch.empty(rows, config.vocab_size)
         ids = (c_int64 * len(flat))(*flat)
         row_of = (c_int32 * len(flat))(*(r for r, n in enumerate(lengths) for _ in range(n)))
@@ -132,6 +133,7 @@ class NativeDecoder:
             assert len(flat) == rows, "a recording is of one token per row"
             recording.prepare(step, config, rows)
         self._made.pellucid_step(self._handle, ctypes.byref(step))
+        del blocks  # were pointed to until here
         for one, length in zip(joint, lengths, strict=False):  # rows of one cache are equally long
             for layer in one.layers:
                 layer.length += rows if one_text else length
@@ -194,15 +196,28 @@ def _places(
     starts: Sequence[int],
     end: int,
     one_text: bool,
-) -> tuple[Any, Any, Any]:
-    """Each row's place in its cache, and pointers (layers, rows) to its keys and its values."""
+) -> tuple[Any, Any, Any, Any]:
+    """Each row's place in its cache; pointers (layers, rows) to its keys and its values, where they
+    are not in blocks; and pointers to the blocks of each cache, where they are.
+    """
     rows, each = len(lengths), len(lengths) // len(caches)
     places, first = (RowRequest * rows)(), 0
     layers = len(caches[0].layers)
     keys, values = (c_void_p * (layers * rows))(), (c_void_p * (layers * rows))()
+    blocks = [_block_pointers(cache) for cache in caches]
     for row, (length, start) in enumerate(zip(lengths, starts, strict=True)):
         cache = caches[row // each]
         held, capacity = cache.length + (row if one_text else 0), 0
+        own = blocks[row // each]
+        if own is not None:
+            capacity = len(own) * BLOCK
+            assert capacity >= held + length, "the cache has no room"
+            place = ctypes.addressof(own)
+            places[row] = RowRequest(
+                first, length, start, held, capacity, end or held + length, place
+            )
+            first += length
+            continue
         for place, layer in enumerate(cache.layers):
             k, v = layer.k, layer.v
             assert k is not None and v is not None, "a decoding step follows a first pass"
@@ -214,7 +229,13 @@ def _places(
             values[place * rows + row] = v.data_ptr() + before
         places[row] = RowRequest(first, length, start, held, capacity, end or held + length)
         first += length
-    return places, keys, values
+    return places, keys, values, blocks
+
+
+def _block_pointers(cache: Cache) -> Any:
+    if not isinstance(cache, PagedCache):
+        return None
+    return (c_void_p * len(cache.blocks))(*(block.data_ptr() for block in cache.blocks))
 
 
 def settle(model: Model) -> None:

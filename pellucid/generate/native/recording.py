@@ -30,6 +30,7 @@ class RowRequest(Structure):
         ("first", c_int32),
         ("length", c_int32),
         *((name, c_int64) for name in ("start", "seen", "capacity", "end")),
+        ("blocks", c_void_p),
     )
 
 
