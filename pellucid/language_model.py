@@ -338,7 +338,7 @@ class LanguageModel:
                 how = Format(bits=int(draft[3:]))
                 self._copies[draft] = quantise(deepcopy(self).model, how)
             return self._copies[draft]
-        other = draft if isinstance(draft, LanguageModel) else load(draft)
+        other = draft if isinstance(draft, LanguageModel) else load(draft, dtype=self.dtype)
         check_same_tokens(self.tokenizer, other.tokenizer)
         return other.model
 

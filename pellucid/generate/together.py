@@ -53,7 +53,8 @@ class Together:
         """
         self._model, self._draft = model, None
         if draft is not None:
-            fast, self._draft = draft_steps(model, draft, fast)
+            _, self._draft = draft_steps(model, draft, fast)
+            fast = True
         self._steps = FastSteps(model, context_limit(model.config), fast)
         self.prefixes = PrefixStore(
             shared_bytes, any_length=self._steps.reads_prompts, paged=self._steps.in_c
