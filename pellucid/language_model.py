@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pellucid.tokenizers import Tokenizer
     from pellucid.walk import Step
 
-Draft: TypeAlias = "str | Path | LanguageModel"
+DraftSource: TypeAlias = "str | Path | LanguageModel"
 Length = int | Literal["usual"] | None
 
 
@@ -218,7 +218,7 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
-        draft: Draft | None = None,
+        draft: DraftSource | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> str:
         """The text that follows `prompt`; the arguments are those of `stream`."""
@@ -243,7 +243,7 @@ class LanguageModel:
         seed: int | None = None,
         slide: bool = False,
         fast: bool | None = None,
-        draft: Draft | None = None,
+        draft: DraftSource | None = None,
         edit: Mapping[str, Edit] | None = None,
     ) -> Iterator[str]:
         """Pieces of the text that follows `prompt`, as they come; never half a character.
@@ -317,7 +317,7 @@ class LanguageModel:
         self, rows: Sequence[Sequence[int]], length: Length | Sequence[int], *,
         stop: str | Sequence[str] | None, seed: int | Sequence[int] | None, slide: bool,
         fast: bool | None,
-        draft: Draft | None = None, at_once: int = AT_ONCE, **sampling: Any,
+        draft: DraftSource | None = None, at_once: int = AT_ONCE, **sampling: Any,
     ) -> TextStream:  # fmt: skip
         if length == "usual":
             length = default_length(self.config, rows, slide=slide)
@@ -327,7 +327,7 @@ class LanguageModel:
             draft=None if draft is None else self.draft_model(draft),
         )  # fmt: skip
 
-    def draft_model(self, draft: Draft) -> Model:
+    def draft_model(self, draft: DraftSource) -> Model:
         """The model that drafts for this one: any with the same tokens, or a source that opens one.
 
         "int8", "int6" and "int4" are quantised copies of this model, each made once.
@@ -338,7 +338,7 @@ class LanguageModel:
                 how = Format(bits=int(draft[3:]))
                 self._copies[draft] = quantise(deepcopy(self).model, how)
             return self._copies[draft]
-        other = draft if isinstance(draft, LanguageModel) else load(draft)
+        other = draft if isinstance(draft, LanguageModel) else load(draft, dtype=self.dtype)
         check_same_tokens(self.tokenizer, other.tokenizer)
         return other.model
 

@@ -13,7 +13,7 @@ from typing import Literal
 from pellucid.generate.engine import Generation
 from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling
-from pellucid.generate.together import AT_ONCE, Batch, generate_rows
+from pellucid.generate.together import AT_ONCE, JoinedRows, generate_rows
 from pellucid.models import Model
 from pellucid.tokenizers import Tokenizer
 
@@ -95,7 +95,7 @@ class TextStream(Iterator[list[str]]):
 
     def __init__(
         self,
-        generation: Generation | Batch,
+        generation: Generation | JoinedRows,
         completions: list[Completion],
         tokenizer: Tokenizer,
         *,

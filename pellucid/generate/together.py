@@ -53,7 +53,8 @@ class Together:
         """
         self._model, self._draft = model, None
         if draft is not None:
-            fast, self._draft = draft_steps(model, draft, fast)
+            _, self._draft = draft_steps(model, draft, fast)
+            fast = True
         self._steps = FastSteps(model, context_limit(model.config), fast)
         self.prefixes = PrefixStore(
             shared_bytes, any_length=self._steps.reads_prompts, paged=self._steps.in_c
@@ -156,7 +157,7 @@ class Together:
             row.fail(error)
 
 
-class Batch(Iterator[list[int | None]]):
+class JoinedRows(Iterator[list[int | None]]):
     """Several texts of one `Together` as one iterator, each at its own pace; no padding is run.
 
     Iterating gives, per step, a token for each row that got one, and None for the others: those
@@ -211,7 +212,7 @@ def generate_rows(
     kept: KeptCache | None = None,
     at_once: int = AT_ONCE,
     **options: Any,
-) -> Generation | Batch:
+) -> Generation | JoinedRows:
     """As `generate_tokens`, but where C decodes several prompts share steps, not a padded batch.
 
     max_new_tokens  one number for all prompts, or one for each
@@ -227,7 +228,7 @@ def generate_rows(
                 prompts, row_seeds(seed, len(prompts)), lengths, strict=True
             )
         ]
-        return Batch(together, rows, at_once)
+        return JoinedRows(together, rows, at_once)
     return generate_tokens(
         model, prompts, max_new_tokens=lengths, seed=seed, slide=slide, fast=fast, kept=kept,
         draft=draft if len(prompts) == 1 else None, **options,

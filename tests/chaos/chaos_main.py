@@ -103,7 +103,11 @@ def works(folder: Path) -> list[Work]:
 
     def tokens(out: Path) -> int:
         begin = ours.eos_id if ours.eos_id is not None else 0
-        tokenise([text], ours, out, begin=begin, workers=1, shard_bytes=1 << 10)
+        try:
+            tokenise([text], ours, out, begin=begin, workers=1, shard_bytes=1 << 10)
+        except OSError as error:  # as the verbs say it
+            print(error, file=sys.stderr)
+            return 2
         return 0
 
     def whole_tokens(out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import GPT, LLAMA, random_model, random_tokens
@@ -16,8 +18,11 @@ ROW = random_tokens(LLAMA, 9).tolist()
 PADDED = [ROW, ROW[:5], ROW[2:8]]  # padding: 0, 4 and 3 tokens
 
 
-def judged(edits, names, *, rows=(ROW,), config=LLAMA, steps=1, keep=None):
-    """The measures of some names of B's trace, of which `edits` changes some tensors."""
+def judged(edits, names, *, rows=(ROW,), config=LLAMA, steps=1, keep=None, declared=None):
+    """The measures of some names of B's trace, of which `edits` changes some tensors.
+
+    declared: the dtype that B says it computes in; None: it says nothing.
+    """
     model = random_model(config, torch.float32)
     side = from_model(model, "B")
     setting = Setting(
@@ -28,7 +33,8 @@ def judged(edits, names, *, rows=(ROW,), config=LLAMA, steps=1, keep=None):
     for name, change in edits.items():
         seen[name] = change(seen[name])
     tokens, starts = padded([*rows])
-    judge = Judge(side, Trace(seen), setting, starts, tokens, keep=keep)
+    said = None if declared is None else replace(setting, dtype=declared)
+    judge = Judge(side, Trace(seen), setting, starts, tokens, keep=keep, declared=said)
     return [judge.judge(name) for name in names]
 
 
@@ -126,6 +132,16 @@ def test_what_is_judged_is_kept_beside_what_it_should_be():
 
 def widened(x):
     return torch.cat((x, x[..., -1:]), -1)
+
+
+def test_what_a_declared_dtype_does_not_explain_is_measured_by_a_s_own():
+    names = ["layers.0.attn_norm", "layers.0.mlp_norm"]
+    edits = {names[0]: lambda x: x + 1, names[1]: lambda x: x.bfloat16().float()}
+    plain, coarse = judged(edits, names), judged(edits, names, declared=torch.bfloat16)
+    assert [each.verdict for each in plain] == ["diverged", "diverged"]
+    assert coarse[0] == plain[0]
+    assert coarse[1].verdict == "explained" and coarse[1].ratio < 1 < plain[1].ratio
+    assert coarse[1].note == "bfloat16 in the dialect hf"
 
 
 SCORES = ["layers.0.attn.scores", "layers.0.attn.masked_scores", "layers.0.attn.pattern"]

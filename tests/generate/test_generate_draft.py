@@ -243,6 +243,7 @@ def test_generate_says_which_tokens_were_drafted(always, capsys):
     places = {*drafted["drafted"], *drafted["looked_up"]}
     assert drafted["drafted"] and places < set(range(24))
     assert len(drafted["drafted"]) <= drafted["proposed"]
-    lm = pellucid.load("stdlib")
+    lm = pellucid.load("stdlib", dtype="float32")
+    assert lm.draft_model("stdlib").dtype == torch.float32, "a draft computes in the model's dtype"
     options = {"max_new_tokens": 24, "temperature": 0.0}
     assert lm.generate("import ", draft=lm, **options) == lm.generate("import ", **options)

@@ -168,6 +168,12 @@ def test_a_row_can_be_ended_from_outside() -> None:
     assert [step[0] for step in steps] == [None] * 4
 
 
+def test_what_the_cache_held_is_counted_from_0() -> None:
+    steps = generate_tokens(model_of("gpt2"), [prompt(4)], sampling=GREEDY, max_new_tokens=3)
+    assert [steps.cached, *(steps.cached for _ in steps)] == [0, 0, 4, 5]
+    assert steps.guessed == 0
+
+
 def test_no_new_tokens() -> None:
     for name in ("gpt2", "llama-gqa"):
         assert text_alone(model_of(name), prompt(3), sampling=GREEDY, max_new_tokens=0) == []

@@ -66,6 +66,21 @@ def test_the_same_text_and_bits_by_fewer_passes(kind, sampling, dtype, monkeypat
     assert len(passes) == 39 - guessed < 12  # the first of 40 is the prompt's
 
 
+def test_until_the_compiler_is_done_every_token_is_a_pass_of_the_model(monkeypatch):
+    model, asked = random_model(CONFIGS["llama-gqa"], torch.float32), []
+
+    def not_yet(self, tokens, cache):
+        asked.append(tokens)
+        assert len(asked) < 9, "asked again and again"
+
+    options = {"sampling": GREEDY, "max_new_tokens": 8}
+    plain = [token for (token,) in generate_tokens(model, [PROMPT], fast=False, **options)]
+    monkeypatch.setattr(FastSteps, "step_ahead", not_yet)
+    monkeypatch.setattr(FastSteps, "_ready_decoder", lambda self: None)
+    assert [token for (token,) in generate_tokens(model, [PROMPT], **options)] == plain
+    assert len(asked) == 7  # after the prompt's own
+
+
 def test_what_a_pass_took_is_noted_under_its_tokens(monkeypatch):
     model = random_model(CONFIGS["llama-gqa"], torch.float32)
     plain, *_ = written(model, False)
