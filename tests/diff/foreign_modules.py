@@ -171,7 +171,7 @@ class Looking(nn.Module):
         hidden = torch.ones(length, length, dtype=torch.bool).triu(2 if self.wrong == "mask" else 1)
         masked = scores.masked_fill(hidden, -1e9)
         if self.wrong == "added":  # not wrong: as a BERT's or an old GPT-2's mask
-            masked = scores - 10_000.0 * hidden
+            masked = scores - 10_000.0 * hidden.to(scores.dtype)
         pattern = masked.softmax(-2 if self.wrong == "axis" else -1)
         z = pattern @ v
         z = z if self.wrong == "join" else z.transpose(1, 2)

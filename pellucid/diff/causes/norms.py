@@ -75,6 +75,8 @@ def norm(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Hypothe
         yield Hypothesis("norm cast order", f"computed in {short}", _by(_in(coarse)))
         weighted = f"computed and weighted in {short}"
         yield Hypothesis("norm cast order", weighted, _by(_in(coarse, weighted=True)))
+    each = "each step rounded to the run's dtype"
+    yield Hypothesis("norm cast order", each, _by(_step_by_step))
     yield Hypothesis("norm cast order", "weight applied before the cast back", _by(_late_cast))
     yield Hypothesis("norm cast order", "multiplied by a scale that was rounded", _by(_early_cast))
     for eps in _measured_eps(replay, name, observed):
@@ -198,9 +200,17 @@ def _about(s: Setting, x: Tensor) -> Tensor:
     return x - x.mean(-1, keepdim=True) if s.config.norm == "layer" else x
 
 
+def _step_by_step(s: Setting, local: str, x: Tensor) -> Tensor:
+    middle = _about(s, x)
+    scale = torch.rsqrt(middle.square().mean(-1, keepdim=True) + s.config.norm_eps)
+    return _weighted(s, local, middle * scale)
+
+
 def _by_half_squares(s: Setting, local: str, x: Tensor) -> Tensor:
     middle = _about(s, x)
     squares = middle.half().square().to(x.dtype)
+    if bool(squares.isfinite().all()):
+        raise ValueError("no square overflows: that float16 rounds them is another cause")
     scale = torch.rsqrt(squares.mean(-1, keepdim=True) + s.config.norm_eps)
     return _weighted(s, local, middle * scale)
 
