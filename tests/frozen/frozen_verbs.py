@@ -213,8 +213,9 @@ CASES: dict[str, dict[str, Any]] = {
             ("preferences", "pairs.jsonl", "--lora 2 --beta 0.2 --dtype float32"),
         )
     },
-    "finetune": case(
-        f"finetune models/gpt2 --data answers.jsonl --out run {_TUNE} --lora 2", numbers=False
+    "finetune": case(  # in the dtype of the file, which was the default on every machine
+        f"finetune models/gpt2 --data answers.jsonl --out run {_TUNE} --lora 2 --dtype bfloat16",
+        numbers=False,
     ),
     "eval-text": case("eval models/gpt2 --text text.txt --context 32", numbers=False),
     "eval-text-json": case("eval models/gpt2 --text text.txt --context 32 --stride 8 --json"),

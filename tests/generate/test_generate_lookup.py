@@ -8,7 +8,7 @@ from tiny import CONFIGS, FEATURES, random_model
 
 from pellucid.generate import KeptCache, Sampling, generate_tokens, native
 from pellucid.generate.fast import FastSteps
-from pellucid.generate.lookup import Lookup
+from pellucid.generate.lookup import Lookup, PassTimes
 
 GREEDY = Sampling(temperature=0.0)
 DRAWN = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.05)
@@ -84,8 +84,8 @@ def test_until_the_compiler_is_done_every_token_is_a_pass_of_the_model(monkeypat
 def test_what_a_pass_took_is_noted_under_its_tokens(monkeypatch):
     model = random_model(CONFIGS["llama-gqa"], torch.float32)
     plain, *_ = written(model, False)
-    noted, took = [], Lookup.took
-    monkeypatch.setattr(Lookup, "took", lambda self, *told: (noted.append(told), took(self, *told)))
+    noted, took = [], PassTimes.took
+    monkeypatch.setattr(PassTimes, "took", lambda self, *told: (noted.append(told), took(self, *told)))
     passes = guess_from(monkeypatch, PROMPT + plain)
     written(model, True)
     assert [tokens for tokens, _ in noted] == passes
