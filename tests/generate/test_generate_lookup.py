@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CONFIGS, FEATURES, random_model
@@ -66,6 +68,16 @@ def test_the_same_text_and_bits_by_fewer_passes(kind, sampling, dtype, monkeypat
     assert len(passes) == 39 - guessed < 12  # the first of 40 is the prompt's
 
 
+def test_no_pass_runs_past_the_context_before_it_slides(monkeypatch):
+    config = replace(CONFIGS["llama-gqa"], context_length=len(PROMPT) + 20)
+    model = random_model(config, torch.float32)
+    plain, bits, _ = written(model, False, slide=True)
+    passes = guess_from(monkeypatch, PROMPT + plain)
+    text, guessed_bits, guessed = written(model, True, slide=True)
+    assert text == plain and torch.equal(guessed_bits, bits)
+    assert guessed and sum(passes) - 4 * (len(passes) // 3) <= 20  # what a wrong guess undid
+
+
 def test_until_the_compiler_is_done_every_token_is_a_pass_of_the_model(monkeypatch):
     model, asked = random_model(CONFIGS["llama-gqa"], torch.float32), []
 
@@ -85,7 +97,9 @@ def test_what_a_pass_took_is_noted_under_its_tokens(monkeypatch):
     model = random_model(CONFIGS["llama-gqa"], torch.float32)
     plain, *_ = written(model, False)
     noted, took = [], PassTimes.took
-    monkeypatch.setattr(PassTimes, "took", lambda self, *told: (noted.append(told), took(self, *told)))
+    monkeypatch.setattr(
+        PassTimes, "took", lambda self, *told: (noted.append(told), took(self, *told))
+    )
     passes = guess_from(monkeypatch, PROMPT + plain)
     written(model, True)
     assert [tokens for tokens, _ in noted] == passes

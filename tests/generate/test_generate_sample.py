@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.generate import sample
-from pellucid.generate.sample import Sampling, draw, next_tokens, row_generators, row_seed, warp
+from pellucid.generate.sample import (
+    Sampling,
+    accept_or_draw,
+    draw,
+    next_tokens,
+    row_generators,
+    row_seed,
+    warp,
+)
 
 
 def random_logits(seed: int, *, ties: bool, rows: int = 3, vocabulary: int = 50) -> torch.Tensor:
@@ -206,3 +214,16 @@ def test_chance_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     row_generators(None, 2)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_drafted_token_is_accepted_below_its_share_and_else_drawn_from_the_rest(seed) -> None:
+    """min(1, p / q) against the uniform number that the seed gives first, to 1e-9."""
+    first = float(torch.rand(1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    drafted_by = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    for share, accepted in ((first + 1e-9, True), (first - 1e-9, False)):
+        p = torch.tensor([share, 0.0, 1 - share, 0.0], dtype=torch.float64)
+        found = accept_or_draw(
+            p.log()[None], Sampling(), torch.Generator().manual_seed(seed), None, 0, drafted_by
+        )
+        assert found == (0 if accepted else 2)  # of the others only one has more than the draft's

@@ -61,7 +61,8 @@ MODULES = {
     "tests/train/finetune/test_finetune_peft_format.py tests/test_load_adapter.py",
     "generate/sample.py": "tests/generate/test_generate_sample.py",
     "generate/engine.py": "tests/generate/test_generate_engine.py "
-    "tests/generate/test_generate_lookup.py tests/generate/test_generate_together.py",
+    "tests/generate/test_generate_lookup.py tests/generate/test_generate_together.py "
+    "tests/generate/test_generate_draft.py",
     "diff/replay/statistics.py": "tests/diff/test_diff_statistics.py "
     "tests/diff/test_diff_bounds.py",
     "diff/replay/judge.py": "tests/diff/test_diff_judge.py "
