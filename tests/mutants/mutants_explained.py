@@ -38,6 +38,7 @@ EXPLAINED: dict[str, dict[str, str]] = {
         "logits have two axes",
         "cumulative = probabilities.cumsum((1))  # (B, V)": "logits have two axes",
         "return logits.argmax((1))": "logits have two axes",
+        'return logits.softmax((1)).to("cpu", torch.float64)': "logits have two axes",
         "return torch.from_numpy(logits.detach().numpy().argmax((1)))  # vectorised, unlike "
         "PyTorch's":
         "logits have two axes",
