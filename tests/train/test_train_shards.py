@@ -169,6 +169,13 @@ def test_nothing_is_held_out_with_0(text: Path, tokenizer: Tokenizer, tmp_path: 
 # ── Processes, kills, damage ─────────────────────────────────────────────────────────────────────
 
 
+def test_what_a_killed_process_had_begun_is_cleared(text, tokenizer, tmp_path: Path):
+    for name in ("index.json.0123abcd.part", "training-00000.bin.89abcdef.part", "notes.part"):
+        (tmp_path / name).write_text("half")
+    tokenise([text], tokenizer, tmp_path, begin=0, workers=1)
+    assert [path.name for path in tmp_path.glob("*.part")] == ["notes.part"]
+
+
 @pytest.mark.slow
 def test_processes_write_the_same_files(text: Path, tokenizer: Tokenizer, tmp_path: Path):
     reports: list[tuple[int, int]] = []

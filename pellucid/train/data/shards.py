@@ -32,7 +32,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from pellucid.files import read_json
+from pellucid.files import lock_folder, read_json
 from pellucid.system import cores
 from pellucid.tokenizers import Tokenizer
 from pellucid.train.data.documents import TextFormat, find_files
@@ -135,8 +135,9 @@ def tokenise(
         writer = Writer(folder, tokenizer, begin, end, planned._replace(spans=[]))
         with _naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
-            _write_shards(writer, groups, workers, report)
+            with _cleared(folder):
+                _write_json(folder / INDEX, {**asdict(request), "shards": len(groups)})
+                _write_shards(writer, groups, workers, report)
     return _open(folder, request.tokenizer, verify=True)
 
 
@@ -367,6 +368,22 @@ def _record_path(folder: Path, number: int) -> Path:
 def _temporary(path: Path) -> Path:
     """A name that no other process takes, on this machine or another that shares the disk."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+
+
+@contextmanager
+def _cleared(folder: Path) -> Iterator[None]:
+    """Without what killed processes had begun; where another one is writing, all stays."""
+    try:
+        lock = lock_folder(folder)
+    except OSError:
+        lock = None
+    for path in folder.glob("*.????????.part") if lock is not None else ():
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _write_json(path: Path, value: object) -> None:
