@@ -289,7 +289,6 @@ UNPICKLES = ("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", 
 UNPICKLES += ("shelve.open", "joblib.load", "dill.load", "dill.loads", "cloudpickle.load")
 ALLOWED = {
     "train/older_state.py": {"pickle.Unpickler"},  # the restricted reader tested above
-    "train/data/shards.py": {"pickle.loads"},  # what a process sends to the workers it starts
 }
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import secrets
 import signal
 from array import array
@@ -25,7 +24,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -276,9 +274,8 @@ def _write_shards(
                 report(done, total)
         return
     # Started afresh, not forked: a fork copies threads' locks as they happen to be.
-    pickled = pickle.dumps(writer)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts) as pool:
-        pending = [pool.submit(_write, pickled, number, groups[number]) for number in missing]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (writer,)) as pool:
+        pending = [pool.submit(_write, number, groups[number]) for number in missing]
         try:
             for future in as_completed(pending):
                 done += future.result()
@@ -293,19 +290,17 @@ def _write_shards(
             pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
+_of_this_process: list[Writer] = []  # sent once to each, with its large vocabulary
+
+
+def _begin(writer: Writer) -> None:
     """Ctrl-C reaches every process of a terminal; only the first acts on it, after whole shards."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _of_this_process[:] = [writer]
 
 
-def _write(pickled: bytes, number: int, spans: list[Span]) -> int:
-    return _unpickled(pickled).write(number, spans)
-
-
-@lru_cache(maxsize=1)
-def _unpickled(writer: bytes) -> Writer:
-    """Once in each process: a large vocabulary takes a while to build."""
-    return pickle.loads(writer)
+def _write(number: int, spans: list[Span]) -> int:
+    return _of_this_process[0].write(number, spans)
 
 
 def _files_digest(files: list[Path]) -> str:
