@@ -43,6 +43,7 @@ SMALL_HALF = 2.0**-24  # how far apart the smallest scales are that float16 hold
 HALF_SCALE = 2.0**-11  # levels may be chosen by a scale that is then stored in float16
 FAULTY = 0.25  # share of groups up to which misfits are damage in a quantised tensor
 TELLING = 0.25  # steps: a group whose largest error is smaller stood on these levels already
+COARSE_PART = 1 / 8  # of a step: rounding of the stored values that still leaves errors even
 ON_LEVEL = 4  # bins on either side of 0: values that stood on the same levels before are there
 UNEVEN = 0.1  # few levels are far apart: between two of them numbers are not quite uniform
 SPREAD = 0.6  # of rounding's RMS error: between codes, which are not evenly spaced
@@ -249,7 +250,9 @@ def _count(held: Held, x: Tensor, y: Tensor, placed: Placed, unit: float) -> Non
     steps = torch.where(seen, error / width, 0.0)
     told = steps.abs().amax(1) > TELLING
     held.seen, held.telling = held.seen + int(seen.any(1).sum()), held.telling + int(told.sum())
-    held.errors += torch.histc(steps[told][seen[told]], BINS, -0.5, 0.5)
+    # Where the type that holds them is nearly as coarse as the levels, values are not anywhere.
+    fine = seen & (2 * unit * y[placed.fits].abs() <= COARSE_PART * width)
+    held.errors += torch.histc(steps[told][fine[told]], BINS, -0.5, 0.5)
 
 
 def _proven_one_by_one(
@@ -353,16 +356,22 @@ def _between(off: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 
 def one_sided(held: Held, unit: float) -> float | None:
-    """Mean ratio of A's scales to B's, less one, where it is more than chance; scales that were
-    only rounded are as often too large as too small. Scales read from 16-bit values are known to
-    their roundoff `unit`, no better: they are read only where the levels do not fit without."""
+    """Mean ratio of A's scales to B's, less one, where it is more than chance.
+
+    Scales that were only rounded are as often too large as too small. Scales read from 16-bit
+    values are known to their roundoff `unit`, no better: they are read only where the levels do
+    not fit without. Those of codes may stand on a grid of eight bits themselves, and A's on another
+    (bfloat16): then single ratios, not only their mean, must lie on one side, and of all groups.
+    """
     if not held.ratios:
         return None
     ratios = torch.cat(held.ratios)
-    if len(ratios) < 8:
-        return None
+    if len(ratios) < (FAULTY * held.groups if isinstance(held.levels, Codes) else 8):
+        return None  # a factor moves every group
     mean, spread = float(ratios.mean()), float(ratios.std())
     known = unit if unit > COARSE else 1e-7
+    if isinstance(held.levels, Codes):
+        known = max(known, spread)
     return mean if abs(mean) > 5 * spread / len(ratios) ** 0.5 + known else None
 
 

@@ -110,7 +110,11 @@ def rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Literal["explained
             finding = f"{stored}, values cut off instead of rounded"
             yield "other dtype", finding, "explained", _cut_off(x, y.dtype)
         return
-    if x.shape != y.shape or x.dtype.itemsize <= 2:
+    if x.shape != y.shape:
+        return
+    if x.dtype == torch.bfloat16:
+        yield from _through_float16(x, y)
+    if x.dtype.itemsize <= 2:
         return
     for coarse in (torch.bfloat16, torch.float16):
         for mine, theirs, words in ((x, y, "B holds A's values"), (y, x, "A holds B's values")):
@@ -122,6 +126,16 @@ def rounded(x: Tensor, y: Tensor) -> Iterator[tuple[str, str, Literal["explained
                 if whole.isfinite().all() and gives(whole, theirs) and proven:
                     finding = f"{words} {how} through {dtype_name(coarse)}"
                     yield "rounded weights", finding, "explained", y
+
+
+def _through_float16(
+    x: Tensor, y: Tensor
+) -> Iterator[tuple[str, str, Literal["explained"], Tensor]]:
+    """bfloat16 values below 2^-14, of which float16 holds fewer bits, each rounded to it."""
+    for mine, theirs, words in ((x, y, "B holds A's values"), (y, x, "A holds B's values")):
+        whole = mine.to(torch.float16).to(mine.dtype)
+        if whole.isfinite().all() and gives(whole, theirs):
+            yield "rounded weights", f"{words} rounded through float16", "explained", y
 
 
 def _unrounded(fine: Tensor, coarse: Tensor) -> bool:

@@ -98,6 +98,30 @@ def test_arbitrary_values_stand_on_no_levels(levels, unit):
     assert int((placed.fits & (placed.bits > 16)).sum()) == 0
 
 
+def test_bfloat16_values_that_went_through_float16_are_rounded():
+    """Below 2^-14 float16 holds fewer bits than bfloat16; every value has to be what it gives."""
+    x = (drawn(64, 128) * 1e-4).bfloat16()
+    y = x.half().bfloat16()
+    assert told(x, y)[::2] == told(y, x)[::2] == ("rounded weights", "explained")
+    y[3, 5] *= 2
+    assert told(x, y)[2] == "fault"
+
+
+def test_scattered_changes_are_not_those_of_some_rows():
+    x = drawn(64, 128)
+    y, z = x.clone(), x.clone()
+    y.view(-1)[torch.randperm(64 * 128, generator=torch.Generator().manual_seed(1))[:20]] *= 1.5
+    z[7:12] *= 1 + 0.1 * drawn(5, 128)
+    assert told(x, y)[0] == "other weights" and told(x, z)[0] == "other rows"
+
+
+@pytest.mark.parametrize("factor", [1.02, 0.97])
+def test_codes_whose_scales_are_rounded_are_still_held_to_a_factor(factor):
+    x = drawn(64, 512)
+    y = FORMATS["NF4, scales in eight bits"](x)
+    assert told(x, y)[2] == "explained" and told(x, y * factor)[2] == "fault"
+
+
 def test_few_values_are_no_proof():
     """A vector, or rows shorter than a group, stand on few levels whatever they are."""
     assert on_levels(drawn(4), drawn(4, seed=1)) is None

@@ -247,7 +247,11 @@ ROWS = (
         "q/k permuted with the wrong head count",
         static="q/k permuted with the wrong head count",
         weights=damage.keys_permuted_by_query_heads,
-        applies=every(turned, lambda c: c.n_kv_heads < c.n_heads and not c.head_dim % 4),
+        applies=every(
+            turned,
+            lambda c: c.n_kv_heads < c.n_heads and not c.head_dim % 4,
+            lambda c: not c.n_kv_heads * c.head_dim % (2 * c.n_heads),  # such rows can be cut so
+        ),
     ),
 )
 
