@@ -62,11 +62,15 @@ def _with_spans(
     """Whether one of the counts of steps from end to end is possible."""
     start = b.amin() if offset else b.new_zeros(())
     extent = float(b.amax() - start) if offset else float(b.abs().amax())
-    step = (extent / spans)[:, None]
+    half = _half(b, unit)
+    # The end itself is rounded: by up to half a step, where the type is nearly as coarse.
+    ends = extent + float(half.amax()) * torch.tensor([0.0, -0.5, 0.5, -1.0, 1.0], dtype=b.dtype)
+    spans = spans.repeat_interleave(len(ends))
+    step = (ends.repeat(len(spans) // len(ends)) / spans)[:, None]
     level = ((b - start) / step).round()  # (spans, n)
     low = (level == level.amin(1, keepdim=True)) if offset else level <= 1 - spans[:, None]
     high = (level == level.amax(1, keepdim=True)) if offset else level >= spans[:, None] - 1
-    half, slack = _half(b, unit), scale * (b.abs() + b.abs().amax() * offset)
+    slack = scale * (b.abs() + b.abs().amax() * offset)
     # z >= least - (level + up) s  and  z <= greatest - (level - down) s
     least = torch.cat(((b - half).expand_as(level), (a - slack).expand_as(level)), 1)
     greatest = torch.cat(((b + half).expand_as(level), (a + slack).expand_as(level)), 1)

@@ -263,7 +263,9 @@ def _proven_one_by_one(
     if unit <= COARSE or not 0 < len(bad) <= min(MOST, max(2, len(y) // 50)):
         return proven
     most = int(placed.span[placed.fits].max()) if bool(placed.fits.any()) else 0
-    if most and (isinstance(held.levels, Codes) or most <= _finest(held.levels, unit)):
+    if isinstance(held.levels, Uniform):  # few levels in some groups may be read as many
+        most = min(most, _finest(held.levels, unit))
+    if most:
         doubt = HALF_SCALE + float((SMALL_HALF / 2 / _step(placed)[bad]).amax())
         proven[bad] = standing(held.levels, x[bad], y[bad], unit, most, doubt)
     return proven
