@@ -2,6 +2,12 @@
 
     python benchmarks/serve_load.py demo --clients 100 --seconds 300
     python benchmarks/serve_load.py demo --clients 1 4 8 --seconds 20     tokens/s at each
+    python benchmarks/serve_load.py FOLDER --peer http://127.0.0.1:8081 --clients 8 --rounds 3
+
+With --peer, another server of the same weights (llama.cpp's, of what `convert --to gguf` wrote) is
+asked the same in turns with ours; all requests are whole and greedy then, and of the peer's text
+only its length counts, since both must write as many tokens. Each answer is `--tokens` long where
+the model does not stop: random weights hardly ever do.
 
 The server is a process of its own. Each client sends one request after another, drawn from a list
 of completions: short and long prompts, equal beginnings, greedy and seeded, whole and streamed.
@@ -30,13 +36,28 @@ from pellucid.language_model import LanguageModel
 SNIPPET = "def area(width, height):\n    return width * height\n\n\n"
 
 
-def requests_of(lm: LanguageModel, tokens: int) -> list[tuple[dict[str, Any], str]]:
+Asked = list[tuple[dict[str, Any], str | None]]  # a body, and the text that must come back
+
+
+def peer_requests(lm: LanguageModel, tokens: int) -> Asked:
+    """Greedy requests for so many tokens after prompts of 16 to 256 tokens, none like another."""
+    draw, most = random.Random(0), lm.config.context_length - tokens - 1
+    ids = lm.encode(SNIPPET * 40)
+    found: Asked = []
+    for length in (16, 32, 64, 128, 200, 256):
+        prompt = [draw.choice(ids) for _ in range(min(length, most))]
+        body = {"prompt": lm.tokenizer.decode(prompt), "max_tokens": tokens, "temperature": 0.0}
+        found.append(({**body, "stream": False}, None))
+    return found
+
+
+def requests_of(lm: LanguageModel, tokens: int) -> Asked:
     """Bodies of requests, each with the text that must come back."""
     ids = lm.encode(SNIPPET * 40)
     most = max(min(lm.config.context_length - tokens - 1, 300), 8)
     prompts: list[str | list[int]] = ["import os\n", "def parse(text):", "class Tree:\n    "]
     prompts += [ids[:most], [*ids[: most - 3], *lm.encode("x")], ids[: most // 2]]
-    found = []
+    found: Asked = []
     for number, prompt in enumerate(prompts):
         for seed in (None, number):
             how = {"temperature": 0.0} if seed is None else {"temperature": 0.8, "seed": seed}
@@ -99,11 +120,13 @@ async def one_client(client, number: int, requests, until: float, tally: Tally) 
         tally.seconds.append(time.monotonic() - begin)
         tally.answers += 1
         tally.tokens += written
-        if text != expected:
+        if expected is not None and text != expected:
             tally.wrong.append(f"{body}: {text!r}, expected {expected!r}"[:500])
 
 
-async def load(url: str, clients: int, seconds: float, requests, pid: int) -> dict[str, Any]:
+async def load(
+    url: str, clients: int, seconds: float, requests: Asked, pid: int | None
+) -> dict[str, Any]:
     """So many clients for so long; the server's memory after each tenth of the time."""
     tally, begin = Tally(), time.monotonic()
     limits = httpx.Limits(max_connections=clients)
@@ -115,7 +138,7 @@ async def load(url: str, clients: int, seconds: float, requests, pid: int) -> di
         memory = []
         while time.monotonic() < begin + seconds:
             await asyncio.sleep(seconds / 10)
-            memory.append(resident(pid))
+            memory.append(resident(pid) if pid else None)
         await asyncio.gather(*running)
     elapsed = time.monotonic() - begin
     figures = tally.figures(elapsed)
@@ -136,14 +159,23 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[100])
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--tokens", type=int, default=32, help="written by each request")
+    parser.add_argument("--peer", help="URL of another server of the same weights")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each, with --peer")
+    parser.add_argument("--dtype", help="of our server")
     arguments = parser.parse_args()
-    requests = requests_of(pellucid.load(arguments.model), arguments.tokens)
+    make = peer_requests if arguments.peer else requests_of
+    requests = make(pellucid.load(arguments.model), arguments.tokens)
     command = [sys.executable, "-m", "pellucid", "serve", arguments.model, "--port", "0"]
+    command += ["--dtype", arguments.dtype] if arguments.dtype else []
     server = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         url = address(server)
+        servers = [("ours", url, server.pid)]
+        servers += [("peer", arguments.peer, None)] if arguments.peer else []
         for clients in arguments.clients:
-            tell(asyncio.run(load(url, clients, arguments.seconds, requests, server.pid)))
+            for who, where, pid in servers * arguments.rounds:
+                found = asyncio.run(load(where, clients, arguments.seconds, requests, pid))
+                tell({"server": who, **found})
     finally:
         server.terminate()
         said = server.communicate()[1]

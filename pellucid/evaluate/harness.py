@@ -19,8 +19,9 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from pellucid.evaluate.scoring import score_rows
-from pellucid.evaluate.text import check, token_losses
-from pellucid.evaluate.windows import Window, batch_windows
+from pellucid.evaluate.text import check
+from pellucid.evaluate.windows import Window, batch_windows, sliding_windows
+from pellucid.generate import score_texts
 from pellucid.models import Model, evaluating
 from pellucid.tokenizers import Tokenizer
 
@@ -48,7 +49,8 @@ class Writer(Protocol):
 class Answers:
     """The harness's requests, answered with a language model.
 
-    context  tokens in view, the model's own if None; batch  rows in one pass
+    context  tokens in view, the model's own if None
+    batch    texts that are read or written at a time
 
     Raises ValueError for a context that is longer than the model's.
     """
@@ -86,33 +88,58 @@ class Answers:
         Of a context that is too long for the model's the last tokens are read.
         Raises ValueError for an empty side, or a continuation longer than the model's context.
         """
-        texts, windows = [], []
-        for number, (before, after) in enumerate(pairs):
+        texts = []
+        for before, after in pairs:
             if not before or not 1 <= len(after) <= self.context:
                 raise ValueError(
                     f"{len(before)} tokens of context and {len(after)} of continuation: expected "
                     f"one or more of both, and at most {self.context} of continuation"
                 )
             ids = [*before, *after][-self.context - 1 :]
-            texts.append(ids)
-            windows.append(Window(number, 0, len(ids) - 1, len(ids) - 1 - len(after)))
-        check(self.model, texts, self.context)
-        found = [(0.0, True)] * len(pairs)
-        with evaluating(self.model):
-            for rows in batch_windows(texts, windows, self.batch):
-                losses, hits = score_rows(self.model, rows, alike=True)
-                scored = zip(rows.places, losses.tolist(), hits.tolist(), strict=True)
-                for (number, _), loss, hit in scored:
-                    total, greedy = found[number]
-                    found[number] = total - loss, greedy and hit
-        return found
+            texts.append((ids, len(ids) - len(after)))
+        check(self.model, [ids for ids, _ in texts], self.context)
+        return self._scores(texts)
 
     def whole_texts(self, texts: Sequence[str]) -> list[float]:
         """ln p of each whole text, in windows side by side, the last one with a full context."""
         ids = [[self.begin, *self.encode(text, bos=False)] for text in texts]
-        context = self.context
-        losses = token_losses(self.model, ids, context=context, stride=context, batch=self.batch)
-        return [-loss.sum().item() for loss in losses]
+        check(self.model, ids, self.context)
+        windows = list(sliding_windows([len(text) for text in ids], self.context, self.context))
+        rows = [
+            (ids[window.text][window.start : window.stop + 1], window.first - window.start + 1)
+            for window in windows
+        ]
+        found = [0.0] * len(texts)
+        for window, (score, _) in zip(windows, self._scores(rows), strict=True):
+            found[window.text] += score
+        return found
+
+    def _scores(self, texts: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        """Of each (ids, first): ln p of ids[first:], and whether each of them was the likeliest.
+
+        On a GPU, where a pass of one row costs as much as one of several, rows are padded, so that
+        the last bits follow the batch.
+        """
+        with evaluating(self.model):
+            if self.batch > 1 and self.model.device.type != "cpu":
+                return self._padded_scores(texts)
+            found = score_texts(self.model, texts, top=1, at_once=self.batch)
+        return [
+            (sum(one.logprob for one in scored), all(one.top[0][0] == one.id for one in scored))
+            for scored in found
+        ]
+
+    def _padded_scores(self, texts: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        ids = [row for row, _ in texts]
+        windows = [Window(n, 0, len(row) - 1, first - 1) for n, (row, first) in enumerate(texts)]
+        found = [(0.0, True)] * len(texts)
+        for rows in batch_windows(ids, windows, self.batch):
+            losses, hits = score_rows(self.model, rows)
+            scored = zip(rows.places, losses.tolist(), hits.tolist(), strict=True)
+            for (number, _), loss, hit in scored:
+                total, greedy = found[number]
+                found[number] = total - loss, greedy and hit
+        return found
 
     def writing(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """What follows each (prompt, options) up to one of the strings ``options["until"]``.

@@ -13,13 +13,14 @@ from pellucid.generate.limits import check_lengths, context_limit, default_lengt
 from pellucid.generate.plain import generate_plain
 from pellucid.generate.prefixes import KeptCache
 from pellucid.generate.sample import Sampling, row_seed, row_seeds
+from pellucid.generate.scores import Scored, TextScores, score_logits
 from pellucid.generate.text import (
     Completion,
     TextStream,
     encode_prompt,
     stream_text,
 )
-from pellucid.generate.together import AT_ONCE, Together, generate_rows
+from pellucid.generate.together import AT_ONCE, Together, generate_rows, score_texts
 
 __all__ = [
     "AT_ONCE",
@@ -28,6 +29,8 @@ __all__ = [
     "Generation",
     "KeptCache",
     "Sampling",
+    "Scored",
+    "TextScores",
     "TextStream",
     "Together",
     "check_lengths",
@@ -41,5 +44,7 @@ __all__ = [
     "generate_tokens",
     "row_seed",
     "row_seeds",
+    "score_logits",
+    "score_texts",
     "stream_text",
 ]

@@ -248,6 +248,10 @@ class Generation(Iterator[list[int | None]]):
             return None
         return row[held : held + most], self._cache
 
+    def wanted(self, tokens: int) -> int:
+        """Of how many of the last of so many tokens logits are wanted."""
+        return 1
+
     def take(self, logits: Tensor, tokens: int = 1) -> None:
         """The logits (1, V) after `next_token`, or so many of a chunk, computed elsewhere."""
         before = self._cache.length - tokens

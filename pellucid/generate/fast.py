@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -103,6 +104,13 @@ class FastSteps:
                 logits = self.model(given, cache=cache, last=True)[:, -1]
         return logits
 
+    def wait(self) -> None:
+        """Until the library is compiled, where it can be: no pass goes another way because it is
+        an early one."""
+        if self.in_c and self._made is None:
+            with suppress(native.NotBuilt):
+                self._made = native.library()
+
     @property
     def in_c(self) -> bool:
         """Whether steps go through C, as soon as it is compiled."""
@@ -127,11 +135,15 @@ class FastSteps:
         return end <= self.length and not turned_anew(self.model.config, end)
 
     def step_each(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache]
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[Cache],
+        wanted: Sequence[int] | None = None,
     ) -> list[Tensor] | None:
-        """Tokens after what each of several caches holds -> logits (1, V) of each, or None.
+        """Tokens after what each of several caches holds -> logits (N, V) of each, or None.
 
-        One pass over the weights for all; each row's bits are those it has alone.
+        wanted: N of each, of how many of its last tokens logits are given; None: of one. One pass
+        over the weights for all; each row's bits are those it has alone.
         """
         decoder = self._ready_decoder()
         if decoder is None:
@@ -144,8 +156,15 @@ class FastSteps:
             last = first + 1
             while last < len(tokens) and sum(map(len, tokens[first : last + 1])) <= native.MOST:
                 last += 1
-            logits = decoder.step(tokens[first:last], caches[first:last])
-            found += [row.clone() for row in logits.split(1)]
+            counts = [1] * (last - first) if wanted is None else list(wanted[first:last])
+            rows, places = [], []
+            for row, cache, count in zip(
+                tokens[first:last], caches[first:last], counts, strict=True
+            ):
+                joined = len(row) - count + 1
+                rows += [row[:joined], *([one] for one in row[joined:])]
+                places += [cache] * count
+            found += [some.clone() for some in decoder.step(rows, places).split(counts)]
             first = last
         self._settle(decoder, time.perf_counter() - begin)
         return found
@@ -161,7 +180,7 @@ class FastSteps:
             return None
         self._begin(cache, 1, len(tokens))
         begin = time.perf_counter()
-        logits = decoder.step([[token] for token in tokens], cache, one_text=True)
+        logits = decoder.step([[token] for token in tokens], [cache] * len(tokens))
         seconds = time.perf_counter() - begin
         self._settle(decoder, seconds)
         return logits, seconds

@@ -96,6 +96,10 @@ class PrefixStore:
         held = {id(one): one for entry in self._entries.values() for one in entry.tensors}
         return sum(one.nbytes for one in held.values())
 
+    def sharable(self, tokens: int) -> int:
+        """How many first ones of so many tokens two texts can share."""
+        return tokens if self._any_length else tokens // PIECE * PIECE
+
     def empty(self, model: Model) -> Cache:
         """A new cache for a text of the model."""
         return PagedCache(model) if self._paged else Cache(model.config.n_layers)
@@ -103,15 +107,20 @@ class PrefixStore:
     def forget(self) -> None:
         """A generation goes on with another cache than it held; what is stored stays as it is."""
 
-    def begin(self, prompt: Sequence[int], model: Model) -> tuple[Cache, Tensor | None]:
-        """A new cache with what is known of `prompt`; if that is all, also the logits after it."""
+    def begin(
+        self, prompt: Sequence[int], model: Model, *, whole: bool = True
+    ) -> tuple[Cache, Tensor | None]:
+        """A new cache with what is known of `prompt`; if that is all, also the logits after it.
+
+        whole: False leaves the last token to be run in any case.
+        """
         best, longest = None, 0
         for entry in reversed(self._entries.values()):
-            if entry.logits is not None and entry.tokens[: entry.read] == prompt:
+            if whole and entry.logits is not None and entry.tokens[: entry.read] == prompt:
                 self._use(entry, len(prompt))
                 return entry.cache.shared(len(prompt)), entry.logits.clone()
             shared = shared_length(entry.tokens[: entry.exact], prompt, len(prompt) - 1)
-            shared = shared if self._any_length else shared // PIECE * PIECE
+            shared = self.sharable(shared)
             if shared > longest:
                 best, longest = entry, shared
         if best is None:

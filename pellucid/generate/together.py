@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,10 +25,13 @@ from pellucid.generate.fast import FastSteps, decodes_in_c
 from pellucid.generate.limits import check_lengths, context_limit
 from pellucid.generate.prefixes import PIECE, KeptCache, PrefixStore
 from pellucid.generate.sample import row_seeds
+from pellucid.generate.scores import Scored, TextScores
 from pellucid.models import Cache, Model
 
 SHARED_BYTES = 1 << 30  # of caches that later prompts can begin from
 AT_ONCE = 32  # texts of a batch that are written at a time
+
+Row = Generation | TextScores
 
 
 class Together:
@@ -59,7 +63,7 @@ class Together:
         self.prefixes = PrefixStore(
             shared_bytes, any_length=self._steps.reads_prompts, paged=self._steps.in_c
         )
-        self._rows: list[Generation] = []  # in the order in which they came
+        self._rows: list[Row] = []  # in the order in which they came
         self._turn = 0
         self.proposed = self.guessed = 0  # tokens drafted, and guesses that were right
 
@@ -74,11 +78,19 @@ class Together:
             draft=self._draft if same else None, **options,
         )  # fmt: skip
 
-    def join(self, row: Generation) -> None:
+    def score(self, ids: Sequence[int], first: int = 1, top: int = 0) -> TextScores:
+        """Scores of ids[first:] to `join` with, each with the `top` likeliest of its place.
+
+        They are `ready` once the whole text is read. Nothing of it is run before it has joined.
+        """
+        self._steps.wait()
+        return TextScores(self._model, ids, first, top, self._steps, self.prefixes)
+
+    def join(self, row: Row) -> None:
         """From the next step on, until it leaves."""
         self._rows.append(row)
 
-    def leave(self, row: Generation) -> None:
+    def leave(self, row: Row) -> None:
         """No further step is computed for it; its memory is free when the last reference goes."""
         if row in self._rows:
             self._rows.remove(row)
@@ -88,7 +100,7 @@ class Together:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __contains__(self, row: Generation) -> bool:
+    def __contains__(self, row: Row) -> bool:
         return row in self._rows
 
     def step(self) -> None:
@@ -116,7 +128,7 @@ class Together:
             self._advance(row)
         self._read([row for row in reading if not row.ready], PIECE - read)
 
-    def _in_turn(self, rows: list[Generation]) -> list[Generation]:
+    def _in_turn(self, rows: list[Row]) -> list[Row]:
         """Rows that read a prompt: first the oldest or the one with the least left, by turns."""
         if not rows:
             return []
@@ -124,13 +136,14 @@ class Together:
         first = rows[0] if self._turn % 2 else min(rows, key=lambda row: row.unread)
         return [first, *(row for row in rows if row is not first)]
 
-    def _shared_pass(self, joint: list[tuple[Generation, list[int], Cache]]) -> bool:
+    def _shared_pass(self, joint: list[tuple[Row, list[int], Cache]]) -> bool:
         """One pass for the next tokens of several rows; False where C is not there yet."""
         if not joint:
             return True
         rows, tokens, caches = zip(*joint, strict=True)
         try:
-            found = self._steps.step_each(tokens, caches)
+            wanted = [row.wanted(len(some)) for row, some, _ in joint]
+            found = self._steps.step_each(tokens, caches, wanted)
         except Exception as error:  # of all that shared it
             for row in rows:
                 row.fail(error)
@@ -139,7 +152,7 @@ class Together:
             row.take(logits, len(some))
         return found is not None
 
-    def _read(self, rows: list[Generation], room: int) -> None:
+    def _read(self, rows: list[Row], room: int) -> None:
         """Passes of at most so many tokens of prompts in all, and at least one, unless it is 0."""
         while rows and room > 0:
             row = self._in_turn(rows)[0]
@@ -150,7 +163,7 @@ class Together:
                 before += 1  # its last token is read, too
             room -= max(before - row.unread, 1)
 
-    def _advance(self, row: Generation) -> None:
+    def _advance(self, row: Row) -> None:
         try:
             row.advance()
         except Exception as error:
@@ -233,3 +246,36 @@ def generate_rows(
         model, prompts, max_new_tokens=lengths, seed=seed, slide=slide, fast=fast, kept=kept,
         draft=draft if len(prompts) == 1 else None, **options,
     )  # fmt: skip
+
+
+def score_texts(
+    model: Model,
+    texts: Sequence[tuple[Sequence[int], int]],
+    *,
+    top: int = 0,
+    at_once: int = AT_ONCE,
+    fast: bool | None = None,
+) -> list[list[Scored]]:
+    """Of each (ids, first): ln p of ids[first:], given all that stands before, in shared passes.
+
+    The numbers do not depend on the other texts, which are read so many at a time. What texts
+    begin with alike is read once where that gives the same bits: the second waits for the first.
+    """
+    together = Together(model, fast=fast)
+    waiting = deque(range(len(texts)))
+    begins = [tuple(ids[: together.prefixes.sharable(first - 1)]) for ids, first in texts]
+    live: dict[int, TextScores] = {}
+    found: dict[int, list[Scored]] = {}
+    while waiting or live:
+        busy = {begins[number] for number in live if begins[number]}
+        for number in list(islice(waiting, at_once)):
+            if len(live) < at_once and begins[number] not in busy:
+                waiting.remove(number)
+                live[number] = together.score(*texts[number], top)
+                together.join(live[number])
+                busy |= {begins[number]} - {()}
+        together.step()
+        for number in [number for number, row in live.items() if row.ready]:
+            together.leave(live[number])
+            found[number] = live.pop(number).scores
+    return [found[number] for number in range(len(texts))]

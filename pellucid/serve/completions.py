@@ -43,10 +43,10 @@ class Completions:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(row)
 
     def _work(self) -> Work:
-        """Scores of the prompts, a row a turn, then the texts: lists of pieces."""
+        """Scores of the prompts, then the texts: lists of pieces."""
         if self._given["echo"] and self._top is not None:
-            for scores in score_prompts(self._engine.lm, self._rows, self._top):
-                self._scores.append(scores)
+            for scores in score_prompts(self._engine.together, self._rows, self._top):
+                self._scores += scores
                 yield []
         yield from write(self._choices)
 

@@ -125,6 +125,7 @@ class Routes:
         check_stream_options(given)
         rows = prompt_rows(engine, given["prompt"], "prompt")
         order = self.order(engine, given, rows, given["max_tokens"], given["logprobs"])
+        order.scores_stop = True  # a token for each that is counted
         job = Completions(self.used, engine, given, rows, order)
         if given["stream"]:
             return await streaming(request, job.stream())

@@ -8,23 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pellucid.evaluate.scoring import hidden_of, logits_alike
-from pellucid.generate import Completion, Sampling, TextStream, Together, row_seed
+from pellucid.generate import (
+    Completion,
+    Sampling,
+    Scored,
+    TextScores,
+    TextStream,
+    Together,
+    row_seed,
+    score_logits,
+)
 from pellucid.language_model import LanguageModel
 from pellucid.models import evaluating
 
 AT_ONCE = 4  # choices of one request that are written together
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A token with ln p in nats, given what stands before it, and the likeliest of its place."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class WritingRequest:
     rows       prompts in token ids, one for each choice
     length     new tokens at most; None: until the context is full
     top        likeliest tokens wanted of each place; None: no log-probabilities at all
+    scores_stop  whether a stop token, which has no text, is among the tokens with scores
     """
 
     rows: list[list[int]]
@@ -52,29 +51,7 @@ class WritingRequest:
     stop: Sequence[str] = ()
     seed: int | None = None
     top: int | None = None
-
-
-def score_logits(logits: Tensor, ids: Sequence[int], top: int) -> list[Scored]:
-    """logits (N, V), at least float32, and the token of each -> ln p, with the `top` likeliest.
-
-    The first of equally likely tokens comes first, as in argmax.
-    """
-    ids_there = torch.tensor(ids, device=logits.device)
-    losses = torch.nn.functional.cross_entropy(logits, ids_there, reduction="none")
-    found = (-losses).tolist()
-    if not top:
-        return [Scored(id, value) for id, value in zip(ids, found, strict=True)]
-    values, places = logits.log_softmax(-1).topk(min(top, logits.shape[-1]), dim=-1)
-    best = logits.argmax(-1, keepdim=True)
-    values, places = values.tolist(), places.tolist()
-    scored = []
-    for row, (id, value) in enumerate(zip(ids, found, strict=True)):
-        pairs = dict(zip(places[row], values[row], strict=True))
-        first = int(best[row])
-        ranked = {first: values[row][0], **pairs}
-        kept = list(ranked.items())[:top]
-        scored.append(Scored(id, value, tuple(kept)))
-    return scored
+    scores_stop: bool = False
 
 
 class Choice:
@@ -111,7 +88,7 @@ class Choice:
         """Write one token, from logits that are there."""
         (text,) = next(self._stream)
         token, top = self.completion.tokens[-1], self._order.top
-        if top is not None and token not in self._stop_ids:
+        if top is not None and (self._order.scores_stop or token not in self._stop_ids):
             logits = self.generation.logits
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             self._waiting += score_logits(logits, [token], top)
@@ -149,30 +126,34 @@ def write(choices: Sequence[Choice]) -> Generator[list[TextPiece], None, None]:
             choice.together.leave(choice.generation)
 
 
-def score_prompt(lm: LanguageModel, ids: Sequence[int], top: int) -> list[Scored | None]:
-    """ln p of each token of a prompt given those before it; None for the first, which has none.
-
-    The products are those of `pellucid.evaluate`'s adapter for lm-evaluation-harness, so that a
-    score is the same number through the server and in the process.
-    """
-    if len(ids) < 2:
-        return [None for _ in ids]
-    scored: list[Scored | None] = [None]
-    with evaluating(lm.model):
-        inputs = torch.tensor([list(ids[:-1])])
-        hidden = hidden_of(lm.model, inputs, torch.ones_like(inputs, dtype=torch.bool))
-        for logits in logits_alike(lm.model, hidden):
-            first = len(scored)
-            scored += score_logits(logits, ids[first : first + len(logits)], top)
-    return scored
-
-
 def score_prompts(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], top: int
-) -> Generator[list[Scored | None], None, None]:
-    """Each row's scores, a row per turn."""
-    for row in rows:
-        yield score_prompt(lm, row, top)
+    together: Together, rows: Sequence[Sequence[int]], top: int
+) -> Generator[list[list[Scored | None]], None, None]:
+    """ln p of each token of each prompt given those before it, with the likeliest of its place.
+
+    Read in steps that are shared with other requests, a few prompts at a time: per turn the
+    prompts that follow those given so far. The first token has nothing before it and gets None.
+    They are the numbers of `pellucid.evaluate`'s adapter for lm-evaluation-harness.
+    """
+    waiting, live = deque(rows), deque[TextScores | None]()
+    try:
+        while waiting or live:
+            while waiting and len(live) < AT_ONCE:
+                row = waiting.popleft()
+                live.append(together.score(row, top=top) if len(row) > 1 else None)
+                if live[-1] is not None:
+                    together.join(live[-1])
+            found: list[list[Scored | None]] = []
+            while live and (live[0] is None or live[0].ready):
+                scored = live.popleft()
+                found.append([None] if scored is None else [None, *scored.scores])
+                if scored is not None:
+                    together.leave(scored)
+            yield found
+    finally:
+        for scored in live:
+            if scored is not None:
+                together.leave(scored)
 
 
 def embed(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Generator[list[float], None, None]:

@@ -81,8 +81,8 @@ def test_rows_that_decode_share_one_pass(monkeypatch):
     step_each = FastSteps.step_each
     monkeypatch.setattr(
         FastSteps, "step_each",
-        lambda self, tokens, caches: (
-            shared.append([len(some) for some in tokens]) or step_each(self, tokens, caches)
+        lambda self, tokens, *rest: (
+            shared.append([len(some) for some in tokens]) or step_each(self, tokens, *rest)
         ),
     )  # fmt: skip
     together = Together(model, fast=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from serving import served
 
 import pellucid
@@ -15,6 +16,28 @@ CONTEXTS = [
     ("class Tree:\n    def __init__(self):\n", "        self.root = None"),
     ("", "import os"),
 ]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_echoed_scores_are_the_adapters_to_the_last_digit(dtype, threads, monkeypatch):
+    """Whatever the batch; as the harness' client adds them up: all of a text or its end."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # of the C decoder
+    lm = pellucid.load("demo", dtype=dtype)
+    answers = Answers(lm)
+    pairs = [(answers.encode(a) or [answers.begin], answers.encode(b)) for a, b in CONTEXTS]
+    texts = ["import os\nimport sys\n", "def f(x):\n    return x\n" * 12]
+    rows = [[*a, *b] for a, b in pairs] + [
+        [answers.begin, *answers.encode(t, bos=False)] for t in texts
+    ]
+    with served(ServedModel(lm, "demo")) as client:
+        asked = {"prompt": rows, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+        choices = client.post("/v1/completions", json=asked).json()["choices"]
+    scores = [choice["logprobs"]["token_logprobs"][:-1] for choice in choices]
+    ends = zip(scores, pairs, strict=False)
+    found = [sum(row[len(before) :]) for row, (before, _) in ends]
+    assert found == [score for score, _ in answers.continuations(pairs)]
+    assert [sum(row[1:]) for row in scores[len(pairs) :]] == answers.whole_texts(texts)
 
 
 @pytest.mark.peers

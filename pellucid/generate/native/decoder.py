@@ -97,25 +97,23 @@ class NativeDecoder:
         recording: Recording | None = None,
         wanted: bool = True,
         end: int = 0,
-        one_text: bool = False,
     ) -> Tensor:
         """Tokens of each row after what its cache holds -> logits (B, V) of each row's last, in
         float32. A row's are the same bits whatever other rows there are.
 
         cache: one of B rows, of T tokens each; or B caches of one row each, of any lengths. It
-        must have room for them (`Cache.reserve`), and is so many tokens longer afterwards.
+        must have room for them (`Cache.reserve`), and is so many tokens longer afterwards. Rows
+        with the same cache are pieces of one text that follow one another.
         At most MOST tokens in all; a recording is of one token per row.
         starts: padding tokens before each row, (B); wanted: False leaves the logits uncomputed;
         end: tokens in the cache after the pass that this step is a part of, 0: no others follow.
-        one_text: the rows are tokens of one text that follow one another, `cache` is that text's:
-        logits after each of them.
         """
         assert self._close.alive and os.getpid() == self._process, "the decoder's threads are gone"
         config, lengths = self.model.config, [len(row) for row in tokens]
         rows, flat = len(tokens), [token for row in tokens for token in row]
         assert min(lengths) > 0 and len(flat) <= MOST, f"{len(flat)} tokens: expected 1 … {MOST}"
         joint = [cache] if isinstance(cache, Cache) else cache
-        places, keys, values, blocks = _places(joint, lengths, starts or [0] * rows, end, one_text)
+        places, keys, values, blocks = _places(joint, lengths, starts or [0] * rows, end)
         logits = torch.empty(rows, config.vocab_size)
         ids = (c_int64 * len(flat))(*flat)
         row_of = (c_int32 * len(flat))(*(r for r, n in enumerate(lengths) for _ in range(n)))
@@ -136,7 +134,7 @@ class NativeDecoder:
         del blocks  # were pointed to until here
         for one, length in zip(joint, lengths, strict=False):  # rows of one cache are equally long
             for layer in one.layers:
-                layer.length += rows if one_text else length
+                layer.length += length
         return logits
 
     def settle(self) -> int:
@@ -195,7 +193,6 @@ def _places(
     lengths: Sequence[int],
     starts: Sequence[int],
     end: int,
-    one_text: bool,
 ) -> tuple[Any, Any, Any, Any]:
     """Each row's place in its cache; pointers (layers, rows) to its keys and its values, where they
     are not in blocks; and pointers to the blocks of each cache, where they are.
@@ -204,11 +201,12 @@ def _places(
     places, first = (RowRequest * rows)(), 0
     layers = len(caches[0].layers)
     keys, values = (c_void_p * (layers * rows))(), (c_void_p * (layers * rows))()
-    blocks = [_block_pointers(cache) for cache in caches]
+    blocks = {id(cache): _block_pointers(cache) for cache in caches}
+    lengths_held = {id(cache): cache.length for cache in caches}
     for row, (length, start) in enumerate(zip(lengths, starts, strict=True)):
         cache = caches[row // each]
-        held, capacity = cache.length + (row if one_text else 0), 0
-        own = blocks[row // each]
+        held, capacity, own = lengths_held[id(cache)], 0, blocks[id(cache)]
+        lengths_held[id(cache)] += length if each == 1 else 0
         if own is not None:
             capacity = len(own) * BLOCK
             assert capacity >= held + length, "the cache has no room"
@@ -224,7 +222,7 @@ def _places(
             assert k.is_contiguous() and v.is_contiguous(), "the cache was not reserved"
             capacity = k.shape[2]
             assert capacity >= held + length, "the cache has no room"
-            before = 0 if one_text else row % each * k.stride(0) * k.itemsize
+            before = row % each * k.stride(0) * k.itemsize
             keys[place * rows + row] = k.data_ptr() + before
             values[place * rows + row] = v.data_ptr() + before
         places[row] = RowRequest(first, length, start, held, capacity, end or held + length)
