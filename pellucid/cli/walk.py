@@ -13,6 +13,8 @@ from pellucid.cli.output import console, print_json
 from pellucid.files import check_output
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pellucid.prompt_walk import PromptWalk
     from pellucid.show.walk_files import WalkFiles
     from pellucid.walk import Step
@@ -86,24 +88,24 @@ def walk(arguments: argparse.Namespace) -> None:
         steps.token_strings, plots=arguments.plots, page=arguments.html, lines=code.lines
     )
     if arguments.json:
-        entries = [step.to_json() for step in _shown(steps, files)]
+        entries = [step.to_json() for step in _shown(steps, files, console())]
         files.write(steps.to_json())
         print_json(steps.to_json(entries))
         return
     shown = partial(code.lines, most=3) if arguments.source else None
-    printer = WalkPrinter(console(), steps.tokens, steps.token_strings, shown)
-    for step in _shown(steps, files):
+    out = console()  # one for steps and status: two would write into each other's lines
+    printer = WalkPrinter(out, steps.tokens, steps.token_strings, shown)
+    for step in _shown(steps, files, out):
         printer.print_step(step)
     printer.print_result(steps.result)
     files.write(steps.to_json())
     printer.print_files(files.written())
 
 
-def _shown(steps: PromptWalk, files: WalkFiles) -> Iterator[Step]:
+def _shown(steps: PromptWalk, files: WalkFiles, out: Console) -> Iterator[Step]:
     """The steps, each taken into the files; the current layer on a terminal meanwhile."""
     from pellucid.show.walk_terminal import layer_status
 
-    out = console()
     with layer_status(out if out.is_terminal else console(stderr=True), steps.n_layers) as show:
         for step in steps:
             show(step.address)
