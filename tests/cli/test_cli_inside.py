@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 
 import pellucid
@@ -108,6 +110,10 @@ def test_steps_and_status_share_a_console(capsys, monkeypatch):
             consoles.append(console)
             super().__init__(console, *rest)
 
+    def terminal(stderr=False):
+        return Console(file=io.StringIO(), force_terminal=True)
+
+    monkeypatch.setattr("pellucid.cli.walk.console", terminal)
     monkeypatch.setattr(walk_terminal, "layer_status", status)
     monkeypatch.setattr(walk_terminal, "WalkPrinter", Printer)
     assert run(capsys, "walk", "import os")[0] == 0
