@@ -28,6 +28,11 @@ _GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # as the Hub called th
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
+def is_repository(text: str) -> bool:
+    """Whether `text` has the form of a Hub repository, owner/name."""
+    return _REPOSITORY.fullmatch(text) is not None
+
+
 def resolve(source: str | Path) -> Path:
     """The folder of a model, or its GGUF file.
 
@@ -52,7 +57,8 @@ def resolve(source: str | Path) -> Path:
         if folder.suffix == ".gguf" or is_gguf(folder):
             return folder
         raise NotADirectoryError(f"{source}: a file; give the folder it lies in, or a GGUF file")
-    if isinstance(source, str) and _REPOSITORY.fullmatch(source):
+    in_run = (folder.parent / "config.toml").is_file()  # a mistyped RUN/best
+    if isinstance(source, str) and is_repository(source) and not in_run:
         return fetch(source)
     raise FileNotFoundError(
         f"{source}: no such folder; a model is a folder, a GGUF file, owner/name on the Hub, "

@@ -13,15 +13,15 @@ from pellucid.cli.output import console, print_json
 from pellucid.files import check_output
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pellucid.prompt_walk import PromptWalk
     from pellucid.show.walk_files import WalkFiles
+    from pellucid.show.walk_terminal import WalkPrinter
     from pellucid.walk import Step
 
 
 def walk_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid walk``."""
+    add_model_arguments(parser)
     parser.add_argument(
         "prompt",
         nargs="?",
@@ -47,7 +47,6 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
         help="show under each step the lines of `pellucid code` that compute it",
     )
     add_shared(parser, "--no-bos")
-    add_model_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--plots", type=Path, metavar="DIR", help="also draw the steps, as PNG files in DIR"
@@ -88,24 +87,27 @@ def walk(arguments: argparse.Namespace) -> None:
         steps.token_strings, plots=arguments.plots, page=arguments.html, lines=code.lines
     )
     if arguments.json:
-        entries = [step.to_json() for step in _shown(steps, files, console())]
+        entries = [step.to_json() for step in _shown(steps, files)]
         files.write(steps.to_json())
         print_json(steps.to_json(entries))
         return
     shown = partial(code.lines, most=3) if arguments.source else None
-    out = console()  # one for steps and status: two would write into each other's lines
-    printer = WalkPrinter(out, steps.tokens, steps.token_strings, shown)
-    for step in _shown(steps, files, out):
+    printer = WalkPrinter(console(), steps.tokens, steps.token_strings, shown)
+    for step in _shown(steps, files, printer):
         printer.print_step(step)
     printer.print_result(steps.result)
     files.write(steps.to_json())
     printer.print_files(files.written())
 
 
-def _shown(steps: PromptWalk, files: WalkFiles, out: Console) -> Iterator[Step]:
+def _shown(
+    steps: PromptWalk, files: WalkFiles, printer: WalkPrinter | None = None
+) -> Iterator[Step]:
     """The steps, each taken into the files; the current layer on a terminal meanwhile."""
     from pellucid.show.walk_terminal import layer_status
 
+    # The printer's own console: two on one terminal would write into each other's lines.
+    out = console() if printer is None else printer.console
     with layer_status(out if out.is_terminal else console(stderr=True), steps.n_layers) as show:
         for step in steps:
             show(step.address)
