@@ -243,4 +243,4 @@ def test_a_terminal_gets_a_bar_and_the_samples_above_it(text: Path, tmp_path: Pa
     assert "\x1b[2K" in shown  # the bar's line is drawn over
     assert "step 8/8" not in shown
     assert "0:00 left  loss" in shown
-    assert "def" in shown  # the sample
+    assert "sample at step" in shown  # the sample
