@@ -114,5 +114,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What completes after ``pellucid.``: the calls, and what is imported already."""
-    return sorted({*globals(), *__all__})
+    """What completes after ``pellucid.``: the calls, and the modules imported already."""
+    found = globals().items()
+    ours = {name for name, value in found if getattr(value, "__name__", "") == f"pellucid.{name}"}
+    return sorted({*__all__, *ours, *(name for name, _ in found if name.startswith("__"))})

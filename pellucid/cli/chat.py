@@ -24,13 +24,13 @@ Ctrl-D        leave"""
 
 def chat_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid chat``."""
+    add_model_arguments(parser)
     parser.add_argument(
         "--system",
         metavar="TEXT",
         help="system message: tells the model how to behave (default: none)",
     )
     add_writing_arguments(parser, "until the model ends its answer or its context is full")
-    add_model_arguments(parser)
     parser.epilog = f"in the conversation:\n{COMMANDS}"
 
 

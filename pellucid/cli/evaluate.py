@@ -12,9 +12,6 @@ from pellucid.cli.output import print_report, progress_bar
 
 def eval_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, on what, in which windows."""
-    parser.add_argument(
-        "given", nargs="?", metavar="MODEL", help="model to evaluate; the same as --model"
-    )
     _add_source_arguments(parser.add_argument_group("what to evaluate on"))
     add_model_arguments(parser)
     group = parser.add_argument_group("windows")
@@ -81,7 +78,6 @@ def _add_source_arguments(group: argparse._ArgumentGroup) -> None:
 
 def eval(arguments: argparse.Namespace) -> None:
     """Print the scores."""
-    arguments.model = arguments.given or arguments.model
     if arguments.batch < 1 or (arguments.limit is not None and arguments.limit < 1):
         raise ValueError("--batch and --limit: expected 1 or more")
     kind = _on_tasks if arguments.tasks else _on_labels if arguments.labels else _on_text

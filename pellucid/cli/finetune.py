@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pellucid.cli.arguments import MODEL_HELP, add_run_arguments, add_shared
+from pellucid.cli.arguments import add_model, add_run_arguments, add_shared
 from pellucid.cli.flags import add_flags, given
 from pellucid.cli.output import console, print_json
 
@@ -13,13 +13,8 @@ def finetune_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, where to put it, and a flag for every setting."""
     from pellucid.train.finetune.settings import FinetuneSettings
 
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help=f"model to fine-tune: {MODEL_HELP} (default: demo)",
-    )
     group = parser.add_argument_group("run")
+    add_model(parser, group, "model to fine-tune", default=None)
     add_run_arguments(group)
     add_shared(group, "--json")
     add_flags(parser, FinetuneSettings)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid generate``."""
+    add_model_arguments(parser)
     parser.add_argument(
         "prompt",
         nargs="*",
-        default=[""],
         metavar="PROMPT",
         help="text to continue, - to read it from standard input; several prompts are continued in "
         "one batch (default: begin a new text)",
@@ -33,7 +33,6 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_writing_arguments(parser, "128, or what is left of the model's context")
     add_shared(parser.add_argument_group("speed"), "--draft")
-    add_model_arguments(parser)
     add_shared(parser.add_argument_group("output"), "--json")
 
 
@@ -42,7 +41,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from pellucid.generate import default_length, encode_prompt, stream_text
 
     how = sampling(arguments)
-    prompts = [read_prompt(prompt) for prompt in arguments.prompt]
+    prompts = [read_prompt(prompt) for prompt in arguments.prompt or [""]]
     seed = secrets.randbits(32) if arguments.seed is None else arguments.seed
     lm = load_model(arguments)
     bos = False if arguments.no_bos else None

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NoReturn
 
+from pellucid.cli.arguments import settle_model
 from pellucid.spelling import suggestion
 
 
@@ -28,7 +29,15 @@ class VerbParser(argparse.ArgumentParser):
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """As `parse_args`; an error names a flag among `words` that does not exist."""
         self.words = words
-        given = self.parse_args(words)
+        given, beyond = self.parse_known_args(words)
+        if beyond and not any(word.startswith("-") for word in beyond):
+            # argparse gives all positional arguments what stands before the first flag
+            given, beyond = self.parse_known_intermixed_args(words)
+        if beyond:
+            self.error(f"unrecognized arguments: {' '.join(beyond)}")
+        problem = settle_model(given)
+        if problem:
+            self.error(problem)
         for action in self._actions:
             if _beyond(getattr(given, action.dest, None)):
                 name = "/".join(action.option_strings) or action.dest

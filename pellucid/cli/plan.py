@@ -1,4 +1,4 @@
-"""``pellucid plan``: what training a model takes on so many cards, before anything is allocated."""
+"""``pellucid plan``: what training a model takes on so many GPUs, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from pellucid.cli.output import console, print_json
 
 
 def plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, the cards and the work."""
+    """MODEL, the GPUs and the work."""
     add_shape_argument(parser)
-    add_value(parser, "--cards", "N", "GPUs, one rank each", default=8)
+    parser.add_argument(
+        "--gpus",
+        "--cards",
+        dest="cards",
+        type=int,
+        default=8,
+        metavar="N",
+        help="number of GPUs, one rank each (default: 8)",
+    )
     add_value(parser, "--gib", "G", "memory of one GPU in GiB", kind=float, default=80)
     longest = "the model's context, at most 2048"
     add_value(parser, "--context", "T", "tokens in a row", otherwise=longest)

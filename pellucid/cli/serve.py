@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pellucid.cli.arguments import ENGINES, MODEL_HELP, add_shared
+from pellucid.cli.arguments import ENGINES, MODEL_FLAG_HELP, MODEL_HELP, add_shared
 from pellucid.cli.types import byte_size
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL …, where to listen and which requests to accept."""
     parser.add_argument(
-        "models", nargs="*", default=["demo"], metavar="MODEL",
+        "models", nargs="*", metavar="MODEL",
         help=f"models to serve, and no others: {MODEL_HELP} (default: demo)",
     )  # fmt: skip
     door = parser.add_argument_group("server")
@@ -38,6 +38,10 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
         "given several times (default: none)",
     )  # fmt: skip
     model = parser.add_argument_group("model")
+    model.add_argument(
+        "-m", "--model", action="append", default=[],
+        help=MODEL_FLAG_HELP,
+    )  # fmt: skip
     add_shared(model, "--dtype", "--device", "--engine", "--draft")
     model.add_argument(
         "--memory", type=byte_size, default="1G", metavar="SIZE",
@@ -54,7 +58,7 @@ def serve(arguments: argparse.Namespace) -> None:
         print(line, file=sys.stderr, flush=True)
 
     serve_models(
-        arguments.models,
+        [*arguments.models, *arguments.model] or ["demo"],
         host=arguments.host,
         port=arguments.port,
         key=arguments.api_key,

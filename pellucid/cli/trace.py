@@ -13,8 +13,10 @@ from pellucid.files import check_output
 
 def trace_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid trace``."""
+    add_model_arguments(parser)
     parser.add_argument(
         "prompt",
+        nargs="?",
         metavar="PROMPT",
         help="text to run the model on, - to read it from standard input",
     )
@@ -40,7 +42,6 @@ def trace_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="after the prompt, generate N tokens and trace each decoding step too (default: 0)",
     )
-    add_model_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--all", action="store_true", help="list every tensor, not one line for all layers"
@@ -57,6 +58,8 @@ def trace(arguments: argparse.Namespace) -> None:
     check_output(target, arguments.force, "-o")
     if arguments.generate < 0:
         raise ValueError(f"--generate {arguments.generate}: expected 0 or more decoding steps")
+    if arguments.prompt is None:
+        raise ValueError("there is no PROMPT: give the text to run the model on")
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise ValueError("the prompt is empty: give some text")

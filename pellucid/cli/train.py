@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting, and what is about this one call."""
-    from pellucid.train.settings import TrainSettings
+    from pellucid.train.settings import TrainSettings, presets
 
     group = parser.add_argument_group("run")
     add_run_arguments(group)
     group.add_argument(
-        "--preset", metavar="NAME", help="shipped recipe to begin from: book-gpt2, stories-15m …"
+        "--preset",
+        metavar="NAME",
+        help=f"shipped recipe to begin from: {', '.join(presets())}",
     )
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file of settings, which flags override"
@@ -87,8 +89,8 @@ def _tokenise_only(arguments: argparse.Namespace) -> int:
         print_json(summary)
         return 0
     console().print(
-        f"{summary['training_tokens']:,} tokens of text and {summary['held_out_tokens']:,} "
-        f"held out, of {summary['vocab_size']:,} kinds, in {summary['folder']}",
+        f"{summary['training_tokens']:,} tokens to train on and {summary['held_out_tokens']:,} "
+        f"for validation, of {summary['vocab_size']:,} kinds, in {summary['folder']}",
         markup=False,
     )
     return 0

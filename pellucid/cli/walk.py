@@ -15,11 +15,13 @@ from pellucid.files import check_output
 if TYPE_CHECKING:
     from pellucid.prompt_walk import PromptWalk
     from pellucid.show.walk_files import WalkFiles
+    from pellucid.show.walk_terminal import WalkPrinter
     from pellucid.walk import Step
 
 
 def walk_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``pellucid walk``."""
+    add_model_arguments(parser)
     parser.add_argument(
         "prompt",
         nargs="?",
@@ -45,7 +47,6 @@ def walk_arguments(parser: argparse.ArgumentParser) -> None:
         help="show under each step the lines of `pellucid code` that compute it",
     )
     add_shared(parser, "--no-bos")
-    add_model_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--plots", type=Path, metavar="DIR", help="also draw the steps, as PNG files in DIR"
@@ -92,18 +93,21 @@ def walk(arguments: argparse.Namespace) -> None:
         return
     shown = partial(code.lines, most=3) if arguments.source else None
     printer = WalkPrinter(console(), steps.tokens, steps.token_strings, shown)
-    for step in _shown(steps, files):
+    for step in _shown(steps, files, printer):
         printer.print_step(step)
     printer.print_result(steps.result)
     files.write(steps.to_json())
     printer.print_files(files.written())
 
 
-def _shown(steps: PromptWalk, files: WalkFiles) -> Iterator[Step]:
+def _shown(
+    steps: PromptWalk, files: WalkFiles, printer: WalkPrinter | None = None
+) -> Iterator[Step]:
     """The steps, each taken into the files; the current layer on a terminal meanwhile."""
     from pellucid.show.walk_terminal import layer_status
 
-    out = console()
+    # The printer's own console: two on one terminal would write into each other's lines.
+    out = console() if printer is None else printer.console
     with layer_status(out if out.is_terminal else console(stderr=True), steps.n_layers) as show:
         for step in steps:
             show(step.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from inspect import signature
 from types import ModuleType
 
 from pellucid.diff.options import Options
@@ -28,6 +29,7 @@ class _Callable(ModuleType):
     """``pellucid.diff(a, b)`` is a call, and ``pellucid.diff.Report`` a name in here."""
 
     __call__ = staticmethod(diff)
+    __signature__ = signature(diff)  # else `inspect` takes the first parameter for a self
 
 
 sys.modules[__name__].__class__ = _Callable

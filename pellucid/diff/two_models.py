@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,16 @@ def as_rows(prompt: Prompt | Sequence[Sequence[int]] | None) -> str | list[list[
 
 
 def assert_same_model(a: Any, b: Any, prompt: Prompt | None = None, **options: Any) -> None:
-    """For tests: AssertionError with the report's first lines where a and b diverge."""
+    """For tests: AssertionError with the report's first lines where a and b diverge.
+
+    The options are those of `diff`.
+    """
     report = diff(a, b, prompt, **options)
     if report.verdict == "diverged":
         raise AssertionError(report.summary())
+
+
+vars(assert_same_model)["__signature__"] = signature(diff).replace(return_annotation="None")
 
 
 def as_side(source: Any, label: str, options: Options | None = None) -> Side:

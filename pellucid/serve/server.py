@@ -8,8 +8,10 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -81,7 +83,12 @@ def serve_models(
     show: bool = False,
     memory: int = BUDGET,
     report: Callable[[str], None] | None = None,
-    **options: Any,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    dialect: str | None = None,
+    stream: bool = False,
+    adapter: str | Path | None = None,
+    draft: str | None = None,
 ) -> None:
     """Serve models through OpenAI's API until Ctrl-C; one process, no network, no account.
 
@@ -91,8 +98,8 @@ def serve_models(
     show      open the explorer in this machine's browser
     memory    bytes that the explorer's runs may hold together
     report    called with what happens, a line each
-    options   those of `pellucid.load`: dtype, device, dialect, stream, adapter; and `draft`, a
-              model that runs ahead of a text that is written alone
+    dtype, device, dialect, stream, adapter  as for `pellucid.load`
+    draft     a model that runs ahead of a text that is written alone
 
     Raises ValueError or OSError, at once, for a host without a key, a port that is taken, and for
     models that cannot be loaded.
@@ -101,7 +108,10 @@ def serve_models(
     PageFiles()  # complete, before a model is loaded
     bound = _bound(host, port)
     try:
-        engines = open_engines(sources, fast, report, **options)
+        engines = open_engines(
+            sources, fast, report, dtype=dtype, device=device, dialect=dialect, stream=stream,
+            adapter=adapter, draft=draft,
+        )  # fmt: skip
         threading.Thread(target=_resolve, args=(engines,), daemon=True).start()
         rules = Rules(
             host=host, key=key, origins=tuple(origins), patience=PATIENCE, open_paths=OPEN

@@ -24,7 +24,7 @@ def _print_work(out: Console, plan: TrainingPlan) -> None:
     passes = f"{work.rows} row{'s' if work.rows > 1 else ''} of {work.context:,} tokens"
     products = "bfloat16" if work.bfloat16 else "float32"
     out.print(
-        f"{work.cards} card{'s' if work.cards > 1 else ''}, passes of {passes}, {work.batch} rows "
+        f"{work.cards} GPU{'s' if work.cards > 1 else ''}, passes of {passes}, {work.batch} rows "
         f"({work.tokens:,} tokens) a step, {products} products, AdamW in float32",
         soft_wrap=True,
     )

@@ -21,7 +21,11 @@ def listing(trace: Trace, path: Path, *, every: bool) -> list[str]:
     every  a line per tensor; otherwise layers and steps that look alike share one, ``layers.*``
     """
     size = path.stat().st_size
-    return [*_rows(trace, every), "", f"{path}: {len(trace):,} tensors, {size:,} bytes"]
+    return [
+        *_rows(trace, every),
+        "",
+        f"{path}: {len(trace):,} tensor{'s' * (len(trace) != 1)}, {size:,} bytes",
+    ]
 
 
 def trace_as_json(trace: Trace, path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,6 +34,8 @@ class Display(Listener):
         self.steps, self.flops_per_token, self.peak = 0, 0, 0.0
         self._recent = deque([(0, 0, 0.0)], maxlen=RECENT)  # step, tokens, seconds
         self._held_out = ""
+        self._evaluated = (0.0, 0)  # tokens for each step on the way, and at the end
+        self._began, self._done = time.monotonic(), (0, 0.0)  # steps and their seconds by then
         self._bar: Bar | None = None
 
     def tokenising(self) -> AbstractContextManager[Report | None]:
@@ -51,8 +54,9 @@ class Display(Listener):
         self.say(
             f"{facts['family']}, {facts['parameters']:,} parameters, vocabulary "
             f"{facts['vocab_size']:,}, context {facts['context_length']}, "
-            f"{arithmetic} products{peak}\n"
-            f"{facts['training_tokens']:,} tokens of text, {facts['held_out_tokens']:,} held out"
+            f"{arithmetic} matmuls{peak}\n"
+            f"{facts['training_tokens']:,} tokens to train on, {facts['held_out_tokens']:,} for "
+            f"validation"
             f"{again}"
         )
 
@@ -61,6 +65,8 @@ class Display(Listener):
         self.steps = facts["last_step"]
         self._recent.clear()
         self._recent.append((facts["steps"], facts["tokens"], facts["seconds"]))
+        self._evaluated = facts.get("evaluated_tokens", self._evaluated)
+        self._began, self._done = time.monotonic(), (facts["steps"], facts["seconds"])
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -89,28 +95,46 @@ class Display(Listener):
     def step(self, progress: Progress) -> None:
         """One step done."""
         if progress.held_out_loss is not None:
-            self._held_out = f"  held out {progress.held_out_loss:.3f}"
+            self._held_out = f"  validation {progress.held_out_loss:.3f}"
         step, tokens, seconds = self._recent[0]
         self._recent.append((progress.step, progress.tokens, progress.seconds))
         took = progress.seconds - seconds
         speed = (progress.tokens - tokens) / took
-        left = took / (progress.step - step) * (self.steps - progress.step)
+        left = self._seconds_left(progress, took / (progress.step - step), speed)
         share = self.utilisation(speed)
         used = "" if share is None else f" (MFU {share:.0%})"
         facts = (
             f"{clock(left)} left  loss {progress.loss:.3f}{self._held_out}  "
-            f"{speed:,.0f} tokens/s{used}  rate {progress.rate:.1e}"
+            f"{speed:,.0f} tokens/s{used}  lr {progress.rate:.1e}"
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=progress.step, description=facts)
         elif progress.step % 10 == 0 or progress.step in (1, self.steps):
             self.say(f"step {progress.step}/{self.steps}  {facts}")
 
+    def _seconds_left(self, progress: Progress, each: float, speed: float) -> float:
+        """Of steps, and of evaluations, samples and checkpoints between and after them.
+
+        each   seconds of a step; speed  tokens of steps in a second
+
+        What is between steps is what it was so far; before there was an evaluation, and for the
+        one at the end, a token is taken to cost a third of one that is trained on: no backward.
+        """
+        steps, seconds = self._done
+        between = time.monotonic() - self._began - (progress.seconds - seconds)
+        between = max(0.0, between) / (progress.step - steps)
+        on_the_way, at_the_end = self._evaluated
+        if not self._held_out:
+            between = max(between, on_the_way / (3 * speed))
+        return (each + between) * (self.steps - progress.step) + at_the_end / (3 * speed)
+
     def closing(self, summary: Mapping[str, Any]) -> None:
         """How it ended."""
         loss, bits = summary["held_out_loss"], summary["bits_per_byte"]
-        held_out = "" if loss is None else f", held out {loss:.3f} nats/token, {bits:.3f} bits/byte"
-        self.say(f"{_ending(summary)}{held_out}; the model is in {summary['model']}")
+        judged = "" if loss is None else f", validation {loss:.3f} nats/token, {bits:.3f} bits/byte"
+        if loss is not None and not summary["interrupted"]:
+            judged += " (of all the validation text)"
+        self.say(f"{_ending(summary)}{judged}; the model is in {summary['model']}")
 
 
 class FinetuneDisplay(Display):
@@ -136,7 +160,7 @@ class FinetuneDisplay(Display):
     def closing(self, summary: Mapping[str, Any]) -> None:
         """How it ended, and what the model is worth."""
         loss = summary["held_out_loss"]
-        judged = "" if loss is None else f", held out {loss:.3f} {UNITS[summary['kind']]}"
+        judged = "" if loss is None else f", validation {loss:.3f} {UNITS[summary['kind']]}"
         before = summary["held_out_loss_before"]
         self.say(f"{_ending(summary)}{judged} ({before:.3f} before)")
         for line in _report(summary):
@@ -164,8 +188,11 @@ def clock(seconds: float) -> str:
 def _described(facts: Mapping[str, Any]) -> Iterator[str]:
     """What is in the data, in lines."""
     if "training_tokens" in facts:
-        yield f"{facts['training_tokens']:,} tokens of text, {facts['held_out_tokens']:,} held out"
-    for name, what in (("training", "to learn from"), ("held_out", "to judge by")):
+        yield (
+            f"{facts['training_tokens']:,} tokens to train on, {facts['held_out_tokens']:,} for "
+            f"validation"
+        )
+    for name, what in (("training", "to train on"), ("held_out", "for validation")):
         if name in facts:
             yield f"{what}: {Cut(**facts[name])}"
     if "balance" in facts:

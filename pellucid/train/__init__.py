@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from inspect import Signature, signature
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,10 @@ class _Callable(ModuleType):
 
     def __call__(self, **arguments: Any) -> Any:
         return import_module(f"{__name__}.entry").train_model(**arguments)
+
+    @property
+    def __signature__(self) -> Signature:
+        return signature(import_module(f"{__name__}.entry").train_model)
 
 
 sys.modules[__name__].__class__ = _Callable

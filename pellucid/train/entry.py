@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pellucid.train import run_folder
+from pellucid.train.fields import states_settings
 from pellucid.train.listener import Callback, Listener
 from pellucid.train.loop import Progress
 from pellucid.train.parallel import ranks_launched
@@ -37,6 +38,7 @@ class RunRequest:
     overwrite: bool
 
 
+@states_settings(TrainSettings)
 def train_model(
     *,
     out: str | Path,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from pellucid.files import parse_toml
 
 S = TypeVar("S", bound=Any)  # a dataclass of settings
+C = TypeVar("C", bound=Callable[..., Any])
 _KINDS = {
     bool: "true or false",
     int: "a whole number below 2^63",
@@ -152,6 +154,23 @@ def rows(kind: type) -> Iterator[SettingRow]:
             flag=flag,
             metavar=about["metavar"],
         )
+
+
+def states_settings(kind: type) -> Callable[[C], C]:
+    """For a function with ``**settings``: its signature names each setting of `kind`."""
+
+    def decorate(function: C) -> C:
+        stated = signature(function)
+        own = {k: v for k, v in stated.parameters.items() if v.kind is not Parameter.VAR_KEYWORD}
+        named = [
+            Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+            for each in fields(kind)
+            if each.name not in own
+        ]
+        vars(function)["__signature__"] = stated.replace(parameters=[*own.values(), *named])
+        return function
+
+    return decorate
 
 
 def parse(

@@ -186,7 +186,7 @@ def _run(
 
 def _check_prompt(settings: TrainSettings, tokenizer: Tokenizer, context: int) -> None:
     """A prompt that cannot be sampled from shows now, not in the middle of the run."""
-    length = len(tokenizer.encode(settings.prompt)) if settings.sample_every else 0
+    length = len(tokenizer.encode(settings.prompt or "")) if settings.sample_every else 0
     if length + 1 >= context:
         raise ValueError(f"the prompt has {length} tokens, and {context} are in view: shorten it")
 

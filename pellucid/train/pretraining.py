@@ -115,6 +115,7 @@ class Pretraining(Run):
             "crew": self.crew.about,
             "flops_per_token": 0,
             "peak": 0.0,
+            "evaluated_tokens": self._evaluated_tokens(),
         }
         if self.listener.shows_speed:
             dtype = torch.bfloat16 if self.bfloat16 else torch.float32
@@ -123,6 +124,13 @@ class Pretraining(Run):
             config = self.model.config
             facts["flops_per_token"] = census(config).flops(config.context_length).training
         return facts
+
+    def _evaluated_tokens(self) -> tuple[float, int]:
+        """Tokens evaluated for each step on the way, and at the end."""
+        each, every = len(self.held_out_text), self.config.eval_every
+        if self.settings.eval_windows:
+            each = min(each, self.settings.eval_windows * self.model.config.context_length)
+        return each / every, len(self.held_out_text)
 
     def log(self) -> AbstractContextManager[Write]:
         """Where the steps are written down: by the first process."""
@@ -162,10 +170,10 @@ class Pretraining(Run):
         if self.training_sample_loss is not None and progress.held_out_loss is not None:
             self.listener.say(
                 f"step {progress.step}: training text {self.training_sample_loss:.3f}, "
-                f"held-out text {progress.held_out_loss:.3f}"
+                f"validation text {progress.held_out_loss:.3f}"
             )
         if is_due(progress.step, self.settings.sample_every):
-            self.listener.say(f"{self.sample()}\n")
+            self.listener.say(f"sample at step {progress.step}:\n{self.sample()}\n")
         if progress.best:
             self.crew.publish(self.folder, run_folder.BEST, self.step, self._write_best)
 
@@ -207,6 +215,8 @@ class Pretraining(Run):
         from pellucid.generate import Sampling, stream_text
 
         prompt = self.settings.prompt
+        if prompt is None:
+            prompt = self._first_words()
         begin = [] if self.begin_id is None else [self.begin_id]
         ids = [*begin, *self.tokenizer.encode(prompt)]
         self.model.eval()
@@ -222,6 +232,13 @@ class Pretraining(Run):
             text = prompt + stream.complete()[0].text
         self.model.train()
         return text
+
+    def _first_words(self) -> str:
+        """Up to three of the first words of the validation text; it may begin within a word."""
+        count = min(24, len(self.held_out_text), self.model.config.context_length // 2)
+        ids = [each for each in self.held_out_text.read(0, count).tolist() if each != self.begin_id]
+        words = self.tokenizer.decode(ids).split()
+        return " ".join(words[1:4] if len(words) > 4 else words[:1])
 
     def _evaluate_all(self) -> None:
         """Loss over all held-out text, in float32."""

@@ -68,13 +68,15 @@ class TrainSettings:
     vocab: int = setting(2048, "tokens in the byte-level BPE that is learnt")
     begin: bool = setting(True, "put the tokens that begin and end a text around each document")
     hold_out: int = setting(
-        40, "hold out every N-th document for evaluation; of fewer than N, the last tenth of each"
+        40, "keep every N-th document for validation; of fewer than N, the last tenth of each"
     )
     copies: float = setting(
         0.0, "share of training rows that hold a passage twice, which forms induction heads"
     )
     order: Literal["seeded", "dataloader", "random"] = setting(
-        "seeded", "order in which the windows of the text are taken"
+        "seeded",
+        "order of the text's windows: shuffled by the seed, as PyTorch's DataLoader shuffles, or "
+        "drawn at random",
     )
     documents: Literal["packed", "masked"] = setting(
         "packed", "whether tokens of a row see all documents in it (packed) or their own (masked)"
@@ -92,12 +94,14 @@ class TrainSettings:
     family: Literal["llama", "gpt2"] = setting("llama", "kind of model to build")
     width: int = setting(192, "width of the residual stream, d_model")
     layers: int = setting(4, "number of blocks")
-    heads: int = setting(6, "number of query heads")
+    heads: int = setting(6, "number of attention heads, of queries")
     kv_heads: int | None = setting(
         None, "number of key/value heads, llama only", "as many as query heads"
     )
     hidden: int | None = setting(
-        None, "hidden width of the MLP", "8/3 of the width for llama, 4 times the width for gpt2"
+        None,
+        "hidden width of the MLP, d_ff",
+        "8/3 of the width for llama, 4 times the width for gpt2",
     )
     context: int = setting(256, "tokens in a row, the most that the model sees")
     dropout: float = setting(
@@ -146,7 +150,7 @@ class TrainSettings:
     fused: bool = setting(True, "run AdamW as one kernel")
     clip: float = setting(
         1.0,
-        "longest norm of a step's gradient, longer ones are scaled down; 0 leaves all as they are",
+        "largest norm of a step's gradient, larger ones are scaled down to it; 0: no clipping",
     )
     seed: int = setting(1, "seed of weights, batches, dropout and samples")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
@@ -169,7 +173,7 @@ class TrainSettings:
     device: str = setting("cpu", "device to compute on: cpu, cuda, cuda:1 …", metavar="DEVICE")
     eval_every: int = setting(50, "steps between two evaluations")
     eval_first: bool = setting(False, "evaluate after step 1 already")
-    eval_windows: int = setting(32, "windows of held-out text in an evaluation; 0 takes all")
+    eval_windows: int = setting(32, "windows of validation text in an evaluation; 0 takes all")
     patience: int = setting(
         0, "evaluations without a better result before training ends early; 0 never ends early"
     )
@@ -177,7 +181,9 @@ class TrainSettings:
         200, "steps between two checkpoints; 0 saves at the end only", section="output"
     )
     sample_every: int = setting(200, "steps between two samples of text; 0 writes none")
-    prompt: str = setting("def", "text that samples begin with")
+    prompt: str | None = setting(
+        None, "text that samples begin with", "the first words of the validation text"
+    )
     dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "data type of the weights in the best model's file"
     )
@@ -304,5 +310,13 @@ def resumed(out: Path, given: Mapping[str, Any]) -> TrainSettings:
     path = out / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"--resume: {out} holds no run (no {CONFIG} in it)")
-    settings = fields.checked(given, TrainSettings, _ELSEWHERE)
-    return fields.changed(TrainSettings(**read(path)), settings, MAY_CHANGE, path)
+    changes = fields.checked(given, TrainSettings, _ELSEWHERE)
+    written = TrainSettings(**read(path))
+    steps, wanted = written.steps, changes.get("steps") or changes.get("stop") or 0
+    if steps is not None and wanted > steps:
+        raise ValueError(
+            f"--resume ends at step {steps} of {path}, to which the learning rate has fallen, not "
+            f"at {wanted}: to train longer begin a new run with this one's model, pellucid train "
+            f"--init {out}/last --out NEW --steps {wanted - steps}, and the same text"
+        )
+    return fields.changed(written, changes, MAY_CHANGE, path)

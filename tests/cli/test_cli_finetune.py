@@ -125,7 +125,7 @@ def test_adapters_merge_into_a_model_and_talk(models, data, tmp_path: Path, caps
     out = tmp_path / "out"
     assert finetune(models["llama"], data["instructions"], out, "--lora=2", "--merge") == 0
     said = capsys.readouterr().out
-    assert "to learn from: 23 examples\nto judge by: 2 examples\n" in said
+    assert "to train on: 23 examples\nfor validation: 2 examples\n" in said
     assert "written in the chat format plain" in said
     assert said.rstrip().endswith(f"the model is in {out / 'merged'}")
     model, tokens = loaded(models["llama"]), torch.tensor([[5, 6, 7]])
@@ -184,7 +184,7 @@ def test_a_classifier_by_adapters(models, data, tmp_path: Path, capsys):
 def test_preferences_say_margins(models, data, tmp_path: Path, capsys):
     assert finetune(models["gpt2"], data["preferences"], tmp_path / "out", "--beta=0.5") == 0
     said = capsys.readouterr().out
-    assert "step 6: held out " in said
+    assert "step 6: validation " in said
     assert "the better answer is preferred in " in said
     rows = log(tmp_path / "out")
     assert [bool(row["reward_margin"]) for row in rows] == [False, False, True] * 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 
 import pellucid
@@ -90,3 +93,28 @@ def test_trace_writes_a_file_anything_can_read(capsys, tmp_path: Path):
     assert status == 2
     assert "--force" in err
     assert run(capsys, "trace", "import os", "-o", str(path), "--force", "--json")[0] == 0
+
+
+def test_steps_and_status_share_a_console(capsys, monkeypatch):
+    from pellucid.show import walk_terminal
+
+    consoles = []
+
+    @contextmanager
+    def status(console, layers):
+        consoles.append(console)
+        yield lambda address: None
+
+    class Printer(walk_terminal.WalkPrinter):
+        def __init__(self, console, *rest):
+            consoles.append(console)
+            super().__init__(console, *rest)
+
+    def terminal(stderr=False):
+        return Console(file=io.StringIO(), force_terminal=True)
+
+    monkeypatch.setattr("pellucid.cli.walk.console", terminal)
+    monkeypatch.setattr(walk_terminal, "layer_status", status)
+    monkeypatch.setattr(walk_terminal, "WalkPrinter", Printer)
+    assert run(capsys, "walk", "import os")[0] == 0
+    assert len(consoles) == 2 and consoles[0] is consoles[1]  # else each writes over the other

@@ -13,7 +13,7 @@ from pellucid.show.plan_terminal import duration
 def test_the_table(capsys):
     assert main(["plan", "--cards", "2", "--gib", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "2 cards, passes of 1 row of" in printed
+    assert "2 GPUs, passes of 1 row of" in printed
     for name in ("ddp", "fsdp", "tp 2", "recomputed", "fits"):
         assert name in printed
     assert "FLOPs per token: 6 × " in printed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import torch
 from tiny import LLAMA, random_model
 
 from pellucid import cli
-from pellucid.cli import chat, generate
+from pellucid.cli import VERBS, chat, generate
+from pellucid.cli.parser import VerbParser
 from pellucid.language_model import LanguageModel
 from pellucid.models import Model
 from pellucid.tokenizers.llama3 import from_ranks
@@ -214,3 +217,46 @@ def test_a_trained_model_from_the_command_line(
         capsys, "generate", "-m", source, "Once upon a time", "-n", "20", "--temperature", "0"
     )
     assert status == 0 and out.startswith(", there was a little girl named Lily.")
+
+
+def settled(verb: str, *words: str) -> argparse.Namespace:
+    parser = VerbParser(prog=verb, description="")
+    getattr(import_module(VERBS[verb][0]), f"{verb}_arguments")(parser)
+    return parser.parse_words(words)
+
+
+@pytest.mark.parametrize("verb", ["info", "code", "plan", "chat", "finetune", "generate", "walk"])
+def test_model_stands_first_or_behind_m_in_every_verb(verb: str, capsys):
+    out = ["--out", "r"] if verb == "finetune" else []
+    assert settled(verb, "stdlib", *out).model == "stdlib"
+    assert settled(verb, "-m", "stdlib", *out).model == "stdlib"
+    if verb not in ("generate", "walk"):
+        with pytest.raises(SystemExit):
+            settled(verb, "demo", "-m", "stdlib", *out)
+        assert "two models are given, demo and -m stdlib" in capsys.readouterr().err
+
+
+def test_a_path_is_not_taken_for_a_prompt(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "best").mkdir(parents=True)
+
+    def told(*words):
+        given = settled("generate", *words)
+        return given.model, given.prompt
+
+    assert told("run/best", "The license") == ("run/best", ["The license"])
+    assert told("run/bset", "The license")[0] == "run/bset"  # mistyped: an error about a model
+    assert told("demo", "-n", "3", "hi") == ("demo", ["hi"])
+    assert told("openai-community/gpt2", "hi") == ("openai-community/gpt2", ["hi"])
+    assert told("and/or") == ("demo", ["and/or"])
+    assert told("import os", "class A") == ("demo", ["import os", "class A"])
+    assert told("-m", "stdlib", "demo", "run/best") == ("stdlib", ["demo", "run/best"])
+    assert told() == ("demo", [])
+    assert settled("walk", "stdlib", "hi").prompt == "hi"
+    assert settled("walk", "run").prompt is None
+    with pytest.raises(SystemExit):
+        told("The license", "run/best")
+    assert "run/best is a model, and stands where a prompt does" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        settled("walk", "hi", "there")
+    assert "one PROMPT is expected, 2 are given" in capsys.readouterr().err

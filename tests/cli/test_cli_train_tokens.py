@@ -47,7 +47,7 @@ def test_two_runs_share_a_folder_and_a_third_with_another_vocabulary_may_not(
         return main([*command, "--tokens", str(tmp_path / "shared"), "--tokenise-only"])
 
     assert tokenise("one", "300") == tokenise("two", "300") == 0
-    assert f"held out, of 300 kinds, in {tmp_path / 'shared'}" in capsys.readouterr().out
+    assert f"for validation, of 300 kinds, in {tmp_path / 'shared'}" in capsys.readouterr().out
     assert tokenise("three", "301") == 2
     said = capsys.readouterr().err
     assert "shared was written with another tokenizer: give another folder" in said

@@ -193,7 +193,7 @@ def test_the_preset_repeats_the_book_s_loop_seed_for_seed(
     assert len(evaluations) > 5
     assert [float(row[4]) for row in rows] == pytest.approx(losses, abs=2e-6)
     # Every fifth step, counted from the first, as the book prints them.
-    shown = [f"training text {one:.3f}, held-out text {other:.3f}" for one, other in evaluations]
+    shown = [f"training text {one:.3f}, validation text {other:.3f}" for one, other in evaluations]
     assert [line.split(": ")[1] for line in said.splitlines() if ": training text" in line][
         : len(shown)
     ] == shown

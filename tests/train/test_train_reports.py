@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
+import pellucid
 from pellucid.models import GPTConfig, LlamaConfig, build
 from pellucid.models.census import census
+from pellucid.show import training_terminal
 from pellucid.train import run_folder
 from pellucid.train.events import EventFile, checksum
+from pellucid.train.loop import Progress
 from pellucid.train.loss_plot import draw, smoothed
 from pellucid.train.step_log import COLUMNS
 from pellucid.train.utilisation import measured_peak
@@ -206,3 +212,45 @@ def test_wherever_a_save_is_killed_the_link_leads_to_a_whole_folder(tmp_path: Pa
 def test_what_is_not_there_is_said(tmp_path: Path):
     assert run_folder.step_of(tmp_path / "last") is None
     assert run_folder.kept(tmp_path) == f"{tmp_path} holds no checkpoint"
+
+
+def shown(monkeypatch, *, every: int, facts: dict[str, object]) -> list[str]:
+    """Lines of a run of 40 steps of a second each, with 10 s of evaluation each `every` steps."""
+    clock = [100.0]
+    monkeypatch.setattr(training_terminal, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    written = io.StringIO()
+    display = training_terminal.Display(Console(file=written, width=200), quiet=False)
+    display._begin({"last_step": 40, "steps": 0, "tokens": 0, "seconds": 0.0, **facts})
+    for step in range(1, 41):
+        due = step % every == 0
+        clock[0] += 1 + 10 * due
+        display.step(
+            Progress(
+                step=step, tokens=30 * step, loss=3.0, gradient_norm=1.0, rate=1e-3,
+                seconds=float(step), held_out_loss=2.5 if due else None,
+            )
+        )  # fmt: skip
+    return written.getvalue().splitlines()
+
+
+def test_time_left_counts_evaluations(monkeypatch):
+    lines = shown(monkeypatch, every=10, facts={"evaluated_tokens": (90.0, 270)})
+    # 30 tokens a second: an evaluated token is a third of one, so 1 s each step and 3 s at the end.
+    assert "step 1/40  1:21 left" in lines[0]
+    assert "step 10/40  1:03 left" in lines[1]  # measured by now: 1 s a step for 10 s in 10 steps
+    assert "validation 2.500" in lines[1] and "lr 1.0e-03" in lines[1]
+    assert "step 20/40  0:43 left" in lines[2]
+
+
+def test_a_sample_begins_with_the_validation_text(tmp_path: Path, capsys):
+    text = tmp_path / "story.txt"
+    text.write_text("Anna saw the lighthouse every evening from her window. " * 40)
+    run = pellucid.train(
+        data=[str(text)], out=tmp_path / "run", steps=1, context=32, width=16, heads=2, layers=1,
+        vocab=260, batch=2, warmup=0, sample_every=0, plot=False, tensorboard=False,
+    )  # fmt: skip
+    assert run.sample().startswith("Anna")
+    with pytest.raises(ValueError, match="--init .*/last --out NEW --steps 4, and the same text"):
+        pellucid.train(out=tmp_path / "run", resume=True, steps=5)
+    with pytest.raises(ValueError, match="to train longer begin a new run"):
+        pellucid.train(out=tmp_path / "run", resume=True, stop=5)

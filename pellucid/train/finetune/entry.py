@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pellucid.train import run_folder
+from pellucid.train.fields import states_settings
 from pellucid.train.finetune.prepare import prepare
 from pellucid.train.finetune.run import OURS, Finetuning
 from pellucid.train.finetune.settings import CONFIG, FinetuneSettings, resolve, resumed
@@ -17,6 +18,7 @@ from pellucid.train.run import stopping
 from pellucid.train.state import check_settings
 
 
+@states_settings(FinetuneSettings)
 def finetune(
     model: str | Path | None = None,
     *,

@@ -149,7 +149,7 @@ class Finetuning(Run):
             found = {name: self.measures[name] for name in self.scalars}
             more = ", ".join(f"{n.replace('_', ' ')} {value:.3f}" for n, value in found.items())
             if more:
-                said = f"step {progress.step}: held out {progress.held_out_loss:.3f}, {more}"
+                said = f"step {progress.step}: validation {progress.held_out_loss:.3f}, {more}"
                 self.listener.say(said)
             if progress.best:
                 self.crew.publish(self.folder, run_folder.BEST, self.step, self._write_best)

@@ -41,7 +41,7 @@ class FinetuneSettings:
     eval_data: list[str] | None = setting(
         None, "examples to evaluate on", "a share of the data, --hold-out"
     )
-    hold_out: float = setting(0.1, "share of the data that is held out for evaluation")
+    hold_out: float = setting(0.1, "share of the data that is kept for validation")
     context: int | None = setting(
         None, "largest number of tokens in a row", "the model's context, at most 1024"
     )
