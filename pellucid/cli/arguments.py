@@ -114,7 +114,7 @@ def settle_model(given: argparse.Namespace) -> str | None:
         if given.model is not None or not names_model(given.first, prompt_follows=bool(rest)):
             rest, given.first = [given.first, *rest], None
         if given.first is None and given.model is None:
-            misplaced = next(filter(names_model, rest[1:]), None)
+            misplaced = next((word for word in rest[1:] if word and names_model(word)), None)
             if misplaced is not None:
                 return f"{misplaced} is a model, and stands where a prompt does: give MODEL first"
         if not isinstance(prompts, list) and len(rest) > 1:
