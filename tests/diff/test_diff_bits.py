@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from tiny import GPT, LLAMA, random_model, random_tokens
 
 from pellucid.diff import compare, from_model
-from pellucid.diff.replay.bits import unlikeliness
+from pellucid.diff.replay.bits import read_bits, unlikeliness
+from pellucid.diff.replay.operations import Setting
+from pellucid.diff.replay.replay import Replay
 from pellucid.models import build
+from pellucid.numerics import dialect
 
 ROWS = [random_tokens(LLAMA, 64).tolist()]
 
@@ -160,3 +163,27 @@ def test_a_side_in_bfloat16_is_held_to_the_bits_of_its_own_arithmetic():
         other.load_state_dict(model.state_dict(), assign=True)
         b = replace(from_model(other.eval(), "B"), config=None)
         assert compare(a, b, ROWS).verdict == verdict
+
+
+def test_scores_may_be_multiplied_or_divided_by_their_scale():
+    """Products are rounded first, and one mantissa of a thousand is then near a tie: where all keys
+    are alike, so that a token has it in all its scores, the two ways differ in every one."""
+    config, dtype = replace(LLAMA, head_dim=8), torch.float16
+    products = torch.arange(1024, 2048).to(dtype) / 64
+    ways = {"divide": products / config.head_dim**0.5, "multiply": products * config.head_dim**-0.5}
+    tie = products[ways["divide"] != ways["multiply"]][0]
+    q = torch.zeros(1, config.n_heads, 32, config.head_dim, dtype=dtype)
+    k = torch.zeros(1, config.n_kv_heads, 32, config.head_dim, dtype=dtype)
+    q[..., 0], k[..., 0] = tie, 1
+    name = "layers.0.attn.scores"
+    held = {"layers.0.attn.q_rotated": q, "layers.0.attn.k_rotated": k}
+    setting = Setting(
+        config=config, dialect=dialect("hf", "llama"), weights=lambda _: None, dtype=dtype
+    )
+    replay = Replay(held, setting)
+    near, exact = replay.compute(name), Replay(held, setting.wide()).compute(name)
+    for way in (tie / config.head_dim**0.5, tie * config.head_dim**-0.5):
+        assert read_bits(replay, name, near, exact, way.expand_as(near)) is None
+    wrong = near.clone()
+    wrong[0, 0, 7] += 2.0**-7
+    assert read_bits(replay, name, near, exact, wrong) is not None

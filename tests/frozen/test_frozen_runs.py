@@ -82,7 +82,9 @@ def test_a_run_leaves_the_files_it_did(name, tmp_path):
     """The same names in its folder, so that what reads a run finds what it looks for."""
     argv, half = {**RUNS, **FINETUNED}[name]
     here = sources(tmp_path.resolve(), name)
-    begin([*argv, "--out", str(here / "run"), *half], here)
+    # Samples began with "def"; now they begin as the text does, and a config says so by no line.
+    sampled = ["--prompt", "def"] if name in RUNS else []
+    begin([*argv, "--out", str(here / "run"), *half, *sampled], here)
     frozen_files.keep(here / "run", here / "kept", here)
     kept, now = HERE / "runs" / name, here / "kept"
     files = {str(path.relative_to(kept)) for path in kept.rglob("*")}

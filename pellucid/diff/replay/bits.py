@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -169,9 +169,16 @@ def _comparable(replay: Replay, name: str, near: Tensor, seen: Tensor) -> bool:
 
 
 def _styles(replay: Replay, name: str) -> Iterator[Setting]:
-    """A's arithmetic, and the same with a bias added after the product was rounded."""
+    """A's arithmetic; a bias added after the product was rounded; the other way to scale scores.
+
+    Scores are rounded before they are scaled: of a thousand mantissas one then is so near a tie
+    that a product with 1/√D and a quotient by √D round it to different sides.
+    """
     s, module = replay.setting, graph.module_of(replay.setting.config, name)
     yield s
+    if leaf(name) == "attn.scores" and not s.config.score_scale:
+        other = "divide" if s.dialect.scale == "multiply" else "multiply"
+        yield replace(s, dialect=replace(s.dialect, scale=other))
     if module and not leaf(name).endswith("norm") and s.weights(f"{module}.bias") is not None:
         yield Styled(**{f.name: getattr(s, f.name) for f in fields(Setting)}, late_bias=True)
 

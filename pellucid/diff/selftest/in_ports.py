@@ -15,7 +15,7 @@ from pellucid.diff.selftest import damage
 from pellucid.diff.selftest.fault import Fault, every, fault, learned, plain_scores, turned
 from pellucid.diff.selftest.port import Port
 from pellucid.models.config import Layer
-from pellucid.models.rope import RopeConfig
+from pellucid.models.rope import RopeConfig, frequencies
 
 WINDOW = 8
 
@@ -34,6 +34,10 @@ def _plain(config: Any) -> bool:
 
 def _rope(**fields: Any) -> Callable[[Any], Any]:
     return lambda config: replace(config, rope=replace(config.rope, **fields))
+
+
+def _near_context(**fields: Any) -> Callable[[Any], Any]:
+    return _rope(type="llama3", factor=8.0, original_context=64, theta=5e5, **fields)
 
 
 def _only_rope(config: Any) -> bool:
@@ -202,11 +206,18 @@ SCALING = (
         "rope.cos",
         "RoPE high_freq_factor",
         static="RoPE high_freq_factor",
-        with_config=_rope(type="llama3", factor=8.0, original_context=64, theta=5e5),
-        config=_rope(
-            type="llama3", factor=8.0, original_context=64, theta=5e5, high_freq_factor=2.0
+        with_config=_near_context(),
+        config=_near_context(high_freq_factor=2.0),
+        applies=every(
+            turned,
+            _only_rope,
+            # few components may have no frequency between the two bounds
+            lambda c: (
+                not frequencies(_near_context()(c).rope, c.head_dim).equal(
+                    frequencies(_near_context(high_freq_factor=2.0)(c).rope, c.head_dim)
+                )
+            ),
         ),
-        applies=every(turned, _only_rope),
     ),
 )
 
