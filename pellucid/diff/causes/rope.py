@@ -172,7 +172,8 @@ def _measured(replay: Replay, name: str, which: str) -> Iterator[Variant]:
     if tables[0] is not None and tables[1] is not None:
         angles = torch.atan2(tables[1].double(), tables[0].double())
         config, unit = replay.setting.config, roundoff(tables[0].dtype)
-        yield from fitting(getattr(config, which), angles, positions, config, unit)
+        doubt = unit / max(1, int(positions.max()))  # the last angle is off by a roundoff at most
+        yield from fitting(getattr(config, which), angles, positions, config, doubt)
         yield from _of_angles(config, which, angles, positions)
 
 
@@ -379,7 +380,8 @@ def _seen_in(replay: Replay, name: str, observed: Tensor | None) -> Iterator[Var
     positions = replay.value(of_model(name, "positions"))
     if positions.ndim == 1:
         unit = roundoff(observed.dtype) if observed is not None else 0.0
-        yield from fitting(getattr(config, which), angles, positions, config, unit)
+        doubt = unit / max(8.0, int(positions.max()) / 4)  # a turn of two rounded components
+        yield from fitting(getattr(config, which), angles, positions, config, doubt)
         yield from _of_angles(config, which, angles, positions)
 
 

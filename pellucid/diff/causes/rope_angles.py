@@ -30,12 +30,12 @@ _WORDS = {
 
 
 def fitting(
-    rope: RopeConfig, angles: Tensor, positions: Tensor, config: Any, unit: float = 0.0
+    rope: RopeConfig, angles: Tensor, positions: Tensor, config: Any, doubt: float = 0.0
 ) -> Iterator[tuple[RopeConfig, str, str]]:
     """Configs (with cause and evidence) whose frequencies are those that the angles show.
 
-    angles (T, D/2) are known up to whole turns; positions (T). `unit` is the roundoff of what they
-    were measured on; over all heads and some positions an eighth of it is left.
+    angles (T, D/2) are known up to whole turns; positions (T). `doubt` is by how many radians per
+    position a slope may be off, since they were measured on rounded values.
     """
     pairs = angles.shape[-1]
     slopes = [radians_per_position(angles[..., pair], positions) for pair in range(pairs)]
@@ -46,7 +46,7 @@ def fitting(
     ropes = (config.rope, config.second_rope) if config.second_rope is not None else ()
     declared = [frequencies(r, 2 * pairs, length=0, dtype=torch.float64) for r in ropes if r]
     found = []
-    noise = 1e-5 + unit / 8
+    noise = 1e-5 + doubt
     for others, expected in _candidates(rope, seen, config.context_length, noise):
         off = (expected - seen).abs()[:, known]
         fits = (off < 1e-3 * expected[:, known] + noise).all(1)
