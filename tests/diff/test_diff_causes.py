@@ -148,11 +148,12 @@ def test_where_no_hypothesis_fits_none_is_named():
 )
 def test_a_scaling_is_among_the_few_that_fit_the_measured_angles(rope, unit):
     """Angles of 20 tokens, known up to whole turns, with the noise that is left of the roundoff."""
+    doubt = unit / 8
     turns = frequencies(rope, 32, length=0, dtype=torch.float64)
     random = torch.Generator().manual_seed(0)
     angles = torch.arange(20)[:, None] * turns
-    angles += unit / 8 * torch.randn(angles.shape, generator=random)
+    angles += doubt * torch.randn(angles.shape, generator=random)
     wrapped = torch.atan2(angles.sin(), angles.cos())
-    found = list(fitting(RopeConfig(), wrapped, torch.arange(20), replace(LLAMA), unit))
+    found = list(fitting(RopeConfig(), wrapped, torch.arange(20), replace(LLAMA), doubt))
     assert rope in [changed for changed, _, _ in found], found
     assert len(found) <= 8
