@@ -29,16 +29,16 @@ def compensated(a: Tensor, b: Tensor, step: Tensor, spread: float, farthest: flo
     count = min(columns, rows // 2, 512)
     if count < 8 or farthest > FARTHEST:
         return False
-    if spread < 1.1 or abs(_alike(a, b)) > 0.1:
+    if spread < 1.1 or abs(_alike(a, b)) > 0.1 + 2 / a.numel() ** 0.5:
         return False  # errors no larger than rounding's were not passed on, nor were errors like A
-    step, theirs = step[:, :count], b[:, :count].double()
-    weight = 1 / step.pow(2).mean(1, keepdim=True).sqrt()
+    steps, theirs = step[:, :count], b[:, :count].double()
+    weight = 1 / steps.pow(2).mean(1, keepdim=True).sqrt()
     error = (theirs - a[:, :count].double()) * weight
     covariance = error.T @ error / rows
     if int(torch.linalg.matrix_rank(covariance)) < count:
         return False
     stored = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
-    expected = ((step.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
+    expected = ((steps.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
     normal = covariance / (expected[:, None] * expected).sqrt()
     degrees = (rows - torch.arange(count, dtype=torch.float64)) / 2
     correction = float((torch.digamma(degrees) + math.log(2 / rows)).sum())
@@ -49,7 +49,58 @@ def compensated(a: Tensor, b: Tensor, step: Tensor, spread: float, farthest: flo
     inverse = torch.linalg.inv(normal).diagonal().mean() * (rows - count - 1) / rows
     correlated = variances - excess >= 4 * of_correlation
     alone = excess <= 4 * fluctuation**0.5
-    return correlated and alone and bool(inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1))
+    if not (correlated and alone):
+        return False
+    larger = inverse - 1 >= 0.3 * (normal.diagonal().mean() - 1)  # few rows hardly tell
+    return bool(larger) or _column_by_column(a, b, step)
+
+
+def _column_by_column(a: Tensor, b: Tensor, step: Tensor) -> bool:
+    """Whether each of the first columns is A's, corrected by the errors before it, rounded.
+
+    With the same weights of the earlier columns' errors in all rows, every value is within half a
+    step; an error of another origin leaves a few values outside, whatever the weights. Values at
+    the ends of their group do not count, those were cut off. There are six rows for each weight.
+    """
+    theirs = b.double()
+    errors = theirs - a.double()
+    rounding = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
+    columns = min(len(a) // 6, 16)
+    if columns < 4:
+        return False
+    for column in range(columns):
+        group = step == step[:, column, None]
+        low = torch.where(group, theirs, math.inf).amin(1)
+        high = torch.where(group, theirs, -math.inf).amax(1)
+        inner = (theirs[:, column] > low) & (theirs[:, column] < high)
+        if int(inner.sum()) < 4 * columns:
+            return False
+        unit = step[inner, column]
+        bound = 0.52 + rounding[inner, column] / unit
+        earlier, error = errors[inner, :column] / unit[:, None], errors[inner, column] / unit
+        if not _within(earlier, error, bound):
+            return False
+    return True
+
+
+def _within(known: Tensor, seen: Tensor, bound: Tensor) -> bool:
+    """Whether some weights w leave |seen − known w| within the bound in every row (Lawson, 1961).
+
+    known (N, K), seen and bound (N,). The weighted least squares of the rows that are farthest out.
+    """
+    weights = torch.ones_like(seen)
+    for _ in range(40 if known.shape[1] else 1):
+        root = weights.sqrt()[:, None]
+        left = seen
+        if known.shape[1]:
+            fit = torch.linalg.lstsq(known * root, seen[:, None] * root, driver="gelsd").solution
+            left = seen - (known @ fit)[:, 0]
+        out = left.abs() / bound
+        if float(out.max()) <= 1:
+            return True
+        weights = weights * out
+        weights = (weights / weights.mean()).clamp(min=1e-12)
+    return False
 
 
 def _alike(a: Tensor, b: Tensor) -> float:

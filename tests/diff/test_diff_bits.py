@@ -185,5 +185,7 @@ def test_scores_may_be_multiplied_or_divided_by_their_scale():
     for way in (tie / config.head_dim**0.5, tie * config.head_dim**-0.5):
         assert read_bits(replay, name, near, exact, way.expand_as(near)) is None
     wrong = near.clone()
-    wrong[0, 0, 7] += 2.0**-7
+    wrong[0, 0, 7] += 2.0**-7  # the same rounding in all keys is one
+    assert read_bits(replay, name, near, exact, wrong) is None
+    wrong[0, 0, 7] += 2.0**-7 * torch.arange(32)
     assert read_bits(replay, name, near, exact, wrong) is not None

@@ -221,6 +221,16 @@ def test_compensated_errors_are_told_from_other_weights_by_their_covariance():
         )
 
 
+@pytest.mark.parametrize("shape", [(32, 64), (48, 96), (64, 64)])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_few_rows_prove_compensated_errors_column_by_column(shape, bits):
+    x = drawn(*shape, seed=4)
+    assert told(x, gptq(x, bits))[::2] == ("quantised weights", "explained")
+    adapter = drawn(shape[0], 1, seed=2) @ drawn(1, shape[1], seed=3)
+    other = gptq(x + 0.3 * adapter * x.std() / adapter.std(), bits)
+    assert told(x, other)[::2] == ("quantised from other weights", "fault")
+
+
 # ── Names ────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -131,7 +131,7 @@ def read_bits(replay: Replay, name: str, near: Tensor, exact: Tensor, seen: Tens
     if seen.shape != near.shape or exact.shape != near.shape:
         return None
     exact, seen = (replay.real_tokens(name, x) for x in (exact, seen))
-    counted = exact.isfinite() & (exact > MASKED)
+    counted = exact.isfinite() & (exact > MASKED) & _first_of_alike(exact, seen, graph.dims(name))
     rounded = exact.to(replay.setting.dtype).to(seen.dtype)
     best: Bits | None = None
     for setting in _styles(replay, name):
@@ -149,6 +149,28 @@ def read_bits(replay: Replay, name: str, near: Tensor, exact: Tensor, seen: Tens
     if best is None or _as_if_wider(replay, name, seen, best):
         return None
     return best
+
+
+def _first_of_alike(exact: Tensor, seen: Tensor, dims: tuple[str, ...]) -> Tensor:
+    """(…) False where a token or key has another's R and values again: the same roundings.
+
+    Padding does, and so does a text that repeats its tokens.
+    """
+    kept = torch.ones(exact.shape, dtype=torch.bool, device=exact.device)
+    random = torch.Generator().manual_seed(0)
+    for axis, letter in enumerate(dims if len(dims) == exact.ndim else ()):
+        if letter not in ("T", "S"):
+            continue
+        rest = [other for other, name in enumerate(dims) if name not in ("B", letter)]
+        weights = [exact.shape[other] if other in rest else 1 for other in range(exact.ndim)]
+        factors = torch.randn(weights, generator=random, dtype=torch.float64).to(exact.device)
+        marks = ((exact.double() + seen.double() * math.pi) * factors).sum(rest)
+        _, which = marks.flatten().unique(return_inverse=True)
+        places = torch.arange(len(which), device=exact.device)
+        first = torch.full_like(which, len(which)).scatter_reduce(0, which, places, "amin")
+        shape = [n if dims[a] in ("B", letter) else 1 for a, n in enumerate(exact.shape)]
+        kept &= (first[which] == places).reshape(shape)
+    return kept
 
 
 def _comparable(replay: Replay, name: str, near: Tensor, seen: Tensor) -> bool:
