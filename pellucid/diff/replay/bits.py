@@ -158,7 +158,7 @@ def _first_of_alike(exact: Tensor, seen: Tensor, dims: tuple[str, ...]) -> Tenso
     """
     kept = torch.ones(exact.shape, dtype=torch.bool, device=exact.device)
     random = torch.Generator().manual_seed(0)
-    for axis, letter in enumerate(dims if len(dims) == exact.ndim else ()):
+    for letter in dims if len(dims) == exact.ndim else ():
         if letter not in ("T", "S"):
             continue
         rest = [other for other, name in enumerate(dims) if name not in ("B", letter)]
