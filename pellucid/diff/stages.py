@@ -169,6 +169,7 @@ def _forward(
                 cause, tried = judge.cause(name, result, static) if searched else (None, ())
                 fault = Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
                 faults.append(fault)
+    _earlier(judges["b"], verdicts, faults)
     return Report(
         a=a.label,
         b=b.label,
@@ -180,6 +181,27 @@ def _forward(
         not_observed=[name for name in order if name not in judges["b"].observed],
         effect=effect(seen_a, seen_b, padding),
     )
+
+
+def _earlier(judge: Judge, verdicts: list[TensorVerdict], faults: list[Fault]) -> None:
+    """Put the first fault where it begins: its cause may explain the same tensor of a layer before.
+
+    There it can be smaller than one rounding.
+    """
+    if not faults or faults[0].side != "b" or faults[0].cause is None:
+        return
+    later, cause = faults[0], faults[0].cause
+    for place, verdict in enumerate(verdicts):
+        if verdict.name == later.name:
+            return
+        if leaf(verdict.name) != leaf(later.name):
+            continue
+        found = judge.caused_too(verdict.name, verdict.measure, cause)
+        if found is not None:
+            measure, cause = found
+            verdicts[place] = TensorVerdict(name=verdict.name, measure=measure)
+            faults.insert(0, Fault(name=verdict.name, side="b", measure=measure, cause=cause))
+            return
 
 
 def _broken_alone(result: Measure, mine: Tensor | None) -> Measure:

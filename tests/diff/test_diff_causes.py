@@ -8,8 +8,12 @@ import pytest
 import torch
 from tiny import GPT, LLAMA, random_model, random_tokens
 
+import pellucid
 from pellucid.diff import compare, from_model
 from pellucid.diff.causes.rope_angles import fitting
+from pellucid.diff.selftest.catalogue import FAULTS
+from pellucid.diff.selftest.run import run_fault
+from pellucid.diff.selftest.subjects import from_language_model
 from pellucid.models import RopeConfig, build
 from pellucid.models.rope import frequencies
 
@@ -157,3 +161,27 @@ def test_a_scaling_is_among_the_few_that_fit_the_measured_angles(rope, unit):
     found = list(fitting(RopeConfig(), wrapped, torch.arange(20), replace(LLAMA), doubt))
     assert rope in [changed for changed, _, _ in found], found
     assert len(found) <= 8
+
+
+def test_a_fault_of_all_layers_begins_where_it_is_smaller_than_one_rounding():
+    """Another original context changes layer 0 of the demo by half a bfloat16 rounding."""
+    fault = next(f for f in FAULTS if f.name == "another original context, hooks only")
+    subject = from_language_model(pellucid.load("demo"))
+    report = run_fault(fault, subject, "bfloat16", shown=False)
+    assert report.first is not None and report.first.name == "layers.0.attn.z"
+    assert report.cause is not None and report.cause.name == "RoPE original context"
+    assert "within rounding by its size" in report.first.measure.note
+    later = next(each for each in report.faults if each.name == "layers.1.attn.z")
+    assert later.measure.verdict == "diverged"
+
+
+def test_a_fault_of_one_layer_does_not_begin_before_it():
+    """Zeroed values in layer 1, in bfloat16: layer 0 stays as it is."""
+    a = from_model(random_model(LLAMA, torch.bfloat16), "A")
+    model = random_model(LLAMA, torch.bfloat16)
+    with torch.no_grad():
+        model.state_dict()["layers.1.attn.v_proj.weight"][:4] = 0
+    b = replace(from_model(model, "B"), config=None, weights=None, dialect=None)
+    report = compare(a, b, ROWS)
+    assert report.first is not None and report.first.name == "layers.1.attn.v"
+    assert not [f for f in report.faults if f.name.startswith("layers.0")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pellucid.diff.static import Finding
 BETTER = 1.3  # by how much a later hypothesis must fit better than an earlier, likelier one
 ACCURATE = 0.1  # error of a hypothesis' own arithmetic beyond which it says nothing
 MOST_TRIED = 1000  # hypotheses, of which none may fit by chance
+ENOUGH = 1000  # values whose error falls by a quarter only if the cause is there
 HOPELESS = 1e4  # in units of the last place: no operation is off by so much through rounding
 
 
@@ -54,6 +55,7 @@ class Cause:
     evidence: str
     error: float
     tried: int
+    hypothesis: Hypothesis | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, str]:
         """The schema's two fields."""
@@ -97,7 +99,13 @@ def find_cause(
         f"{chosen.evidence}: replayed, the error of {name} falls from {before.error_b:.2g} "
         f"to {error:.2g}"
     )
-    cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
+    cause = Cause(
+        name=chosen.cause,
+        evidence=evidence,
+        error=error,
+        tried=len(tried),
+        hypothesis=chosen,
+    )
     return cause, tuple(tried)
 
 
@@ -136,8 +144,38 @@ def _by_bits(
         f"its bits; {before:,} values are not A's, {left:,} not its"
     )
     error = next(t.error for t in tried if t.evidence == chosen.evidence and t.fits) or 0.0
-    cause = Cause(name=chosen.cause, evidence=evidence, error=error, tried=len(tried))
+    cause = Cause(
+        name=chosen.cause,
+        evidence=evidence,
+        error=error,
+        tried=len(tried),
+        hypothesis=chosen,
+    )
     return cause, tuple(tried)
+
+
+def explains_earlier(replay: Replay, name: str, observed: Tensor, cause: Cause) -> str:
+    """How the cause of a later tensor explains one that is within rounding by its size, or "".
+
+    A config is wrong in all layers. Where a right implementation only rounds, a change that it does
+    not have adds to the squared error; where a quarter of it goes, the change is there.
+    """
+    if cause.hypothesis is None or observed.numel() < ENOUGH:
+        return ""
+    wide = Replay(replay.observed, replay.setting.wide(), replay.starts)
+    try:
+        seen = replay.real_tokens(name, observed)
+        exact = replay.real_tokens(name, rows_seen(name, wide.compute(name), observed))
+        other = cause.hypothesis.compute(wide, name)
+        other = replay.real_tokens(name, rows_seen(name, other, observed))
+        before, after = _difference(exact, seen), _difference(other, seen)
+    except (RuntimeError, KeyError, IndexError, ValueError):
+        return ""
+    if not after**2 < 0.75 * before**2:
+        return ""
+    return (
+        f"{cause.evidence.split(': replayed')[0]}: its error falls from {before:.2g} to {after:.2g}"
+    )
 
 
 def _explains(result: Measure, before: Measure) -> bool:

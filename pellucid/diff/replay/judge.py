@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid import graph, names
-from pellucid.diff.causes.search import Cause, Trial, find_cause
+from pellucid.diff.causes.search import Cause, Trial, explains_earlier, find_cause
 from pellucid.diff.replay.bits import Bits, read_bits
 from pellucid.diff.replay.operations import SOURCES, Setting, leaf
 from pellucid.diff.replay.replay import Replay, rows_seen
@@ -219,10 +219,24 @@ class Judge:
         """What reproduces the diverged tensor, or None; and all that was tried."""
         if name in self._causes:
             return self._causes[name]
-        replay, bits = self.declared or self.own, self._bits.get(name)
+        replay, bits = self._arithmetic, self._bits.get(name)
         if bits is not None:
             replay = Replay(replay.observed, bits.setting, replay.starts)
         return find_cause(replay, name, self.observed[name], result, self.side, static, bits)
+
+    @property
+    def _arithmetic(self) -> Replay:
+        return self.declared or self.own
+
+    def caused_too(self, name: str, result: Measure, cause: Cause) -> tuple[Measure, Cause] | None:
+        """The divergence of a tensor within rounding which the cause of a later one explains."""
+        if result.verdict != "within-rounding" or name not in self.observed:
+            return None
+        evidence = explains_earlier(self._arithmetic, name, self.observed[name], cause)
+        if not evidence:
+            return None
+        note = "within rounding by its size, but the cause of a later layer's fits it"
+        return replace(result, verdict="diverged", note=note), replace(cause, evidence=evidence)
 
 
 def _demand_keys(label: str, name: str, near: Tensor, seen: Tensor, sinks: bool) -> None:
