@@ -261,10 +261,13 @@ CHANGES = tuple(Change(name=name, make=make, causes=causes) for name, make, caus
 
 def control(name: str) -> Change:
     """Every matrix whose columns the format can hold, through one of `FORMATS`."""
+    whole = 256 if name.endswith("_K") else 32  # of K-quants a shorter row is one block
 
     def make(weights: Weights, random: torch.Generator) -> None:
         for full, x in weights.items():
-            if x.ndim == 2 and x.shape[1] % 32 == 0 and "proj" in full:
+            if x.ndim != 2 or x.shape[1] % 32 or "proj" not in full:
+                continue
+            if x.shape[1] % min(whole, x.shape[1]) == 0:
                 weights[full] = FORMATS[name](x)
 
     causes = ("rounded weights",) if name in ("bfloat16", "float16") else ("quantised weights",)
