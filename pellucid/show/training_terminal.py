@@ -51,13 +51,18 @@ class Display(Listener):
         arithmetic = "bfloat16" if facts["bfloat16"] else "float32"
         peak = f", {self.peak / 1e9:,.0f} GFLOP/s at most" if self.peak else ""
         again = f"\ngoing on after step {facts['steps']}" if facts["steps"] else ""
+        some = facts["evaluated_at_once"] < facts["held_out_tokens"]
+        sample = (
+            f" ({facts['evaluated_at_once']:,} of them at each evaluation, all at the end)"
+            if some
+            else ""
+        )
         self.say(
             f"{facts['family']}, {facts['parameters']:,} parameters, vocabulary "
             f"{facts['vocab_size']:,}, context {facts['context_length']}, "
             f"{arithmetic} matmuls{peak}\n"
             f"{facts['training_tokens']:,} tokens to train on, {facts['held_out_tokens']:,} for "
-            f"validation"
-            f"{again}"
+            f"validation{sample}{again}"
         )
 
     def _begin(self, facts: Mapping[str, Any]) -> None:
