@@ -18,20 +18,15 @@ def make_callable(name: str, opened: Callable[[], Callable[..., Any]]) -> None:
     about = module.__doc__ or ""
     del module.__doc__
 
-    class CallableModule(ModuleType):
-        def __call__(self, *values: Any, **named: Any) -> Any:
-            return opened()(*values, **named)
+    def call(self: ModuleType, *values: Any, **named: Any) -> Any:
+        return opened()(*values, **named)
 
-        @property
-        def __signature__(self) -> Signature:
-            return signature(opened())
+    def told(self: ModuleType) -> str:
+        how = f"{name}{as_lines(signature(opened()))}"
+        return f"{how}\n\n{cleandoc(opened().__doc__ or '')}\n\n{about}"
 
-        @property
-        def __doc__(self) -> str:
-            call = f"{name}{as_lines(signature(opened()))}"
-            return f"{call}\n\n{cleandoc(opened().__doc__ or '')}\n\n{about}"
-
-    module.__class__ = CallableModule
+    shown = {"__signature__": property(lambda self: signature(opened())), "__doc__": property(told)}
+    module.__class__ = type("CallableModule", (ModuleType,), {"__call__": call, **shown})
 
 
 def as_lines(parameters: Signature) -> str:

@@ -86,10 +86,10 @@ def diff(arguments: argparse.Namespace) -> int:
     try:
         return _compare(arguments)
     except ValueError as error:
-        if "\n" not in str(error) or arguments.traceback:
-            raise
-        proposal = str(error).replace("name_map=", "--map ")  # a YAML file, line by line
-        print(f"pellucid diff: {proposal}", file=sys.stderr)
+        said = str(error).replace("name_map=", "--map ").replace("a name_map", "a name map, --map")
+        if "\n" not in said or arguments.traceback:
+            raise ValueError(said) from error
+        print(f"pellucid diff: {said}", file=sys.stderr)  # a YAML file, line by line
         return 2
 
 
