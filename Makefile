@@ -32,7 +32,7 @@ demo: venv  ## walk a famous prompt to its 42 through a shipped model: a page an
 
 docs: venv  ## the documentation as a site, in site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
-	$(BIN)/python -m doctest docs/_site/aligned_docstrings.py
+	$(BIN)/python -m doctest docs/_site/aligned_docstrings.py docs/_site/notebook_links.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test: venv lint  ## what CI runs: style, types, tests

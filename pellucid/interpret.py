@@ -201,6 +201,10 @@ class Lens:
     logits: Tensor
     lm: LanguageModel = field(repr=False)
 
+    def __repr__(self) -> str:
+        points, tokens, _ = self.logits.shape
+        return f"Lens({points} points, {tokens} tokens; .top(3): the likeliest next tokens at each)"
+
     def top(self, count: int = 1, row: int = -1) -> dict[str, list[tuple[str, float]]]:
         """The likeliest next tokens at a position: by point, (text, probability)."""
         shares = self.logits[:, row].float().softmax(-1).topk(count)

@@ -231,6 +231,7 @@ class Trace(MutableMapping[str, Tensor]):
 
     ``seen["layers.0.attn.pattern"]`` is the tensor as recorded; with an index,
     ``seen["layers.0.attn.pattern[3]"]``, the batch axis is left out when B is 1.
+    Values have the dtype of the run; NumPy has no bfloat16, so ``seen[name].float().numpy()``.
     `meta` says where it comes from: model, dtype, dialect, tokens, token_strings, versions.
     """
 

@@ -99,6 +99,8 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+            if page.parent.name == "docs":  # in the site a folder is no page
+                assert (page.parent / target).is_file(), f"{page.name}: {target}"
 
 
 def test_every_page_stands_in_the_sites_navigation():
@@ -117,4 +119,19 @@ def _pages(entry: Any) -> list[str]:
 
 def test_every_public_name_stands_in_the_reference():
     text = "".join(p.read_text("utf-8") for p in (ROOT / "docs" / "reference").glob("*.md"))
-    assert sorted(re.findall(r"^::: pellucid\.(\w+)$", text, re.M)) == sorted(pellucid.__all__)
+    names = re.findall(r"^(?:::: | {6}heading: )pellucid\.(\w+)$", text, re.M)
+    assert sorted(names) == sorted(pellucid.__all__)
+
+
+def test_the_cookbook_takes_no_more_lines_than_its_peers():
+    """The table's lines are those of each task's first block, and no peer's are fewer."""
+    text = (ROOT / "docs" / "cookbook.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) [^|]+\| (\d+) \| (\d+) \| (\d+|–) \|$", text, re.M)
+    tasks = re.split(r"^## \d+\. ", text, flags=re.M)[1:]
+    assert len(rows) == len(tasks) == 10
+    for (number, ours, *peers), task in zip(rows, tasks, strict=True):
+        block = re.search(r"^```pycon\n(.*?)^```", task, re.M | re.S)
+        assert block is not None
+        lines = [line for line in block[1].splitlines() if line.startswith((">>> ", "... "))]
+        assert len(lines) == int(ours), f"task {number}"
+        assert int(ours) <= min(int(peer) for peer in peers if peer != "–"), f"task {number}"

@@ -59,6 +59,7 @@ FLOORS = {
     "prompts": 2,
     "trace": 2,
     "trace_plan": 2,
+    "callable_module": 1,
     "devices": 1,
     "edits": 1,
     "files": 1,

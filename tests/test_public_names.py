@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 
 import pytest
 
@@ -36,6 +37,26 @@ def test_calls_that_are_modules_too_state_their_parameters():
     assert {"model", "out", *FinetuneSettings.__dataclass_fields__} == set(finetune) - {
         "resume", "overwrite", "on_progress",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", pellucid.__all__)
+def test_a_signature_shows_no_function_at_an_address(name: str):
+    assert " at 0x" not in str(inspect.signature(getattr(pellucid, name)))
+
+
+def test_help_of_a_module_that_is_a_call_begins_with_the_call():
+    for call, parameter in ((pellucid.train, "lr: float = 0.003,"), (pellucid.diff, "steps: int")):
+        page = pydoc.render_doc(call, renderer=pydoc.plaintext)
+        head = page.split("PACKAGE CONTENTS")[0]
+        assert f"{call.__name__}(" in head and parameter in head
+        assert "Raises ValueError" in head or "ValueError where" in head
+
+
+def test_a_report_shows_itself_in_a_line():
+    lm = pellucid.load("demo")
+    report = pellucid.diff(lm, lm, "import os")
+    assert repr(report) == "Report(demo and demo: identical)"
+    assert len(repr(pellucid.logit_lens(lm, "import os"))) < 100
 
 
 def test_completion_shows_the_calls_and_no_helper():

@@ -113,13 +113,14 @@ class Rounds:
         plan: BenchPlan,
         home: Path,
         budget: int,
-        say: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         """home    folder for the files of this shape
         budget  bytes that the workers may take together
         say     told what happens, for a progress line
         """
-        self._config, self._home, self._say = config, home, say
+        self._config, self._home = config, home
+        self._say = say or (lambda text: None)
         self.plan = plan.fitted(config)
         self._candidates = {candidate.spec.name: candidate for candidate in candidates}
         self._paths: dict[str, Path] = {}

@@ -41,7 +41,7 @@ def run_bench(
     memory_bytes: int | None = None,
     work: Path | None = None,
     prepare: bool = False,
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure engines in turns over one shape with random weights; the object that is saved.
 
@@ -53,6 +53,7 @@ def run_bench(
     work          a folder that only this user can write, where models' files are kept from run to
                   run; None: `work_folder()`
     prepare       only write the models' files
+    progress      called with what is measured next
 
     Ctrl-C ends the measurements, and what has been measured is summarised. ValueError for a shape
     or an engine that is unknown.

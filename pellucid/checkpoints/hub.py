@@ -131,7 +131,8 @@ def fetch(repository: str) -> Path:
     no such model, does not give it, or cannot be reached while the cache has none.
     """
     if not _REPOSITORY.fullmatch(repository):
-        raise ValueError(f"{repository}: expected owner/name, a repository of the Hub")
+        hint = _meant(repository, Path(repository)) if repository in _GPT2 else ""
+        raise ValueError(f"{repository}: expected owner/name, a repository of the Hub{hint}")
     from huggingface_hub import constants, snapshot_download
 
     hub = constants.ENDPOINT

@@ -95,18 +95,23 @@ def _answer(
         with contextlib.closing(pieces):
             for number, piece in enumerate(pieces):
                 if number == 0 and conversation.forgotten:
-                    count = f"{conversation.forgotten} oldest of the questions"
-                    _note(f"the context is full: the {count} and their answers are forgotten")
+                    _note(f"the context is full: {_oldest(conversation.forgotten)} forgotten")
                 write_text(piece)
     except KeyboardInterrupt:
         pass  # the part that was written stays in the conversation
     except ValueError as error:
         sys.stdout.flush()
-        print(f"pellucid chat: {error}; /reset starts a new conversation", file=sys.stderr)
+        _note(str(error))
         return
     write_text("\n")
     if conversation.cut:
         _note(f"this answer was cut: {conversation.cut}")
+
+
+def _oldest(turns: int) -> str:
+    if turns == 1:
+        return "the oldest question and its answer are"
+    return f"the {turns} oldest questions and their answers are"
 
 
 def _note(text: str) -> None:

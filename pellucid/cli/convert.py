@@ -21,7 +21,9 @@ _BITS_ONLY = ("group", "head_bits", "text")
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """From where, to where, in which layout and how split."""
-    parser.add_argument("source", metavar="SRC", help=f"model to convert: {MODEL_HELP}")
+    parser.add_argument("first", nargs="?", metavar="SRC", help=f"model to convert: {MODEL_HELP}")
+    parser.add_argument("-m", "--model", help="model to convert, in place of SRC")
+    parser.set_defaults(default_model=None)
     parser.add_argument(
         "destination",
         metavar="DST",
@@ -88,6 +90,8 @@ def convert(arguments: argparse.Namespace) -> None:
     """Convert or quantise, and print what was written and what proves or costs it."""
     from pellucid.show.convert_terminal import conversion_lines, quantisation_lines
 
+    if arguments.model is None:
+        raise ValueError("give a model and the place to write to: pellucid convert SRC DST")
     if arguments.to in BITS:
         why = "is for --to hf, meta and gguf: quantised models are one file"
         _refuse(arguments, _LAYOUT_ONLY, why)
@@ -108,7 +112,7 @@ def _quantised(arguments: argparse.Namespace) -> Quantisation:
         bits=BITS[arguments.to], group=arguments.group or 0, head_bits=arguments.head_bits or 0
     )
     text = arguments.text or ()
-    return quantise_checkpoint(arguments.source, arguments.destination, how, text=text)
+    return quantise_checkpoint(arguments.model, arguments.destination, how, text=text)
 
 
 def _converted(arguments: argparse.Namespace) -> Conversion:
@@ -117,7 +121,7 @@ def _converted(arguments: argparse.Namespace) -> Conversion:
 
     with progress_bars() as progress:
         return convert(
-            arguments.source,
+            arguments.model,
             arguments.destination,
             arguments.to,
             dtype="q8_0" if arguments.dtype == "q8_0" else as_dtype(arguments.dtype),

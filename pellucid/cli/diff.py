@@ -11,7 +11,7 @@ from pellucid.cli.types import count, token_rows
 from pellucid.files import check_output, write_whole
 
 EPILOG = """\
-A and B are each one of these:
+A and B stand as arguments, without -m. Each is one of these:
   a model      a folder, a GGUF file, owner/name on the Hub, or demo, demo-gpt2,
                stdlib, stdlib-gpt2, smollm2
   hf:FOLDER    a model folder, run by transformers
@@ -32,6 +32,7 @@ def diff_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("a", nargs="?", metavar="A", help="the implementation that is trusted")
     parser.add_argument("b", nargs="?", metavar="B", help="the implementation to check")
+    parser.add_argument("-m", dest="misplaced", metavar="MODEL", help=argparse.SUPPRESS)
     _add_run_arguments(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--all", action="store_true", help="list every tensor, also the equal ones")
@@ -66,12 +67,16 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         )
         group.add_argument(f"--dialect-{side.lower()}", metavar="NAME", help=whose)
     group.add_argument("--fused", action="store_true", help="run B's attention in one fused kernel")
-    add_value(group, "--copies", "N", "give B N copies of a row", kind=count, default=1)
+    add_value(
+        group, "--copies", "N", "run B on N copies of each row in one batch", kind=count, default=1
+    )
     group.add_argument("--fast", action="store_true", help="with --steps: run B's decoding in C")
 
 
 def diff(arguments: argparse.Namespace) -> int:
     """Compare and report; the exit status says whether the two are the same."""
+    if arguments.misplaced is not None:
+        raise ValueError("diff has two models, and no -m: pellucid diff A B")
     if arguments.self_test:
         return _self_test(arguments)
     if arguments.a is None or arguments.b is None:
@@ -81,10 +86,10 @@ def diff(arguments: argparse.Namespace) -> int:
     try:
         return _compare(arguments)
     except ValueError as error:
-        if "\n" not in str(error) or arguments.traceback:
-            raise
-        proposal = str(error).replace("name_map=", "--map ")  # a YAML file, line by line
-        print(f"pellucid diff: {proposal}", file=sys.stderr)
+        said = str(error).replace("name_map=", "--map ").replace("a name_map", "a name map, --map")
+        if "\n" not in said or arguments.traceback:
+            raise ValueError(said) from error
+        print(f"pellucid diff: {said}", file=sys.stderr)  # a YAML file, line by line
         return 2
 
 

@@ -56,13 +56,22 @@ def _width(piped: bool) -> int | None:
     return shutil.get_terminal_size().columns if stated else None
 
 
+def shows_progress(out: Console) -> bool:
+    """Whether lines that go away can be shown: on a terminal, but not in a cell of a notebook.
+
+    ``!pellucid`` there runs on a terminal of its own, whose every line stays in the cell.
+    """
+    return out.is_terminal and "JPY_PARENT_PID" not in os.environ
+
+
 @contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
     """What is being done, in one line that goes away; nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    out = console(stderr=True)
+    if not shows_progress(out):
         yield lambda stage: None
         return
-    with console(stderr=True).status("") as status:
+    with out.status("") as status:
         yield lambda stage: status.update(f"[dim]{stage}[/dim]")
 
 
@@ -80,7 +89,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], 
     Gives None in a pipe, or when `quiet`.
     """
     out = console(stderr=True)
-    if quiet or not out.is_terminal:
+    if quiet or not shows_progress(out):
         yield None
         return
     from rich.progress import Progress

@@ -47,7 +47,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Print memory per card for each way to spread the model, and the time it takes."""
+    """Print memory per GPU for each way to spread the model, and the time it takes."""
     from pellucid.show.plan_terminal import print_plan
     from pellucid.train.plan_report import plan_training
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pellucid.cli.arguments import add_model_arguments, add_page_argument, add_shared, read_prompt
-from pellucid.cli.output import console, print_json
+from pellucid.cli.output import console, print_json, shows_progress
 from pellucid.files import check_output
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _shown(
 
     # The printer's own console: two on one terminal would write into each other's lines.
     out = console() if printer is None else printer.console
-    with layer_status(out if out.is_terminal else console(stderr=True), steps.n_layers) as show:
+    out = out if out.is_terminal else console(stderr=True)
+    with layer_status(out, steps.n_layers if shows_progress(out) else 0) as show:
         for step in steps:
             show(step.address)
             yield step

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from inspect import signature
-from types import ModuleType
-
+from pellucid.callable_module import make_callable
 from pellucid.diff.options import Options
 from pellucid.diff.report import Report
 from pellucid.diff.sides.side import Side, from_model, from_trace
@@ -25,11 +22,4 @@ __all__ = [
 ]
 
 
-class _Callable(ModuleType):
-    """``pellucid.diff(a, b)`` is a call, and ``pellucid.diff.Report`` a name in here."""
-
-    __call__ = staticmethod(diff)
-    __signature__ = signature(diff)  # else `inspect` takes the first parameter for a self
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, lambda: diff)  # ``pellucid.diff(a, b)``

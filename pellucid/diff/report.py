@@ -156,6 +156,10 @@ class Report:
         """As diff(1): 0 the same, 1 diverged."""
         return 1 if self.verdict == "diverged" else 0
 
+    def __repr__(self) -> str:
+        """The summary; ``print(report)`` gives the whole report."""
+        return f"{type(self).__name__}({self.summary()})"
+
     def __str__(self) -> str:
         """The report as the command line prints it."""
         import pellucid  # the front door: what shows a report stands above it

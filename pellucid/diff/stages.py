@@ -42,7 +42,7 @@ def compare(
     prompt: str | Batch | None = None,
     *,
     steps: int = 0,
-    progress: Progress = lambda stage: None,
+    progress: Progress | None = None,
     keep: Keep | None = None,
 ) -> Report:
     """Hold two implementations of one model against each other.
@@ -57,6 +57,7 @@ def compare(
     mismatch = shape_mismatch(a, b)
     if mismatch:
         raise ValueError(mismatch)
+    progress = progress or (lambda stage: None)
     progress("tokens")
     rows, static = _tokens(a, b, prompt)
     progress("weights")

@@ -70,7 +70,7 @@ def diff(
     fast: bool = False,
     name_map: str | Path | None = None,
     map_out: str | Path | None = None,
-    progress: Progress = lambda stage: None,
+    progress: Progress | None = None,
     keep: Keep | None = None,
 ) -> Report:
     """Compare two implementations of one model, tensor by tensor.
@@ -89,6 +89,7 @@ def diff(
     name_map   what the names of a recording or a module mean: transformers, meta, gguf, litgpt,
                transformerlens, vllm, or a YAML file; None finds out
     map_out    a file for the name map that was found out, as YAML
+    progress   called with each stage before it runs, such as "forward"
     keep       is given each judged tensor of B: name, R, what was observed
 
     Two recordings of a training step are compared by `diff_steps`. R, the reference, is A's
@@ -117,7 +118,13 @@ def diff(
 
 
 def _without_tensors(
-    a: Any, b: Any, prompt: Any, steps: int, dialect: str | None, told: bool, progress: Progress
+    a: Any,
+    b: Any,
+    prompt: Any,
+    steps: int,
+    dialect: str | None,
+    told: bool,
+    progress: Progress | None,
 ) -> Report:
     """Training steps, or a server's log-probabilities; `told`: options that are for models only."""
     if are_steps(a, b):

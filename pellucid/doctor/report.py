@@ -40,13 +40,14 @@ class MachineReport:
         return {"right": self.right, **asdict(self)}
 
 
-def examine_machine(progress: Callable[[str], None] = lambda name: None) -> MachineReport:
+def examine_machine(progress: Callable[[str], None] | None = None) -> MachineReport:
     """Examine this machine: a few seconds, more where the decoder in C has yet to be compiled.
 
     progress  called with the name of each check before it runs
 
     A check that fails is reported as wrong and raises nothing; the others still run.
     """
+    progress = progress or (lambda name: None)
     checks: list[MachineCheck] = []
     versions: dict[str, str | None] = {}
     for name, look in _looks(versions):

@@ -81,6 +81,8 @@ class Conversation:
             self.forgotten = 0 if slide else self._make_room(limit, max_new_tokens)
             self._lost += self.forgotten
             prompt = self._format.encode(self.messages)
+            if not slide and self._model.config.rope is not None:
+                max_new_tokens = _fitting(len(prompt), max_new_tokens, limit)
             stream = stream_text(
                 self._model,
                 self._tokenizer,
@@ -122,3 +124,13 @@ class Conversation:
                 self.turns = kept
                 return first // 2
         return 0
+
+
+def _fitting(length: int, wanted: int | None, limit: int) -> int | None:
+    """`wanted` new tokens, or as many as the context has room for; ValueError where it has none."""
+    if length >= limit:
+        raise ValueError(
+            f"this question is too long: {length} tokens with what the chat format adds, and the "
+            f"context is {limit} tokens"
+        )
+    return None if wanted is None else min(wanted, limit - length)

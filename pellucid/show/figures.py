@@ -51,6 +51,7 @@ _INK, _FAINT = "#26241f", "#8b867a"
 _MOST_LABELS = 40  # per axis; more would not be readable
 _LONGEST_LABEL = 14
 _SMALL = 8.0  # points
+_QUERY_KEY = "T: query", "S: key"  # what the axes of scores and patterns are
 
 
 def figure(
@@ -69,12 +70,13 @@ def figure(
         return rays(values, **told, ax=ax)
     if values.ndim <= 1:
         return bars(values, **told, ax=ax)
+    axes_names = shown.dims[-2], shown.dims[-1]
     return heatmap(
         values,
         rows=token_strings if shown.dims[-2] == "T" else (),
         columns=token_strings if shown.dims[-1] in ("T", "S") else (),
         hidden=hidden_cells(shown.name, values),
-        axes_names=(shown.dims[-2], shown.dims[-1]),
+        axes_names=_QUERY_KEY if axes_names == ("T", "S") else axes_names,
         **told,
         ax=ax,
     )
@@ -104,7 +106,7 @@ def attention(
         rows=token_strings,
         columns=token_strings,
         hidden=hidden_cells(name, array),
-        axes_names=("T", "S"),
+        axes_names=_QUERY_KEY,
         ax=ax,
     )
 
@@ -162,6 +164,7 @@ def heatmap(
         _label(ax, "x", columns, tiles.shape[2], axes_names[1])
     else:
         _label_tiles(ax, tiles.shape, across, rows, columns)
+        _name_axes(ax, axes_names)
     _title(ax, told)
     bar = fig.colorbar(drawn, ax=ax, fraction=0.045, pad=0.02)
     bar.ax.set_ylim(scale.low, scale.limit)
@@ -408,6 +411,11 @@ def _label_tiles(
         _label(ax, which, [*labels[:count], ""] * len(starts), len(starts) * (count + 1) - 1, "")
     for side in ax.spines.values():
         side.set_visible(False)
+
+
+def _name_axes(ax: Axes, axes_names: tuple[str, str]) -> None:
+    ax.set_ylabel(axes_names[0], fontsize=_SMALL, color=_FAINT)
+    ax.set_xlabel(axes_names[1], fontsize=_SMALL, color=_FAINT)
 
 
 def _title(ax: Axes, text: str) -> None:

@@ -101,7 +101,7 @@ def _print_costs(out: Console, counted: Census, tokens: int) -> None:
         f"FLOPs for one token with {tokens:,} in view: 2 × {flops.matmul_parameters:,} + "
         f"{flops.attention_per_token_in_view:,} × {tokens:,} = {flops.forward:,} "
         f"({in_units(flops.forward, 'FLOP')}); in training {in_units(flops.training, 'FLOP')}",
-        soft_wrap=True,
+        soft_wrap=not out.is_terminal,
     )
     out.print()
 

@@ -25,7 +25,7 @@ def _print_work(out: Console, plan: TrainingPlan) -> None:
     products = "bfloat16" if work.bfloat16 else "float32"
     out.print(
         f"{work.cards} GPU{'s' if work.cards > 1 else ''}, passes of {passes}, {work.batch} rows "
-        f"({work.tokens:,} tokens) a step, {products} products, AdamW in float32",
+        f"({work.tokens:,} tokens) a step, {products} matmuls, AdamW in float32",
         soft_wrap=True,
     )
     out.print()
@@ -35,7 +35,7 @@ def _print_memory(out: Console, plan: TrainingPlan) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     columns = ("parameters", "gradients", "optimizer", "gathered", "activations", "working")
     shown = ("weights", "gradients", "AdamW", "gathered", "activations", "working")
-    table.add_column("GiB per card", no_wrap=True)
+    table.add_column("GiB per GPU", no_wrap=True)
     for column in (*shown, "total", f"of {plan.gib:g}"):
         table.add_column(column, justify="right")
     for row in plan.rows:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -51,13 +52,18 @@ class Display(Listener):
         arithmetic = "bfloat16" if facts["bfloat16"] else "float32"
         peak = f", {self.peak / 1e9:,.0f} GFLOP/s at most" if self.peak else ""
         again = f"\ngoing on after step {facts['steps']}" if facts["steps"] else ""
+        some = facts["evaluated_at_once"] < facts["held_out_tokens"]
+        sample = (
+            f" ({facts['evaluated_at_once']:,} of them at each evaluation, all at the end)"
+            if some
+            else ""
+        )
         self.say(
             f"{facts['family']}, {facts['parameters']:,} parameters, vocabulary "
             f"{facts['vocab_size']:,}, context {facts['context_length']}, "
             f"{arithmetic} matmuls{peak}\n"
             f"{facts['training_tokens']:,} tokens to train on, {facts['held_out_tokens']:,} for "
-            f"validation"
-            f"{again}"
+            f"validation{sample}{again}"
         )
 
     def _begin(self, facts: Mapping[str, Any]) -> None:
@@ -149,8 +155,8 @@ class FinetuneDisplay(Display):
         self._begin(facts)
         begin = f" with {facts['adapter']}" if facts["adapter"] else ""
         self.say(
-            f"{facts['source']}{begin}: {facts['trained']:,} of {facts['parameters']:,} parameters "
-            f"are trained, {self.steps:,} steps"
+            f"{_from_here(facts['source'])}{begin}: {facts['trained']:,} of "
+            f"{facts['parameters']:,} parameters are trained, {self.steps:,} steps"
         )
         for line in _described(facts):
             self.say(line)
@@ -183,6 +189,13 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _from_here(source: str) -> str:
+    """A path below this folder without what leads to it."""
+    path = Path(source)
+    inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if inside else source
 
 
 def _described(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -139,11 +139,11 @@ class WalkPrinter:
 
 @contextmanager
 def layer_status(console: Console, layers: int) -> Iterator[Callable[[str], None]]:
-    """A line that says which layer the walk is in, and goes away; nothing in a pipe.
+    """A line that says which layer the walk is in, and goes away; nothing for 0 layers.
 
     Gives a function that takes the address of each step.
     """
-    if not console.is_terminal:
+    if not layers:
         yield lambda address: None
         return
     with console.status("[dim]reading[/dim]") as status:

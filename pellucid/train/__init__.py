@@ -2,7 +2,7 @@
 
 | module | holds |
 |---|---|
-| data/documents.py | documents from files and folders, the held-out split, the token stream |
+| data/documents.py | documents from files and folders, the validation split, the token stream |
 | data/spans.py, shards.py | text of any size, tokenised once into files that are memory-mapped |
 | data/token_source.py | where batches take tokens from: a tensor, or those files |
 | data/batches.py, shuffle.py | windows of the tokens, shuffled anew in each epoch |
@@ -19,7 +19,7 @@
 | config.py, loop.py | gradients, clipping, and the loop as a generator of steps |
 | state.py, slices.py | what a run needs, beyond the weights, to go on bit for bit |
 | older_state.py | the same as versions before wrote it, read without running anything in it |
-| evaluation.py | loss on held-out text, bits per byte |
+| evaluation.py | loss on validation text, bits per byte |
 | lean_products.py | bfloat16 products that keep no copy of a weight |
 | watch.py, watch_plot.py | what chosen tensors do over a run |
 | precision.py, ranks.py | where and how it computes; the seam for many processes |
@@ -33,11 +33,10 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from inspect import Signature, signature
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from pellucid.callable_module import make_callable
 
 # Module -> names, resolved on first use, so that settings and ``--help`` do not wait for torch.
 _NAMES = {
@@ -146,15 +145,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _Callable(ModuleType):
-    """``pellucid.train(…)`` is a call, and ``pellucid.train.Batches`` a name in here."""
-
-    def __call__(self, **arguments: Any) -> Any:
-        return import_module(f"{__name__}.entry").train_model(**arguments)
-
-    @property
-    def __signature__(self) -> Signature:
-        return signature(import_module(f"{__name__}.entry").train_model)
-
-
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, lambda: import_module(f"{__name__}.entry").train_model)  # pellucid.train(…)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
-    """Draw the training and the held-out loss of a run's log.csv over its steps, as PNG."""
+    """Draw the training and the validation loss of a run's log.csv over its steps, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -25,7 +25,7 @@ def draw(log: str | Path, picture: str | Path, title: str = "") -> None:
     axes.plot(steps, curve, color="#1f5f99", linewidth=1.6, label="training, smoothed")
     if judged:
         at, held_out = zip(*judged, strict=True)
-        axes.plot(at, held_out, color="#c2410c", marker="o", markersize=3, label="held out")
+        axes.plot(at, held_out, color="#c2410c", marker="o", markersize=3, label="validation")
         best_step, best = min(judged, key=lambda pair: pair[1])
         axes.annotate(
             f"best {best:.3f} at step {best_step}",

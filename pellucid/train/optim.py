@@ -38,8 +38,8 @@ class Schedule:
             raise ValueError(f"{self.steps} training steps: expected 1 or more")
         if self.warmup < 0 or self.hold < 0 or self.warmup + self.hold >= self.steps:
             raise ValueError(
-                f"{self.warmup} warm-up steps and {self.hold} at the peak: expected to be fewer "
-                f"than the {self.steps} steps of training"
+                f"{self.warmup} steps of warmup and {self.hold} of hold: "
+                f"expected fewer than the {self.steps} steps of training"
             )
         if not (math.isfinite(self.peak) and 0 <= self.final <= self.peak):
             raise ValueError(

@@ -87,7 +87,7 @@ class Pretraining(Run):
         return found
 
     def fit(self, stop: Stop) -> None:
-        """Train to the end or until `stop`, then evaluate on all held-out text and save."""
+        """Train to the end or until `stop`, then evaluate on all validation text and save."""
         settings, first = self.settings, self.crew.first
         if torch.device(settings.device).type == "cpu":
             keep_freed_memory()
@@ -116,6 +116,7 @@ class Pretraining(Run):
             "flops_per_token": 0,
             "peak": 0.0,
             "evaluated_tokens": self._evaluated_tokens(),
+            "evaluated_at_once": self._tokens_at_once(),
         }
         if self.listener.shows_speed:
             dtype = torch.bfloat16 if self.bfloat16 else torch.float32
@@ -127,10 +128,12 @@ class Pretraining(Run):
 
     def _evaluated_tokens(self) -> tuple[float, int]:
         """Tokens evaluated for each step on the way, and at the end."""
-        each, every = len(self.held_out_text), self.config.eval_every
-        if self.settings.eval_windows:
-            each = min(each, self.settings.eval_windows * self.model.config.context_length)
-        return each / every, len(self.held_out_text)
+        return self._tokens_at_once() / self.config.eval_every, len(self.held_out_text)
+
+    def _tokens_at_once(self) -> int:
+        """Tokens of an evaluation on the way: those of some windows, or all."""
+        windows = self.settings.eval_windows or len(self.held_out_text)
+        return min(len(self.held_out_text), windows * self.model.config.context_length)
 
     def log(self) -> AbstractContextManager[Write]:
         """Where the steps are written down: by the first process."""
@@ -150,7 +153,7 @@ class Pretraining(Run):
         )
 
     def held_out(self, model: Model) -> float:
-        """Loss on windows of held-out text; the book's loop evaluates training text as well."""
+        """Loss on windows of validation text; the book's loop evaluates training text as well."""
         ranks = self.crew.ranks
         if isinstance(self.batches, LoaderBatches):
             sample = self.batches.evaluation_sample(self.step)
@@ -187,7 +190,7 @@ class Pretraining(Run):
             "tokens": progress.tokens,
         }
         if progress.held_out_loss is not None:
-            scalars["loss/held out"] = progress.held_out_loss
+            scalars["loss/validation"] = progress.held_out_loss
             scalars["bits per byte"] = bits_per_byte(
                 progress.held_out_loss, len(self.held_out_text), self.held_out_bytes
             )
@@ -241,7 +244,7 @@ class Pretraining(Run):
         return " ".join(words[1:4] if len(words) > 4 else words[:1])
 
     def _evaluate_all(self) -> None:
-        """Loss over all held-out text, in float32."""
+        """Loss over all validation text, in float32."""
         windows = self._windows(None)
         with torch.compiler.set_stance("force_eager"):
             self.held_out_loss = evaluate(self.model, windows, ranks=self.crew.ranks)

@@ -43,6 +43,19 @@ def test_the_report(source, tmp_path, capsys):
     assert all(len(line) < 200 for line in out.splitlines())
 
 
+def test_the_source_stands_first_or_behind_m(source, tmp_path, capsys):
+    for number, argv in enumerate((("-m", source), (source,), ("--to", "hf", source))):
+        status, _, err = run(capsys, "convert", *argv, tmp_path / f"to{number}", "--to", "hf")
+        assert (status, err) == (0, "")
+    with pytest.raises(SystemExit, match="2"):
+        run(capsys, "convert", source, "-m", source, tmp_path / "x", "--to", "hf")
+    assert "two models are given" in capsys.readouterr().err
+    status, _, err = run(capsys, "convert", tmp_path / "x", "--to", "hf")
+    assert status == 2 and "pellucid convert SRC DST" in err and err.count("\n") == 1
+    status, _, err = run(capsys, "diff", "-m", source, source)
+    assert status == 2 and "pellucid diff A B" in err and err.count("\n") == 1
+
+
 def test_json_and_its_digests(source, tmp_path, capsys):
     status, out, err = run(capsys, "convert", source, tmp_path / "b", "--to", "hf", "--json")
     found = json.loads(out)

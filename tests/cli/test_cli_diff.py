@@ -188,6 +188,12 @@ def test_unknown_names_are_answered_with_a_map_that_works(capsys, tmp_path, mode
     assert status == 0
 
 
+def test_names_that_no_map_knows_are_answered_with_the_flag(capsys, tmp_path):
+    Trace({"one": torch.zeros(3, 4), "two": torch.ones(3)}).save(tmp_path / "t.safetensors")
+    status, _, err = run(capsys, "good", str(tmp_path / "t.safetensors"))
+    assert status == 2 and "--map" in err and "name_map" not in err
+
+
 def test_on_a_terminal_lines_wrap_and_have_colours():
     report = two_models.diff("good", "broken", "hello").to_json()
     terminal = Console(file=io.StringIO(), force_terminal=True, width=72, color_system="truecolor")

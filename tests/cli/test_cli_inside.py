@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 import pellucid
-from pellucid.cli import main
+from pellucid.cli import main, output
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -118,3 +118,12 @@ def test_steps_and_status_share_a_console(capsys, monkeypatch):
     monkeypatch.setattr(walk_terminal, "WalkPrinter", Printer)
     assert run(capsys, "walk", "import os")[0] == 0
     assert len(consoles) == 2 and consoles[0] is consoles[1]  # else each writes over the other
+
+
+def test_what_goes_away_is_shown_on_a_terminal_but_in_no_cell_of_a_notebook(monkeypatch):
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    assert output.shows_progress(terminal)
+    assert not output.shows_progress(Console(file=io.StringIO()))
+    monkeypatch.setenv("JPY_PARENT_PID", "7")
+    assert not output.shows_progress(terminal)

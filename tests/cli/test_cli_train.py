@@ -163,7 +163,7 @@ def test_an_output_folder_with_something_in_it_is_kept(text: Path, tmp_path: Pat
         (["--context", "5000"], "needs at least 5,001"),
         (["--family", "gpt2", "--kv-heads", "1"], "--kv-heads is for llama"),
         (["--heads", "3"], "--width 16 does not divide into --heads 3"),
-        (["--warmup", "8"], "8 warm-up steps"),
+        (["--warmup", "8"], "8 steps of warmup"),
         (["--lr", "-1"], "learning rate from -1"),
         (["--micro-batch", "3"], "does not divide into passes of 3"),
         (["--vocab", "100"], "vocab_size 100 is too small"),

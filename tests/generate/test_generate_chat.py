@@ -154,6 +154,13 @@ def test_an_answer_that_the_context_cuts_says_so(model: Model, tokenizer: Tokeni
     assert conversation.cut == "the context of 160 tokens is full"
 
 
+def test_an_answer_is_as_long_as_the_context_allows(model: Model, tokenizer: Tokenizer) -> None:
+    """More tokens than fit after a long question: a cut answer, no error about the numbers."""
+    conversation = Conversation(model, tokenizer)
+    assert ask(conversation, "x" * 120, max_new_tokens=100)
+    assert conversation.cut == "the context of 160 tokens is full"
+
+
 def test_a_tokenizer_without_a_format_is_refused(model: Model, tokenizer: Tokenizer) -> None:
     plain = from_ranks({bytes([byte]): byte for byte in range(256)})
     plain.chat = None

@@ -56,6 +56,7 @@ def test_attention_hides_the_future_and_labels_both_axes(steps):
         texts = [label.get_text() for label in labels]
         assert "·a" in texts
         assert "↵" in texts
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("T: query", "S: key")
     mesh = axes.images[0].get_array() if axes.images else axes.collections[0].get_array()
     shown = np.ma.masked_invalid(mesh).reshape(5, 5)
     np.testing.assert_array_equal(np.ma.getmaskarray(shown), np.triu(np.ones((5, 5), bool), 1))

@@ -56,8 +56,8 @@ def test_no_warm_up_and_a_single_step():
     ("change", "message"),
     [
         ({"steps": 0}, "0 training steps"),
-        ({"warmup": 10}, "10 warm-up steps"),
-        ({"warmup": 3, "hold": 7}, "3 warm-up steps and 7 at the peak"),
+        ({"warmup": 10}, "10 steps of warmup"),
+        ({"warmup": 3, "hold": 7}, "3 steps of warmup and 7 of hold"),
         ({"final": 2.0}, "from 1 down to 2"),
         ({"peak": float("nan")}, "from nan"),
         ({"shape": "cubic"}, "schedule 'cubic': expected one of cosine, linear, constant"),

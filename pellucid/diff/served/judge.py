@@ -87,7 +87,7 @@ class Gaps:
         return {**whole, "rows": rows}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class ServedReport(Report):
     """A report whose one observed tensor is the logits, through ln p of tokens."""
 
@@ -108,7 +108,7 @@ def diff_served(
     *,
     steps: int = 0,
     dialect: str | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Callable[[str], None] | None = None,
 ) -> ServedReport:
     """Hold ln p of tokens that a server or a sampler gave against A's own.
 
@@ -127,6 +127,7 @@ def diff_served(
     model: Model = lm.model if isinstance(lm, LanguageModel) else lm
     tokenizer = lm.tokenizer if isinstance(lm, LanguageModel) else None
     name = lm.name if isinstance(lm, LanguageModel) else f"A ({model.config.family})"
+    progress = progress or (lambda stage: None)
     progress("asking B")
     static: list[Finding] = []
     if str(b).endswith(".jsonl"):
@@ -189,12 +190,13 @@ def judge(
     base: Base,
     texts: Sequence[Said],
     tokenizer: Tokenizer | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Callable[[str], None] | None = None,
 ) -> ServedReport:
     """The verdict on what is said of texts; ValueError where nothing is."""
     pairs = Pairs.of(texts)
     if not len(pairs.id):
         raise ValueError("nothing is said of any token but the first: give longer texts")
+    progress = progress or (lambda stage: None)
     progress("computing A")
     exact_model, coarse_model = base.built(), base.built(dtype=torch.bfloat16)
     exact, coarse, moved = rounding(exact_model, coarse_model, pairs)

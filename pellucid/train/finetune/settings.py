@@ -95,7 +95,7 @@ class FinetuneSettings:
     )
     clip: float = setting(
         1.0,
-        "longest norm of a step's gradient, longer ones are scaled down; 0 leaves all as they are",
+        "largest norm of a step's gradient, larger ones are scaled down to it; 0: no clipping",
     )
     seed: int = setting(1, "seed of batches, dropout, adapters and the split of the data")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
