@@ -60,8 +60,9 @@ def tokenizer_keys(tokenizer: Tokenizer | None, source: Path, vocab_size: int) -
         return {key: value for key, value in keys.items() if key.startswith(kept)}
     if tokenizer.kind == PIECES or _has_pieces(tokenizer, source):
         return _sentence_piece_keys(tokenizer, source, vocab_size)
-    base = _of_document(_document(tokenizer, source), vocab_size) | _roles(tokenizer)
-    for word in _words(base, source):
+    document = _document(tokenizer, source)
+    base = _of_document(document, vocab_size) | _roles(tokenizer)
+    for word in _words(document.get("pre_tokenizer")):
         keys = {**base, f"{_START}pre": word}
         if from_keys(keys, str(source)).encode(PROBE) == tokenizer.encode(PROBE):
             return keys
@@ -101,15 +102,15 @@ def _sentence_piece_keys(tokenizer: Tokenizer, source: Path, vocab_size: int) ->
     )
 
 
-def _words(base: dict[str, Any], source: Path) -> Iterator[str]:
-    """The words to try, those first whose patterns stand in the source's own file."""
-    path = source / "tokenizer.json"
-    stated = read_json(path).get("pre_tokenizer") if path.is_file() else None
+def _words(stated: Any) -> Iterator[str]:
+    """The words to try, those first whose patterns are `stated` in the source's own document."""
+    small = {f"{_START}model": "gpt2", f"{_START}tokens": ["a"], f"{_START}token_type": [NORMAL]}
     for same in (True, False):
         for word in _WORDS:
-            made = document_of({**base, f"{_START}pre": word}, str(source))["pre_tokenizer"]
-            if (made == stated) == same and word in PRE:
-                yield word
+            if word in PRE:
+                made = document_of({**small, f"{_START}merges": [], f"{_START}pre": word}, word)
+                if (made["pre_tokenizer"] == stated) == same:
+                    yield word
 
 
 def _document(tokenizer: Tokenizer, source: Path) -> dict[str, Any]:
