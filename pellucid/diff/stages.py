@@ -168,8 +168,9 @@ def _forward(
                 progress(f"cause of {name}")
                 searched = len(faults) < MOST_FAULTS
                 cause, tried = judge.cause(name, result, static) if searched else (None, ())
-                fault = Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
-                faults.append(fault)
+                faults.append(
+                    Fault(name=name, side=which, measure=result, cause=cause, tried=tried)
+                )
     _earlier(judges["b"], verdicts, faults)
     return Report(
         a=a.label,

@@ -121,7 +121,8 @@ def make_room(settings: TrainSettings, out: Path, overwrite: bool) -> None:
 
 def check(settings: TrainSettings) -> None:
     """ValueError for settings that no text and no model can make right."""
-    steps = settings.steps or max(settings.warmup + settings.hold + 1, settings.epochs or 1)
+    least = (settings.warmup or 0) + settings.hold + 1
+    steps = settings.steps or max(least, settings.epochs or 1)
     train_config(settings, steps)
     if settings.stop is not None and settings.steps and not 1 <= settings.stop <= settings.steps:
         raise ValueError(f"--stop {settings.stop} is not one of the {settings.steps} steps")
@@ -370,7 +371,7 @@ def train_config(settings: TrainSettings, steps: int) -> TrainConfig:
         schedule=Schedule(
             peak=peak,
             final=peak / 20 if settings.min_lr is None else settings.min_lr,
-            warmup=settings.warmup,
+            warmup=min(80, steps // 4) if settings.warmup is None else settings.warmup,
             hold=settings.hold,
             steps=steps,
             shape=settings.schedule,

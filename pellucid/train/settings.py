@@ -132,7 +132,11 @@ class TrainSettings:
     )
     lr: float = setting(0.003, "highest learning rate")
     min_lr: float | None = setting(None, "learning rate at the last step", "lr / 20")
-    warmup: int = setting(80, "steps in which the learning rate rises to its highest value")
+    warmup: int | None = setting(
+        None,
+        "steps in which the learning rate rises to its highest value",
+        "80, or a quarter of fewer than 320 steps",
+    )
     hold: int = setting(0, "steps at the highest learning rate before it falls")
     schedule: Literal["cosine", "linear", "constant"] = setting(
         "cosine", "shape in which the learning rate falls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from pellucid.models import GPTConfig, build
 from pellucid.train import Schedule, adamw, parameter_groups
 from pellucid.train.optim import set_rate
+from pellucid.train.prepare import train_config
+from pellucid.train.settings import TrainSettings
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_the_final_rate():
@@ -66,6 +69,12 @@ def test_no_warm_up_and_a_single_step():
 def test_a_schedule_that_cannot_be_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Schedule(**({"peak": 1.0, "final": 0.0, "warmup": 2, "steps": 10} | change))
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (20, 5), (80, 20), (320, 80), (1600, 80)])
+def test_a_short_training_warms_up_for_a_quarter_of_it(steps: int, warmup: int):
+    assert train_config(TrainSettings(), steps).schedule.warmup == warmup
+    assert train_config(replace(TrainSettings(), warmup=0), steps).schedule.warmup == 0
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():
