@@ -137,20 +137,10 @@ def _forward(
     dialect = owner.dialect or b.dialect
     assert dialect is not None, "a side with weights says whose rounding it has"
     setting = Setting(config=owner.config, dialect=dialect, weights=owner.weight, dtype=owner.dtype)
+    by_a, by_b = (declared_setting(a, setting, ()), declared_setting(b, setting, static))
     judges = {
-        "b": Judge(
-            b,
-            seen_b,
-            setting,
-            padding,
-            expected,
-            declared=declared_setting(b, setting, static),
-            keep=keep,
-            static=static,
-        ),
-        "a": Judge(
-            a, seen_a, setting, padding, expected, declared=declared_setting(a, setting, ())
-        ),
+        "b": Judge(b, seen_b, setting, padding, expected, declared=by_b, keep=keep, static=static),
+        "a": Judge(a, seen_a, setting, padding, expected, declared=by_a),
     }
     order = _ordered_names(owner.config, seen_a, seen_b)
     verdicts: list[TensorVerdict] = []
