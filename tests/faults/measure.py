@@ -83,8 +83,10 @@ WEIGHTS_PAGE = """## Changes of weights
 merged, trained on, damaged groups …), in float32 and bfloat16, and {formats} formats (our own
 int8, int6 and int4, llama.cpp's, NF4, float8, GPTQ, bfloat16, float16) as controls, told from the
 values alone (`pellucid/diff/selftest/changes.py`). *Excused* is a change that reads as explained,
-*accused* a format that does not. Of smollm2 three blocks are taken. A change that leaves every bit
-of a bfloat16 weight as it was does not count.
+*accused* a format that does not. Of smollm2 three blocks are taken; its weights come from a file in
+Q4_1 and Q8_0, so A itself stands on levels there, and a format of B's that is not a rounding of
+the original can read as levels that are not A's. A change that leaves every bit of a bfloat16
+weight as it was does not count.
 
 | weights of | dtype | changes | excused | named | formats | accused |
 |---|---|---|---|---|---|---|
