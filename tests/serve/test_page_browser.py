@@ -202,7 +202,7 @@ def test_nothing_sticks_out_of_a_narrow_window(chromium, url):
     for room in ROOMS:
         one.tab.locator(f".rooms button >> nth={ROOMS.index(room)}").click()
         one.settle()
-        for width in (780, 965, 1100):
+        for width in (780, 965, 1100, 1180):
             one.tab.set_viewport_size({"width": width, "height": 800})
             assert one.tab.evaluate("document.documentElement.scrollWidth") <= width, (room, width)
     one.context.close()

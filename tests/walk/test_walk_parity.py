@@ -89,6 +89,11 @@ def test_every_name_of_every_feature_in_float64(feature, dialect_name):
         assert error(said[name], seen[name]) <= 1e-12, name
 
 
+def reordered() -> bool:
+    """Whether bfloat16 products add in tiles of rows (AMX): one head alone adds otherwise."""
+    return torch.cpu._is_amx_tile_supported()
+
+
 def whole_registers(config):
     """Sizes that fill vector registers: else a product takes its last columns by another path."""
     ropes = {}
@@ -113,6 +118,8 @@ def test_every_name_in_bfloat16(shape, dialect_name):
     for name in said:
         if dialect(dialect_name, config.rounding).rope == "keep":
             assert error(said[name], seen[name]) <= 2**-6, name
+        elif reordered():
+            assert error(said[name], seen[name]) <= 2**-7, name
         else:
             assert torch.equal(said[name], seen[name]), name
 
@@ -127,7 +134,7 @@ def test_every_name_of_every_feature_in_bfloat16(feature, dialect_name):
     for name in said:
         if dialect(dialect_name, config.rounding).rope == "keep":
             assert error(said[name], seen[name]) <= 2**-5, name
-        elif tie:
+        elif tie or reordered():
             assert error(said[name], seen[name]) <= 2**-7, name
         else:
             assert torch.equal(said[name], seen[name]), name
