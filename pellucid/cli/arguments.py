@@ -141,7 +141,7 @@ def names_model(word: str, *, prompt_follows: bool = False) -> bool:
         within = path.parts[: 2 if path.is_absolute() else 1]
         if len(path.parts) > len(within) and Path(*within).is_dir():
             return True  # a mistyped path, such as RUN/bset
-    except (OSError, RuntimeError):  # too long for a path, or the home of nobody
+    except (OSError, RuntimeError):  # a name longer than paths may be, or ~NAME of no user
         return False
     return prompt_follows and is_repository(word)
 

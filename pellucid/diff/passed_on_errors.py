@@ -37,7 +37,7 @@ def compensated(a: Tensor, b: Tensor, step: Tensor, spread: float, farthest: flo
     covariance = error.T @ error / rows
     if int(torch.linalg.matrix_rank(covariance)) < count:
         return False
-    stored = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
+    stored = _spacing(theirs, precision(b))
     expected = ((steps.pow(2) + stored.pow(2)) / 12 * weight.pow(2)).mean(0)
     normal = covariance / (expected[:, None] * expected).sqrt()
     degrees = (rows - torch.arange(count, dtype=torch.float64)) / 2
@@ -64,7 +64,7 @@ def _column_by_column(a: Tensor, b: Tensor, step: Tensor) -> bool:
     """
     theirs = b.double()
     errors = theirs - a.double()
-    rounding = 2 * precision(b) * torch.exp2(theirs.abs().clamp(min=1e-30).log2().floor())
+    stored = _spacing(theirs, precision(b))
     columns = min(len(a) // 6, 16)
     if columns < 4:
         return False
@@ -76,11 +76,16 @@ def _column_by_column(a: Tensor, b: Tensor, step: Tensor) -> bool:
         if int(inner.sum()) < 4 * columns:
             return False
         unit = step[inner, column]
-        bound = 0.52 + rounding[inner, column] / unit
+        bound = 0.52 + stored[inner, column] / unit
         earlier, error = errors[inner, :column] / unit[:, None], errors[inner, column] / unit
         if not _within(earlier, error, bound):
             return False
     return True
+
+
+def _spacing(values: Tensor, unit: float) -> Tensor:
+    """Distance of the numbers that a dtype of this roundoff has around each value."""
+    return 2 * unit * torch.exp2(values.abs().clamp(min=1e-30).log2().floor())
 
 
 def _within(known: Tensor, seen: Tensor, bound: Tensor) -> bool:

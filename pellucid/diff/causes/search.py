@@ -99,14 +99,7 @@ def find_cause(
         f"{chosen.evidence}: replayed, the error of {name} falls from {before.error_b:.2g} "
         f"to {error:.2g}"
     )
-    cause = Cause(
-        name=chosen.cause,
-        evidence=evidence,
-        error=error,
-        tried=len(tried),
-        hypothesis=chosen,
-    )
-    return cause, tuple(tried)
+    return _found(chosen, evidence, error, tried), tuple(tried)
 
 
 def _by_bits(
@@ -144,14 +137,12 @@ def _by_bits(
         f"its bits; {before:,} values are not A's, {left:,} not its"
     )
     error = next(t.error for t in tried if t.evidence == chosen.evidence and t.fits) or 0.0
-    cause = Cause(
-        name=chosen.cause,
-        evidence=evidence,
-        error=error,
-        tried=len(tried),
-        hypothesis=chosen,
-    )
-    return cause, tuple(tried)
+    return _found(chosen, evidence, error, tried), tuple(tried)
+
+
+def _found(chosen: Hypothesis, evidence: str, error: float, tried: Sequence[Trial]) -> Cause:
+    count = len(tried)
+    return Cause(name=chosen.cause, evidence=evidence, error=error, tried=count, hypothesis=chosen)
 
 
 def explains_earlier(replay: Replay, name: str, observed: Tensor, cause: Cause) -> str:
@@ -173,9 +164,8 @@ def explains_earlier(replay: Replay, name: str, observed: Tensor, cause: Cause) 
         return ""
     if not after**2 < 0.75 * before**2:
         return ""
-    return (
-        f"{cause.evidence.split(': replayed')[0]}: its error falls from {before:.2g} to {after:.2g}"
-    )
+    said = cause.hypothesis.evidence
+    return f"{said}: its error falls from {before:.2g} to {after:.2g}"
 
 
 def _explains(result: Measure, before: Measure) -> bool:

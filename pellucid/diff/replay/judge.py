@@ -230,7 +230,7 @@ class Judge:
 
     def caused_too(self, name: str, result: Measure, cause: Cause) -> tuple[Measure, Cause] | None:
         """The divergence of a tensor within rounding which the cause of a later one explains."""
-        if result.verdict != "within-rounding" or name not in self.observed:
+        if result.verdict != "within-rounding":
             return None
         evidence = explains_earlier(self._arithmetic, name, self.observed[name], cause)
         if not evidence:
